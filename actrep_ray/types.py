@@ -1,0 +1,116 @@
+"""What travels between the driver and the workers: frozen records with ids and small arrays.
+
+Pixels never do: a prompt carries a frame plan, and whoever needs the frames reads them from its
+node's frame cache.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from data_prep.schema import Cycle
+from data_prep.video import FramePlan
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known about the right answer; given to rewards and scoring, never to a predictor."""
+
+    count: int
+    cycles: tuple[Cycle, ...] | None
+    duration_s: float
+    action: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One video clip and one question about it.
+
+    Attributes:
+        prompt_id: Unique within a run: the same clip issued twice has two ids.
+        clip_id: The clip of the data file.
+        question: Text asked about the clip.
+        plan: The frames to show.
+        stratum: Name of the count stratum that the sampler drew it for.
+        attempt: How often this place in the batch was refilled before.
+    """
+
+    prompt_id: str
+    clip_id: str
+    question: str
+    plan: FramePlan
+    stratum: str = ""
+    attempt: int = 0
+
+
+class RolloutStatus(StrEnum):
+    """How a rollout ended."""
+
+    STOPPED = "stopped"  # the model ended its answer
+    TRUNCATED = "truncated"  # max_response_tokens were used up
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One generated answer.
+
+    Attributes:
+        rollout_id: `prompt_id` and the place in the group.
+        token_ids: The answer's tokens, the end token included if it was generated. int32 [R]
+        rollout_log_probs: Log-probability of each token when it was sampled. float32 [R]
+        text: The answer decoded, without special tokens.
+        status: How it ended.
+        policy_version: Version of the weights that sampled it.
+    """
+
+    rollout_id: str
+    token_ids: np.ndarray
+    rollout_log_probs: np.ndarray
+    text: str
+    status: RolloutStatus
+    policy_version: int
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """The G answers to one prompt, scored and weighed as they pass through the driver.
+
+    Attributes:
+        prompt: What was asked.
+        rollouts: The answers, G of them.
+        num_prompt_tokens: Length of the prompt as the engine saw it, visual tokens included.
+        rewards: Reward of each answer. float32 [G]; empty until scored
+        reward_parts: Each named part of the reward, float32 [G], NaN where it did not apply.
+        advantages: Group-relative advantage of each answer. float32 [G]; empty until assigned
+    """
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    num_prompt_tokens: int
+    rewards: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    reward_parts: dict[str, np.ndarray] = field(default_factory=dict)
+    advantages: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class LearnerRow:
+    """One prompt with its answers, as the learner trains on it: `[prompt, answer_1 ... answer_G]`.
+
+    Attributes:
+        row_id: `prompt_id` (GRPO) or clip id (SFT), for error messages.
+        question: Text asked.
+        plan: Frames shown.
+        num_prompt_tokens: Length of the prompt as the engine saw it; 0 if no engine was involved.
+        responses: int32 [R_i] for each of the G answers.
+        advantages: float32 [G]; ones in SFT.
+        rollout_log_probs: float32 [R_i] for each answer; empty in SFT.
+    """
+
+    row_id: str
+    question: str
+    plan: FramePlan
+    num_prompt_tokens: int
+    responses: tuple[np.ndarray, ...]
+    advantages: np.ndarray
+    rollout_log_probs: tuple[np.ndarray, ...] = ()

@@ -1,0 +1,1 @@
+"""Turn annotations and videos into the canonical JSONL that training and evaluation read."""

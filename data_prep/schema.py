@@ -1,0 +1,195 @@
+"""The canonical annotation line: one clip of one video, its count and, where known, its cycles.
+
+Owns the JSONL format. Every converter writes it and everything downstream reads it, so that a
+column name of some data set never travels further than its own converter.
+
+One line::
+
+    {"id": "easy-test-00007", "dataset": "synthetic", "split": "test", "video": "videos/00007.mp4",
+     "start_s": 0.0, "end_s": 10.0, "video_fps": 12.0, "num_frames": 120, "width": 64,
+     "height": 64, "action": "squat", "count": 2, "cycles": [[1.0, 2.5], [2.5, 4.1]],
+     "cycles_source": "synthetic", "flags": []}
+
+`video` is relative to the folder of the JSONL file unless it is absolute. `start_s` and `end_s`
+are seconds of the video; `cycles` are seconds from `start_s`, as the model sees the clip.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "validation", "test")
+
+Cycle = tuple[float, float]
+
+
+class DataError(ValueError):
+    """A file, row or value that cannot be used; the message names all three."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip with its labels.
+
+    Attributes:
+        id: Unique within a file.
+        dataset: Name of the set that the clip comes from.
+        split: One of `SPLITS`.
+        video: Path of the video file.
+        start_s: Start of the clip in the video, seconds.
+        end_s: End of the clip in the video, seconds.
+        video_fps: Frames per second of the video file.
+        num_frames: Number of frames of the whole video file.
+        width: Width of a frame, pixels.
+        height: Height of a frame, pixels.
+        action: What is repeated; "unknown" where the set does not say.
+        count: Number of repetitions inside the clip.
+        cycles: (start, end) of each repetition in seconds from the start of the clip, or None
+            where the set has no marks.
+        cycles_source: Where the marks come from ("annotation", "synthetic", "periodicity").
+        flags: Remarks of the converter, for example "count_differs_from_cycles".
+    """
+
+    id: str
+    dataset: str
+    split: str
+    video: str
+    start_s: float
+    end_s: float
+    video_fps: float
+    num_frames: int
+    width: int
+    height: int
+    action: str
+    count: int
+    cycles: tuple[Cycle, ...] | None = None
+    cycles_source: str | None = None
+    flags: tuple[str, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the clip in seconds."""
+        return self.end_s - self.start_s
+
+    def with_video_root(self, root: Path) -> "Clip":
+        """The same clip with `video` made absolute against `root`."""
+        return replace(self, video=str((root / self.video).absolute()))
+
+    def to_json(self) -> str:
+        """One line of JSON without the line break."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+
+_FIELDS = {f.name: f for f in fields(Clip)}
+_REQUIRED = {name for name, f in _FIELDS.items() if f.default is f.default_factory}
+_STRINGS = ("id", "dataset", "split", "video", "action")
+_FLOATS = ("start_s", "end_s", "video_fps")
+_INTEGERS = ("num_frames", "width", "height", "count")
+
+
+def parse_clip(row: dict[str, Any], where: str) -> Clip:
+    """Build a `Clip` from a decoded JSON object.
+
+    Raises:
+        DataError: naming `where`, the key, its value and what was expected.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    if unknown := sorted(set(row) - set(_FIELDS)):
+        raise DataError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(_FIELDS)}")
+    if missing := sorted(_REQUIRED - set(row)):
+        raise DataError(f"{where}: key {missing[0]!r} is missing")
+    values = dict(row)
+    for key in _STRINGS:
+        if not isinstance(row[key], str) or not row[key]:
+            raise DataError(f"{where}: {key}={row[key]!r}, expected a non-empty string")
+    for key in _FLOATS:
+        values[key] = _number(row[key], f"{where}: {key}")
+    for key in _INTEGERS:
+        if isinstance(row[key], bool) or not isinstance(row[key], int) or row[key] < 0:
+            raise DataError(f"{where}: {key}={row[key]!r}, expected an integer of at least 0")
+    values["cycles"] = _cycles(row.get("cycles"), where)
+    values["flags"] = tuple(row.get("flags", ()))
+    clip = Clip(**values)
+    _check(clip, where)
+    return clip
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{what}={value!r}, expected a finite number")
+    return float(value)
+
+
+def _cycles(value: Any, where: str) -> tuple[Cycle, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{where}: cycles={value!r}, expected a list of [start_s, end_s] or null")
+    cycles = []
+    for i, pair in enumerate(value):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise DataError(f"{where}: cycles[{i}]={pair!r}, expected [start_s, end_s]")
+        start, end = (_number(x, f"{where}: cycles[{i}]") for x in pair)
+        cycles.append((start, end))
+    return tuple(cycles)
+
+
+def _check(clip: Clip, where: str) -> None:
+    if clip.split not in SPLITS:
+        raise DataError(f"{where}: split={clip.split!r}, expected one of {', '.join(SPLITS)}")
+    if not 0.0 <= clip.start_s < clip.end_s:
+        raise DataError(
+            f"{where}: start_s={clip.start_s}, end_s={clip.end_s}, expected 0 <= start_s < end_s"
+        )
+    if clip.video_fps <= 0:
+        raise DataError(f"{where}: video_fps={clip.video_fps}, expected a number above 0")
+
+
+def read_clips(path: str | Path, *, split: str | None = None) -> Iterator[Clip]:
+    """Yield the clips of a JSONL file, in order, with absolute video paths.
+
+    Args:
+        path: The JSONL file; blank lines are allowed, anything else must be a clip.
+        split: Only clips of this split; None yields all of them.
+
+    Raises:
+        DataError: naming the file and line of the first bad row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, expected a JSONL file of clips")
+    seen: dict[str, int] = {}
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: not JSON ({error})") from error
+            clip = parse_clip(row, where)
+            if clip.id in seen:
+                raise DataError(f"{where}: id={clip.id!r} was used in line {seen[clip.id]} already")
+            seen[clip.id] = number
+            if split is None or clip.split == split:
+                yield clip.with_video_root(path.parent)
+
+
+def write_clips(path: str | Path, clips: Iterable[Clip]) -> int:
+    """Write clips as JSONL, atomically; returns how many were written."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    num_clips = 0
+    with partial.open("w", encoding="utf-8") as out:
+        for clip in clips:
+            out.write(clip.to_json() + "\n")
+            num_clips += 1
+    partial.replace(path)
+    return num_clips

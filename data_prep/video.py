@@ -1,0 +1,222 @@
+"""Reading video: one frame plan and one reader, used by SFT, GRPO, evaluation and inference alike.
+
+A plan says which frames of a clip a model sees and at what size. It is made from metadata alone
+(nothing is decoded), is small enough to travel between processes in place of pixels, and has a
+hash by which caches and assertions know it.
+
+Times of a plan count from the start of the clip, because that is what the model is asked about.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import decord
+import numpy as np
+
+from data_prep.schema import Clip, DataError
+
+
+class VideoError(DataError):
+    """A video that is missing, empty or cannot be decoded; the message names the file."""
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """Which frames of a clip are shown, and at what size.
+
+    Attributes:
+        video: Path of the file.
+        num_bytes: Size of the file when the plan was made; a file that changes changes its hash.
+        indices: Frame numbers in the file, T of them, not decreasing.
+        fps: Frames per second at which the clip is shown (after the limits on T).
+        height: Height of a shown frame, pixels.
+        width: Width of a shown frame, pixels.
+    """
+
+    video: str
+    num_bytes: int
+    indices: tuple[int, ...]
+    fps: float
+    height: int
+    width: int
+
+    @property
+    def num_frames(self) -> int:
+        """T, the number of frames shown."""
+        return len(self.indices)
+
+    @property
+    def timestamps_s(self) -> tuple[float, ...]:
+        """Seconds from the start of the clip, one for each frame."""
+        return tuple(i / self.fps for i in range(self.num_frames))
+
+    @cached_property
+    def hash(self) -> str:
+        """32 hexadecimal digits that name this plan."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def plan_frames(
+    clip: Clip,
+    *,
+    fps: float,
+    min_frames: int,
+    max_frames: int,
+    min_pixels: int,
+    max_pixels: int,
+    factor: int,
+) -> FramePlan:
+    """Choose the frames of a clip: `fps` a second from its start, within the limits.
+
+    Where the clip would give more than `max_frames` (fewer than `min_frames`), that many frames
+    are spread evenly over the clip instead and the plan's `fps` says at what rate.
+
+    Args:
+        clip: The clip; its `video` must exist.
+        fps: Frames per second wanted.
+        min_frames: Fewest frames.
+        max_frames: Most frames.
+        min_pixels: Fewest pixels of ONE frame.
+        max_pixels: Most pixels of ONE frame.
+        factor: Height and width are multiples of this (patch size times merge size).
+
+    Raises:
+        VideoError: if the file is missing or empty.
+    """
+    path = Path(clip.video)
+    if not path.is_file():
+        raise VideoError(f"{path}: no such video (clip {clip.id!r})")
+    num_bytes = path.stat().st_size
+    if num_bytes == 0:
+        raise VideoError(f"{path}: the file is empty (clip {clip.id!r})")
+    wanted = math.floor(clip.duration_s * fps + 1e-6)
+    num_frames = min(max(wanted, min_frames, 1), max_frames)
+    if num_frames != wanted:
+        fps = num_frames / clip.duration_s
+    last = max(clip.num_frames - 1, 0)
+    times = clip.start_s + np.arange(num_frames) / fps
+    indices = np.minimum(np.floor(times * clip.video_fps + 0.5).astype(int), last)
+    height, width = fit_size(
+        clip.height, clip.width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
+    )
+    return FramePlan(
+        video=str(path),
+        num_bytes=num_bytes,
+        indices=tuple(int(i) for i in indices),
+        fps=float(fps),
+        height=height,
+        width=width,
+    )
+
+
+def fit_size(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Size of a frame within a pixel budget, keeping the aspect ratio as multiples allow.
+
+    Both sides are rounded to a multiple of `factor`; the area is then brought within
+    [min_pixels, max_pixels] (the rule of Qwen-VL's image processor, applied to ONE frame).
+    """
+    if height <= 0 or width <= 0:
+        raise DataError(f"frame size {width}x{height}, expected positive numbers of pixels")
+    new_height = max(factor, round(height / factor) * factor)
+    new_width = max(factor, round(width / factor) * factor)
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def read_frames(plan: FramePlan) -> np.ndarray:
+    """Decode a plan's frames: uint8 RGB, shape [T, height, width, 3].
+
+    Raises:
+        VideoError: if the file cannot be decoded or ends before the plan's last frame.
+    """
+    reader = open_video(plan.video, height=plan.height, width=plan.width)
+    if plan.indices[-1] >= len(reader):
+        raise VideoError(
+            f"{plan.video}: holds {len(reader)} frames, the plan needs frame {plan.indices[-1]}"
+        )
+    try:
+        frames = reader.get_batch(list(plan.indices)).asnumpy()
+    except decord.DECORDError as error:
+        raise VideoError(f"{plan.video}: cannot be decoded ({_first_line(error)})") from error
+    expected = (plan.num_frames, plan.height, plan.width, 3)
+    if frames.shape != expected:
+        raise VideoError(f"{plan.video}: decoded {frames.shape}, expected {expected}")
+    return frames
+
+
+def open_video(path: str | Path, *, height: int = -1, width: int = -1) -> decord.VideoReader:
+    """Open a video with one decoding thread; -1 keeps the size of the file.
+
+    Raises:
+        VideoError: naming the file and why it cannot be opened.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path}: no such video")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the file is empty")
+    try:
+        reader = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
+    except (decord.DECORDError, RuntimeError) as error:
+        raise VideoError(f"{path}: cannot be opened as a video ({_first_line(error)})") from error
+    if len(reader) == 0:
+        raise VideoError(f"{path}: holds no video frames")
+    return reader
+
+
+def clip_of_video(path: str | Path, *, action: str = "unknown") -> Clip:
+    """A clip that spans a whole video file, with no labels, for counting in a file at hand."""
+    reader = open_video(path)
+    height, width = reader[0].shape[:2]
+    fps = float(reader.get_avg_fps())
+    return Clip(
+        id=Path(path).stem,
+        dataset="file",
+        split="test",
+        video=str(Path(path).absolute()),
+        start_s=0.0,
+        end_s=len(reader) / fps,
+        video_fps=fps,
+        num_frames=len(reader),
+        width=width,
+        height=height,
+        action=action,
+        count=0,
+    )
+
+
+def check_videos(clips: Sequence[Clip]) -> None:
+    """Refuse a list of clips whose videos cannot all be opened, before any work is done on them.
+
+    Raises:
+        VideoError: naming the first bad file and how many there are.
+    """
+    problems = []
+    for path, clip_id in {clip.video: clip.id for clip in clips}.items():
+        try:
+            open_video(path)
+        except VideoError as error:
+            problems.append(f"{error} [clip {clip_id!r}]")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise VideoError(problems[0] + more)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
