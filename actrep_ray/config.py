@@ -1,0 +1,356 @@
+"""Every setting, its default and its rule.
+
+Defaults exist here and nowhere else. A recipe is sparse YAML; `--set key=value` comes after it.
+Neither ray nor torch is imported, so that a recipe is checked in a moment, before any actor starts.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A recipe or an override that cannot be used; the message names the key, value and rule."""
+
+
+def _require(is_true: bool, message: str) -> None:
+    if not is_true:
+        raise ValueError(message)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _number_of_text(value: Any) -> Any:
+    """YAML 1.1 reads `1e-6` as a string; take it for the number that it is."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_number_of_text)]
+Positive = Annotated[Float, Field(gt=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ModelConfig(_Section):
+    """What is trained."""
+
+    path: str = Field("", description="Folder of the Hugging Face checkpoint to start from.")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Dtype of computation.")
+    freeze: tuple[Literal["vision_tower", "merger", "language_model"], ...] = Field(
+        (), description="Parts that are not trained."
+    )
+
+
+class DataConfig(_Section):
+    """What is asked about which clips."""
+
+    path: str = Field("", description="JSONL of clips; its `split` column says what trains.")
+    question: str = Field(
+        "How many times is the action repeated? List each repetition.",
+        description="Text after the video; `{action}` is replaced by the clip's action.",
+    )
+    dialect: Literal["think", "thinking"] = Field("think", description="Tag of the reasoning.")
+    max_train_clips: Count | None = Field(None, description="Use only the first clips of train.")
+    check_videos: bool = Field(True, description="Open every video before anything starts.")
+
+
+class VideoConfig(_Section):
+    """Which frames a model sees; the same in SFT, GRPO, evaluation and inference."""
+
+    fps: Positive = Field(4.0, description="Frames per second.")
+    min_frames: Count = Field(4, description="Fewest frames of a clip.")
+    max_frames: Count = Field(256, description="Most frames of a clip.")
+    min_pixels: Count = Field(32 * 32, description="Fewest pixels of one frame.")
+    max_pixels: Count = Field(224 * 224, description="Most pixels of one frame.")
+    cache_dir: str = Field("/tmp/actrep-frames", description="Node-local folder of decoded clips.")
+    cache_gib: Positive = Field(8.0, description="Size that the folder is kept under, GiB.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.min_frames <= self.max_frames, "video.min_frames must not exceed max_frames")
+        _require(self.min_pixels <= self.max_pixels, "video.min_pixels must not exceed max_pixels")
+        return self
+
+
+class SamplingConfig(_Section):
+    """Random Count Sampling: which clips are issued."""
+
+    bins: tuple[int, ...] = Field(
+        (0, 5, 10, 20, 40), description="Upper ends of the count strata; one more above the last."
+    )
+    power: Fraction = Field(
+        0.0, description="Weight of a stratum is its frequency to this power: 0 uniform, 1 natural."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(
+            list(self.bins) == sorted(set(self.bins)) and bool(self.bins) and self.bins[0] >= 0,
+            f"sampling.bins={list(self.bins)}: expected rising integers of at least 0",
+        )
+        return self
+
+
+class RolloutConfig(_Section):
+    """The engines that generate."""
+
+    engine: Literal["vllm", "hf"] = Field("vllm", description="What generates.")
+    num_workers: Count = Field(1, description="Engines.")
+    tensor_parallel_size: Count = Field(1, description="GPUs of one engine.")
+    num_cpus: Positive = Field(1.0, description="CPUs that Ray reserves for one engine.")
+    num_threads: Count = Field(1, description="Computing threads of one engine on CPU.")
+    gpu_memory_utilization: Fraction = Field(0.85, description="Share of a GPU that vLLM takes.")
+    kv_cache_gib: Positive = Field(1.0, description="Size of the KV cache on CPU, GiB.")
+    max_num_seqs: Count = Field(256, description="Answers generated at the same time.")
+    max_model_len: Count = Field(8192, description="Most tokens of prompt and answer together.")
+    max_response_tokens: Count = Field(1024, description="Most tokens of an answer.")
+    temperature: Positive = Field(1.0, description="Temperature of sampling in training.")
+    top_p: Annotated[Float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus of sampling.")
+    enforce_eager: bool = Field(False, description="Do not capture CUDA graphs.")
+    timeout_s: Positive = Field(1800.0, description="Longest wait for one batch of groups.")
+
+
+class RewardConfig(_Section):
+    """The reward and the workers that compute it."""
+
+    weights: dict[str, Annotated[Float, Field(ge=0)]] = Field(
+        {"obo": 0.5, "cycles": 0.4, "format": 0.1},
+        description="Weight of each part: a name of `rewards`, or `package.module:function`.",
+    )
+    num_workers: Count = Field(1, description="Reward workers.")
+    timeout_s: Positive = Field(60.0, description="Longest wait for the scores of one batch.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(sum(self.weights.values()) > 0, "reward.weights: expected one weight above 0")
+        return self
+
+
+class AlgorithmConfig(_Section):
+    """Advantages and policy loss, by their names in verl's registries."""
+
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = Field(
+        "grpo", description="Estimator of the group-relative advantage."
+    )
+    loss: Literal["vanilla", "gspo", "cispo"] = Field("vanilla", description="Policy loss.")
+    clip_low: Positive = Field(0.2, description="Lower clip range of the policy ratio.")
+    clip_high: Positive = Field(0.2, description="Upper clip range of the policy ratio.")
+    dual_clip: Annotated[Float, Field(gt=1)] = Field(
+        3.0, description="Bound of the loss for negative advantages."
+    )
+    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = Field(
+        "token-mean", description="How the token losses of a mini-batch become one number."
+    )
+    kl_coef: Annotated[Float, Field(ge=0)] = Field(
+        0.0, description="Weight of the KL to the reference policy in the loss; 0: no reference."
+    )
+    kl_type: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of that KL.")
+    entropy_coef: Annotated[Float, Field(ge=0)] = Field(0.0, description="Weight of the entropy.")
+
+
+class LearnerConfig(_Section):
+    """The workers that train."""
+
+    strategy: Literal["fsdp2"] = Field("fsdp2", description="How weights are split over ranks.")
+    num_workers: Count = Field(1, description="Ranks.")
+    num_cpus: Positive = Field(1.0, description="CPUs that Ray reserves for one rank.")
+    num_threads: Count = Field(1, description="Computing threads of one rank on CPU.")
+    lr: Positive = Field(1e-6, description="Peak learning rate.")
+    min_lr_ratio: Fraction = Field(0.0, description="Learning rate at the end, of the peak.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after the warm-up."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimiser steps of warm-up.")
+    weight_decay: Annotated[Float, Field(ge=0)] = Field(
+        0.0, description="AdamW's decay; norms and biases are left out."
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's betas.")
+    max_grad_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
+    micro_batch_tokens: Count = Field(
+        16384, description="Most tokens, padding included, of one forward pass on one rank."
+    )
+    packing: Literal["shared_prefix", "none"] = Field(
+        "shared_prefix", description="Whether a group's prompt is computed once or G times."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
+    timeout_s: Positive = Field(1800.0, description="Longest wait for one update.")
+
+
+class SftConfig(_Section):
+    """Supervised fine-tuning."""
+
+    num_steps: Count = Field(500, description="Optimiser steps.")
+    clips_per_step: Count = Field(32, description="Clips of one optimiser step, over all ranks.")
+    validate_every: Count = Field(50, description="Steps between validation losses.")
+    num_validation_clips: Count = Field(64, description="Clips of the validation loss.")
+
+
+class TrainConfig(_Section):
+    """The GRPO loop."""
+
+    num_steps: Count = Field(200, description="Steps: batches of prompts.")
+    prompts_per_step: Count = Field(32, description="Prompts issued in a step.")
+    group_size: Annotated[int, Field(ge=2)] = Field(8, description="Answers to each prompt (G).")
+    mini_batch_size: Count | None = Field(
+        None, description="Rollouts of one optimiser step; all of the step's by default."
+    )
+    num_updates_per_batch: Count = Field(
+        1, description="Passes over a step's batch; above 1 the ratio leaves 1 and clipping acts."
+    )
+    max_log_prob_gap: Positive = Field(
+        1e-2, description="Mean |rollout - learner| log-prob above which a run stops (float32)."
+    )
+    on_log_prob_gap: Literal["stop", "log"] = Field("stop", description="What happens above it.")
+
+
+class EvalConfig(_Section):
+    """Evaluation during and after training."""
+
+    split: Literal["validation", "test"] = Field("validation", description="Clips to evaluate on.")
+    every: Annotated[int, Field(ge=0)] = Field(0, description="Steps between evaluations; 0: none.")
+    num_clips: Count | None = Field(None, description="Only the first clips of the split.")
+    num_bootstrap: Count = Field(2000, description="Resamples of the 95% intervals.")
+
+
+class CheckpointConfig(_Section):
+    """Checkpoints of a run."""
+
+    every: Annotated[int, Field(ge=0)] = Field(50, description="Steps between them; 0: at the end.")
+    keep: Count = Field(2, description="How many of the newest are kept.")
+
+
+class Recipe(_Section):
+    """All settings of one run."""
+
+    stage: Literal["sft", "grpo"] = Field("grpo", description="What the recipe is for.")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run.")
+    runs_dir: str = Field("runs", description="Folder of run folders.")
+    seed: int = Field(0, ge=0, description="Seed of sampling, order and initialisation.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where workers compute.")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    video: VideoConfig = VideoConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ranks = self.learner.num_workers
+        if self.stage == "sft":
+            _require(
+                self.sft.clips_per_step % ranks == 0,
+                f"sft.clips_per_step={self.sft.clips_per_step} is not a multiple of "
+                f"learner.num_workers={ranks}: change one of them",
+            )
+            return self
+        train = self.train
+        _require(
+            train.prompts_per_step % ranks == 0,
+            f"train.prompts_per_step={train.prompts_per_step} is not a multiple of "
+            f"learner.num_workers={ranks}: change one of them",
+        )
+        step, mini = train.prompts_per_step * train.group_size, train.mini_batch_size
+        _require(
+            mini is None or (step % mini == 0 and mini % (train.group_size * ranks) == 0),
+            f"train.mini_batch_size={mini}: expected a divisor of prompts_per_step * group_size "
+            f"= {step} that is a multiple of group_size * learner.num_workers "
+            f"= {train.group_size * ranks}",
+        )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run."""
+        return Path(self.runs_dir) / self.name
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe: defaults, then the YAML file, then `key.subkey=value` overrides.
+
+    Args:
+        path: YAML file, or None for the defaults alone.
+        overrides: For example `["learner.lr=2.0e-6", "train.num_steps=10"]`; values are YAML.
+
+    Raises:
+        ConfigError: naming the file or override, the key, the value and what was expected.
+    """
+    values: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r}: expected key=value, for example learner.lr=1e-6")
+        _assign(values, key.split("."), yaml.safe_load(text), override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path or 'settings'}: {_explain(error)}") from error
+
+
+def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:
+    """Write every setting and `extra` (versions, commit, data) as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"recipe": recipe.model_dump(mode="json"), **extra}
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {key} is a value, not a section")
+    values[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in words, with the nearest known key where one was misspelt."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+        return f"unknown key {key!r}{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    return f"{key}={first['input']!r}: {message}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        section = section.model_fields[str(part)].annotation
+    return list(section.model_fields)
