@@ -1,0 +1,1 @@
+"""The Qwen-VL families: inputs, position ids, loading, and the small checkpoint for laptops."""

@@ -1,0 +1,230 @@
+"""Qwen-VL checkpoints of three families, told apart by `model_type` in config.json.
+
+Owns everything in which the families differ: how a clip becomes tokens and pixels, which position
+each token has, and what the parts of the model are called. Rollout and learner both go through
+here, so they cannot disagree.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from actrep_ray.config import VideoConfig
+from data_prep.schema import Clip
+from data_prep.video import FramePlan, plan_frames
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A clip and a question as the model reads them.
+
+    Attributes:
+        input_ids: int64 [P], one token for each merged visual patch.
+        position_ids: int64 [3, P], (time, height, width) of multimodal RoPE.
+        next_position: Position of the first token of an answer.
+        pixel_values: float32 [num_patches, patch_dim]
+        grid_thw: int64 [1, 3], patches in time, height and width before merging.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    next_position: int
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+
+
+def read_family(path: str | Path) -> str:
+    """`model_type` of a checkpoint folder.
+
+    Raises:
+        ValueError: if the folder is no checkpoint of a known family.
+    """
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{path}: not a model checkpoint (no config.json in it)")
+    try:
+        family = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config}: not JSON ({error})") from error
+    if family not in FAMILIES:
+        raise ValueError(f"{config}: model_type={family!r}, expected one of {', '.join(FAMILIES)}")
+    return str(family)
+
+
+class QwenVLInputs:
+    """Turns clips and questions into what a Qwen-VL checkpoint reads.
+
+    Args:
+        path: Folder of the checkpoint.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.family = read_family(path)
+        self.processor: Any = AutoProcessor.from_pretrained(str(path))
+        self.tokenizer: Any = self.processor.tokenizer
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        self._tokens_per_second = float(config["vision_config"].get("tokens_per_second", 1.0))
+        self.merge_size = int(self.processor.video_processor.merge_size)
+        self.patch_size = int(self.processor.video_processor.patch_size)
+        self.temporal_patch_size = int(self.processor.video_processor.temporal_patch_size)
+        ids = self.tokenizer.convert_tokens_to_ids
+        self.video_pad_id = int(ids("<|video_pad|>"))
+        self.end_id = int(self.tokenizer.eos_token_id)
+        self.visual_token_ids = tuple(
+            int(ids(token))
+            for token in ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
+        )
+
+    @property
+    def factor(self) -> int:
+        """Height and width of a frame are multiples of this, pixels."""
+        return self.patch_size * self.merge_size
+
+    def plan(self, clip: Clip, video: VideoConfig) -> FramePlan:
+        """The frames that this model is shown of a clip."""
+        return plan_frames(
+            clip,
+            fps=video.fps,
+            min_frames=video.min_frames,
+            max_frames=video.max_frames,
+            min_pixels=video.min_pixels,
+            max_pixels=video.max_pixels,
+            factor=self.factor,
+        )
+
+    def prompt_text(self, question: str) -> str:
+        """The chat prompt with one video placeholder, up to where the answer begins."""
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}]
+        text: str = self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def encode(self, question: str, plan: FramePlan, frames: np.ndarray) -> EncodedPrompt:
+        """Tokens, positions and pixels of a clip and a question.
+
+        Args:
+            question: Text asked about the clip.
+            plan: The plan that the frames were read by.
+            frames: uint8 [T, H, W, 3]
+        """
+        inputs = self.processor(
+            text=[self.prompt_text(question)],
+            videos=[frames],
+            video_metadata=[self.video_metadata(plan)],
+            do_sample_frames=False,
+            do_resize=False,
+            return_tensors="pt",
+        )
+        input_ids = inputs["input_ids"][0]
+        positions, next_position = self.positions(input_ids, inputs["video_grid_thw"], plan)
+        return EncodedPrompt(
+            input_ids=input_ids,
+            position_ids=positions,
+            next_position=next_position,
+            pixel_values=inputs["pixel_values_videos"],
+            grid_thw=inputs["video_grid_thw"],
+        )
+
+    def encode_answer(self, text: str) -> np.ndarray:
+        """Tokens of an answer, the end token included: int32 [R]."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.array([*ids, self.end_id], dtype=np.int32)
+
+    def video_metadata(self, plan: FramePlan) -> dict[str, Any]:
+        """What the processors of transformers and vLLM want to know of frames sampled already."""
+        return {
+            "fps": plan.fps,
+            "frames_indices": list(range(plan.num_frames)),
+            "total_num_frames": plan.num_frames,
+            "duration": plan.num_frames / plan.fps,
+            "width": plan.width,
+            "height": plan.height,
+            "video_backend": "decord",
+            "do_sample_frames": False,
+        }
+
+    def positions(
+        self, input_ids: torch.Tensor, grid_thw: torch.Tensor, plan: FramePlan
+    ) -> tuple[torch.Tensor, int]:
+        """Multimodal RoPE positions int64 [3, P], and the position that follows them.
+
+        The positions are those of vLLM, which differ from transformers' in Qwen2.5-VL: there the
+        seconds of a temporal patch are cut to an integer, here they are not.
+        """
+        time, height, width = (int(n) for n in grid_thw[0])
+        height, width = height // self.merge_size, width // self.merge_size
+        time_step = 1.0
+        if self.family == "qwen2_5_vl":
+            time_step = self._tokens_per_second * self.temporal_patch_size / plan.fps
+        is_visual = (input_ids == self.video_pad_id).numpy()
+        if self.family.startswith("qwen3_vl"):  # a block for each temporal patch, timestamps between
+            return mrope_positions(is_visual, [(1, height, width)] * time, time_step)
+        return mrope_positions(is_visual, [(time, height, width)], time_step)
+
+
+def mrope_positions(
+    is_visual: np.ndarray, blocks: Sequence[tuple[int, int, int]], time_step: float
+) -> tuple[torch.Tensor, int]:
+    """Positions of text and visual blocks: text counts on, a block spans a (t, h, w) grid.
+
+    After a block, text goes on at the block's largest position + 1.
+
+    Args:
+        is_visual: bool [P], which tokens are visual.
+        blocks: (t, h, w) of each block in order, in merged patches.
+        time_step: Position step of one temporal patch; products are cut to integers.
+
+    Returns:
+        int64 [3, P], and the position of the token that follows.
+
+    Example: two text tokens, a block of (1, 1, 2), one text token
+        time   0 1 | 2 2 | 4
+        height 0 1 | 2 2 | 4
+        width  0 1 | 2 3 | 4
+    """
+    positions = np.zeros((3, len(is_visual)), dtype=np.int64)
+    next_position, token, remaining = 0, 0, list(blocks)
+    while token < len(is_visual):
+        if not is_visual[token]:
+            positions[:, token] = next_position
+            token, next_position = token + 1, next_position + 1
+            continue
+        assert remaining, "more visual tokens than the grid has"
+        grid = np.indices(remaining.pop(0)).reshape(3, -1)
+        grid[0] = (grid[0] * time_step).astype(np.int64)
+        end = token + grid.shape[1]
+        assert is_visual[token:end].all(), "fewer visual tokens than the grid has"
+        positions[:, token:end] = grid + next_position
+        token, next_position = end, int(positions[:, token:end].max()) + 1
+    assert not remaining, "fewer visual blocks than the grid has"
+    return torch.from_numpy(positions), next_position
+
+
+def load_model(path: str | Path, *, dtype: str, attention: str = "sdpa") -> PreTrainedModel:
+    """The checkpoint's model on the CPU, in training dtype, from safetensors only."""
+    read_family(path)
+    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
+        str(path),
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model
+
+
+def part_of(parameter_name: str) -> str:
+    """Which part a parameter belongs to: `vision_tower`, `merger` or `language_model`."""
+    if ".visual." in f".{parameter_name}":
+        return "merger" if "merger" in parameter_name else "vision_tower"
+    return "language_model"
