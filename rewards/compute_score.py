@@ -1,0 +1,91 @@
+"""The default reward behind verl's signature, for training with verl and without this project.
+
+In verl's configuration::
+
+    reward.custom_reward_function.path: <site-packages>/rewards/compute_score.py
+    reward.custom_reward_function.name: compute_score
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rewards.compose import DEFAULT_SPEC, RewardSpec, score
+from rewards.reference import Reference
+from rewards.response import parse
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    weights: Mapping[str, float | Mapping[str, Any]] | None = None,
+    **kwargs: Any,
+) -> dict[str, float]:
+    """Score one answer in verl's signature.
+
+    Args:
+        data_source: Name of the data set; only named in errors.
+        solution_str: The answer, with whatever the chat template opened before it.
+        ground_truth: The count, or a mapping (or its JSON) with `count` and optionally `cycles`,
+            [[start_s, end_s], ...] in seconds from the start of the clip.
+        extra_info: May hold `duration_s`, the length of the clip in seconds; the rest is verl's.
+        weights: Another composition than the default, as `RewardSpec.from_mapping` takes it.
+        **kwargs: What verl hands to every reward (address of a reward model and the like): unused.
+
+    Returns:
+        `score` in [0, 1]; each part by its name, NaN where it does not apply to the clip; and
+        `acc`, 1 where the count in the answer tag is exact, which verl validates by.
+
+    Raises:
+        ValueError: naming the data source and the value of `ground_truth` or `extra_info`.
+    """
+    spec = DEFAULT_SPEC if weights is None else RewardSpec.from_mapping(weights)
+    reference = _reference(data_source, ground_truth, extra_info or {})
+    result = score(solution_str, reference, spec)
+    parts = {name: float("nan") if v is None else v for name, v in result.parts.items()}
+    is_exact = parse(solution_str, dialect=spec.dialect).count == reference.count
+    return {"score": result.total, **parts, "acc": float(is_exact)}
+
+
+def _reference(data_source: str, ground_truth: Any, extra_info: Mapping[str, Any]) -> Reference:
+    labels = _labels(data_source, ground_truth)
+    duration = extra_info.get("duration_s")
+    cycles = labels.get("cycles")
+    try:
+        return Reference(
+            count=int(labels["count"]),
+            cycles=None if cycles is None else tuple((float(a), float(b)) for a, b in cycles),
+            duration_s=None if duration is None else float(duration),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{data_source}: ground_truth={ground_truth!r}, duration_s={duration!r}: {error}"
+        ) from error
+
+
+def _labels(data_source: str, ground_truth: Any) -> Mapping[str, Any]:
+    value = ground_truth
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise _unexpected(data_source, ground_truth) from error
+    if not isinstance(value, Mapping):
+        value = {"count": value}
+    if set(value) - {"count", "cycles"} or "count" not in value:
+        raise _unexpected(data_source, ground_truth)
+    # Integers of numpy and of data frames are as good; 3.5 and true are not.
+    count = value["count"]
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise _unexpected(data_source, ground_truth)
+    return value
+
+
+def _unexpected(data_source: str, ground_truth: Any) -> ValueError:
+    return ValueError(
+        f"{data_source}: ground_truth={ground_truth!r}, expected an integer or a mapping (or its "
+        "JSON) with 'count' and optionally 'cycles' [[start_s, end_s], ...]"
+    )
