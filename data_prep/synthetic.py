@@ -74,9 +74,9 @@ class Level:
 
 
 LEVELS = {
-    "easy": Level((12, 15), (64,), (6, 12), (0.8, 2.4), 12, 0.65, 1.25, 0.05, (2, 4), 0, 0, (0, 0), (0, 0)),
-    "medium": Level((12, 15), (64, 80), (6, 16), (0.8, 2.6), 16, 0.75, 1.5, 0.10, (6, 12), 0.2, 0.008, (1, 3), (0, 0)),
-    "hard": Level((24, 30), (64, 80, 96), (6, 20), (0.7, 2.8), 24, 0.85, 2.0, 0.18, (12, 22), 0.35, 0.018, (2, 5), (1, 2)),
+    "easy": Level((12, 15), (64,), (6, 12), (0.8, 2.4), 12, 0.85, 1.25, 0.05, (2, 4), 0, 0, (0, 0), (0, 0)),
+    "medium": Level((12, 15), (64, 80), (6, 16), (0.8, 2.6), 16, 0.9, 1.5, 0.10, (6, 12), 0.2, 0.008, (1, 3), (0, 0)),
+    "hard": Level((24, 30), (64, 80, 96), (6, 20), (0.7, 2.8), 24, 1.0, 2.0, 0.18, (12, 22), 0.35, 0.018, (2, 5), (1, 2)),
 }  # fmt: skip
 
 _ZERO_PROBABILITY = 0.05
@@ -437,9 +437,9 @@ def _draw_timeline(rng: np.random.Generator, level: str, fps: int) -> Timeline:
     duration = float(rng.choice(durations[durations >= active + 2 * _LEAD_S - 1e-9]))
     lead_in = _LEAD_S + rng.uniform(0.0, max(0.0, duration - active - 2 * _LEAD_S))
     starts = lead_in + np.concatenate([[0.0], np.cumsum(periods[:-1] + gaps)])
-    cycles = tuple(
-        (round(float(s), 3), round(float(s + p), 3)) for s, p in zip(starts, periods, strict=True)
-    )
+    ends = starts + periods
+    ends[:-1] = np.where(gaps == 0.0, starts[1:], ends[:-1])  # shared to the last bit
+    cycles = tuple(zip(np.round(starts, 3).tolist(), np.round(ends, 3).tolist(), strict=True))
     return Timeline(action, duration, cycles)
 
 
