@@ -15,10 +15,14 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import decord
 import numpy as np
 
 from data_prep.schema import Clip, DataError
+
+
+_FRAMES_AT_ONCE = 16  # decoded at full size before they are resized: bounds the memory
 
 
 class VideoError(DataError):
@@ -144,23 +148,34 @@ def read_frames(plan: FramePlan) -> np.ndarray:
     Raises:
         VideoError: if the file cannot be decoded or ends before the plan's last frame.
     """
-    reader = open_video(plan.video, height=plan.height, width=plan.width)
+    reader = open_video(plan.video)
     if plan.indices[-1] >= len(reader):
         raise VideoError(
             f"{plan.video}: holds {len(reader)} frames, the plan needs frame {plan.indices[-1]}"
         )
-    try:
-        frames = reader.get_batch(list(plan.indices)).asnumpy()
-    except decord.DECORDError as error:
-        raise VideoError(f"{plan.video}: cannot be decoded ({_first_line(error)})") from error
-    expected = (plan.num_frames, plan.height, plan.width, 3)
-    if frames.shape != expected:
-        raise VideoError(f"{plan.video}: decoded {frames.shape}, expected {expected}")
+    frames = np.empty((plan.num_frames, plan.height, plan.width, 3), dtype=np.uint8)
+    for start in range(0, plan.num_frames, _FRAMES_AT_ONCE):
+        indices = list(plan.indices[start : start + _FRAMES_AT_ONCE])
+        try:
+            decoded = reader.get_batch(indices).asnumpy()
+        except (decord.DECORDError, RuntimeError) as error:
+            raise VideoError(f"{plan.video}: cannot be decoded ({_first_line(error)})") from error
+        for i, frame in enumerate(decoded):
+            frames[start + i] = _resize(frame, plan.height, plan.width)
     return frames
 
 
-def open_video(path: str | Path, *, height: int = -1, width: int = -1) -> decord.VideoReader:
-    """Open a video with one decoding thread; -1 keeps the size of the file.
+def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize one frame [H, W, 3]. (decord's own resizing fails at small widths.)"""
+    if frame.shape[:2] == (height, width):
+        return frame
+    is_smaller = height * width < frame.shape[0] * frame.shape[1]
+    method = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=method))
+
+
+def open_video(path: str | Path) -> decord.VideoReader:
+    """Open a video with one decoding thread.
 
     Raises:
         VideoError: naming the file and why it cannot be opened.
@@ -171,7 +186,7 @@ def open_video(path: str | Path, *, height: int = -1, width: int = -1) -> decord
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty")
     try:
-        reader = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
+        reader = decord.VideoReader(str(path), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
         raise VideoError(f"{path}: cannot be opened as a video ({_first_line(error)})") from error
     if len(reader) == 0:

@@ -150,7 +150,6 @@ class QwenVLInputs:
             "width": plan.width,
             "height": plan.height,
             "video_backend": "decord",
-            "do_sample_frames": False,
         }
 
     def positions(

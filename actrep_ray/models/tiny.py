@@ -1,0 +1,235 @@
+"""A small Qwen-VL checkpoint for laptops and tests: an ordinary Hugging Face folder.
+
+About 1.3 million parameters, its own byte-level BPE and chat template, the processors of the real
+family. Nothing else in the project knows that a checkpoint is small.
+
+The tokenizer is a BPE whose pre-tokens keep a timestamp, a cycle bound and `rep1:` together and
+whose corpus holds each of them, so that each costs one token. Text that it has never seen falls
+back to bytes.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen2_5_VLProcessor,
+    Qwen2VLProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from data_prep.cot import wording
+from data_prep.synthetic import MOTIONS
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+_MAX_TIME_S = 30
+_MAX_COUNT = 60
+_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+_PRE_TOKEN = (
+    r"<[0-9]+\.[0-9] seconds>"  # a timestamp of Qwen3-VL's prompt
+    r"|rep[0-9]+:|</?[a-z]+>\n?"
+    r"|[ -]?[0-9]+\.[0-9](?:s\n)?"  # a bound of a cycle: ` 0.5`, `-1.2s`
+    r"| ?[A-Za-z]+(?:[:.,?!]\n?)?| ?[0-9]+\n?|\n+|\s+|[^\sA-Za-z0-9]"
+)
+# What a description of motion says: a place, a direction, and the segments of a clip.
+MOTION_WORDS = ("still", "out", "back", "p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7")
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_base_model(folder: str | Path, *, family: str = "qwen3_vl") -> Path:
+    """Write the shipped base: pretrained on describing motion, never on counting.
+
+    Raises:
+        ValueError: if no base of that family is shipped.
+    """
+    source = files("actrep_ray") / "models" / "assets" / f"tiny_{family}"
+    if not source.is_dir():
+        raise ValueError(
+            f"family={family!r}: no pretrained base is shipped, only qwen3_vl has one; "
+            "random weights can be written for every family"
+        )
+    shutil.copytree(Path(str(source)), Path(folder), dirs_exist_ok=True)
+    return Path(folder)
+
+
+def write_tiny_model(
+    folder: str | Path, *, family: str = "qwen3_vl", seed: int = 0, tied: bool = True
+) -> Path:
+    """Write a checkpoint with random weights.
+
+    Args:
+        folder: Where to; made if missing.
+        family: One of `FAMILIES`.
+        seed: Seed of the weights.
+        tied: Whether the output layer shares the weights of the token embedding.
+
+    Raises:
+        ValueError: if the family is not known.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family={family!r}, expected one of {', '.join(FAMILIES)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    config = _config(family, tokenizer, tied)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    _processor(family, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The small tokenizer; the same one each time."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PRE_TOKEN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_corpus(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(_SPECIAL[3:]),
+        model_max_length=8192,
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def _corpus() -> Iterator[str]:
+    """Texts whose pre-tokens become whole tokens."""
+    for tenth in range(_MAX_TIME_S * 10 + 1):
+        time = f"{tenth / 10:.1f}"
+        yield from (f"<{time} seconds>", f" {time}", f"-{time}s\n", f"-{time}")
+    for count in range(_MAX_COUNT + 1):
+        yield from (f"rep{count}:", f"{count}", f" {count}\n")
+    for action in MOTIONS:
+        observation, definition = wording(action)
+        yield f"<think>\n{observation}\nOne repetition: {definition}\n</think>\n<answer>"
+        yield action.replace("_", " ")
+    yield "Check: the repetitions follow each other in order\nTotal: </answer>"
+    yield "Check: no motion is repeated\n<thinking>\n</thinking>\n"
+    yield "How many times is the action repeated? List each repetition.\n"
+    yield "Where is the moving part at each time? Describe how it moves. "
+    yield "user\nassistant\nsystem\nThe video shows a one full from start to end."
+    for word in MOTION_WORDS:
+        yield f"{word} {word} {word}\n"
+
+
+def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
+    """The family's own configuration with small numbers."""
+    ids = dict(zip(_SPECIAL, tokenizer.convert_tokens_to_ids(list(_SPECIAL)), strict=True))
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": tied,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    sections = {"mrope_section": [8, 4, 4], "rope_type": "default"}
+    vision: dict[str, Any] = {"depth": 2, "num_heads": 4, "spatial_merge_size": 2}
+    if family == "qwen3_vl":
+        text |= {"head_dim": 32}
+        sections["mrope_interleaved"] = True
+        vision |= {
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "out_hidden_size": 128,
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        }
+    elif family == "qwen2_5_vl":
+        vision |= {
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "out_hidden_size": 128,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        }
+    else:
+        vision |= {"embed_dim": 64, "hidden_size": 128, "mlp_ratio": 3, "patch_size": 14}
+    text["rope_parameters"] = {"rope_theta": 10000.0, **sections}
+    return AutoConfig.for_model(
+        family,
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=tied,
+    )
+
+
+def _processor(family: str, tokenizer: PreTrainedTokenizerFast) -> Any:
+    patch = {"patch_size": 16 if family == "qwen3_vl" else 14, "temporal_patch_size": 2}
+    patch |= {"merge_size": 2}
+    image = Qwen2VLImageProcessor(**patch)
+    if family == "qwen3_vl":
+        video = Qwen3VLVideoProcessor(**patch)
+        return Qwen3VLProcessor(image, tokenizer, video, chat_template=_CHAT_TEMPLATE)
+    cls = Qwen2_5_VLProcessor if family == "qwen2_5_vl" else Qwen2VLProcessor
+    return cls(image, tokenizer, Qwen2VLVideoProcessor(**patch), chat_template=_CHAT_TEMPLATE)
+
+
+def num_parameters(folder: str | Path) -> int:
+    """Parameters in a checkpoint's safetensors, counted from the file's header."""
+    path = Path(folder) / "model.safetensors"
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return sum(int(torch.Size(shape).numel()) for shape in shapes)
