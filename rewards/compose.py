@@ -287,10 +287,10 @@ def _count(
 
     evidence="answer" looks at the answer tag alone, as published. evidence="worked" credits an
     answer with its working only: the reward is that of the WORST number claimed (answer, total,
-    and valid listed cycles where cycles are annotated or listed), 0 where one is missing or the
-    reasoning says nothing, and at most that of an off-by-one where no listed cycle matches any
-    annotated one. So a right answer beside a contradicting or invented list earns no more than an
-    honest off-by-one, and every error is still graded.
+    and the cycles, both listed and valid, where cycles are annotated or listed), 0 where one is
+    missing or the reasoning says nothing, and at most that of an off-by-one where no listed cycle
+    matches any annotated one. So a right answer beside a contradicting or invented list earns no
+    more than an honest off-by-one, and every error is still graded.
     """
     if evidence not in ("answer", "worked"):
         raise ValueError(f"evidence={evidence!r}, expected 'answer' or 'worked'")
@@ -312,7 +312,7 @@ def _worst_claim(
     valid = valid_cycles(response.cycles, reference)
     claims = [response.count, response.total]
     if response.cycles or reference.cycles:
-        claims.append(len(valid))
+        claims += [len(response.cycles), len(valid)]
     value = min(count_reward(variant, claim, target) for claim in claims)
     if reference.cycles and not (valid and close_pairs(valid, reference.cycles).any()):
         value = min(value, count_reward(variant, target + 1, target))

@@ -74,14 +74,15 @@ def consistency(response: ParsedResponse, reference: Reference) -> float | None:
     """1 if the listed cycles, the total and the answer are the same number, else 0.
 
     It never looks at the labels, so any self-consistent answer earns it: use it beside a reward
-    that does. Cycles that are invalid do not count as listed. The list may be absent only where
+    that does. A list with an invalid cycle agrees with nothing. The list may be absent only where
     the clip has no annotated cycles or the answer is 0.
     """
     if response.count is None or response.count != response.total:
         return 0.0
     if not response.cycles and not reference.cycles:
         return 1.0
-    return float(len(valid_cycles(response.cycles, reference)) == response.count)
+    num_valid = len(valid_cycles(response.cycles, reference))
+    return float(num_valid == len(response.cycles) == response.count)
 
 
 def is_consistent(response: ParsedResponse) -> bool:

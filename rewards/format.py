@@ -50,10 +50,10 @@ def graded_format(response: ParsedResponse, reference: Reference) -> float | Non
     has_answer = response.answer_text is not None
     texts = reasoning_sections(response, reference)
     has_list = bool(response.cycles) or not reference.cycles or response.total == 0
-    listed = len(valid_cycles(response.cycles, reference))
+    num_valid = len(valid_cycles(response.cycles, reference))
     agrees = response.count is not None and response.count == response.total
     if response.cycles or reference.cycles:
-        agrees = agrees and listed == response.total
+        agrees = agrees and num_valid == len(response.cycles) == response.total
     held = (
         has_think,
         has_answer,

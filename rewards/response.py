@@ -27,7 +27,6 @@ template writes before the model's first token (often `<think>`) belongs to the 
 
 import math
 import re
-import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -56,6 +55,11 @@ _RANKS: Final = {"definition": 0, "cycles": 1, "check": 2, "total": 3}  # order 
 _TIME = r"[0-9]{1,5}(?:\.[0-9]{1,3})?"
 _CYCLE_LINE = re.compile(rf"rep([0-9]{{1,6}})(?:-([0-9]{{1,6}}))?: *({_TIME}(?:-{_TIME})*)s")
 _FULL_WIDTH = str.maketrans("０１２３４５６７８９", "0123456789")
+_UNITS: Final = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+)
+_TENS: Final = "twenty thirty forty fifty sixty seventy eighty ninety"
 _APPROXIMATE = re.compile(
     r"(about|around|approx|roughly|nearly|almost|circa|ca\.|at least|at most|over|under"
     r"|more than|less than|~|≈|>|<)"
@@ -299,7 +303,7 @@ def read_integer(text: str) -> tuple[int | None, str | None]:
         return None, "negative" if _is_number(rest) else "not_integer"
     if _is_number(lowered):
         return None, "decimal"
-    match = re.fullmatch(r"(.+?)\s*(?:\bto\b|\bor\b|-|–|—|\.\.+|/)\s*(.+)", lowered)
+    match = re.fullmatch(r"(.+?)\s*(?:\bto\b|\bor\b|-|–|—|\.\.+)\s*(.+)", lowered)
     if match and _is_number(match[1]) and _is_number(match[2]):
         return None, "range"
     if match := _APPROXIMATE.match(lowered):
@@ -610,7 +614,7 @@ def _plain_integer(text: str) -> int | None:
 
 
 def _is_number(text: str) -> bool:
-    folded = unicodedata.normalize("NFKC", text.strip())
+    folded = text.strip().translate(_FULL_WIDTH)
     is_decimal = re.fullmatch(r"[0-9]+(?:[.,][0-9]+)?|[.,][0-9]+", folded)
     return is_decimal is not None or _number_word(folded) is not None
 
@@ -629,12 +633,7 @@ def _number_word(text: str) -> int | None:
 
 @cache
 def _words_below_thousand() -> dict[str, int]:
-    units = re.split(
-        " ",
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen",
-    )
-    tens = re.split(" ", "twenty thirty forty fifty sixty seventy eighty ninety")
+    units, tens = _UNITS.split(), _TENS.split()
     words = {word: i for i, word in enumerate(units)}
     for i, ten in enumerate(tens, start=2):
         words[ten] = 10 * i

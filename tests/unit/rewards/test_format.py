@@ -1,0 +1,180 @@
+"""Format rewards, guards and the recognition reward, with hand-computed values."""
+
+import pytest
+
+from rewards.format import (
+    copy,
+    graded_format,
+    has_reasoning,
+    overlong,
+    repetition,
+    strict_format,
+    think_answer,
+)
+from rewards.recognition import normalize_label, recognition
+from rewards.reference import Reference
+from rewards.response import parse
+
+TEXT = """<think>
+A person squats.
+One repetition: down and up
+rep1: 0.5-1.2s
+rep2: 1.2-2.0s
+Check: evenly spaced
+Total: 2
+</think>
+<answer>2</answer>"""
+MARKED = Reference(count=2, cycles=((0.5, 1.2), (1.2, 2.0)), duration_s=2.5)
+UNMARKED = Reference(count=2)
+LIST = "rep1: 0.5-1.2s\nrep2: 1.2-2.0s\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "marked", "unmarked"),
+    [
+        (TEXT, 1.0, 1.0),
+        (TEXT.replace("think>", "thinking>"), 1.0, 1.0),
+        # no list: 6 and 10 fail where the clip has marks
+        (TEXT.replace(LIST, ""), 0.8, 1.0),
+        # a list of empty intervals: 6 and 10
+        (TEXT.replace("0.5-1.2", "0.0-0.0").replace("1.2-2.0", "0.0-0.0"), 0.8, 0.8),
+        (TEXT.replace("<answer>2", "<answer>3"), 0.9, 0.9),  # 10
+        (TEXT.replace("<answer>2", "<answer>2.5"), 0.8, 0.8),  # 9, 10
+        (TEXT.replace("Check: evenly spaced\n", ""), 0.9, 0.9),  # 7
+        (TEXT.replace("evenly spaced", "..."), 0.9, 0.9),  # 7
+        (TEXT.replace("Total: 2\n", ""), 0.7, 0.7),  # 6, 8, 10
+        (TEXT + " Done.", 0.9, 0.9),  # 3
+        (TEXT.replace("</think>\n", ""), 0.8, 0.8),  # 1, 3
+        (TEXT.replace("<answer>2</answer>", ""), 0.6, 0.6),  # 2, 3, 9, 10
+        ("<think></think><answer>2</answer>", 0.4, 0.4),  # 1, 2, 3, 9
+        ("<answer>2</answer>", 0.2, 0.2),  # 2, 9
+        ("", 0.0, 0.0),
+        ("2", 0.0, 0.0),
+        ("rep1: 0.5-1.2s", 0.0, 0.0),
+    ],
+)
+def test_graded_format(text: str, marked: float, unmarked: float) -> None:
+    assert graded_format(parse(text), MARKED) == pytest.approx(marked)
+    assert graded_format(parse(text), UNMARKED) == pytest.approx(unmarked)
+
+
+def test_a_count_of_zero_needs_no_list() -> None:
+    text = TEXT.replace(LIST, "").replace("Total: 2", "Total: 0").replace(">2<", ">0<")
+    assert graded_format(parse(text), MARKED) == 1.0
+    assert graded_format(parse(text), Reference(count=0, cycles=())) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (TEXT, 1.0),
+        (TEXT + "\n", 1.0),
+        (TEXT.replace("think>", "thinking>"), 1.0),
+        (TEXT.replace(LIST, ""), 1.0),
+        (TEXT.replace(LIST, "rep1-2: 0.5-1.2-2.0s\n"), 1.0),
+        (TEXT.replace("A person", "A man in red.\n\nThe person"), 1.0),
+        (TEXT.replace("Check:", " Check:"), 0.0),
+        (TEXT.replace("</think>\n", "</think> "), 0.0),
+        (TEXT.replace("Total: 2", "Total: two"), 0.0),
+        (TEXT.replace("rep1: ", "rep1:"), 0.0),
+        ("Sure! " + TEXT, 0.0),
+        (TEXT.replace("rep2", "rep3"), 0.0),
+        ("", 0.0),
+    ],
+)
+def test_strict_format(text: str, value: float) -> None:
+    assert strict_format(parse(text), MARKED) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("<think>it jumps</think><answer>jumping</answer>", 1.0),
+        ("<think>it jumps</think>\n<answer>2</answer>\n", 1.0),
+        ("<think> </think><answer>2</answer>", 0.0),
+        ("<think>it jumps</think><answer></answer>", 0.0),
+        ("<answer>2</answer><think>it jumps</think>", 0.0),
+        ("So <think>it jumps</think><answer>2</answer>", 0.0),
+        ("<answer>2</answer>", 0.0),
+    ],
+)
+def test_think_answer(text: str, value: float) -> None:
+    assert think_answer(parse(text), Reference()) == value
+
+
+def test_reasoning_copied_from_the_prompt_is_none() -> None:
+    prompt = "How many times does the person in the video\nsquat? Describe what you see first."
+    copied = TEXT.replace("A person squats.", "how many times does the person in the video squat?")
+    assert has_reasoning(parse(copied), MARKED)
+    assert not has_reasoning(parse(copied), Reference(count=2, prompt=prompt))
+    assert has_reasoning(parse(TEXT), Reference(count=2, prompt="A person squats."))  # too short
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "value"),
+    [(0, 0.0), (80, 0.0), (85, -0.25), (90, -0.5), (100, -1.0), (120, -1.0)],
+)
+def test_overlong_is_that_of_dapo(num_tokens: int, value: float) -> None:
+    reference = Reference(num_tokens=num_tokens, max_tokens=100)
+    assert overlong(parse(""), reference) == pytest.approx(value)
+
+
+def test_overlong_limits() -> None:
+    assert overlong(parse(""), Reference(max_tokens=100)) is None
+    assert (
+        overlong(parse(""), Reference(num_tokens=75, max_tokens=100), buffer_fraction=0.5) == -0.5
+    )
+    with pytest.raises(ValueError, match="buffer_fraction"):
+        overlong(parse(""), Reference(), buffer_fraction=0.0)
+
+
+def test_repetition() -> None:
+    assert repetition(parse(TEXT), MARKED) == 0.0
+    # 100 words in a cycle of 2: 97 4-grams of which 2 are distinct; (1 - 2/97 - 0.5) / 0.5
+    loop = parse("<think>" + "down up " * 50 + "</think>")
+    assert repetition(loop, MARKED) == pytest.approx(-(1 - 2 / 97 - 0.5) / 0.5)
+    assert repetition(parse(""), MARKED) == 0.0
+    many = TEXT.replace(LIST, "".join(f"rep{i}: {i}.0-{i}.5s\n" for i in range(1, 200)))
+    assert repetition(parse(many), MARKED) == 0.0  # the list is not prose
+    with pytest.raises(ValueError, match="ngram"):
+        repetition(loop, MARKED, ngram=0)
+
+
+def test_copy() -> None:
+    prompt = "one two three four five six seven eight"
+    reference = Reference(prompt=prompt)
+    assert copy(parse(prompt), reference) == -1.0
+    # 6-grams: "two..seven" and "three..eight" are copied, "four..nine" is not
+    assert copy(parse("two three four five six seven eight nine"), reference) == pytest.approx(
+        -2 / 3
+    )
+    assert copy(parse("nothing of the kind"), reference) == 0.0
+    assert copy(parse(prompt), Reference()) is None
+    with pytest.raises(ValueError, match="ngram"):
+        copy(parse(""), reference, ngram=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Jumping Jack", 1.0),
+        ("jumping_jack", 1.0),
+        ("  JUMPING   jack\n", 1.0),
+        ("star jump", 1.0),
+        ("jump", 0.0),
+        ("jumping jack or squat", 0.0),
+        ("jumping jacks", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_recognition_is_exact(text: str, value: float) -> None:
+    reference = Reference(label="jumping jack", aliases=("Star_Jump",))
+    assert recognition(parse(f"<answer>{text}</answer>"), reference) == value
+    assert recognition(parse(text), reference) == 0.0  # no answer tag
+
+
+def test_recognition_needs_one_answer_and_a_label() -> None:
+    hedged = "<answer>squat</answer><answer>jumping jack</answer>"
+    assert recognition(parse(hedged), Reference(label="squat")) == 0.0
+    assert recognition(parse(hedged), Reference(count=2)) is None
+    assert normalize_label(" Push_UP ") == "push up"
