@@ -1,0 +1,199 @@
+"""Rollouts by vLLM, in this process, on a CPU or a GPU.
+
+One request asks for all answers of a group, so that the vision tower and the prompt are computed
+once. Frames come from the node's cache; vLLM recognises a clip that it has processed before by the
+hash of its plan.
+
+Where vLLM is deviated from: the processor may neither sample nor resize (the plan has done both),
+Qwen2.5-VL is given the frame rate in the one way that its positions follow, and weights are
+replaced through `actrep_ray.rollout.vllm_transfer`.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from actrep_ray.config import RolloutConfig, VideoConfig
+from actrep_ray.frame_cache import FrameCache
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.rollout.engine import SamplingSettings, Weights, make_rollout
+from actrep_ray.types import Prompt, RolloutGroup
+
+_EXTENSION = "actrep_ray.rollout.vllm_transfer.WorkerExtension"
+_GIB = 2**30
+_CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
+_CPU_BATCH_TOKENS = 4096
+_PROCESSED_CLIPS_GIB = 1.0
+
+
+class VllmEngine:
+    """A vLLM engine for one Qwen-VL checkpoint.
+
+    Args:
+        model_path: Folder of the checkpoint.
+        rollout_cfg: Sizes and sampling.
+        video_cfg: Where frames are cached.
+        device: Where to compute.
+        seed: Seed of the engine's stream of random numbers.
+        dtype: Dtype of computation; float32 on a CPU and bfloat16 on a GPU by default.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        rollout_cfg: RolloutConfig,
+        video_cfg: VideoConfig,
+        *,
+        device: Literal["cpu", "cuda"],
+        seed: int,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+    ) -> None:
+        self.inputs = QwenVLInputs(model_path)
+        self.frames = FrameCache(video_cfg.cache_dir, int(video_cfg.cache_gib * _GIB))
+        self._max_model_len = rollout_cfg.max_model_len
+        self._policy_version = 0
+        self._weight_names: list[str] = []
+        _set_environment(device, rollout_cfg.num_threads)
+        from vllm import LLM  # takes 10-25 s and reads the environment
+
+        options = _engine_options(str(model_path), self.inputs.family, rollout_cfg, device)
+        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        self._llm: Any = LLM(**options, dtype=dtype, seed=seed)
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights in use; 0 are those of the checkpoint."""
+        return self._policy_version
+
+    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
+        """Answer every prompt, in order; see `Engine.generate`."""
+        requests = [self._request(prompt) for prompt in prompts]
+        outputs = self._llm.generate(requests, self._sampling_params(settings), use_tqdm=False)
+        pairs = zip(prompts, outputs, strict=True)
+        return [self._group(prompt, output) for prompt, output in pairs]
+
+    def load_weights(self, weights: Weights, policy_version: int) -> None:
+        """Replace the weights; see `Engine.load_weights`."""
+        named = [(name, torch.as_tensor(weight)) for name, weight in weights.items()]
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": {"weights": named}})
+        self._llm.finish_weight_update(weight_version=str(policy_version))
+        # Processed clips are kept: pixels do not depend on weights.
+        self._llm.llm_engine.reset_encoder_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not empty its prefix cache after new weights were loaded")
+        self._weight_names = [name for name, _ in named]
+        self._policy_version = policy_version
+
+    def checksums(self) -> dict[str, float]:
+        """Sum of magnitudes of a few of the weights that were loaded last."""
+        sums: list[dict[str, float]] = self._llm.collective_rpc(
+            "actrep_checksums", args=(self._weight_names,)
+        )
+        return sums[0]
+
+    def shutdown(self) -> None:
+        """Free the engine."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        metadata = self.inputs.video_metadata(prompt.plan)
+        frames = self.frames.get(prompt.plan)
+        video: Any = frames
+        options: dict[str, Any] = {"do_sample_frames": False, "do_resize": False}
+        if self.inputs.family.startswith("qwen3_vl"):
+            video = (frames, metadata)
+        elif self.inputs.family == "qwen2_5_vl":  # given with the frames, it is dropped
+            options["video_metadata"] = [metadata]
+        return {
+            "prompt": self.inputs.prompt_text(prompt.question),
+            "multi_modal_data": {"video": [video]},
+            "multi_modal_uuids": {"video": [prompt.plan.hash]},
+            "mm_processor_kwargs": options,
+        }
+
+    def _sampling_params(self, settings: SamplingSettings) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=settings.group_size,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            seed=settings.seed,
+            stop_token_ids=[self.inputs.end_id],
+            logit_bias=dict.fromkeys(self.inputs.visual_token_ids, -np.inf),
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+        )
+
+    def _group(self, prompt: Prompt, output: Any) -> RolloutGroup:
+        assert output.finished, f"{prompt.prompt_id}: vLLM returned an unfinished request"
+        return RolloutGroup(
+            prompt=prompt,
+            rollouts=tuple(
+                make_rollout(
+                    prompt,
+                    answer.index,
+                    token_ids=answer.token_ids,
+                    log_probs=answer.logprobs.logprobs,
+                    text=self.inputs.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+                    is_stopped=answer.finish_reason == "stop",
+                    policy_version=self._policy_version,
+                )
+                for answer in output.outputs
+            ),
+            num_prompt_tokens=len(output.prompt_token_ids),
+        )
+
+
+def _set_environment(device: str, num_threads: int) -> None:
+    """What vLLM reads from the environment; it has to be there before vLLM is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no child process for the engine's core
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if device == "cpu":
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+        torch.set_num_threads(num_threads)
+
+
+def _engine_options(
+    model_path: str, family: str, cfg: RolloutConfig, device: str
+) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "model": model_path,
+        "max_model_len": cfg.max_model_len,
+        "max_num_seqs": cfg.max_num_seqs,
+        "tensor_parallel_size": cfg.tensor_parallel_size,
+        "limit_mm_per_prompt": {"video": 1, "image": 0},
+        "mm_processor_cache_gb": _PROCESSED_CLIPS_GIB,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",  # sampling is ours alone, penalties of the folder are not
+        "weight_transfer_config": {"backend": "actrep_memory"},
+        "worker_extension_cls": _EXTENSION,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "trust_remote_code": False,
+    }
+    if device == "cuda":
+        return options | {
+            "gpu_memory_utilization": cfg.gpu_memory_utilization,
+            "enforce_eager": cfg.enforce_eager,
+        }
+    options |= {
+        "enforce_eager": True,  # compiling costs minutes
+        "skip_mm_profiling": True,
+        "kv_cache_memory_bytes": int(cfg.kv_cache_gib * _GIB),
+        "block_size": _CPU_BLOCK_TOKENS,
+        "max_num_batched_tokens": max(cfg.max_model_len, _CPU_BATCH_TOKENS),
+    }
+    if family == "qwen3_vl":  # the CPU platform looks for the text model by its architecture
+        options["hf_overrides"] = {"text_config": {"architectures": ["Qwen3ForCausalLM"]}}
+    return options

@@ -1,0 +1,106 @@
+"""A backend of vLLM's weight transfer that takes tensors from memory.
+
+vLLM's own backends move weights over NCCL or CUDA IPC and need CUDA on both sides. This one gets
+`(name, tensor)` pairs as they are and hands them to vLLM's layerwise reload, which unpacks,
+loads and packs each layer again, on a CPU as on a GPU.
+
+Layerwise reload leaves out an output layer that is tied to the token embedding: the packed copy of
+its weight (CPU) stays that of the old weights. It is packed once more at the end.
+
+vLLM imports this module by name in each of its worker processes, as their extension.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+
+from actrep_ray.rollout.engine import checksum, is_checked
+
+BACKEND = "actrep_memory"
+
+
+@dataclass
+class MemoryInitInfo(WeightTransferInitInfo):
+    """Nothing has to be agreed on beforehand."""
+
+
+@dataclass
+class MemoryUpdateInfo(WeightTransferUpdateInfo):
+    """Weights under their Hugging Face names."""
+
+    weights: list[tuple[str, torch.Tensor]]
+
+
+class MemoryWeightTransfer(WeightTransferEngine[MemoryInitInfo, MemoryUpdateInfo]):
+    """Loads weights that were handed over in memory."""
+
+    init_info_cls = MemoryInitInfo
+    update_info_cls = MemoryUpdateInfo
+    supports_draft_weight_update = False
+
+    def init_transfer_engine(self, init_info: MemoryInitInfo) -> None:
+        """Nothing to connect."""
+
+    def start_weight_update(self) -> None:
+        """Bring every layer into the form that checkpoints are loaded into."""
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: MemoryUpdateInfo) -> None:
+        """Load some of the weights; a layer is packed when its last one is there."""
+        with torch.device(self.device):
+            self.model.load_weights(iter(update_info.weights))
+
+    def finish_weight_update(self) -> None:
+        """Pack what is left, tied output layers included."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        for head in _tied_heads(self.model):
+            head.quant_method.process_weights_after_loading(head)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def _tied_heads(model: torch.nn.Module) -> list[ParallelLMHead]:
+    embeddings = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+    }
+    heads = (module for module in model.modules() if isinstance(module, ParallelLMHead))
+    return [head for head in heads if id(head.weight) in embeddings]
+
+
+class WorkerExtension:
+    """What vLLM's workers can do in addition, called by `collective_rpc`."""
+
+    model_runner: Any
+
+    def actrep_checksums(self, names: list[str]) -> dict[str, float]:
+        """Checksums of the weights in use, for those of `names` that this worker holds whole."""
+        model = self.model_runner.get_model()
+        mapper = model.hf_to_vllm_mapper
+        held = dict(model.named_parameters(remove_duplicate=False))
+        sums = {}
+        for name in filter(is_checked, names):
+            mapped = mapper.apply_list([name])
+            if mapped and mapped[0] in held:
+                sums[name] = checksum(held[mapped[0]])
+        return sums
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, MemoryWeightTransfer)
