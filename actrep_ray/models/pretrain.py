@@ -1,0 +1,244 @@
+"""Pretrain the small base on describing motion: where the moving part is, and which way it goes.
+
+The base stands in for what a large Qwen-VL has learned before anybody fine-tunes it. It never sees
+a count, a repetition or a cycle mark: its labels are the motion tracks of the synthetic renderer,
+put into two kinds of text, each with its own question.
+
+    where   one word for each temporal patch: p0 (rest) ... p7 (furthest)
+    how     one line for each stretch: `still 0.0-0.9s`, `out 0.9-1.6s`, `back 1.6-2.4s`
+
+Run it again with::
+
+    python -m actrep_ray.models.pretrain --help
+"""
+
+import argparse
+import json
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from actrep_ray.config import VideoConfig
+from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
+from actrep_ray.models.tiny import num_parameters, write_tiny_model
+from data_prep.schema import Clip, read_clips
+from data_prep.video import FramePlan, read_frames
+
+log = logging.getLogger(__name__)
+
+WHERE = "Where is the moving part at each time?"
+HOW = "Describe how it moves."
+NUM_PLACES = 8
+VIDEO = VideoConfig(fps=4.0, max_frames=96, min_pixels=32 * 32, max_pixels=32 * 32)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip in memory: what it shows, and its two descriptions as text."""
+
+    clip_id: str
+    plan: FramePlan
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    where: str
+    how: str
+
+
+def describe_places(track: dict[str, Any], plan: FramePlan) -> str:
+    """One word for each pair of frames: in which of `NUM_PLACES` equal parts the position lies."""
+    times = np.array(plan.timestamps_s[: plan.num_frames // 2 * 2]).reshape(-1, 2).mean(axis=1)
+    position = np.interp(times, track["times_s"], track["position"])
+    places = np.minimum((position * NUM_PLACES).astype(int), NUM_PLACES - 1)
+    return " ".join(f"p{place}" for place in places)
+
+
+def describe_motion(track: dict[str, Any]) -> str:
+    """One line for each stretch in which the part rests, goes out or comes back, with its times."""
+    times, position = np.array(track["times_s"]), np.array(track["position"])
+    is_moving = np.array(track["moving"], dtype=bool)
+    words = np.full(len(times), "still", dtype=object)
+    # A turn has no way back: its second half is called so.
+    is_turn = bool(np.any(np.diff(position) < -0.5))
+    goes_out = position < 0.5 if is_turn else np.gradient(position, times) > 0
+    words[is_moving & goes_out] = "out"
+    words[is_moving & ~goes_out] = "back"
+    lines, start = [], 0
+    for i in range(1, len(words) + 1):
+        if i == len(words) or words[i] != words[start]:
+            end = times[min(i, len(words) - 1)]
+            if end - times[start] >= 0.1:
+                lines.append(f"{words[start]} {times[start]:.1f}-{end:.1f}s\n")
+            start = i
+    return "".join(lines)
+
+
+def load_examples(folder: Path, split: str, inputs: QwenVLInputs, limit: int) -> list[Example]:
+    """Decode the first clips of a synthetic data set, with their descriptions."""
+    tracks = {}
+    with (folder / "tracks.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            track = json.loads(line)
+            tracks[track["id"]] = track
+    clips: list[Clip] = list(read_clips(folder / "clips.jsonl", split=split))[:limit]
+    examples = []
+    for clip in clips:
+        plan = inputs.plan(clip, VIDEO)
+        track = tracks[clip.id]
+        examples.append(
+            Example(
+                clip_id=clip.id,
+                plan=plan,
+                frames=read_frames(plan),
+                where=describe_places(track, plan),
+                how=describe_motion(track),
+            )
+        )
+    return examples
+
+
+def collate(
+    inputs: QwenVLInputs, examples: Sequence[tuple[Example, str]]
+) -> dict[str, torch.Tensor]:
+    """Right-padded batch; `labels` are -100 except on the description. [B, L]"""
+    rows = []
+    for example, question in examples:
+        prompt = inputs.encode(question, example.plan, example.frames)
+        text = example.where if question == WHERE else example.how
+        rows.append((prompt, torch.from_numpy(inputs.encode_answer(text)).long()))
+    length = max(len(prompt.input_ids) + len(answer) for prompt, answer in rows)
+    ids = torch.full((len(rows), length), int(inputs.tokenizer.pad_token_id))
+    labels = torch.full((len(rows), length), -100)
+    positions = torch.zeros(3, len(rows), length, dtype=torch.long)
+    for b, (prompt, answer) in enumerate(rows):
+        start, end = len(prompt.input_ids), len(prompt.input_ids) + len(answer)
+        ids[b, :start], ids[b, start:end] = prompt.input_ids, answer
+        labels[b, start:end] = answer
+        positions[:, b, :start] = prompt.position_ids
+        positions[:, b, start:] = prompt.next_position + torch.arange(length - start)
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "position_ids": positions,
+        "pixel_values_videos": torch.cat([prompt.pixel_values for prompt, _ in rows]),
+        "video_grid_thw": torch.cat([prompt.grid_thw for prompt, _ in rows]),
+    }
+
+
+def loss_and_accuracy(
+    model: Any, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy of the description's tokens, and the share predicted right."""
+    arguments = {key: value for key, value in batch.items() if key != "labels"}
+    hidden = model.model(**arguments, use_cache=False).last_hidden_state[:, :-1]
+    targets = batch["labels"][:, 1:]
+    is_target = targets >= 0
+    logits = model.lm_head(hidden[is_target])
+    loss = functional.cross_entropy(logits, targets[is_target])
+    return loss, (logits.argmax(dim=-1) == targets[is_target]).float().mean()
+
+
+def batches(
+    examples: Sequence[Example], batch_size: int, where_share: float, seed: int
+) -> Iterator[list[tuple[Example, str]]]:
+    """Endless seeded batches; `where_share` of the rows are asked `WHERE`, the others `HOW`."""
+    rng = random.Random(seed)
+    while True:
+        order = rng.sample(range(len(examples)), len(examples))
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            chosen = sorted(order[start : start + batch_size])
+            yield [
+                (examples[i], WHERE if rng.random() < where_share else HOW) for i in chosen
+            ]
+
+
+def learning_rate(step: int, num_steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up, then a cosine to a tenth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Train from random weights (or `--start`) and write a checkpoint folder with its log."""
+    torch.manual_seed(args.seed)
+    out = Path(args.out)
+    start = Path(args.start) if args.start else write_tiny_model(out, seed=args.seed)
+    inputs = QwenVLInputs(start)
+    model: Any = load_model(start, dtype="float32").train()
+    train = [e for d in args.data for e in load_examples(Path(d), "train", inputs, args.clips)]
+    held_out = load_examples(Path(args.data[0]), "validation", inputs, 64)
+    log.info("%d clips, %d parameters", len(train), sum(p.numel() for p in model.parameters()))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+    )
+    stream = batches(train, args.batch_size, args.where_share, args.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "pretraining.jsonl").open("a", encoding="utf-8") as history:
+        began = time.monotonic()
+        for step, examples in zip(range(args.steps), stream, strict=False):
+            rate = learning_rate(step, args.steps, args.lr, args.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, accuracy = loss_and_accuracy(model, collate(inputs, examples))
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            row = {"step": step + 1, "loss": loss.item(), "accuracy": accuracy.item()}
+            row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
+            if (step + 1) % args.every == 0 or step + 1 == args.steps:
+                row |= validate(model, inputs, held_out)
+                log.info("%s", {key: round(value, 4) for key, value in row.items()})
+                save(model, inputs, out)
+            history.write(json.dumps(row) + "\n")
+            history.flush()
+
+
+def validate(model: Any, inputs: QwenVLInputs, examples: Sequence[Example]) -> dict[str, float]:
+    """Token accuracy of both kinds of description on held-out clips."""
+    result = {}
+    with torch.no_grad():
+        for name, question in (("where", WHERE), ("how", HOW)):
+            batch = collate(inputs, [(example, question) for example in examples])
+            loss, accuracy = loss_and_accuracy(model, batch)
+            result |= {f"val_{name}_loss": loss.item(), f"val_{name}_accuracy": accuracy.item()}
+    return result
+
+
+def save(model: Any, inputs: QwenVLInputs, out: Path) -> None:
+    """Write the folder that `from_pretrained` and vLLM load."""
+    model.save_pretrained(out)
+    inputs.processor.save_pretrained(out)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", action="append", required=True, help="folder of synthetic clips")
+    parser.add_argument("--out", required=True, help="checkpoint folder to write")
+    parser.add_argument("--start", help="checkpoint to go on from (random weights without it)")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--clips", type=int, default=1_000_000, help="at most, of each folder")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--where-share", type=float, default=0.5)
+    parser.add_argument("--every", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args = parser.parse_args()
+    pretrain(args)
+    log.info("%s: %d parameters", args.out, num_parameters(args.out))
+
+
+if __name__ == "__main__":
+    main()
