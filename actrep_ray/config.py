@@ -235,7 +235,9 @@ class Recipe(_Section):
     """All settings of one run."""
 
     stage: Literal["sft", "grpo"] = Field("grpo", description="What the recipe is for.")
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run.")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run."
+    )
     runs_dir: str = Field("runs", description="Folder of run folders.")
     seed: int = Field(0, ge=0, description="Seed of sampling, order and initialisation.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where workers compute.")
@@ -297,7 +299,9 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {override!r}: expected key=value, for example learner.lr=1e-6")
+            raise ConfigError(
+                f"--set {override!r}: expected key=value, for example learner.lr=1e-6"
+            )
         _assign(values, key.split("."), yaml.safe_load(text), override)
     try:
         return Recipe.model_validate(values)

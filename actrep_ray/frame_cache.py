@@ -77,7 +77,7 @@ class FrameCache:
         for _, size, path in sorted(entries):
             if excess <= 0:
                 return
-            if path.suffix == ".npy" and path != keep or _is_orphan(path):
+            if (path.suffix == ".npy" and path != keep) or _is_orphan(path):
                 path.unlink(missing_ok=True)
                 excess -= size
 

@@ -4,9 +4,8 @@ Owns the wording; the layout belongs to `rewards.response`. Every text is parsed
 handed out, so that no reference answer can miss the reward that it is meant to teach.
 """
 
-from rewards.response import Response, parse, render
-
 from data_prep.schema import Clip, DataError
+from rewards.response import Response, parse, render
 
 # What is seen, and from where to where one repetition goes.
 _WORDING: dict[str, tuple[str, str]] = {

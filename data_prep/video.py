@@ -21,7 +21,6 @@ import numpy as np
 
 from data_prep.schema import Clip, DataError
 
-
 _FRAMES_AT_ONCE = 16  # decoded at full size before they are resized: bounds the memory
 
 

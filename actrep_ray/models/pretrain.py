@@ -154,9 +154,7 @@ def batches(
         order = rng.sample(range(len(examples)), len(examples))
         for start in range(0, len(order) - batch_size + 1, batch_size):
             chosen = sorted(order[start : start + batch_size])
-            yield [
-                (examples[i], WHERE if rng.random() < where_share else HOW) for i in chosen
-            ]
+            yield [(examples[i], WHERE if rng.random() < where_share else HOW) for i in chosen]
 
 
 def learning_rate(step: int, num_steps: int, peak: float, warmup: int) -> float:

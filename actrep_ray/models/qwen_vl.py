@@ -166,7 +166,9 @@ class QwenVLInputs:
         if self.family == "qwen2_5_vl":
             time_step = self._tokens_per_second * self.temporal_patch_size / plan.fps
         is_visual = (input_ids == self.video_pad_id).numpy()
-        if self.family.startswith("qwen3_vl"):  # a block for each temporal patch, timestamps between
+        if self.family.startswith(
+            "qwen3_vl"
+        ):  # a block for each temporal patch, timestamps between
             return mrope_positions(is_visual, [(1, height, width)] * time, time_step)
         return mrope_positions(is_visual, [(time, height, width)], time_step)
 

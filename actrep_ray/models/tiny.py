@@ -21,10 +21,10 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
     Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
     Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
