@@ -4,6 +4,7 @@ Owns everything that looks at form alone. Rewards are in [0, 1]; penalties are i
 """
 
 import re
+from itertools import islice
 from typing import Final
 
 from rewards.cycles import valid_cycles
@@ -157,7 +158,10 @@ def has_reasoning(response: ParsedResponse, reference: Reference) -> bool:
 
 
 def _says_something(text: str | None, prompt: str | None) -> bool:
-    if text is None or sum(c.isalnum() for c in text[:256]) < _MIN_CHARACTERS:
+    if text is None:
+        return False
+    characters = islice(filter(str.isalnum, text[:_MAX_CHARACTERS]), _MIN_CHARACTERS)
+    if sum(1 for _ in characters) < _MIN_CHARACTERS:
         return False
     if prompt is None:
         return True

@@ -270,16 +270,21 @@ def dialect_of_template(chat_template: str) -> str:
 
 
 def round_cycles(cycles: tuple[Cycle, ...]) -> tuple[Cycle, ...]:
-    """Cycles with the one decimal that the grammar writes.
+    """Cycles with the one decimal that the grammar writes, still in order and without overlap.
 
     Raises:
         ValueError: if a cycle is so short that its two ends become the same.
     """
-    rounded = tuple((round(start, 1), round(end, 1)) for start, end in cycles)
-    for i, (start, end) in enumerate(rounded):
+    rounded: list[Cycle] = []
+    previous_end = 0.0
+    for i, cycle in enumerate(cycles):
+        # Ends that differ by float noise can round apart: never start before the last one ends.
+        start, end = max(previous_end, round(cycle[0], 1)), round(cycle[1], 1)
         if end <= start:
-            raise ValueError(f"cycles[{i}]={cycles[i]}: nothing is left of it at 0.1 s")
-    return rounded
+            raise ValueError(f"cycles[{i}]={cycle}: nothing is left of it at 0.1 s")
+        rounded.append((start, end))
+        previous_end = end
+    return tuple(rounded)
 
 
 def read_integer(text: str) -> tuple[int | None, str | None]:

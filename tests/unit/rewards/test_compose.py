@@ -4,6 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rewards.compose import (
     DEFAULT_SPEC,
@@ -19,7 +21,7 @@ from rewards.compose import (
     score,
 )
 from rewards.reference import Reference
-from rewards.response import ParsedResponse, Response, render
+from rewards.response import ParsedResponse, Response, render, round_cycles
 
 CYCLES = ((0.5, 1.2), (1.2, 2.0))
 MARKED = Reference(count=2, cycles=CYCLES, duration_s=2.5)
@@ -83,6 +85,26 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_right_answer_earns_everything() -> None:
     assert score(RIGHT, MARKED) == Score(1.0, {"obo": 1.0, "cycles": 1.0, "format": 1.0})
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-1e-7, 3.0), st.floats(0.11, 5.0)), max_size=60),
+    st.booleans(),
+    st.sampled_from(["think", "thinking"]),
+)
+def test_the_rendered_labels_earn_everything(
+    steps: list[tuple[float, float]], has_gaps: bool, dialect: str
+) -> None:
+    cycles, at = [], 0.0
+    for gap, length in steps:
+        start = at + gap * (has_gaps or not cycles)
+        cycles.append((start, start + length))
+        at = start + length
+    reference = Reference(count=len(steps), cycles=tuple(cycles), duration_s=at + 0.01)
+    written = round_cycles(tuple(cycles))
+    response = Response("A man rows.", "one pull", written, "even", len(steps), len(steps))
+    assert score(render(response, dialect=dialect), reference).total == 1.0
 
 
 def test_total_is_the_weighted_mean() -> None:

@@ -109,6 +109,8 @@ def test_unknown_dialect_is_refused() -> None:
 
 def test_round_cycles() -> None:
     assert round_cycles(((0.04, 0.96), (0.96, 2.0))) == ((0.0, 1.0), (1.0, 2.0))
+    noisy = ((-1e-9, 1.2500001), (1.25, 2.0))  # the ends differ by float noise and round apart
+    assert round_cycles(noisy) == ((0.0, 1.3), (1.3, 2.0))
     with pytest.raises(ValueError, match=r"cycles\[0\]"):
         round_cycles(((1.01, 1.04),))
 
