@@ -203,7 +203,7 @@ def pretrain(args: argparse.Namespace) -> None:
 
 def validate(model: Any, inputs: QwenVLInputs, examples: Sequence[Example]) -> dict[str, float]:
     """Token accuracy of both kinds of description on held-out clips."""
-    result = {}
+    result: dict[str, float] = {}
     with torch.no_grad():
         for name, question in (("where", WHERE), ("how", HOW)):
             batch = collate(inputs, [(example, question) for example in examples])

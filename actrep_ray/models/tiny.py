@@ -175,7 +175,7 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
     }
-    sections = {"mrope_section": [8, 4, 4], "rope_type": "default"}
+    sections: dict[str, Any] = {"mrope_section": [8, 4, 4], "rope_type": "default"}
     vision: dict[str, Any] = {"depth": 2, "num_heads": 4, "spatial_merge_size": 2}
     if family == "qwen3_vl":
         text |= {"head_dim": 32}
