@@ -74,10 +74,52 @@ class Level:
 
 
 LEVELS = {
-    "easy": Level((12, 15), (64,), (6, 12), (0.8, 2.4), 12, 0.85, 1.25, 0.05, (2, 4), 0, 0, (0, 0), (0, 0)),
-    "medium": Level((12, 15), (64, 80), (6, 16), (0.8, 2.6), 16, 0.9, 1.5, 0.10, (6, 12), 0.2, 0.008, (1, 3), (0, 0)),
-    "hard": Level((24, 30), (64, 80, 96), (6, 20), (0.7, 2.8), 24, 1.0, 2.0, 0.18, (12, 22), 0.35, 0.018, (2, 5), (1, 2)),
-}  # fmt: skip
+    "easy": Level(
+        frame_rates=(12, 15),
+        sizes=(64,),
+        duration_s=(6.0, 12.0),
+        period_s=(0.8, 2.4),
+        max_count=12,
+        count_spread=0.85,
+        tempo_factor=1.25,
+        pause_probability=0.05,
+        noise=(2, 4),
+        lighting=0.0,
+        jitter=0.0,
+        num_distractors=(0, 0),
+        num_bars=(0, 0),
+    ),
+    "medium": Level(
+        frame_rates=(12, 15),
+        sizes=(64, 80),
+        duration_s=(6.0, 16.0),
+        period_s=(0.8, 2.6),
+        max_count=16,
+        count_spread=0.9,
+        tempo_factor=1.5,
+        pause_probability=0.10,
+        noise=(6, 12),
+        lighting=0.2,
+        jitter=0.008,
+        num_distractors=(1, 3),
+        num_bars=(0, 0),
+    ),
+    "hard": Level(
+        frame_rates=(24, 30),
+        sizes=(64, 80, 96),
+        duration_s=(6.0, 20.0),
+        period_s=(0.7, 2.8),
+        max_count=24,
+        count_spread=1.0,
+        tempo_factor=2.0,
+        pause_probability=0.18,
+        noise=(12, 22),
+        lighting=0.35,
+        jitter=0.018,
+        num_distractors=(2, 5),
+        num_bars=(1, 2),
+    ),
+}
 
 _ZERO_PROBABILITY = 0.05
 _COUNT_MODE = 3
@@ -220,7 +262,7 @@ def write_dataset(
 
 def render_clip(level: str, seed: int, split: str, index: int) -> SyntheticClip:
     """Draw one clip; a pure function of its arguments."""
-    plan = _plan_clip(level, seed, split, index)
+    plan = plan_clip(level, seed, split, index)
     return SyntheticClip(_draw_clip(plan), plan.fps, plan.clip, plan.timeline, plan.track)
 
 
@@ -360,7 +402,7 @@ def _render_chunk(out_dir: Path, level: str, seed: int, jobs: list[tuple[str, in
     cv2.setNumThreads(1)
     rows = []
     for split, index in jobs:
-        plan = _plan_clip(level, seed, split, index)
+        plan = plan_clip(level, seed, split, index)
         path = out_dir / plan.clip.video
         if not path.exists():
             encode_mp4(path, _draw_clip(plan), plan.fps)
@@ -378,8 +420,17 @@ def _render_chunk(out_dir: Path, level: str, seed: int, jobs: list[tuple[str, in
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A clip before it is drawn."""
+class ClipPlan:
+    """A clip before it is drawn: all labels, no pixels.
+
+    Attributes:
+        level: What the clip was drawn from.
+        fps: Frames per second.
+        clip: The canonical line.
+        timeline: Action and cycles.
+        track: The track at the times of the frames.
+        look_seed: Seeds colours, scenery, light, camera and noise.
+    """
 
     level: Level
     fps: int
@@ -389,7 +440,8 @@ class _Plan:
     look_seed: np.random.SeedSequence
 
 
-def _plan_clip(level: str, seed: int, split: str, index: int) -> _Plan:
+def plan_clip(level: str, seed: int, split: str, index: int) -> ClipPlan:
+    """The labels of one clip, a thousand times cheaper than `render_clip` and equal to its."""
     _check_request(level, {split: index + 1}, seed, 1)
     spec = LEVELS[level]
     entropy = (seed, list(LEVELS).index(level), SPLITS.index(split), index)
@@ -416,7 +468,7 @@ def _plan_clip(level: str, seed: int, split: str, index: int) -> _Plan:
         cycles_source="synthetic",
     )
     track = timeline.track_at(np.arange(num_frames) / fps)
-    return _Plan(spec, fps, clip, timeline, track, look_seed)
+    return ClipPlan(spec, fps, clip, timeline, track, look_seed)
 
 
 def _draw_timeline(rng: np.random.Generator, level: str, fps: int) -> Timeline:
@@ -623,7 +675,7 @@ MOTIONS = {
 }
 
 
-def _draw_clip(plan: _Plan) -> Frames:
+def _draw_clip(plan: ClipPlan) -> Frames:
     """All frames of a plan, uint8 [T, H, W, 3]."""
     rng = np.random.default_rng(plan.look_seed)
     size, num_frames = plan.clip.width, plan.clip.num_frames

@@ -1,0 +1,291 @@
+"""The synthetic videos: exact labels, agreement with the files, determinism, what a level adds."""
+
+import json
+import shutil
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import decord
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.schema import SPLITS, read_clips
+from data_prep.synthetic import (
+    LEVELS,
+    MOTIONS,
+    Timeline,
+    count_weights,
+    encode_mp4,
+    plan_clip,
+    read_tracks,
+    render_clip,
+    write_dataset,
+)
+
+NUM_CLIPS = {"train": 20, "validation": 4, "test": 4}
+
+clip_keys = {
+    "level": st.sampled_from(sorted(LEVELS)),
+    "seed": st.integers(0, 2**31),
+    "split": st.sampled_from(SPLITS),
+    "index": st.integers(0, 99_999),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out_dir = tmp_path_factory.mktemp("easy")
+    return write_dataset(out_dir, level="easy", num_clips=NUM_CLIPS, seed=7, num_processes=1)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_track_of_a_timeline_by_hand() -> None:
+    times = np.array([0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0])
+    cycles = ((1.0, 3.0), (4.0, 6.0))  # a pause of a second between them
+    squat = Timeline("squat", 8.0, cycles).track_at(times)
+    assert squat.position == pytest.approx([0, 0, 0.5, 1, 0.5, 0, 0, 0, 1, 0, 0])
+    assert squat.is_moving.tolist() == [False, *[True] * 4, False, False, True, True, False, False]
+    ball = Timeline("ball_bounce", 8.0, cycles).track_at(times)
+    assert ball.position == pytest.approx([0, 0, 0.75, 1, 0.75, 0, 0, 0, 1, 0, 0])
+    turn = Timeline("arm_rotation", 8.0, cycles).track_at(times)
+    assert turn.position == pytest.approx([0, 0, 0.25, 0.5, 0.75, 0, 0, 0, 0.5, 0, 0])
+
+
+def test_one_way_motion_stays_where_it_ends() -> None:
+    track = Timeline("squat", 6.0, (), (1.0, 3.0, 0.8)).track_at(np.array([0.0, 1, 2, 3, 5]))
+    assert track.position == pytest.approx([0, 0, 0.4, 0.8, 0.8])
+    assert track.is_moving.tolist() == [False, False, True, False, False]
+
+
+@given(**clip_keys)
+@settings(max_examples=300, deadline=None)
+def test_labels_are_consistent(level: str, seed: int, split: str, index: int) -> None:
+    plan, spec = plan_clip(level, seed, split, index), LEVELS[level]
+    clip, cycles = plan.clip, plan.timeline.cycles
+    assert clip.count == len(cycles) <= spec.max_count
+    assert clip.duration_s % 0.5 == 0
+    assert spec.duration_s[0] <= clip.duration_s <= spec.duration_s[1]
+    assert clip.num_frames == clip.duration_s * clip.video_fps == len(plan.track.position)
+    bounds = [bound for cycle in cycles for bound in cycle]
+    assert bounds == sorted(bounds) == [round(b, 3) for b in bounds]
+    assert not bounds or (bounds[0] >= 0.299 and bounds[-1] <= clip.duration_s - 0.299)
+    for start, end in cycles:
+        assert spec.period_s[0] - 0.0011 <= end - start <= spec.period_s[1] + 0.0011
+    for (_, end), (start, _) in pairwise(cycles):
+        assert start == end or 0.399 <= start - end <= 1.501
+
+
+@given(**clip_keys)
+@settings(max_examples=200, deadline=None)
+def test_track_rests_at_every_boundary(level: str, seed: int, split: str, index: int) -> None:
+    timeline = plan_clip(level, seed, split, index).timeline
+    for start, end in timeline.cycles:
+        assert timeline.track_at(np.array([start, end])).position.tolist() == [0.0, 0.0]
+        inside = timeline.track_at(np.linspace(start, end, 200, endpoint=False)[1:])
+        assert inside.is_moving.all()
+        assert inside.position.max() >= 0.9
+        assert (inside.position > 0).all()
+    if timeline.cycles:
+        outside = timeline.track_at(np.array([0.0, timeline.duration_s]))
+        assert outside.position.tolist() == [0.0, 0.0]
+        assert not outside.is_moving.any()
+
+
+@given(**clip_keys)
+@settings(max_examples=100, deadline=None)
+def test_speed_stays_within_the_levels_factor(
+    level: str, seed: int, split: str, index: int
+) -> None:
+    lengths = np.array([e - s for s, e in plan_clip(level, seed, split, index).timeline.cycles])
+    if len(lengths):
+        assert lengths.max() / lengths.min() <= LEVELS[level].tempo_factor ** 2 + 0.01
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_counts_are_long_tailed(level: str) -> None:
+    weights = count_weights(level)
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights[0] == pytest.approx(0.05)
+    assert weights.argmax() == 3
+    assert (np.diff(weights[4:]) < 0).all()
+    plans = [plan_clip(level, 0, "train", i) for i in range(1500)]
+    counts = Counter(p.clip.count for p in plans)
+    assert max(counts) == LEVELS[level].max_count
+    assert 0.03 < counts[0] / 1500 < 0.07
+    assert max(counts, key=counts.__getitem__) in (2, 3, 4)
+    assert Counter(p.clip.action for p in plans).keys() == MOTIONS.keys()
+    zeros = [p.track.is_moving.any() for p in plans if p.clip.count == 0]
+    assert 0.25 < np.mean(zeros) < 0.75  # some move without repeating, some stand still
+    best_constant = max(sum(counts[c + d] for d in (-1, 0, 1)) for c in range(24)) / 1500
+    assert best_constant < 0.42
+
+
+def test_metadata_agrees_with_the_files(dataset: Path) -> None:
+    clips = list(read_clips(dataset))
+    assert Counter(c.split for c in clips) == NUM_CLIPS
+    tracks = read_tracks(dataset.with_name("tracks.jsonl"))
+    assert [c.id for c in clips] == list(tracks)
+    for clip in clips:
+        reader = decord.VideoReader(clip.video)
+        assert len(reader) == clip.num_frames == len(tracks[clip.id].position)
+        assert reader.get_avg_fps() == clip.video_fps
+        assert reader[0].shape == (clip.height, clip.width, 3)
+        assert clip.count == len(clip.cycles or ())
+        assert (clip.start_s, clip.end_s) == (0.0, clip.num_frames / clip.video_fps)
+    assert {c.video_fps for c in clips} == {12.0, 15.0}
+
+
+def test_decoded_frames_are_the_rendered_ones(dataset: Path) -> None:
+    clip = next(iter(read_clips(dataset)))
+    decoded = decord.VideoReader(clip.video)[:].asnumpy().astype(int)
+    rendered = render_clip("easy", 7, "train", 0).frames.astype(int)
+    # what is left is the codec's loss and its coarser colour planes
+    assert np.abs(decoded - rendered).mean() < 6
+
+
+def test_result_does_not_depend_on_processes_or_order(dataset: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    write_dataset(
+        tmp_path, level="easy", num_clips=dict(reversed(NUM_CLIPS.items())), seed=7,
+        num_processes=2, progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert files_of(tmp_path) == files_of(dataset.parent)
+    assert seen[-1] == (28, 28)
+
+
+def test_a_finished_folder_is_left_alone_and_a_half_one_completed(
+    dataset: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.parent, folder)
+    arguments = {"level": "easy", "num_clips": NUM_CLIPS, "seed": 7, "num_processes": 1}
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.[jm]*")}
+    write_dataset(folder, **arguments)  # type: ignore[arg-type]
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.[jm]*")} == before
+    (folder / "clips.jsonl").unlink()
+    (folder / "videos" / "train-00003.mp4").unlink()
+    (folder / "videos" / ".train-00004.mp4.99.partial").write_bytes(b"cut off")
+    write_dataset(folder, **arguments)  # type: ignore[arg-type]
+    assert files_of(folder) == files_of(dataset.parent)
+
+
+def test_other_settings_replace_the_folder_and_foreign_files_are_kept(tmp_path: Path) -> None:
+    write_dataset(tmp_path, level="easy", num_clips={"train": 3}, seed=1, num_processes=1)
+    first = files_of(tmp_path)
+    path = write_dataset(tmp_path, level="easy", num_clips={"test": 2}, seed=2, num_processes=1)
+    assert [c.split for c in read_clips(path)] == ["test", "test"]
+    assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == [
+        "test-00000.mp4", "test-00001.mp4",
+    ]  # fmt: skip
+    assert files_of(tmp_path)["clips.jsonl"] != first["clips.jsonl"]
+    (tmp_path / "dataset.json").unlink()
+    with pytest.raises(ValueError, match=r"clips\.jsonl: exists without a dataset\.json"):
+        write_dataset(tmp_path, level="easy", num_clips={"train": 1}, seed=1, num_processes=1)
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
+    clip = render_clip("hard", 3, "test", 5)
+    again = render_clip("hard", 3, "test", 5)
+    assert np.array_equal(clip.frames, again.frames)
+    encode_mp4(tmp_path / "a.mp4", clip.frames, clip.fps)
+    encode_mp4(tmp_path / "b.mp4", again.frames, again.fps)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_splits_and_seeds_are_disjoint() -> None:
+    plans = [
+        plan_clip("easy", seed, split, i)
+        for seed in (0, 1) for split in SPLITS for i in range(60)
+    ]  # fmt: skip
+    cycles = [p.timeline.cycles for p in plans if p.timeline.cycles]
+    assert len(set(cycles)) == len(cycles)
+    assert len({p.clip.id for p in plans}) == len(plans)
+
+
+def test_no_name_gives_the_count_away(dataset: Path) -> None:
+    for number, line in enumerate(dataset.read_text().splitlines()):
+        row = json.loads(line)
+        index = number - {"train": 0, "validation": 20, "test": 24}[row["split"]]
+        assert row["video"] == f"videos/{row['split']}-{index:05d}.mp4"
+        assert row["id"] == f"easy-7-{row['split']}-{index:05d}"
+
+
+def moving_index(level: str, action: str) -> int:
+    for i in range(500):
+        plan = plan_clip(level, 0, "train", i)
+        if plan.clip.action == action and plan.clip.count >= 2:
+            return i
+    raise AssertionError(f"no {action} at level {level}")
+
+
+@pytest.mark.parametrize("action", MOTIONS)
+def test_motion_is_bold_at_32_pixels(action: str) -> None:
+    """The part of the picture that changes spans at least 40% of a side and has contrast."""
+    clip = render_clip("easy", 0, "train", moving_index("easy", action))
+    small = clip.frames.reshape(len(clip.frames), 32, 2, 32, 2, 3).mean(axis=(2, 4))
+    change = np.abs(small - small[0]).mean(axis=3).max(axis=0) > 40  # [32, 32]
+    rows, columns = np.nonzero(change)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 >= 0.4 * 32
+    assert change.mean() > 0.03
+
+
+def border_noise(frames: np.ndarray) -> float:
+    """Mean change from frame to frame in the corners, which the figure does not reach."""
+    corners = frames[:, :6, [*range(6), *range(-6, 0)]].astype(float)
+    return float(np.abs(np.diff(corners, axis=0)).mean())
+
+
+def test_levels_add_what_they_say() -> None:
+    clips = {
+        level: [render_clip(level, 0, "train", i) for i in range(7)]
+        for level in ("easy", "medium", "hard")
+    }
+    noise = {level: np.mean([border_noise(c.frames) for c in cs]) for level, cs in clips.items()}
+    assert 1 < noise["easy"] < noise["medium"] < noise["hard"]
+
+    def brightness_range(level: str) -> float:
+        means = [c.frames[:, :6].mean(axis=(1, 2, 3)) for c in clips[level]]
+        return float(np.median([np.ptp(m) / m.mean() for m in means]))
+
+    assert brightness_range("easy") < 0.05 < brightness_range("medium")
+    assert {c.fps for c in clips["easy"] + clips["medium"]} == {12, 15}
+    assert {c.fps for c in clips["hard"]} == {24, 30}
+    assert {c.frames.shape[1] for c in clips["easy"]} == {64}
+    assert {c.frames.shape[1] for c in clips["hard"]} == {64, 80, 96}
+
+
+def test_hard_has_distractors_bars_and_a_shaking_camera() -> None:
+    spec = LEVELS["hard"]
+    assert spec.num_bars[0] >= 1
+    assert spec.num_distractors[0] >= 1
+    assert spec.jitter > LEVELS["medium"].jitter > LEVELS["easy"].jitter == 0
+    clip = render_clip("hard", 0, "train", moving_index("hard", "ball_bounce"))
+    still = clip.frames[~clip.track.is_moving].astype(float)
+    # edges in the picture move although the figure rests
+    spread = still.mean(axis=3).std(axis=0)
+    assert np.quantile(spread, 0.99) > 2 * np.quantile(spread, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"level": "extreme"}, "level='extreme', expected one of easy, medium, hard"),
+        ({"num_clips": {"dev": 3}}, "split 'dev', expected one of train, validation, test"),
+        ({"num_clips": {"train": -1}}, r"num_clips\['train'\]=-1, expected at least 0"),
+        ({"num_clips": {}}, "expected at least one clip"),
+        ({"seed": -1}, "seed=-1, expected an integer of at least 0"),
+        ({"num_processes": 0}, "num_processes=0, expected at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    arguments = {"level": "easy", "num_clips": {"train": 1}, "seed": 0, "num_processes": 1}
+    with pytest.raises(ValueError, match=message):
+        write_dataset(tmp_path / "out", **(arguments | change))
+    assert not (tmp_path / "out").exists()
