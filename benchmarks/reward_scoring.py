@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 
 from rewards.compose import REWARDS, RewardSpec, score
 from rewards.reference import Reference
@@ -47,15 +48,13 @@ def main() -> None:
         per_second[name] = {}
         for num_cycles in LENGTHS:
             text, reference = _answer(num_cycles)
-            seconds = _seconds_per_call(
-                lambda t=text, r=reference, s=spec: score(t, r, s), budget_s
-            )
+            seconds = _seconds_per_call(partial(score, text, reference, spec), budget_s)
             per_second[name][num_cycles] = round(1.0 / seconds, 1)
             print(f"{name:>16} {num_cycles:>4} cycles {1.0 / seconds:>10,.0f} rollouts/s")
     parse_us = {}
     for num_cycles in LENGTHS:
         text, _ = _answer(num_cycles)
-        seconds = _seconds_per_call(lambda t=text: parse(t), budget_s)
+        seconds = _seconds_per_call(partial(parse, text), budget_s)
         parse_us[num_cycles] = round(1e6 * seconds, 1)
     scoring_s = args.rollouts / per_second["default"][TYPICAL_LENGTH]
     result = {

@@ -1,5 +1,6 @@
 """The reward behind verl's signature; verl's own loader and reward manager run it."""
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -69,10 +70,11 @@ class Characters:
 
 
 def test_verl_loads_and_runs_it() -> None:
-    """By file path, as verl's configuration names it, through verl's naive reward manager."""
+    """By file path, as verl's configuration names it, through both of verl's naive managers."""
     torch = pytest.importorskip("torch")
     from omegaconf import OmegaConf
     from verl import DataProto
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.workers.reward_manager.naive import NaiveRewardManager
 
@@ -112,3 +114,14 @@ def test_verl_loads_and_runs_it() -> None:
     assert rewards[0] > rewards[1] > rewards[2] == 0.0
     assert result["reward_extra_info"]["format"] == pytest.approx([1.0, 0.9, 0.0])
     assert result["reward_extra_info"]["acc"] == [1.0, 0.0, 0.0]
+
+    # The manager of verl's reward loop scores one rollout at a time.
+    async def one_by_one() -> list[dict]:
+        manager = get_reward_manager_cls("naive")(
+            OmegaConf.create({}), Characters(), compute_score=reward_fn
+        )
+        return [await manager.run_single(data[i : i + 1]) for i in range(len(data))]
+
+    single = asyncio.run(one_by_one())
+    assert [one["reward_score"] for one in single] == pytest.approx(expected)
+    assert single[1]["reward_extra_info"]["format"] == pytest.approx(0.9)
