@@ -255,10 +255,16 @@ def test_levels_add_what_they_say() -> None:
         return float(np.median([np.ptp(m) / m.mean() for m in means]))
 
     assert brightness_range("easy") < 0.05 < brightness_range("medium")
-    assert {c.fps for c in clips["easy"] + clips["medium"]} == {12, 15}
-    assert {c.fps for c in clips["hard"]} == {24, 30}
-    assert {c.frames.shape[1] for c in clips["easy"]} == {64}
-    assert {c.frames.shape[1] for c in clips["hard"]} == {64, 80, 96}
+
+
+@pytest.mark.parametrize(
+    ("level", "frame_rates", "sizes"),
+    [("easy", {12, 15}, {64}), ("medium", {12, 15}, {64, 80}), ("hard", {24, 30}, {64, 80, 96})],
+)
+def test_frame_rates_and_sizes(level: str, frame_rates: set[int], sizes: set[int]) -> None:
+    plans = [plan_clip(level, 0, "train", i) for i in range(60)]
+    assert {p.fps for p in plans} == frame_rates
+    assert {p.clip.width for p in plans} == {p.clip.height for p in plans} == sizes
 
 
 def test_hard_has_distractors_bars_and_a_shaking_camera() -> None:
