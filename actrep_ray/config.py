@@ -93,6 +93,15 @@ class SamplingConfig(_Section):
     power: Fraction = Field(
         0.0, description="Weight of a stratum is its frequency to this power: 0 uniform, 1 natural."
     )
+    num_quantiles: Count | None = Field(
+        None, description="Cut the strata at this many quantiles of the counts, in place of bins."
+    )
+    crop_probability: Fraction = Field(
+        0.0, description="Share of draws that crop a longer clip with marks to a smaller count."
+    )
+    crop_lead_s: Positive = Field(2.0, description="Longest lead-in and lead-out of a crop, s.")
+    crop_min_s: Positive = Field(2.0, description="Shortest crop, s.")
+    crop_max_count: Count | None = Field(None, description="Largest count of a crop.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -129,7 +138,11 @@ class RewardConfig(_Section):
         {"obo": 0.5, "cycles": 0.4, "format": 0.1},
         description="Weight of each part: a name of `rewards`, or `package.module:function`.",
     )
+    combine: Literal["sum", "per_reward"] = Field(
+        "sum", description="Weigh the parts, or normalise each within its group first (GDPO)."
+    )
     num_workers: Count = Field(1, description="Reward workers.")
+    num_cpus: Positive = Field(0.25, description="CPUs that Ray reserves for one reward worker.")
     timeout_s: Positive = Field(60.0, description="Longest wait for the scores of one batch.")
 
     @model_validator(mode="after")
@@ -314,6 +327,21 @@ def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"recipe": recipe.model_dump(mode="json"), **extra}
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _build(values: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {text!r}: expected key=value, for example learner.lr=1e-6")
+        try:
+            _assign(values, key.split("."), yaml.safe_load(value), text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: the value is not YAML") from error
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
