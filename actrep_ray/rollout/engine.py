@@ -14,9 +14,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.types import Prompt, Rollout, RolloutGroup, RolloutStatus
 
-Weights = Mapping[str, "np.ndarray | torch.Tensor"]
+Weights = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,47 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, weights: Weights, policy_version: int) -> None:
-        """Replace the weights by those given under their Hugging Face names.
+        """Replace all weights by those given under their Hugging Face names.
 
-        A tied output layer need not be given. Caches that depend on weights are emptied.
+        A tied output layer need not be given. Caches that depend on weights are emptied. After
+        an error the engine's weights are undefined.
 
         Raises:
-            ValueError: for an unknown name or shape, or a weight that is missing.
+            ValueError: for an unknown name, or a weight that is missing.
+            RuntimeError: if a weight in use afterwards is not the one that was given.
         """
-        ...
-
-    def checksums(self) -> dict[str, float]:
-        """Sum of magnitudes of a few of the weights in use, by Hugging Face name."""
         ...
 
     def shutdown(self) -> None:
         """Free what the engine holds; it cannot be used afterwards."""
         ...
+
+
+def default_dtype(device: str) -> str:
+    """What an engine computes in unless it is told."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def num_visual_tokens(inputs: QwenVLInputs, prompt: Prompt) -> int:
+    """Tokens of a prompt's video, timestamps not counted."""
+    plan = prompt.plan
+    num_patches = -(-plan.num_frames // inputs.temporal_patch_size)
+    return num_patches * (plan.height // inputs.factor) * (plan.width // inputs.factor)
+
+
+def check_length(prompt: Prompt, num_prompt_tokens: int, max_tokens: int, limit: int) -> None:
+    """Refuse a prompt that leaves no room for its answer.
+
+    Raises:
+        ValueError: naming the clip, the lengths and the settings to change.
+    """
+    if num_prompt_tokens + max_tokens > limit:
+        raise ValueError(
+            f"clip {prompt.clip_id!r}: {num_prompt_tokens} prompt tokens "
+            f"({prompt.plan.num_frames} frames of {prompt.plan.width}x{prompt.plan.height}) and "
+            f"{max_tokens} of the answer exceed rollout.max_model_len={limit}; raise it, or lower "
+            "video.fps, video.max_frames, video.max_pixels or rollout.max_response_tokens"
+        )
 
 
 def make_rollout(
@@ -119,17 +145,3 @@ def make_rollout(
             f"(policy version {policy_version}); the weights hold NaN or infinity"
         )
     return rollout
-
-
-def checksum(weight: torch.Tensor) -> float:
-    """Sum of magnitudes in float64, the same on both sides of a transfer."""
-    return float(weight.detach().double().abs().sum())
-
-
-def is_checked(name: str) -> bool:
-    """Whether a weight, by its Hugging Face name, is one of those that are verified after a push.
-
-    These are tensors that no engine packs, fuses or casts: norms of the language model and of the
-    vision tower, and the token embedding.
-    """
-    return name.endswith(("embed_tokens.weight", "norm.weight", "layernorm.weight", "ln_q.weight"))

@@ -20,8 +20,16 @@ import torch
 from actrep_ray.config import RolloutConfig, VideoConfig
 from actrep_ray.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.rollout.engine import SamplingSettings, Weights, make_rollout
+from actrep_ray.rollout.engine import (
+    SamplingSettings,
+    Weights,
+    check_length,
+    default_dtype,
+    make_rollout,
+    num_visual_tokens,
+)
 from actrep_ray.types import Prompt, RolloutGroup
+from actrep_ray.weights import verify_checksums
 
 _EXTENSION = "actrep_ray.rollout.vllm_transfer.WorkerExtension"
 _GIB = 2**30
@@ -56,13 +64,12 @@ class VllmEngine:
         self.frames = FrameCache(video_cfg.cache_dir, int(video_cfg.cache_gib * _GIB))
         self._max_model_len = rollout_cfg.max_model_len
         self._policy_version = 0
-        self._weight_names: list[str] = []
         _set_environment(device, rollout_cfg.num_threads)
         from vllm import LLM  # takes 10-25 s and reads the environment
 
         options = _engine_options(str(model_path), self.inputs.family, rollout_cfg, device)
-        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        self._llm: Any = LLM(**options, dtype=dtype, seed=seed)
+        self._dtype = getattr(torch, dtype or default_dtype(device))
+        self._llm: Any = LLM(**options, dtype=self._dtype, seed=seed)
 
     @property
     def policy_version(self) -> int:
@@ -71,35 +78,43 @@ class VllmEngine:
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
         """Answer every prompt, in order; see `Engine.generate`."""
+        for prompt in prompts:  # vLLM's own refusal would not name the clip
+            num_visual = num_visual_tokens(self.inputs, prompt)
+            check_length(prompt, num_visual, settings.max_tokens, self._max_model_len)
         requests = [self._request(prompt) for prompt in prompts]
         outputs = self._llm.generate(requests, self._sampling_params(settings), use_tqdm=False)
-        pairs = zip(prompts, outputs, strict=True)
+        pairs = list(zip(prompts, outputs, strict=True))
+        for prompt, output in pairs:
+            check_length(
+                prompt, len(output.prompt_token_ids), settings.max_tokens, self._max_model_len
+            )
         return [self._group(prompt, output) for prompt, output in pairs]
 
     def load_weights(self, weights: Weights, policy_version: int) -> None:
         """Replace the weights; see `Engine.load_weights`."""
-        named = [(name, torch.as_tensor(weight)) for name, weight in weights.items()]
         self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"weights": named}})
+        self._llm.update_weights({"update_info": {"weights": list(weights.items())}})
         self._llm.finish_weight_update(weight_version=str(policy_version))
         # Processed clips are kept: pixels do not depend on weights.
         self._llm.llm_engine.reset_encoder_cache()
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not empty its prefix cache after new weights were loaded")
-        self._weight_names = [name for name, _ in named]
+        for missing in self._llm.collective_rpc("actrep_missing_weights"):
+            if missing:
+                raise ValueError(
+                    f"{len(missing)} weights of the engine were not given, among them {missing[0]}"
+                )
+        for loaded in self._llm.collective_rpc("actrep_checksums", args=(list(weights),)):
+            verify_checksums(loaded, weights, self._dtype)
         self._policy_version = policy_version
 
-    def checksums(self) -> dict[str, float]:
-        """Sum of magnitudes of a few of the weights that were loaded last."""
-        sums: list[dict[str, float]] = self._llm.collective_rpc(
-            "actrep_checksums", args=(self._weight_names,)
-        )
-        return sums[0]
-
     def shutdown(self) -> None:
-        """Free the engine."""
+        """Free the engine, so that another one can start in this process."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
+        cleanup_dist_env_and_memory()
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         metadata = self.inputs.video_metadata(prompt.plan)
@@ -180,6 +195,7 @@ def _engine_options(
         "worker_extension_cls": _EXTENSION,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "trust_remote_code": False,
     }
     if device == "cuda":

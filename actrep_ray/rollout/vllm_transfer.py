@@ -29,7 +29,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from actrep_ray.rollout.engine import checksum, is_checked
+from actrep_ray.weights import checksum
 
 BACKEND = "actrep_memory"
 
@@ -58,12 +58,13 @@ class MemoryWeightTransfer(WeightTransferEngine[MemoryInitInfo, MemoryUpdateInfo
 
     def start_weight_update(self) -> None:
         """Bring every layer into the form that checkpoints are loaded into."""
+        self.missing = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: MemoryUpdateInfo) -> None:
         """Load some of the weights; a layer is packed when its last one is there."""
         with torch.device(self.device):
-            self.model.load_weights(iter(update_info.weights))
+            self.missing -= self.model.load_weights(iter(update_info.weights))
 
     def finish_weight_update(self) -> None:
         """Pack what is left, tied output layers included."""
@@ -89,16 +90,27 @@ class WorkerExtension:
     """What vLLM's workers can do in addition, called by `collective_rpc`."""
 
     model_runner: Any
+    parallel_config: Any
+    weight_transfer_engine: Any
+
+    def actrep_missing_weights(self) -> list[str]:
+        """Parameters of this worker's model that the last update did not bring."""
+        return sorted(self.weight_transfer_engine.missing)
 
     def actrep_checksums(self, names: list[str]) -> dict[str, float]:
-        """Checksums of the weights in use, for those of `names` that this worker holds whole."""
+        """Checksums of weights in use, by Hugging Face name.
+
+        Only of weights that vLLM neither fuses, packs nor splits: norms, and the token embedding
+        where one worker holds all of it (its padding is zero).
+        """
         model = self.model_runner.get_model()
-        mapper = model.hf_to_vllm_mapper
+        is_split = self.parallel_config.tensor_parallel_size > 1
+        suffixes = ("norm.weight",) if is_split else ("norm.weight", "embed_tokens.weight")
         held = dict(model.named_parameters(remove_duplicate=False))
         sums = {}
-        for name in filter(is_checked, names):
-            mapped = mapper.apply_list([name])
-            if mapped and mapped[0] in held:
+        for name in names:
+            mapped = model.hf_to_vllm_mapper.apply_list([name])
+            if name.endswith(suffixes) and mapped and mapped[0] in held:
                 sums[name] = checksum(held[mapped[0]])
         return sums
 
