@@ -118,7 +118,7 @@ install_packages() {
     local variant="$1" lock="requirements/$1.txt"
     if [[ ! -x "$VENV/bin/uv" ]]; then
         say "installing uv"
-        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+        "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'uv>=0.9,<1'
     fi
     configure_uv "$variant"
     say "installing $(grep -c '==' "$lock") packages from $lock"
@@ -128,6 +128,16 @@ install_packages() {
     say "installing actrep_ray (editable)"
     "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --no-deps --editable .
     "$VENV/bin/python" -m actrep_ray.torchvision_hook >/dev/null
+}
+
+is_set_up() { [[ -f "$STAMP" && "$(cat "$STAMP")" == "$(expected_stamp "$1")" ]]; }
+
+set_up() {
+    make_venv
+    rm -f "$STAMP" # an interrupted set-up must not look finished
+    install_packages "$1"
+    expected_stamp "$1" >"$STAMP"
+    say "set-up finished ($1): .venv/bin/actrep doctor says what can run here"
 }
 
 command_setup() {
@@ -141,15 +151,16 @@ command_setup() {
         shift
     done
     variant="$(choose_variant "$asked")"
-    if [[ -f "$STAMP" && "$(cat "$STAMP")" == "$(expected_stamp "$variant")" ]]; then
+    if is_set_up "$variant"; then
         say "set-up is up to date ($variant)"
         return
     fi
-    make_venv
-    rm -f "$STAMP" # an interrupted set-up must not look finished
-    install_packages "$variant"
-    expected_stamp "$variant" >"$STAMP"
-    say "set-up finished ($variant): .venv/bin/actrep doctor says what can run here"
+    (
+        # One set-up at a time. The lock is on this script, so it leaves no file behind, and inside
+        # a subshell, so that what is started later does not inherit it.
+        flock 9
+        is_set_up "$variant" || set_up "$variant"
+    ) 9<"$ROOT/launch.sh"
 }
 
 command_lock() {
