@@ -1,0 +1,506 @@
+"""The `actrep` command.
+
+Owns arguments, help and the words of an error; the work is done by the modules that each command
+imports when it runs, so that `--help` costs no import of torch, ray or vLLM.
+
+A user's mistake (a recipe, a file, a flag) is one line and exit code 2, before any worker starts.
+Anything else keeps its traceback.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import actrep_ray
+
+if TYPE_CHECKING:
+    from actrep_ray.config import Recipe
+
+_SPLITS = ("train", "validation", "test")
+
+
+class UsageError(ValueError):
+    """What was asked cannot be done; the message is for the person who asked."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 1 (failed), 2 (wrong input), 130 (ctrl-C)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except KeyboardInterrupt:
+        return _say("stopped", code=130)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        sys.stdout = None  # type: ignore[assignment]
+        return 1
+    except ValueError as error:
+        if not _is_usage_error(error):
+            raise
+        return _say(f"error: {' '.join(str(_cause(error)).split())}", code=2)
+
+
+@contextmanager
+def checking_input() -> Iterator[None]:
+    """Within it, a ValueError or OSError is about what the user gave."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _is_usage_error(error: ValueError) -> bool:
+    from actrep_ray.config import ConfigError
+    from data_prep.schema import DataError
+
+    return isinstance(error, UsageError | ConfigError | DataError)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised, without the traceback that Ray puts into the message."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _say(message: str, *, code: int) -> int:
+    sys.stderr.write(f"actrep: {message}\n")
+    return code
+
+
+# --- the commands
+
+
+def _prepare_synthetic(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from data_prep.synthetic import write_dataset
+
+    out = args.out or Path("data") / f"synthetic-{args.level}"
+    num_clips = {split: getattr(args, split) for split in _SPLITS}
+    with checking_input(), Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("rendering", total=None)
+        path = write_dataset(
+            out,
+            level=args.level,
+            num_clips={split: number for split, number in num_clips.items() if number},
+            seed=args.seed,
+            num_processes=args.processes,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _print(f"{path}: {_summary_of(path)}")
+
+
+def _prepare_tiny_model(args: argparse.Namespace) -> None:
+    from actrep_ray.models.tiny import num_parameters, write_base_model, write_tiny_model
+
+    out = args.out or Path("data") / f"tiny-{args.family}"
+    with checking_input():
+        if args.random:
+            write_tiny_model(out, family=args.family, seed=args.seed, tied=not args.untied)
+        else:
+            write_base_model(out, family=args.family)
+    _print(f"{out}: {args.family} with {num_parameters(out):,} parameters")
+
+
+def _validate(args: argparse.Namespace) -> None:
+    from data_prep.schema import read_clips
+    from data_prep.video import check_videos
+
+    with checking_input():
+        clips = list(read_clips(args.data, split=args.split))
+        if not clips:
+            raise UsageError(
+                f"{args.data}: holds no clip" + (f" of {args.split}" * bool(args.split))
+            )
+        check_videos(clips)
+    _print(f"{args.data}: {_summary_of(args.data)}; every video can be opened")
+
+
+def _cot(args: argparse.Namespace) -> None:
+    from data_prep.cot import render_answer
+    from data_prep.schema import read_clips
+
+    with checking_input():
+        clips = read_clips(args.data, split=args.split)
+        texts = ((clip.id, render_answer(clip, dialect=args.dialect)) for clip in clips)
+        lines = [json.dumps({"id": name, "text": text}) for name, text in texts]
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    _print(f"{args.out}: {len(lines)} reference answers")
+
+
+def _sft(args: argparse.Namespace) -> None:
+    from actrep_ray.sft import prepare_sft
+
+    with checking_input():
+        job = prepare_sft(_recipe(args, stage="sft"), resume=args.resume)
+    _print(f"last checkpoint: {job.run().folder}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    recipe = _recipe(args, stage="grpo")
+    from actrep_ray.driver import prepare_grpo
+
+    with checking_input():
+        job = prepare_grpo(recipe, resume=args.resume)
+    _print(f"last checkpoint: {job.run().folder}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from actrep_ray.checkpoint import resolve_model
+
+    with checking_input():
+        model = resolve_model(args.checkpoint)
+        recipe = _recipe_for(args, model, f"data.path={json.dumps(str(args.data))}")
+        from actrep_ray.counting import prepare_evaluation
+
+        job = prepare_evaluation(recipe, model, split=args.split, out_dir=args.out)
+    job.run()
+
+
+def _count(args: argparse.Namespace) -> None:
+    from actrep_ray.checkpoint import resolve_model
+
+    with checking_input():
+        model = resolve_model(args.checkpoint)
+        recipe = _recipe_for(args, model)
+        from actrep_ray.counting import count_in
+        from data_prep.video import clip_of_video
+
+        clip = clip_of_video(args.video, action=args.action)
+    prediction = count_in(clip, model, recipe)
+    if args.json:
+        record = {
+            "video": str(args.video),
+            "checkpoint": str(model),
+            "count": prediction.count,
+            "cycles": prediction.cycles,
+            "text": prediction.text,
+        }
+        _print(json.dumps(record))
+        return
+    answer = "no readable count" if prediction.count is None else f"{prediction.count} repetitions"
+    _print(f"{args.video}: {answer}")
+    for i, (start, end) in enumerate(prediction.cycles, start=1):
+        _print(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
+    _print(f"\n{prediction.text}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from rewards.compose import RewardSpec, check_reward
+
+    if args.recipe is None and not args.reward:
+        raise UsageError("give a recipe, a --reward, or both")
+    with checking_input():
+        if args.recipe is not None:
+            recipe = _recipe(args)
+            RewardSpec.from_mapping(recipe.reward.weights)
+            _print_settings(recipe)
+        for name in args.reward:
+            check = check_reward(name)
+            seen = (
+                "never applied"
+                if check.lowest is None
+                else f"{check.lowest:g} to {check.highest:g}"
+            )
+            _print(
+                f"reward {name}: keeps its contract on {check.num_calls} answers "
+                f"({check.num_skipped} not applicable), values {seen}, "
+                f"{check.seconds_per_call * 1e6:.0f} µs each"
+            )
+
+
+def _report(args: argparse.Namespace) -> None:
+    from actrep_ray.evaluation.report import report_run
+
+    with checking_input():
+        report_run(args.run_dir)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from actrep_ray.doctor import run_doctor
+
+    return run_doctor()
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    from actrep_ray.quickstart import run_quickstart
+
+    run_quickstart(fresh=args.fresh, overrides=args.set)
+
+
+# --- what they share
+
+
+def _recipe(args: argparse.Namespace, *, stage: str | None = None) -> "Recipe":
+    from actrep_ray.config import load_recipe
+
+    recipe = load_recipe(args.recipe, args.set)
+    if stage is not None and recipe.stage != stage:
+        command = {"sft": "sft", "grpo": "train"}[recipe.stage]
+        raise UsageError(f"{args.recipe}: stage={recipe.stage}, use `actrep {command}` for it")
+    return recipe
+
+
+def _recipe_for(args: argparse.Namespace, model: Path, *overrides: str) -> "Recipe":
+    """Settings to run a checkpoint with: its own, else those of --recipe, else the defaults."""
+    from actrep_ray.checkpoint import recipe_of
+    from actrep_ray.config import load_recipe, override
+
+    recipe = load_recipe(args.recipe) if args.recipe else recipe_of(model) or load_recipe(None)
+    of_model = f"model.path={json.dumps(str(model))}"
+    return override(recipe, [of_model, *overrides, *args.set])
+
+
+def _summary_of(path: Path) -> str:
+    from collections import Counter
+
+    from data_prep.schema import read_clips
+
+    clips = list(read_clips(path))
+    splits = Counter(clip.split for clip in clips)
+    counts = [clip.count for clip in clips]
+    marked = sum(clip.cycles is not None for clip in clips)
+    of_split = ", ".join(f"{splits[split]} {split}" for split in _SPLITS if splits[split])
+    return (
+        f"{len(clips)} clips ({of_split}), counts {min(counts)} to {max(counts)}, "
+        f"{marked} with cycle marks"
+    )
+
+
+def _print_settings(recipe: "Recipe") -> None:
+    """Every setting, those that differ from the default marked with it."""
+    from actrep_ray.config import Recipe
+
+    values, defaults = _flat(recipe.model_dump()), _flat(Recipe().model_dump())
+    width = max(map(len, values))
+    for key in sorted(values):
+        value, default = values[key], defaults.get(key)
+        note = "" if value == default else f"    # default {default!r}"
+        _print(f"{'*' if note else ' '} {key:<{width}}  {value!r}{note}")
+    changed = sum(values[key] != defaults.get(key) for key in values)
+    _print(f"{changed} of {len(values)} settings differ from the defaults (marked *)")
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name != "reward.weights":
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+# --- arguments
+
+
+_Command = Callable[[argparse.Namespace], int | None]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="actrep",
+        description="Reinforcement learning of Qwen-VL to count repeated actions in video.",
+        epilog="start with `actrep quickstart`; `actrep COMMAND --help` shows an example of each",
+    )
+    parser.add_argument("--version", action="version", version=f"actrep {actrep_ray.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_data_commands(commands)
+    _add_training_commands(commands)
+    _add_model_commands(commands)
+    _add_other_commands(commands)
+    return parser
+
+
+def _add_data_commands(commands: Any) -> None:
+    prepare = commands.add_parser("prepare", help="write data sets and small checkpoints")
+    kinds = prepare.add_subparsers(title="what", metavar="WHAT", required=True)
+
+    synthetic = _command(
+        kinds,
+        "synthetic",
+        _prepare_synthetic,
+        "render mp4 videos of repeated motions with exact cycle marks",
+        "actrep prepare synthetic --level hard --train 600 --test 200",
+    )
+    synthetic.add_argument("--level", choices=("easy", "medium", "hard"), default="easy")
+    for split, number in zip(_SPLITS, (600, 64, 200), strict=True):
+        synthetic.add_argument(f"--{split}", type=int, default=number, metavar="N")
+    synthetic.add_argument("--seed", type=int, default=0)
+    synthetic.add_argument("--processes", type=int, default=2, metavar="N")
+    synthetic.add_argument("--out", type=Path, help="folder (default: data/synthetic-LEVEL)")
+
+    tiny = _command(
+        kinds,
+        "tiny-model",
+        _prepare_tiny_model,
+        "write a Qwen-VL checkpoint of about 1.3 million parameters",
+        "actrep prepare tiny-model --family qwen2_5_vl --random --out data/tiny",
+    )
+    tiny.add_argument(
+        "--family", choices=("qwen3_vl", "qwen2_5_vl", "qwen2_vl"), default="qwen3_vl"
+    )
+    tiny.add_argument(
+        "--random", action="store_true", help="random weights instead of the pretrained base"
+    )
+    tiny.add_argument("--seed", type=int, default=0, help="of the random weights")
+    tiny.add_argument("--untied", action="store_true", help="an output layer of its own (random)")
+    tiny.add_argument("--out", type=Path, help="folder (default: data/tiny-FAMILY)")
+
+    validate = _command(
+        commands,
+        "validate",
+        _validate,
+        "check a JSONL file of clips and that its videos open",
+        "actrep validate data/synthetic-easy/clips.jsonl",
+    )
+    validate.add_argument("data", type=Path, metavar="FILE")
+    validate.add_argument("--split", choices=_SPLITS)
+
+    cot = _command(
+        commands,
+        "cot",
+        _cot,
+        "write the reasoning that SFT teaches",
+        "actrep cot data/synthetic-easy/clips.jsonl --out cot.jsonl",
+    )
+    cot.add_argument("data", type=Path, metavar="FILE")
+    cot.add_argument("--teacher", choices=("annotations",), default="annotations")
+    cot.add_argument("--split", choices=_SPLITS)
+    cot.add_argument("--dialect", choices=("think", "thinking"), default="think")
+    cot.add_argument("--out", type=Path, required=True, metavar="FILE")
+
+
+def _add_training_commands(commands: Any) -> None:
+    sft = _command(
+        commands,
+        "sft",
+        _sft,
+        "supervised fine-tuning on reference answers",
+        "actrep sft recipes/tiny_sft.yaml --set sft.num_steps=100",
+    )
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "reinforcement learning (GRPO) on counting rewards",
+        "actrep train recipes/tiny_grpo.yaml --set learner.lr=2e-5 --set name=second",
+    )
+    for parser in (sft, train):
+        parser.add_argument("recipe", type=Path, metavar="RECIPE")
+        parser.add_argument(
+            "--resume", action="store_true", help="go on from the run's last checkpoint"
+        )
+        _add_set(parser)
+
+
+def _add_model_commands(commands: Any) -> None:
+    evaluate = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "count in every clip of a split and score the answers",
+        "actrep evaluate --checkpoint runs/tiny_grpo --data data/synthetic-easy/clips.jsonl",
+    )
+    evaluate.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="model or run folder"
+    )
+    evaluate.add_argument("--data", type=Path, required=True, metavar="FILE")
+    evaluate.add_argument("--split", choices=_SPLITS, default="test")
+    evaluate.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs/evaluation"), help="%(default)s"
+    )
+    count = _command(
+        commands,
+        "count",
+        _count,
+        "count the repetitions in one video",
+        "actrep count squats.mp4 --checkpoint runs/tiny_grpo --json",
+    )
+    count.add_argument("video", type=Path, metavar="VIDEO")
+    count.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="model or run folder"
+    )
+    count.add_argument("--json", action="store_true", help="print one JSON object")
+    count.add_argument("--action", default="unknown", help="name for {action} in data.question")
+    for parser in (evaluate, count):
+        parser.add_argument(
+            "--recipe",
+            type=Path,
+            metavar="RECIPE",
+            help="settings (default: those that the checkpoint was trained with)",
+        )
+        _add_set(parser)
+
+
+def _add_other_commands(commands: Any) -> None:
+    check = _command(
+        commands,
+        "check",
+        _check,
+        "show a recipe's settings beside the defaults, or test a reward",
+        "actrep check recipes/tiny_grpo.yaml --reward my_package.rewards:smooth_count",
+    )
+    check.add_argument("recipe", type=Path, metavar="RECIPE", nargs="?")
+    check.add_argument("--reward", action="append", default=[], metavar="NAME")
+    _add_set(check)
+
+    report = _command(
+        commands,
+        "report",
+        _report,
+        "tables and plots of a finished or running run",
+        "actrep report runs/tiny_grpo",
+    )
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+
+    _command(
+        commands,
+        "doctor",
+        _doctor,
+        "show versions and devices, what can run here, and why the rest cannot",
+        "actrep doctor",
+    )
+    quickstart = _command(
+        commands,
+        "quickstart",
+        _quickstart,
+        "from nothing to a small Qwen3-VL that counts, in minutes on a CPU",
+        "actrep quickstart --fresh",
+    )
+    quickstart.add_argument("--fresh", action="store_true", help="start over")
+    _add_set(quickstart)
+
+
+def _command(
+    commands: Any, name: str, run: _Command, summary: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, for example --set learner.lr=2e-6; may be given again",
+    )

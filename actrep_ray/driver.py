@@ -1,0 +1,367 @@
+"""The synchronous GRPO loop: prompts, answers, rewards, update, new weights; one after the other.
+
+    sampler ─ prompts ─► RolloutPool ─ groups ─► RewardPool ─ scored ─► advantages ─ rows ─┐
+       ▲                     ▲                                                             ▼
+       └── next step ────────┴────────── WeightSync, policy_version = step ◄──────── LearnerPool
+
+The driver decides order and ids and holds no pixels and no weights. Every phase is a method that a
+test can call alone. The first step is 1; policy version s is what step s left behind, so the
+answers of step s + 1 carry version s.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actrep_ray.checkpoint import Checkpoint, CheckpointStore, is_due, resolve_model
+from actrep_ray.clips import labels_of, load_clips, question_for
+from actrep_ray.config import Recipe
+from actrep_ray.counting import evaluate, training_settings
+from actrep_ray.learner.algorithms import compute_advantages
+from actrep_ray.metrics import MetricLogger
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.run_dir import open_run
+from actrep_ray.sampling import CountSampler, SampledClip
+from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup, RolloutStatus
+from data_prep.schema import Clip
+from rewards.compose import RewardSpec
+from rewards.response import parse
+
+if TYPE_CHECKING:
+    from actrep_ray.learner.pool import LearnerPool
+    from actrep_ray.rollout.pool import RolloutPool
+    from actrep_ray.scoring import RewardPool
+    from actrep_ray.weight_sync import WeightSync
+
+_NUM_LOGGED_ROLLOUTS = 3
+
+
+class LogProbGapError(RuntimeError):
+    """Rollout and learner do not compute the same policy."""
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The workers of a run, started."""
+
+    rollouts: "RolloutPool"
+    rewards: "RewardPool"
+    learners: "LearnerPool"
+    weight_sync: "WeightSync"
+
+
+@dataclass(frozen=True)
+class GrpoData:
+    """Clips to train on and to evaluate on."""
+
+    train: list[Clip]
+    evaluation: list[Clip]
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> "GrpoData":
+        """Read and check the clips of a recipe."""
+        train = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
+        evaluation = []
+        if recipe.eval.every:
+            evaluation = load_clips(recipe, recipe.eval.split, limit=recipe.eval.num_clips)
+        return cls(train, evaluation)
+
+
+@dataclass(frozen=True)
+class GrpoJob:
+    """A run whose settings, data and model were checked; nothing has been started."""
+
+    recipe: Recipe
+    data: GrpoData
+    inputs: QwenVLInputs
+    start: Checkpoint | None
+
+    def run(self, pools: Pools | None = None) -> Checkpoint:
+        """Train; returns the last checkpoint. See `run_grpo`."""
+        if pools is not None:
+            return GrpoDriver(self.recipe, pools, self.data, self.inputs, self.start).run()
+        from actrep_ray.cluster import cluster
+
+        model = self.start.folder if self.start else resolve_model(self.recipe.model.path)
+        with cluster(self.recipe):
+            return self.run(start_pools(self.recipe, model))
+
+
+def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> GrpoJob:
+    """Check everything that can be checked before a worker starts.
+
+    Raises:
+        ValueError: for settings, data or a model that cannot be used.
+    """
+    RewardSpec.from_mapping(recipe.reward.weights, combine=recipe.reward.combine)
+    data = GrpoData.load(recipe)
+    CountSampler(data.train, recipe.sampling, seed=recipe.seed)
+    inputs = QwenVLInputs(resolve_model(recipe.model.path))
+    return GrpoJob(recipe, data, inputs, open_run(recipe, resume=resume))
+
+
+def run_grpo(recipe: Recipe, *, pools: Pools | None = None, resume: bool = False) -> Checkpoint:
+    """Train `model.path` by GRPO; returns the last checkpoint.
+
+    Args:
+        recipe: Settings; `stage` is "grpo".
+        pools: Workers that were started for this recipe and model; they are left running. None
+            starts them in a cluster of their own and ends it.
+        resume: Go on from the run's last checkpoint, if it has one.
+
+    Raises:
+        ValueError: for settings, data or a model that cannot be used, before any worker starts.
+        LogProbGapError: if rollout and learner disagree by more than `train.max_log_prob_gap`.
+    """
+    return prepare_grpo(recipe, resume=resume).run(pools)
+
+
+def start_pools(recipe: Recipe, model: Path) -> Pools:
+    """Start engines, reward workers and learners at the same time, in the current cluster."""
+    from actrep_ray.cluster import in_background
+    from actrep_ray.learner.pool import LearnerPool
+    from actrep_ray.rollout.pool import RolloutPool
+    from actrep_ray.scoring import RewardPool
+    from actrep_ray.weight_sync import WeightSync
+
+    rollouts = in_background(RolloutPool.start, recipe, model)
+    learners = in_background(LearnerPool.start, recipe, model, recipe.train.num_steps)
+    rewards = RewardPool.start(recipe)
+    sync = WeightSync(learners.result(), rollouts.result())
+    return Pools(rollouts.result(), rewards, learners.result(), sync)
+
+
+class GrpoDriver:
+    """One run over started pools.
+
+    Args:
+        recipe: Settings.
+        pools: Workers.
+        data: Clips.
+        inputs: Of the model that is trained.
+        start: Checkpoint to go on from; the learners hold its weights already.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pools: Pools,
+        data: GrpoData,
+        inputs: QwenVLInputs,
+        start: Checkpoint | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.pools = pools
+        self.data = data
+        self.inputs = inputs
+        self.start = start
+        self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
+        self.settings = training_settings(recipe)
+        self.store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
+
+    def run(self) -> Checkpoint:
+        """All steps that are left; returns the last checkpoint."""
+        cfg, last = self.recipe, self.start
+        step = self.restore()
+        self.pools.weight_sync.push(step)
+        with MetricLogger(cfg.run_dir) as logger:
+            if step == 0 and cfg.eval.every:
+                logger.log(0, self.evaluate(0))
+            while step < cfg.train.num_steps:
+                step += 1
+                timer = PhaseTimer()
+                prompts, labels = self.issue(step)
+                with timer("rollout"):
+                    groups = self.pools.rollouts.generate(prompts, self.settings)
+                with timer("reward"):
+                    groups = self.pools.rewards.score(groups, labels)
+                groups = compute_advantages(groups, cfg.algorithm)
+                trainable, dropped = split_trainable(groups)
+                with timer("learn"):
+                    metrics = self.update(trainable, step)
+                with timer("sync"):
+                    metrics |= self.pools.weight_sync.push(step)
+                metrics |= rollout_metrics(groups, dropped, labels, step)
+                if is_due(cfg.eval.every, step, cfg.train.num_steps):
+                    with timer("evaluate"):
+                        metrics |= self.evaluate(step)
+                if is_due(cfg.checkpoint.every or cfg.train.num_steps, step, cfg.train.num_steps):
+                    with timer("checkpoint"):
+                        last = self.save(step)
+                logger.log(step, metrics | timer.metrics())
+                log_rollouts(logger, step, groups, labels)
+        assert last is not None, "no step was left to do and no checkpoint exists"
+        return last
+
+    def restore(self) -> int:
+        """Load what the checkpoint holds beside the weights; returns its step."""
+        if self.start is None:
+            return 0
+        self.pools.learners.load_state(self.start.learner_folder)
+        self.sampler.load_state_dict(self.start.driver_state()["sampler"])
+        return self.start.step
+
+    def issue(self, step: int) -> tuple[list[Prompt], dict[str, Labels]]:
+        """The prompts of a step, drawn by Random Count Sampling, and the labels of their clips.
+
+        Labels are of the clips as issued: a crop has a count of its own.
+        """
+        drawn = self.sampler.take(self.recipe.train.prompts_per_step)
+        prompts = [self._prompt(f"{step:06d}-{i:04d}", sampled) for i, sampled in enumerate(drawn)]
+        return prompts, labels_of([sampled.clip for sampled in drawn])
+
+    def update(self, groups: Sequence[RolloutGroup], step: int) -> dict[str, float]:
+        """One learner step, or none if there is nothing to learn from.
+
+        Raises:
+            LogProbGapError: if rollout and learner do not compute the same policy.
+        """
+        if not groups:
+            return {}
+        metrics = self.pools.learners.update([row_of(group) for group in groups], step)
+        check_log_prob_gap(metrics["log_prob_gap_mean"], self.recipe)
+        return {f"learner/{name}": value for name, value in metrics.items()}
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Count the evaluation clips greedily and score the answers."""
+        path = self.recipe.run_dir / f"predictions-{step:06d}.jsonl"
+        metrics = evaluate(
+            self.data.evaluation, self.pools.rollouts, self.inputs, self.recipe, path
+        )
+        return metrics.as_dict("eval")
+
+    def save(self, step: int) -> Checkpoint:
+        """Write a checkpoint of this step."""
+        state = {"sampler": self.sampler.state_dict()}
+        return self.store.write(step, self.recipe, state, self.pools.learners)
+
+    def _prompt(self, prompt_id: str, sampled: SampledClip) -> Prompt:
+        clip = sampled.clip
+        return Prompt(
+            prompt_id=f"{prompt_id}-{clip.id}",
+            clip_id=clip.id,
+            question=question_for(clip, self.recipe),
+            plan=self.inputs.plan(clip, self.recipe.video),
+            stratum=sampled.stratum,
+        )
+
+
+def split_trainable(
+    groups: Sequence[RolloutGroup],
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    """Groups that hold a gradient, and why the others were dropped.
+
+    A group whose answers all earned the same has advantages of zero: it says nothing about which
+    answer is better and would only cost time. `all_wrong` and `all_right` tell a task that is too
+    hard from one that is too easy.
+    """
+    trainable, dropped = [], Counter[str]()
+    for group in groups:
+        if np.ptp(group.rewards) > 1e-6:
+            trainable.append(group)
+        elif group.rewards[0] <= 1e-6:
+            dropped["all_wrong"] += 1
+        elif group.rewards[0] >= 1.0 - 1e-6:
+            dropped["all_right"] += 1
+        else:
+            dropped["all_equal"] += 1
+    return trainable, dropped
+
+
+def row_of(group: RolloutGroup) -> LearnerRow:
+    """A group as the learner trains on it."""
+    return LearnerRow(
+        row_id=group.prompt.prompt_id,
+        question=group.prompt.question,
+        plan=group.prompt.plan,
+        num_prompt_tokens=group.num_prompt_tokens,
+        responses=tuple(rollout.token_ids for rollout in group.rollouts),
+        advantages=group.advantages,
+        rollout_log_probs=tuple(rollout.rollout_log_probs for rollout in group.rollouts),
+    )
+
+
+def check_log_prob_gap(gap: float, recipe: Recipe) -> None:
+    """Stop a run whose learner computes other log-probabilities than its engine sampled with."""
+    limit = recipe.train.max_log_prob_gap
+    is_bad = not gap <= limit  # a NaN is bad too
+    if recipe.train.on_log_prob_gap == "log" or recipe.model.dtype != "float32" or not is_bad:
+        return
+    raise LogProbGapError(
+        f"rollout and learner disagree: the mean |log-prob difference| of sampled tokens is "
+        f"{gap:.3g}, above train.max_log_prob_gap={limit:g}. The update would follow a policy that "
+        "did not sample these answers. Usual causes: weights that did not reach the engine, frames "
+        "or positions that differ, top_p below 1 or another temperature. Set "
+        "train.on_log_prob_gap=log to go on all the same."
+    )
+
+
+def rollout_metrics(
+    groups: Sequence[RolloutGroup], dropped: Counter[str], labels: Mapping[str, Labels], step: int
+) -> dict[str, float]:
+    """What a step's answers were like: rewards, counting accuracy, lengths, ages."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = np.concatenate([group.rewards for group in groups])
+    lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
+    counts = [parse(rollout.text).count for rollout in rollouts]
+    truth = [labels[group.prompt.clip_id].count for group in groups for _ in group.rollouts]
+    errors = np.array([abs((c or 0) - g) for c, g in zip(counts, truth, strict=True)])
+    is_parsed = np.array([count is not None for count in counts])
+    ages = [step - 1 - rollout.policy_version for rollout in rollouts]
+    metrics = {
+        "reward/mean": rewards.mean(),
+        "reward/std_in_group": np.mean([group.rewards.std() for group in groups]),
+        "train/mae": np.mean(errors / (np.array(truth) + 0.1)),
+        "train/obo": np.mean(is_parsed & (errors <= 1)),
+        "train/obz": np.mean(is_parsed & (errors == 0)),
+        "train/parse_rate": is_parsed.mean(),
+        "rollout/response_tokens": lengths.mean(),
+        "rollout/response_tokens_max": lengths.max(),
+        "rollout/truncated": np.mean([r.status is RolloutStatus.TRUNCATED for r in rollouts]),
+        "rollout/policy_version_lag": np.mean(ages),
+        "dropped/groups": dropped.total(),
+    }
+    for name in groups[0].reward_parts:
+        values = np.concatenate([group.reward_parts[name] for group in groups])
+        if not np.isnan(values).all():
+            metrics[f"reward/{name}"] = np.nanmean(values)
+    metrics |= {f"dropped/{reason}": number for reason, number in dropped.items()}
+    strata = Counter(group.prompt.stratum for group in groups)
+    metrics |= {f"sampling/{stratum}": number for stratum, number in strata.items()}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def log_rollouts(
+    logger: MetricLogger, step: int, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+) -> None:
+    """Show the first answers of a step as text."""
+    for i, group in enumerate(groups[:_NUM_LOGGED_ROLLOUTS]):
+        rollout, label = group.rollouts[0], labels[group.prompt.clip_id]
+        head = f"{rollout.rollout_id}: true count {label.count}, reward {group.rewards[0]:.3f}"
+        logger.text(step, f"rollout/{i}", f"{head}\n\n{rollout.text}")
+
+
+class PhaseTimer:
+    """Seconds of each phase of one step."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a phase."""
+        began = time.perf_counter()
+        yield
+        self._seconds[phase] = time.perf_counter() - began
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<phase>_s` of every phase and `time/step_s` of the whole step so far."""
+        seconds = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
+        return seconds | {"time/step_s": time.perf_counter() - self._began}

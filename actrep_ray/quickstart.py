@@ -1,0 +1,272 @@
+"""From nothing to a small Qwen3-VL that counts: every part of the system once, on real files.
+
+    data ─► base model ─► SFT ───────────────► evaluation ─► GRPO ─► evaluation ─► report
+                    └──► engine starts, counts ──▲ weights ───▲ weights each step
+                         untrained (background)
+
+One engine is started and given new weights after each stage, since a start costs more than a push.
+A stage that was finished with the same settings, data and weights is not done again.
+"""
+
+import hashlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from actrep_ray.checkpoint import resolve_model
+from actrep_ray.clips import labels_of, load_clips
+from actrep_ray.cluster import cluster, in_background
+from actrep_ray.config import ConfigError, Recipe, load_recipe, override
+from actrep_ray.counting import evaluate
+from actrep_ray.driver import GrpoJob, Pools, prepare_grpo
+from actrep_ray.learner.pool import LearnerPool
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.run_dir import file_hash
+from actrep_ray.scoring import RewardPool
+from actrep_ray.sft import prepare_sft
+from actrep_ray.weight_sync import WeightSync
+from data_prep.synthetic import write_dataset
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+# The hardest level that the time of a quickstart allows.
+LEVEL = "easy"
+NUM_CLIPS = {"train": 800, "validation": 64, "test": 200}
+DATA_SEED = 0
+
+# The settings on which an evaluation depends, besides weights and data.
+_EVAL_SECTIONS = ("data", "video", "rollout", "eval")
+
+
+def run_quickstart(*, fresh: bool, overrides: Sequence[str] = ()) -> Path:
+    """Run what is not there yet; returns the path of `summary.json`.
+
+    Args:
+        fresh: Start over: remove the run folder first.
+        overrides: `key=value` settings on top of both recipes.
+
+    Raises:
+        ValueError: for settings that cannot be used.
+    """
+    sft = load_recipe(RECIPES / "quickstart_sft.yaml", overrides)
+    grpo = load_recipe(RECIPES / "quickstart_grpo.yaml", overrides)
+    grpo = override(grpo, [f"model.path={json.dumps(str(sft.run_dir))}"])
+    if sft.runs_dir != grpo.runs_dir or sft.data.path != grpo.data.path:
+        raise ConfigError("the two quickstart recipes disagree on runs_dir or data.path")
+    folder = Path(sft.runs_dir)
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Quickstart(sft, grpo, folder).run()
+
+
+class Quickstart:
+    """One quickstart in one folder.
+
+    Args:
+        sft: Recipe of the first half.
+        grpo: Recipe of the second half.
+        folder: Where everything is written.
+    """
+
+    def __init__(self, sft: Recipe, grpo: Recipe, folder: Path) -> None:
+        self.sft = sft
+        self.grpo = grpo
+        self.folder = folder
+        self.console = Console()
+        self.stages = Stages(folder / "stages.json", self.console)
+
+    def run(self) -> Path:
+        """All stages that are not done yet, then the report."""
+        self.prepare()
+        self.keys = self.find_keys()
+        self.clips = load_clips(self.grpo, self.grpo.eval.split, limit=self.grpo.eval.num_clips)
+        if not all(self.stages.is_done(name, key) for name, key in self.keys.items()):
+            with cluster(self.sft, self.grpo):
+                self.train()
+        return self.report()
+
+    def prepare(self) -> None:
+        """Render the videos and write the base model, where they are not there."""
+        data, model = Path(self.sft.data.path), Path(self.sft.model.path)
+        key = hash_of(LEVEL, NUM_CLIPS, DATA_SEED)
+        if not (self.stages.is_done("data", key) and data.is_file()):
+            with self.stages.doing("data", key):
+                write_dataset(data.parent, level=LEVEL, num_clips=NUM_CLIPS, seed=DATA_SEED)
+        if not (model / "config.json").is_file():
+            from actrep_ray.models.tiny import write_base_model
+
+            with self.stages.doing("model", ""):
+                write_base_model(model)
+
+    def find_keys(self) -> dict[str, str]:
+        """What each stage depends on, as a hash: settings, data and weights, stage after stage."""
+        data, model = file_hash(Path(self.sft.data.path)), resolve_model(self.sft.model.path)
+        base = hash_of(data, file_hash(model / "model.safetensors"))
+        shown = hash_of(*(self.grpo.model_dump_json(include={name}) for name in _EVAL_SECTIONS))
+        sft = hash_of(base, self.sft.model_dump_json())
+        grpo = hash_of(sft, self.grpo.model_dump_json())
+        return {
+            "untrained": hash_of(base, shown),
+            "sft": sft,
+            "sft evaluation": hash_of(sft, shown),
+            "grpo": grpo,
+            "grpo evaluation": hash_of(grpo, shown),
+        }
+
+    def train(self) -> None:
+        """Both trainings and all evaluations that are not done yet, in a running cluster."""
+        base = resolve_model(self.sft.model.path)
+        engine = SharedEngine(self.grpo)
+        untrained = in_background(self.begin_engine, engine, base)
+        sft_learners = self.train_sft(base) if self.is_needed("sft") else None
+        untrained.result()
+        sft = resolve_model(self.sft.run_dir)
+        grpo_learners = None
+        if self.is_needed("grpo"):
+            resume = begin_or_resume(self.grpo.run_dir, self.keys["grpo"])
+            job = prepare_grpo(self.grpo, resume=resume)
+            model, steps = job.start.folder if job.start else sft, self.grpo.train.num_steps
+            grpo_learners = in_background(LearnerPool.start, self.grpo, model, steps)
+        self.evaluate("sft evaluation", engine, sft, sft_learners)
+        if sft_learners is not None:
+            sft_learners.shutdown()
+        if grpo_learners is not None:
+            self.train_grpo(job, engine, grpo_learners.result())
+        learners = grpo_learners.result() if grpo_learners else None
+        self.evaluate("grpo evaluation", engine, resolve_model(self.grpo.run_dir), learners)
+
+    def begin_engine(self, engine: "SharedEngine", base: Path) -> None:
+        """While SFT runs: start the engine and count with the untrained model."""
+        if self.is_needed("untrained") or self.is_needed("sft"):
+            engine.hold(base, None)
+        self.evaluate("untrained", engine, base, None)
+
+    def train_sft(self, base: Path) -> LearnerPool:
+        """Supervised fine-tuning; returns the learners, which hold its result."""
+        resume = begin_or_resume(self.sft.run_dir, self.keys["sft"])
+        job = prepare_sft(self.sft, resume=resume)
+        model = job.start.folder if job.start else base
+        with self.stages.doing("learner start"):
+            learners = LearnerPool.start(self.sft, model, self.sft.sft.num_steps)
+        with self.stages.doing("sft", self.keys["sft"]):
+            job.run(learners)
+        return learners
+
+    def train_grpo(self, job: GrpoJob, engine: "SharedEngine", learners: LearnerPool) -> None:
+        """Reinforcement learning with the engine that is there."""
+        rollouts = engine.hold(resolve_model(self.sft.run_dir), None)
+        with self.stages.doing("grpo", self.keys["grpo"]):
+            sync = WeightSync(learners, rollouts)
+            checkpoint = job.run(Pools(rollouts, RewardPool.start(self.grpo), learners, sync))
+        engine.held = checkpoint.folder  # the last step pushed these weights
+
+    def is_needed(self, name: str) -> bool:
+        """Whether a stage has to be done."""
+        return not self.stages.is_done(name, self.keys[name])
+
+    def evaluate(
+        self, name: str, engine: "SharedEngine", model: Path, learners: LearnerPool | None
+    ) -> None:
+        """Count in the held-out clips with one set of weights, if that was not done yet."""
+        if not self.is_needed(name):
+            return
+        rollouts = engine.hold(model, learners)
+        with self.stages.doing(name, self.keys[name]):
+            evaluate(self.clips, rollouts, self.inputs, self.grpo, self.predictions_path(name))
+
+
+class SharedEngine:
+    """One rollout pool that is given the weights that are wanted.
+
+    Args:
+        recipe: Settings of the engines.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.pool: RolloutPool | None = None
+        self.held: Path | None = None
+
+    def hold(self, model: Path, learners: LearnerPool | None) -> RolloutPool:
+        """The pool with the weights of `model`.
+
+        Args:
+            model: Checkpoint folder.
+            learners: Hold its weights, if they are running; else the engine is started with them.
+        """
+        if self.pool is not None and self.held != model:
+            if learners is not None:
+                WeightSync(learners, self.pool).push(0)
+            else:
+                self.pool.shutdown()
+                self.pool = None
+        if self.pool is None:
+            self.pool = RolloutPool.start(self.recipe, model)
+        self.held = model
+        return self.pool
+
+
+class Stages:
+    """Which stages are done, with what, and how long they took.
+
+    Args:
+        path: JSON file that remembers it.
+        console: Where a stage is announced.
+    """
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self.path = path
+        self.console = console
+        self._lock = threading.Lock()
+        self._done: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            self._done = json.loads(path.read_bytes())
+
+    def is_done(self, name: str, key: str) -> bool:
+        """Whether a stage was finished with this key."""
+        return self._done.get(name, {}).get("key") == key
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each finished stage, in the order in which they ended."""
+        return {name: stage["seconds"] for name, stage in self._done.items()}
+
+    @contextmanager
+    def doing(self, name: str, key: str = "") -> Iterator[None]:
+        """Time a stage and remember it, if it ends without an error."""
+        self.console.print(f"[bold]{name}[/bold] ...")
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        with self._lock:
+            self._done.pop(name, None)
+            self._done[name] = {"key": key, "seconds": round(seconds, 1)}
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(self._done, indent=2) + "\n")
+            partial.replace(self.path)
+        self.console.print(f"[bold]{name}[/bold] took {seconds:.0f} s", highlight=False)
+
+
+def begin_or_resume(run_dir: Path, key: str) -> bool:
+    """Make a run's folder ready; whether what it holds is the same run, cut short."""
+    marker = run_dir / "stage-key"
+    if marker.is_file() and marker.read_text() == key:
+        return True
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
+    marker.write_text(key)
+    return False
+
+
+def hash_of(*parts: Any) -> str:
+    """A short hash of some values."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

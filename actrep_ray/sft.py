@@ -1,0 +1,188 @@
+"""Supervised fine-tuning: the reference answers of clips, learned by the workers that GRPO uses.
+
+The target is rendered from a clip's cycles (`data_prep.cot`), so every one of them earns the full
+reward; that is checked before anything starts. Loss is on the answer's tokens alone.
+
+The order of clips is a function of (seed, step): epochs are seeded permutations laid end to end,
+and step s takes the clips s * B to (s + 1) * B of that line. A resumed run therefore goes on with
+the clips that the killed one would have seen.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actrep_ray.checkpoint import Checkpoint, CheckpointStore, is_due, resolve_model
+from actrep_ray.clips import load_clips, question_for
+from actrep_ray.config import Recipe
+from actrep_ray.metrics import MetricLogger
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.progress import step_progress
+from actrep_ray.run_dir import open_run
+from actrep_ray.types import LearnerRow
+from data_prep.cot import render_answer
+from data_prep.schema import Clip, DataError
+from rewards.compose import score
+from rewards.reference import Reference
+
+if TYPE_CHECKING:
+    from actrep_ray.learner.pool import LearnerPool
+
+_SHOWN = {"loss": "sft/loss", "validation": "validation/loss", "tok/s": "sft/tokens_per_s"}
+
+
+def run_sft(
+    recipe: Recipe, *, learners: "LearnerPool | None" = None, resume: bool = False
+) -> Checkpoint:
+    """Fine-tune `model.path` on the train split; returns the last checkpoint.
+
+    Args:
+        recipe: Settings; `stage` is "sft".
+        learners: A pool that was started for this recipe and model; it is left running. None
+            starts one in a cluster of its own and ends both.
+        resume: Go on from the run's last checkpoint, if it has one.
+
+    Raises:
+        ValueError: for settings, data or a model that cannot be used, before any worker starts.
+    """
+    return prepare_sft(recipe, resume=resume).run(learners)
+
+
+def prepare_sft(recipe: Recipe, *, resume: bool = False) -> "SftJob":
+    """Check everything that can be checked before a worker starts.
+
+    Raises:
+        ValueError: for settings, data or a model that cannot be used.
+    """
+    data = SftData.load(recipe)
+    return SftJob(recipe, data, open_run(recipe, resume=resume))
+
+
+@dataclass(frozen=True)
+class SftJob:
+    """A run whose settings, data and model were checked; nothing has been started."""
+
+    recipe: Recipe
+    data: "SftData"
+    start: Checkpoint | None
+
+    def run(self, learners: "LearnerPool | None" = None) -> Checkpoint:
+        """Train; returns the last checkpoint. See `run_sft`."""
+        if learners is not None:
+            return _train(self.recipe, self.data, learners, self.start)
+        from actrep_ray.cluster import cluster
+        from actrep_ray.learner.pool import LearnerPool
+
+        model = self.start.folder if self.start else resolve_model(self.recipe.model.path)
+        with cluster(self.recipe):
+            steps = self.recipe.sft.num_steps
+            return self.run(LearnerPool.start(self.recipe, model, steps))
+
+
+class SftData:
+    """Training and validation rows, in the order in which they are used.
+
+    Args:
+        train: Rows to train on.
+        validation: Rows of the validation loss; may be empty.
+        clips_per_step: B.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[LearnerRow],
+        validation: Sequence[LearnerRow],
+        *,
+        clips_per_step: int,
+        seed: int,
+    ) -> None:
+        self.train = train
+        self.validation = validation
+        self._clips_per_step = clips_per_step
+        self._seed = seed
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> "SftData":
+        """Read and check the clips of a recipe, and render and check their answers."""
+        train = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
+        validation = load_clips(recipe, "validation", limit=recipe.sft.num_validation_clips)
+        inputs = QwenVLInputs(resolve_model(recipe.model.path))
+        return cls(
+            [row_of(clip, recipe, inputs) for clip in train],
+            [row_of(clip, recipe, inputs) for clip in validation],
+            clips_per_step=recipe.sft.clips_per_step,
+            seed=recipe.seed,
+        )
+
+    def batch(self, step: int) -> list[LearnerRow]:
+        """The rows of a step, the first of which is 1."""
+        first = (step - 1) * self._clips_per_step
+        places = range(first, first + self._clips_per_step)
+        return [self.train[self._index(place)] for place in places]
+
+    def _index(self, place: int) -> int:
+        epoch, offset = divmod(place, len(self.train))
+        return int(self._order(epoch)[offset])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, epoch)).permutation(len(self.train))
+
+
+def row_of(clip: Clip, recipe: Recipe, inputs: QwenVLInputs) -> LearnerRow:
+    """A clip with its reference answer as the one response.
+
+    Raises:
+        DataError: if no answer can be rendered from the clip's labels, or it earns less than the
+            full reward.
+    """
+    answer = render_answer(clip, dialect=recipe.data.dialect)
+    reference = Reference(count=clip.count, cycles=clip.cycles, duration_s=clip.duration_s)
+    earned = score(answer, reference)
+    if earned.total < 1.0 - 1e-9:
+        raise DataError(
+            f"clip {clip.id!r}: its reference answer earns {earned.total:.3f} of 1 "
+            f"({earned.parts}); are its cycles {clip.cycles} right?"
+        )
+    return LearnerRow(
+        row_id=clip.id,
+        question=question_for(clip, recipe),
+        plan=inputs.plan(clip, recipe.video),
+        num_prompt_tokens=0,
+        responses=(inputs.encode_answer(answer),),
+        advantages=np.ones(1, np.float32),
+    )
+
+
+def _train(
+    recipe: Recipe, data: SftData, learners: "LearnerPool", start: Checkpoint | None
+) -> Checkpoint:
+    cfg, step, last = recipe.sft, 0, start
+    store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
+    if start is not None:
+        step = start.step
+        learners.load_state(start.learner_folder)
+    with (
+        MetricLogger(recipe.run_dir) as logger,
+        step_progress("SFT", start=step, total=cfg.num_steps) as report,
+    ):
+        while step < cfg.num_steps:
+            step += 1
+            began = time.perf_counter()
+            metrics = _prefixed("sft", learners.sft_step(data.batch(step)))
+            metrics["time/step_s"] = time.perf_counter() - began
+            if is_due(cfg.validate_every, step, cfg.num_steps):
+                metrics |= _prefixed("validation", learners.sft_loss(data.validation))
+            logger.log(step, metrics)
+            report(step, {name: metrics[key] for name, key in _SHOWN.items() if key in metrics})
+            if is_due(recipe.checkpoint.every or cfg.num_steps, step, cfg.num_steps):
+                last = store.write(step, recipe, {}, learners)
+    assert last is not None, "no step was left to do and no checkpoint exists"
+    return last
+
+
+def _prefixed(phase: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{phase}/{name}": value for name, value in metrics.items()}
