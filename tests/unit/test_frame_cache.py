@@ -1,0 +1,131 @@
+"""The node's frame cache: one decode, whole files, a bounded folder, any number of processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actrep_ray.frame_cache import FrameCache
+from data_prep.synthetic import encode_mp4
+from data_prep.video import FramePlan, VideoError, clip_of_video, plan_frames, read_frames
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> FramePlan:
+    path = tmp_path_factory.mktemp("videos") / "noise.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (24, 64, 64, 3), dtype=np.uint8)
+    encode_mp4(path, frames, 12)
+    return plan_frames(
+        clip_of_video(path),
+        fps=4.0,
+        min_frames=4,
+        max_frames=64,
+        min_pixels=1024,
+        max_pixels=1024,
+        factor=32,
+    )
+
+
+def shorter(plan: FramePlan, num_frames: int) -> FramePlan:
+    return replace(plan, indices=plan.indices[:num_frames])
+
+
+def names(folder: Path, suffix: str = ".npy") -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix == suffix}
+
+
+def test_a_clip_is_decoded_once(plan: FramePlan, tmp_path: Path) -> None:
+    cache = FrameCache(tmp_path / "cache", GIB)
+    first, second = cache.get(plan), cache.get(plan)
+    assert np.array_equal(first, read_frames(plan))
+    assert np.array_equal(first, second)
+    assert (cache.num_decoded, cache.num_hits) == (1, 1)
+    assert not second.flags.writeable
+    other = FrameCache(tmp_path / "cache", GIB)
+    other.get(plan)
+    assert (other.num_decoded, other.num_hits) == (0, 1)
+
+
+def test_the_folder_is_bounded_and_the_oldest_goes_first(plan: FramePlan, tmp_path: Path) -> None:
+    plans = [shorter(plan, n) for n in (4, 5, 6)]
+    size = 6 * 32 * 32 * 3
+    cache = FrameCache(tmp_path, int(2.5 * size))
+    for i, one in enumerate(plans[:2]):
+        cache.get(one)
+        os.utime(tmp_path / f"{one.hash}.npy", (i, i))
+    mapped = cache.get(plans[0])  # read again: the second is now the oldest
+    cache.get(plans[2])
+    assert names(tmp_path) == {f"{plans[0].hash}.npy", f"{plans[2].hash}.npy"}
+    FrameCache(tmp_path, 1).get(plan)  # a cache that holds nothing but the newest
+    assert names(tmp_path) == {f"{plan.hash}.npy"}
+    assert np.array_equal(mapped, read_frames(plans[0]))  # a mapped file outlives its name
+
+
+def test_a_clip_that_cannot_be_decoded_leaves_nothing(plan: FramePlan, tmp_path: Path) -> None:
+    bad = replace(plan, indices=(0, 10_000))
+    cache = FrameCache(tmp_path, GIB)
+    with pytest.raises(VideoError):
+        cache.get(bad)
+    assert names(tmp_path) == set()
+    assert names(tmp_path, ".partial") == set()
+
+
+DECODE_MANY = """
+cache = FrameCache(folder, 2**30)
+sums = [int(cache.get(plan).sum()) for plan in plans]
+print(json.dumps([cache.num_decoded, sums]))
+"""
+
+DIE_IN_MID_WRITE = """
+def half(out, frames, **_):
+    out.write(b"half")
+    out.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+np.save = half
+FrameCache(folder, 2**30).get(plans[0])
+"""
+
+
+def start_process(code: str, folder: Path, plans: list[FramePlan]) -> subprocess.Popen[str]:
+    """Run code that finds a `folder` and `plans` in a process of its own."""
+    head = (
+        "import json, os, signal, sys\n"
+        "import numpy as np\n"
+        "from actrep_ray.frame_cache import FrameCache\n"
+        "from data_prep.video import FramePlan\n"
+        "folder = sys.argv[1]\n"
+        "rows = json.loads(sys.argv[2])\n"
+        "plans = [FramePlan(**row | {'indices': tuple(row['indices'])}) for row in rows]\n"
+    )
+    rows = json.dumps([asdict(plan) for plan in plans])
+    return subprocess.Popen(
+        [sys.executable, "-c", head + code, str(folder), rows], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_processes_share_the_work(plan: FramePlan, tmp_path: Path) -> None:
+    plans = [shorter(plan, n) for n in (4, 5, 6, 7)]
+    workers = [start_process(DECODE_MANY, tmp_path, plans) for _ in range(3)]
+    seen = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+    assert sum(num_decoded for num_decoded, _ in seen) == len(plans)
+    assert [sums for _, sums in seen] == [[int(read_frames(one).sum()) for one in plans]] * 3
+
+
+def test_a_kill_in_mid_write_blocks_nobody_and_is_cleaned_up(
+    plan: FramePlan, tmp_path: Path
+) -> None:
+    assert start_process(DIE_IN_MID_WRITE, tmp_path, [plan]).wait(timeout=120) == -signal.SIGKILL
+    assert names(tmp_path) == set()
+    assert len(names(tmp_path, ".partial")) == 1
+    frames = FrameCache(tmp_path, 1).get(plan)  # also removes what the dead left behind
+    assert np.array_equal(frames, read_frames(plan))
+    assert names(tmp_path, ".partial") == set()
