@@ -309,17 +309,16 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         ConfigError: naming the file or override, the key, the value and what was expected.
     """
     values: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(
-                f"--set {override!r}: expected key=value, for example learner.lr=1e-6"
-            )
-        _assign(values, key.split("."), yaml.safe_load(text), override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{path or 'settings'}: {_explain(error)}") from error
+    return _build(values, overrides, str(path or "settings"))
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The same settings with `key.subkey=value` overrides, as in `load_recipe`.
+
+    Raises:
+        ConfigError: naming the override, the key, the value and what was expected.
+    """
+    return _build(recipe.model_dump(), overrides, "settings")
 
 
 def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:

@@ -1,0 +1,208 @@
+"""Reward workers: order, parts, and failures that name the reward and the rollout."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actrep_ray.config import Recipe
+from actrep_ray.scoring import RewardPool, RewardWorker, ScoringError, make_spec, make_task
+from actrep_ray.types import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
+from data_prep.video import FramePlan
+from rewards.compose import score
+from rewards.reference import Reference
+from rewards.response import Response, render
+
+CYCLES = ((0.5, 1.2), (1.2, 2.0))
+LABELS = {
+    "marked": Labels(2, CYCLES, 3.0, "squat"),
+    "unmarked": Labels(2, None, 3.0, "squat"),
+    "still": Labels(0, (), 3.0, "unknown"),
+}
+RIGHT = render(Response("A person squats.", "down and up", CYCLES, "evenly spaced", 2, 2))
+WRONG = RIGHT.replace("<answer>2", "<answer>9")
+
+USER_REWARDS = """
+import os
+import time
+
+def raises(response, reference):
+    if response.count == 9:
+        raise KeyError("nine")
+    return 0.5
+
+def nan(response, reference):
+    return float("nan") if response.count == 9 else 0.5
+
+def several(response, reference):
+    return [0.5, 0.5] if response.count == 9 else 0.5
+
+def hangs(response, reference):
+    deadline = time.monotonic() + 60.0
+    while response.count == 9 and time.monotonic() < deadline:
+        pass
+    return 0.5
+
+def exits(response, reference):
+    if response.count == 9:
+        os._exit(1)
+    return 0.5
+"""
+
+
+@pytest.fixture
+def user_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module `user_rewards` of a user, good at every count but 9."""
+    (tmp_path / "user_rewards.py").write_text(USER_REWARDS, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "user_rewards", raising=False)
+
+
+def make_group(name: str, clip_id: str, *texts: str) -> RolloutGroup:
+    plan = FramePlan(f"{clip_id}.mp4", 1, (0, 1), 4.0, 32, 32)
+    rollouts = tuple(
+        Rollout(
+            rollout_id=f"{name}-{i}",
+            token_ids=np.arange(5, dtype=np.int32),
+            rollout_log_probs=np.zeros(5, np.float32),
+            text=text,
+            status=RolloutStatus.STOPPED,
+            policy_version=0,
+        )
+        for i, text in enumerate(texts)
+    )
+    return RolloutGroup(Prompt(name, clip_id, "How many?", plan), rollouts, 10)
+
+
+def make_recipe(**reward: Any) -> Recipe:
+    return Recipe.model_validate({"reward": {"num_cpus": 0.1, **reward}})
+
+
+def user_weights(function: str) -> dict[str, float]:
+    return {"obo": 1.0, f"user_rewards:{function}": 1.0}
+
+
+def score_in_process(recipe: Recipe, groups: list[RolloutGroup]) -> list[Any]:
+    tasks = [make_task(group, LABELS, recipe) for group in groups]
+    return RewardWorker(make_spec(recipe)).score(tasks)
+
+
+def test_rewards_are_those_of_the_composition() -> None:
+    (scored,) = score_in_process(make_recipe(), [make_group("p", "marked", RIGHT, WRONG, "")])
+    reference = Reference(count=2, cycles=CYCLES, duration_s=3.0)
+    expected = [score(text, reference).total for text in (RIGHT, WRONG, "")]
+    assert scored.rewards == pytest.approx(expected)
+    assert scored.rewards[0] == 1.0
+    assert scored.rewards.dtype == np.float32
+    assert set(scored.parts) == {"obo", "cycles", "format"}
+
+
+def test_a_part_that_does_not_apply_is_nan_and_not_zero() -> None:
+    (scored,) = score_in_process(make_recipe(), [make_group("p", "unmarked", RIGHT, RIGHT)])
+    assert np.isnan(scored.parts["cycles"]).all()
+    assert scored.rewards.tolist() == [1.0, 1.0]
+
+
+def test_per_reward_normalisation_centres_each_group() -> None:
+    recipe = make_recipe(combine="per_reward", weights={"obo": 0.5, "think_answer": 0.5})
+    (scored,) = score_in_process(recipe, [make_group("p", "marked", RIGHT, WRONG)])
+    # obo: 1 and 0 -> +-0.5 / std 0.7071; think_answer: no spread
+    assert scored.rewards == pytest.approx([0.5 * 0.70711, -0.5 * 0.70711], abs=1e-5)
+
+
+def test_a_clip_without_labels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="prompt p: no labels of clip 'unknown'"):
+        make_task(make_group("p", "unknown", RIGHT), LABELS, make_recipe())
+
+
+FAILURES = [
+    ("raises", "raised KeyError: 'nine'"),
+    ("nan", "returned nan"),
+    ("several", r"returned \[0.5, 0.5\]"),
+]
+
+
+@pytest.mark.parametrize(("function", "message"), FAILURES)
+@pytest.mark.usefixtures("user_rewards")
+def test_a_failing_reward_names_itself_and_the_rollout(function: str, message: str) -> None:
+    groups = [make_group("p", "marked", RIGHT, WRONG)]
+    with pytest.raises(
+        ScoringError, match=f"rollout p-1: reward 'user_rewards:{function}' {message}"
+    ):
+        score_in_process(make_recipe(weights=user_weights(function)), groups)
+
+
+def test_unknown_rewards_are_refused_before_a_worker_starts() -> None:
+    with pytest.raises(ValueError, match="did you mean 'obo'"):
+        RewardPool.start(make_recipe(weights={"obbo": 1.0}))
+
+
+# --- over Ray
+
+
+@contextmanager
+def started(recipe: Recipe) -> Iterator[RewardPool]:
+    pool = RewardPool.start(recipe)
+    try:
+        yield pool
+    finally:
+        pool.shutdown()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_groups_come_back_in_order_with_the_same_rewards_as_in_process() -> None:
+    recipe = make_recipe(num_workers=2)
+    clips = ["marked", "unmarked", "still"]
+    groups = [
+        make_group(f"p{i}", clips[i % 3], *(WRONG if i >> k & 1 else RIGHT for k in range(4)))
+        for i in range(23)
+    ]
+    expected = score_in_process(recipe, groups)
+    with started(recipe) as pool:
+        scored = pool.score(groups, LABELS)
+        for group in groups:
+            pool.submit(group, LABELS)
+        streamed = pool.collect()
+        assert pool.score([], LABELS) == []
+    for results in (scored, streamed):
+        assert [g.prompt.prompt_id for g in results] == [g.prompt.prompt_id for g in groups]
+        assert all(g.rollouts is h.rollouts for g, h in zip(results, groups, strict=True))
+        for group, one in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(group.rewards, one.rewards)
+            for name, values in one.parts.items():
+                np.testing.assert_array_equal(group.reward_parts[name], values)
+
+
+@pytest.mark.usefixtures("ray_session", "user_rewards")
+def test_a_reward_that_raises_stops_the_call_and_names_both() -> None:
+    groups = [make_group(f"p{i}", "marked", RIGHT, WRONG if i == 5 else RIGHT) for i in range(9)]
+    with started(make_recipe(weights=user_weights("raises"), num_workers=2)) as pool:
+        with pytest.raises(ScoringError, match="rollout p5-1: reward 'user_rewards:raises' raised"):
+            pool.score(groups, LABELS)
+        # Nothing of the failed call is left over.
+        assert len(pool.score(groups[:3], LABELS)) == 3
+
+
+@pytest.mark.usefixtures("ray_session", "user_rewards")
+def test_a_reward_that_hangs_is_named_with_its_rollout_and_line() -> None:
+    groups = [make_group("p", "marked", RIGHT, WRONG)]
+    recipe = make_recipe(weights=user_weights("hangs"), timeout_s=1.0)
+    pattern = (
+        r"waited 1 s \(reward.timeout_s\).*reward worker 0 is at p-1 for [\d.]+ s, "
+        r"reward 'user_rewards:hangs', in hangs \(.*user_rewards.py:\d+\)"
+    )
+    with started(recipe) as pool, pytest.raises(TimeoutError, match=pattern):
+        pool.score(groups, LABELS)
+
+
+@pytest.mark.usefixtures("ray_session", "user_rewards")
+def test_a_worker_that_dies_is_named_with_what_it_scored() -> None:
+    groups = [make_group("p", "marked", RIGHT, WRONG)]
+    recipe = make_recipe(weights=user_weights("exits"))
+    message = "reward worker 0 died while it scored the rollouts of p"
+    with started(recipe) as pool, pytest.raises(ScoringError, match=message):
+        pool.score(groups, LABELS)
