@@ -28,15 +28,14 @@ from actrep_ray.metrics import MetricLogger
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.run_dir import open_run
 from actrep_ray.sampling import CountSampler, SampledClip
+from actrep_ray.scoring import RewardPool, make_spec
 from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup, RolloutStatus
 from data_prep.schema import Clip
-from rewards.compose import RewardSpec
 from rewards.response import parse
 
 if TYPE_CHECKING:
     from actrep_ray.learner.pool import LearnerPool
     from actrep_ray.rollout.pool import RolloutPool
-    from actrep_ray.scoring import RewardPool
     from actrep_ray.weight_sync import WeightSync
 
 _NUM_LOGGED_ROLLOUTS = 3
@@ -99,7 +98,7 @@ def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> GrpoJob:
     Raises:
         ValueError: for settings, data or a model that cannot be used.
     """
-    RewardSpec.from_mapping(recipe.reward.weights, combine=recipe.reward.combine)
+    make_spec(recipe)
     data = GrpoData.load(recipe)
     CountSampler(data.train, recipe.sampling, seed=recipe.seed)
     inputs = QwenVLInputs(resolve_model(recipe.model.path))
@@ -127,7 +126,6 @@ def start_pools(recipe: Recipe, model: Path) -> Pools:
     from actrep_ray.cluster import in_background
     from actrep_ray.learner.pool import LearnerPool
     from actrep_ray.rollout.pool import RolloutPool
-    from actrep_ray.scoring import RewardPool
     from actrep_ray.weight_sync import WeightSync
 
     rollouts = in_background(RolloutPool.start, recipe, model)

@@ -107,9 +107,7 @@ def test_size_is_that_of_qwen_vl() -> None:
 def test_size_keeps_the_budget_of_one_frame(height: int, width: int, factor: int) -> None:
     assume(max(height, width) < 20 * min(height, width))
     low, high = 4 * factor**2, 400 * factor**2
-    new_height, new_width = fit_size(
-        height, width, factor=factor, min_pixels=low, max_pixels=high
-    )
+    new_height, new_width = fit_size(height, width, factor=factor, min_pixels=low, max_pixels=high)
     assert new_height % factor == 0
     assert new_width % factor == 0
     assert low <= new_height * new_width <= high

@@ -1,0 +1,122 @@
+"""Settings: precedence, types, rules, and the words of an error."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from actrep_ray.config import ConfigError, Recipe, load_recipe, override, write_resolved
+
+
+def recipe_file(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, "learner:\n  lr: 3.0e-5\n  num_threads: 2\n")
+    assert load_recipe(None).learner.lr == 1e-6
+    assert load_recipe(path).learner.lr == 3e-5
+    changed = load_recipe(path, ["learner.lr=1e-4", "learner.lr=2e-4"])
+    assert (changed.learner.lr, changed.learner.num_threads) == (2e-4, 2)
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "'1e-6'", "0.000001"])
+def test_every_way_to_write_a_number(tmp_path: Path, text: str) -> None:
+    path = recipe_file(tmp_path, f"learner: {{lr: {text}}}")
+    assert load_recipe(path).learner.lr == 1e-6
+    assert load_recipe(None, [f"learner.lr={text}"]).learner.lr == 1e-6
+
+
+@given(st.floats(1e-12, 1e3))
+def test_any_learning_rate_survives_the_command_line(value: float) -> None:
+    assert load_recipe(None, [f"learner.lr={value!r}"]).learner.lr == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerner: {lr: 1}", "unknown key 'lerner'; did you mean 'learner'"),
+        ("learner: {leraning_rate: 1}", "unknown key 'learner.leraning_rate'"),
+        ("learner: {lr: -1}", r"learner.lr=-1: .*greater than 0"),
+        ("learner: {lr: fast}", r"learner.lr='fast': .*valid number"),
+        ("train: {group_size: 1}", r"train.group_size=1: .*greater than or equal to 2"),
+        (
+            "train: {prompts_per_step: 10}\nlearner: {num_workers: 4}",
+            "train.prompts_per_step=10 is not a multiple of learner.num_workers=4",
+        ),
+        (
+            "stage: sft\nsft: {clips_per_step: 7}\nlearner: {num_workers: 2}",
+            "sft.clips_per_step=7 is not a multiple of learner.num_workers=2",
+        ),
+        (
+            "train: {prompts_per_step: 4, group_size: 8, mini_batch_size: 12}",
+            "train.mini_batch_size=12: expected a divisor of .* = 32 that is a multiple of .* = 8",
+        ),
+        ("video: {min_frames: 9, max_frames: 8}", "video.min_frames must not exceed max_frames"),
+        ("sampling: {bins: [5, 5]}", r"sampling.bins=\[5, 5\]: expected rising integers"),
+        ("reward: {weights: {obo: 0}}", "reward.weights: expected one weight above 0"),
+        ("rollout: {engine: sglang}", "rollout.engine='sglang'"),
+        ("name: ../elsewhere", "name='../elsewhere'"),
+        ("- a\n- b", "expected a mapping of settings, got list"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_wrong_setting_is_told_with_key_and_rule(tmp_path: Path, text: str, message: str) -> None:
+    path = recipe_file(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_recipe(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner.lr", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("seed.x=3", "seed is a value, not a section"),
+        ("train.group_size=[", "not YAML"),
+    ],
+)
+def test_a_wrong_override_is_quoted(tmp_path: Path, text: str, message: str) -> None:
+    path = recipe_file(tmp_path, "seed: 1")
+    with pytest.raises(ConfigError, match=message) as error:
+        load_recipe(path, [text])
+    assert repr(text) in str(error.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent.yaml: no such recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
+    assert load_recipe(recipe_file(tmp_path, "# nothing\n")) == Recipe()
+
+
+def test_overrides_of_a_recipe_at_hand_are_checked_too() -> None:
+    recipe = Recipe()
+    assert override(recipe, ["train.group_size=4"]).train.group_size == 4
+    assert recipe.train.group_size == 8
+    with pytest.raises(ConfigError, match="train.group_size=1"):
+        override(recipe, ["train.group_size=1"])
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValidationError):
+        Recipe().seed = 3  # type: ignore[misc]
+
+
+def test_resolved_settings_are_read_back_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["learner.betas=[0.9, 0.95]", "sampling.bins=[1, 3]"])
+    path = tmp_path / "run" / "config.resolved.json"
+    write_resolved(recipe, path, {"commit": "abc"})
+    content = json.loads(path.read_text())
+    assert content["commit"] == "abc"
+    assert Recipe.model_validate(content["recipe"]) == recipe
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
