@@ -3,7 +3,7 @@
     LearnerPool ──export_weights_ref()──► object store (buckets) ──► every engine loads, verifies
 
 What is proved at each push: that each tensor's checksum is the same before and after the transfer
-(`unpack_weights`), that weights in use by the engine are those it was given (`verify_checksums`),
+(`unpack_weights`), that weights in use by the engine are those it was given (`verify_magnitudes`),
 and that every engine reports the new version.
 """
 

@@ -24,7 +24,7 @@ from actrep_ray.rollout.engine import (
     make_rollout,
 )
 from actrep_ray.types import Prompt, RolloutGroup
-from actrep_ray.weights import checksum, verify_checksums
+from actrep_ray.weights import magnitude, verify_magnitudes
 
 _GIB = 2**30
 
@@ -101,8 +101,8 @@ class HfEngine:
                         f"expected {tuple(held[name].shape)}"
                     )
                 held[name].copy_(weight)
-        norms = {name: checksum(held[name]) for name in given if name.endswith("norm.weight")}
-        verify_checksums(norms, given, self._model.dtype)
+        norms = {name: magnitude(held[name]) for name in given if name.endswith("norm.weight")}
+        verify_magnitudes(norms, given, self._model.dtype)
         self._policy_version = policy_version
 
     def shutdown(self) -> None:

@@ -157,6 +157,8 @@ class RolloutPool:
     def _get(self, ref: Any, worker: int, method: str) -> Any:
         try:
             return ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # as the worker raised it, its traceback behind
         except ray.exceptions.ActorDiedError as error:
             raise RolloutWorkerError(
                 f"rollout worker {worker} died in `{method}`: {_last_line(error)}"

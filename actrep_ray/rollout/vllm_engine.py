@@ -29,7 +29,7 @@ from actrep_ray.rollout.engine import (
     num_visual_tokens,
 )
 from actrep_ray.types import Prompt, RolloutGroup
-from actrep_ray.weights import verify_checksums
+from actrep_ray.weights import verify_magnitudes
 
 _EXTENSION = "actrep_ray.rollout.vllm_transfer.WorkerExtension"
 _GIB = 2**30
@@ -104,8 +104,8 @@ class VllmEngine:
                 raise ValueError(
                     f"{len(missing)} weights of the engine were not given, among them {missing[0]}"
                 )
-        for loaded in self._llm.collective_rpc("actrep_checksums", args=(list(weights),)):
-            verify_checksums(loaded, weights, self._dtype)
+        for loaded in self._llm.collective_rpc("actrep_magnitudes", args=(list(weights),)):
+            verify_magnitudes(loaded, weights, self._dtype)
         self._policy_version = policy_version
 
     def shutdown(self) -> None:

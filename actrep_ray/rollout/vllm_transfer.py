@@ -29,7 +29,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from actrep_ray.weights import checksum
+from actrep_ray.weights import magnitude
 
 BACKEND = "actrep_memory"
 
@@ -97,8 +97,8 @@ class WorkerExtension:
         """Parameters of this worker's model that the last update did not bring."""
         return sorted(self.weight_transfer_engine.missing)
 
-    def actrep_checksums(self, names: list[str]) -> dict[str, float]:
-        """Checksums of weights in use, by Hugging Face name.
+    def actrep_magnitudes(self, names: list[str]) -> dict[str, float]:
+        """Sums of magnitudes of weights in use, by Hugging Face name.
 
         Only of weights that vLLM neither fuses, packs nor splits: norms, and the token embedding
         where one worker holds all of it (its padding is zero).
@@ -111,7 +111,7 @@ class WorkerExtension:
         for name in names:
             mapped = model.hf_to_vllm_mapper.apply_list([name])
             if name.endswith(suffixes) and mapped and mapped[0] in held:
-                sums[name] = checksum(held[mapped[0]])
+                sums[name] = magnitude(held[mapped[0]])
         return sums
 
 

@@ -1,0 +1,151 @@
+"""The rollout pool over real Ray actors with the transformers engine."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from actrep_ray.config import Recipe
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.rollout.engine import SamplingSettings
+from actrep_ray.rollout.pool import RolloutPool, RolloutWorkerError, _chunks
+from actrep_ray.types import Prompt, RolloutGroup
+from actrep_ray.weight_sync import WeightSync
+from actrep_ray.weights import WeightBucket, pack_weights
+from data_prep.synthetic import encode_mp4, render_clip
+
+SETTINGS = SamplingSettings(max_tokens=4, group_size=2)
+GREEDY = SamplingSettings(max_tokens=4, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return [write_tiny_model(folder / str(seed), seed=seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "device": "cpu",
+            "model": {"dtype": "float32"},
+            "video": {"fps": 2, "cache_dir": str(tmp_path_factory.mktemp("frames"))},
+            "rollout": {"engine": "hf", "num_workers": 2, "max_num_seqs": 4, "timeout_s": 120},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(
+    models: list[Path], recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> list[Prompt]:
+    rendered = render_clip("easy", 3, "train", 0)
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    encode_mp4(path, rendered.frames, rendered.fps)
+    plan = QwenVLInputs(models[0]).plan(replace(rendered.clip, video=str(path)), recipe.video)
+    return [Prompt(f"p{i}", "clip", f"How many? {i}", plan) for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session: Any, recipe: Recipe, models: list[Path]) -> Iterator[RolloutPool]:
+    pool = RolloutPool.start(recipe, models[0])
+    yield pool
+    pool.shutdown()
+
+
+@dataclass
+class Learner:
+    """Where a push gets its weights from, with whatever is to happen to them on the way."""
+
+    put: Callable[[Any], Any]
+    path: Path
+    change: Callable[[WeightBucket], WeightBucket] = lambda bucket: bucket
+
+    def export_weights_ref(self) -> Any:
+        weights = load_file(self.path / "model.safetensors")
+        return self.put([self.change(bucket) for bucket in pack_weights(weights.items(), 2**20)])
+
+
+def test_groups_come_in_the_order_of_the_prompts(
+    pool: RolloutPool, prompts: Sequence[Prompt]
+) -> None:
+    seen: list[RolloutGroup] = []
+    groups = pool.generate(prompts, SETTINGS, on_group=seen.append)
+    assert [group.prompt for group in groups] == prompts
+    assert sorted(group.prompt.prompt_id for group in seen) == ["p0", "p1", "p2", "p3", "p4"]
+    assert {len(group.rollouts) for group in groups} == {2}
+    assert pool.generate([], SETTINGS) == []
+
+
+def test_a_push_reaches_every_engine(
+    ray_session: Any, pool: RolloutPool, prompts: Sequence[Prompt], models: list[Path]
+) -> None:
+    before = pool.generate(prompts, GREEDY)
+    metrics = WeightSync(Learner(ray_session.put, models[1]), pool).push(7)  # type: ignore[arg-type]
+    assert metrics["sync/policy_version"] == 7
+    assert pool.policy_versions() == [7, 7]
+    after = pool.generate(prompts, GREEDY)
+    assert {answer.policy_version for group in after for answer in group.rollouts} == {7}
+    for old, new in zip(before, after, strict=True):
+        gap = old.rollouts[0].rollout_log_probs - new.rollouts[0].rollout_log_probs
+        assert np.abs(gap).max() > 1e-3
+    WeightSync(Learner(ray_session.put, models[0]), pool).push(8)  # type: ignore[arg-type]
+    for old, new in zip(before, pool.generate(prompts, GREEDY), strict=True):
+        np.testing.assert_array_equal(old.rollouts[0].token_ids, new.rollouts[0].token_ids)
+
+
+def test_a_weight_damaged_on_its_way_is_an_error(
+    ray_session: Any, pool: RolloutPool, models: list[Path]
+) -> None:
+    def flip(bucket: WeightBucket) -> WeightBucket:
+        data = bucket.data.copy()
+        data[3] ^= 1
+        return replace(bucket, data=data)
+
+    learner = Learner(ray_session.put, models[0], flip)
+    with pytest.raises(RuntimeError, match=r"checksum .* after the transfer"):
+        WeightSync(learner, pool).push(9)  # type: ignore[arg-type]
+
+
+def test_user_errors_keep_their_type(pool: RolloutPool, prompts: Sequence[Prompt]) -> None:
+    with pytest.raises(ValueError, match=r"^clip 'clip'.*exceed rollout.max_model_len") as error:
+        pool.generate(prompts[:1], replace(SETTINGS, max_tokens=9000))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_wait_has_a_deadline(
+    pool: RolloutPool, recipe: Recipe, prompts: Sequence[Prompt]
+) -> None:
+    hasty = recipe.model_copy(
+        update={"rollout": recipe.rollout.model_copy(update={"timeout_s": 1e-4})}
+    )
+    with pytest.raises(TimeoutError, match=r"rollout.timeout_s\) for 5 of 5 groups.*worker 0"):
+        RolloutPool(hasty, pool.workers).generate(prompts, SETTINGS)
+
+
+def test_a_dead_worker_is_named(
+    ray_session: Any, recipe: Recipe, models: list[Path], prompts: Sequence[Prompt]
+) -> None:
+    pool = RolloutPool.start(recipe, models[0], num_workers=1)
+    ray_session.kill(pool.workers[0])
+    with pytest.raises(RolloutWorkerError, match="rollout worker 0 died in `generate`"):
+        pool.generate(prompts, SETTINGS)
+
+
+def test_a_worker_that_cannot_start_says_why(ray_session: Any, recipe: Recipe) -> None:
+    with pytest.raises(RolloutWorkerError, match="not a model checkpoint"):
+        RolloutPool.start(recipe, "missing-folder", num_workers=1)
+
+
+def test_chunks() -> None:
+    assert _chunks(5, 2, 2) == [range(2), range(2, 4), range(4, 5)]
+    assert _chunks(5, 2, 99) == [range(3), range(3, 5)]
+    assert _chunks(2, 4, 0) == [range(1), range(1, 2)]
+    assert _chunks(0, 2, 4) == []
+    assert sum(len(chunk) for chunk in _chunks(101, 3, 7)) == 101

@@ -1,0 +1,62 @@
+"""Weight buckets: hand-computed layout and sums, and what must not pass."""
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actrep_ray.weights import magnitude, pack_weights, unpack_weights, verify_magnitudes
+
+
+def test_layout_and_checksums() -> None:
+    a, b = torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([1.5, -0.5], dtype=torch.bfloat16)
+    (bucket,) = pack_weights([("a", a), ("b", b)])
+    assert bucket.names == ("a", "b")
+    assert bucket.shapes == ((1, 3), (2,))
+    assert bucket.dtypes == ("float32", "bfloat16")
+    assert bucket.checksums[0] == zlib.crc32(np.array([1, -2, 3], np.float32).tobytes())
+    assert magnitude(a) == 6.0
+    assert magnitude(b) == 2.0
+    assert len(bucket.data) == 32  # 12 bytes and 4 bytes, each padded to 16
+    assert np.frombuffer(bucket.data[:12].tobytes(), np.float32).tolist() == [1.0, -2.0, 3.0]
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 5), max_size=3), min_size=1, max_size=6),
+    bucket_bytes=st.integers(1, 400),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_buckets_give_back_what_went_in(
+    shapes: list[list[int]], bucket_bytes: int, dtype: torch.dtype
+) -> None:
+    weights = {f"w{i}": torch.randn(shape).to(dtype) for i, shape in enumerate(shapes)}
+    buckets = list(pack_weights(weights.items(), bucket_bytes))
+    for bucket in buckets:
+        assert len(bucket.names) == 1 or len(bucket.data) <= bucket_bytes
+    again = unpack_weights(buckets)
+    assert list(again) == list(weights)
+    for name, weight in weights.items():
+        assert again[name].dtype == dtype
+        assert torch.equal(again[name], weight)
+
+
+def test_a_changed_bit_is_an_error() -> None:
+    (bucket,) = pack_weights([("layer.weight", torch.ones(4))])
+    data = bucket.data.copy()
+    data[5] ^= 1
+    with pytest.raises(RuntimeError, match=r"layer.weight: checksum .* after the transfer"):
+        unpack_weights([replace(bucket, data=data)])
+
+
+def test_loaded_weights_are_compared_in_the_engines_dtype() -> None:
+    weights = {"norm": torch.tensor([1.001, -1.0]), "other": torch.zeros(1)}
+    bfloat16 = {"norm": magnitude(weights["norm"].to(torch.bfloat16))}
+    assert verify_magnitudes(bfloat16, weights, torch.bfloat16) == 1
+    with pytest.raises(RuntimeError, match=r"norm: magnitude .* in the engine"):
+        verify_magnitudes(bfloat16, weights, torch.float32)
+    with pytest.raises(RuntimeError, match="no weight"):
+        verify_magnitudes({}, weights, torch.float32)
