@@ -103,7 +103,7 @@ def test_overrides_of_a_recipe_at_hand_are_checked_too() -> None:
     recipe = Recipe()
     assert override(recipe, ["train.group_size=4"]).train.group_size == 4
     assert recipe.train.group_size == 8
-    with pytest.raises(ConfigError, match="train.group_size=1"):
+    with pytest.raises(ConfigError, match=r"train\.group_size=1"):
         override(recipe, ["train.group_size=1"])
 
 
