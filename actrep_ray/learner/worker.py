@@ -1,0 +1,559 @@
+"""One rank of the learner: SFT steps, GRPO updates, scoring, export and saving.
+
+A plain class: a process makes one, calls `setup`, and every rank then calls the same methods with
+the SAME rows. Each rank takes its share of them by a rule that all of them know, so denominators
+and mini-batches are those of the whole batch whatever the number of ranks.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from transformers.core_model_loading import revert_weight_conversion
+
+from actrep_ray.config import Recipe
+from actrep_ray.frame_cache import FrameCache
+from actrep_ray.learner import algorithms, fsdp, optimizer
+from actrep_ray.learner.algorithms import BatchCounts
+from actrep_ray.learner.folders import complete_folder, copy_processor_files
+from actrep_ray.learner.packing import (
+    PackedBatch,
+    PackedRow,
+    collate,
+    micro_batches,
+    packed_length,
+    split_row,
+)
+from actrep_ray.learner.policy import Policy
+from actrep_ray.learner.prompts import PromptEncoder
+from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
+from actrep_ray.types import LearnerRow
+
+_log = logging.getLogger(__name__)
+
+TokenValues = dict[tuple[int, int], np.ndarray]
+"""Values of an answer's tokens, float32 [R_i], by (number of the row, number of the answer)."""
+
+LossFn = Callable[[PackedBatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
+"""(batch, log_probs, entropy) to a share of the loss and sums over tokens."""
+
+
+class LearnerError(RuntimeError):
+    """Training cannot go on; the message says why and which rows were at hand."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A micro-batch of this rank; its weight is 0 if it only keeps step with the other ranks."""
+
+    rows: list[PackedRow]
+    weight: float
+
+
+class LearnerWorker:
+    """A rank that trains.
+
+    Args:
+        recipe: All settings; `recipe.stage` says which of `sft_step` and `update` is meant.
+        model_path: Checkpoint to start or go on from.
+        rank: Of this process.
+        world_size: Number of ranks.
+        total_steps: Steps of the loop that the learning rate schedule spans.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model_path: str, rank: int, world_size: int, total_steps: int
+    ) -> None:
+        self.recipe = recipe
+        self.model_path = Path(model_path)
+        self.rank = rank
+        self.world_size = world_size
+        self.total_optimizer_steps = total_steps * _optimizer_steps_per_step(recipe)
+        self.num_optimizer_steps = 0
+        self.device = _device(recipe.device)
+        self.dtype: torch.dtype = getattr(torch, recipe.model.dtype)
+
+    def setup(self, master_addr: str, master_port: int) -> None:
+        """Join the other ranks and load the model; returns when this rank can train."""
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.recipe.learner.num_threads)
+        torch.manual_seed(self.recipe.seed)
+        dist.init_process_group(
+            "nccl" if self.device.type == "cuda" else "gloo",
+            init_method=f"tcp://{master_addr}:{master_port}",
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=timedelta(seconds=self.recipe.learner.timeout_s),
+        )
+        self.mesh = init_device_mesh(self.device.type, (self.world_size,))
+        self.inputs = QwenVLInputs(self.model_path)
+        video = self.recipe.video
+        frames = FrameCache(video.cache_dir, int(video.cache_gib * 2**30))
+        self.encoder = PromptEncoder(self.inputs, frames)
+        self.policy = self._load(self.model_path, self.recipe.model.freeze)
+        self.optimizer = optimizer.make_optimizer(self.policy.model, self.recipe.learner)
+        self.reference: Policy | None = None
+        if self.recipe.stage == "grpo":
+            if self.recipe.algorithm.kl_coef > 0:
+                source = Path(self.recipe.model.path or self.model_path)
+                parts = ("vision_tower", "merger", "language_model")
+                self.reference = self._load(source, parts, is_frozen=True)
+            algorithms.preload()
+
+    def shutdown(self) -> None:
+        """Leave the other ranks."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    # ---------------------------------------------------------------- training
+
+    def sft_step(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
+        """One optimiser step of cross-entropy on the answers' tokens; `loss` is per token."""
+        start = time.monotonic()
+        counts = self._counts(rows)
+
+        def loss_of(
+            batch: PackedBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+        ) -> tuple[torch.Tensor, dict[str, float]]:
+            total = -log_probs.sum()
+            sums = {"loss": float(total.detach()), "entropy": float(entropy.detach().sum())}
+            return total / counts.num_tokens * counts.num_ranks, sums
+
+        metrics = self._optimizer_step(rows, range(len(rows)), loss_of, temperature=1.0)
+        return self._finish(metrics, counts.num_tokens, start)
+
+    @torch.no_grad()
+    def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
+        """Cross-entropy per token of the answers, without training."""
+        sums = {"loss": 0.0, "entropy": 0.0}
+        for share, batch in self._batches(rows, range(len(rows))):
+            log_probs, entropy = self.policy(batch, temperature=1.0)
+            sums["loss"] -= float(log_probs.sum()) * share.weight
+            sums["entropy"] += float(entropy.sum()) * share.weight
+        num_tokens = self._counts(rows).num_tokens
+        return {key: value / num_tokens for key, value in self._sum(sums).items()}
+
+    def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
+        """All optimiser steps of one step's groups.
+
+        Old log-probabilities are those of the weights before the first of them. Mini-batches are
+        consecutive rows; each of `num_updates_per_batch` passes goes through all of them.
+
+        Args:
+            rows: Groups with advantages and the engine's log-probabilities.
+            step: Of the loop, for messages.
+
+        Returns:
+            Means over tokens (or answers, as the aggregation says) of the last pass; the
+            log-probability gap to the engine is that before the first optimiser step.
+
+        Raises:
+            LearnerError: if a loss or gradient is not finite; no optimiser step was taken then.
+        """
+        start = time.monotonic()
+        cfg = self.recipe.train
+        if not rows:
+            raise ValueError(f"step {step}: no group to train on")
+        minis = self._mini_batches(rows)
+        temperature = self.recipe.rollout.temperature
+        ref = self._score(rows, self.reference, temperature) if self.reference else None
+        # A single optimiser step sees the old weights itself.
+        is_single = len(minis) * cfg.num_updates_per_batch == 1
+        old = None if is_single else self._score(rows, self.policy, temperature)
+        gap = _Gap(rows, {i for m in minis for i in deal(rows, m, self.world_size)[self.rank]})
+        if old is not None:
+            gap.add(old)
+        metrics: dict[str, float] = {}
+        for _ in range(cfg.num_updates_per_batch):
+            passes = [self._train(rows, mini, old, ref, gap) for mini in minis]
+            tokens = [self._counts([rows[i] for i in mini]).num_tokens for mini in minis]
+            metrics = {
+                key: float(np.average([m[key] for m in passes], weights=tokens))
+                for key in passes[0]
+            }
+        metrics |= self._log_prob_gap(gap)
+        metrics["num_optimizer_steps"] = float(len(minis) * cfg.num_updates_per_batch)
+        return self._finish(metrics, self._counts(rows).num_tokens, start)
+
+    def log_probs(
+        self, rows: Sequence[LearnerRow], *, reference: bool = False
+    ) -> list[tuple[np.ndarray, ...]]:
+        """Log-probability of every token of every answer, float32 [R_i], in the order of rows.
+
+        Divided by the temperature of sampling in GRPO. Every rank returns all of them.
+
+        Raises:
+            ValueError: if the reference policy is asked for and there is none.
+        """
+        if reference and self.reference is None:
+            raise ValueError("there is no reference policy: algorithm.kl_coef is 0")
+        policy = self.reference if reference else self.policy
+        assert policy is not None
+        is_sft = self.recipe.stage == "sft"
+        temperature = 1.0 if is_sft else self.recipe.rollout.temperature
+        values = self._score(rows, policy, temperature)
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, values)
+        everything = {key: value for part in parts for key, value in part.items()}
+        return [
+            tuple(everything[i, a] for a in range(len(row.responses))) for i, row in enumerate(rows)
+        ]
+
+    # ---------------------------------------------------------------- weights
+
+    def export_weights(self) -> list[tuple[str, torch.Tensor]]:
+        """(name in the checkpoint's files, whole weight on the CPU in the model's dtype).
+
+        A tied output layer is left out. Rank 0 returns them, the others an empty list.
+        """
+        return list(self._checkpoint_weights().items())
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write an ordinary Hugging Face folder: config, weights, tokenizer, processor."""
+        weights = self._model_weights()
+        if self.rank == 0:
+            with complete_folder(Path(folder)) as target:
+                copy_processor_files(self.model_path, target)
+                self.policy.model.save_pretrained(target, state_dict=weights)
+        dist.barrier()
+
+    def save_state(self, folder: str | Path) -> None:
+        """Write what training goes on from, beside the model folder."""
+        with complete_folder(Path(folder), is_writer=self.rank == 0) as target:
+            optimizer.save_optimizer(
+                target,
+                self.policy.model,
+                self.optimizer,
+                {"num_optimizer_steps": self.num_optimizer_steps},
+                is_writer=self.rank == 0,
+                with_weights=self.dtype != torch.float32,
+            )
+        dist.barrier()
+
+    def load_state(self, folder: str | Path) -> None:
+        """Go on from a saved state; the weights are those of `model_path`."""
+        state = optimizer.load_optimizer(Path(folder), self.policy.model, self.optimizer)
+        self.num_optimizer_steps = int(state["num_optimizer_steps"])
+
+    # ---------------------------------------------------------------- one optimiser step
+
+    def _train(
+        self,
+        rows: Sequence[LearnerRow],
+        mini: Sequence[int],
+        old: TokenValues | None,
+        ref: TokenValues | None,
+        gap: "_Gap",
+    ) -> dict[str, float]:
+        """One optimiser step on a mini-batch of groups."""
+        cfg = self.recipe.algorithm
+        counts = self._counts([rows[i] for i in mini])
+
+        def loss_of(
+            batch: PackedBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+        ) -> tuple[torch.Tensor, dict[str, float]]:
+            advantages = batch.targets.new_tensor(
+                [rows[i].advantages[a] for i, a in batch.answers], dtype=torch.float32
+            )
+            mask = batch.target_mask
+            if old is None:
+                before = log_probs.detach()
+                gap.add(_by_answer(batch, before))
+            else:
+                before = batch.padded([old[key] for key in batch.answers])
+            loss, sums = algorithms.policy_loss(log_probs, before, advantages, mask, cfg, counts)
+            # Each reported mean has its own share; "loss" is the policy's part alone.
+            share = 1.0 / counts.num_ranks * counts.num_tokens
+            sums["loss"] = float(loss.detach()) * share
+            sums["entropy"] = float((entropy.detach() * mask).sum())
+            if cfg.entropy_coef > 0:
+                bonus = algorithms.aggregate(entropy, mask, cfg, counts)
+                loss = loss - cfg.entropy_coef * bonus
+            if ref is not None:
+                ref_log_probs = batch.padded([ref[key] for key in batch.answers])
+                kl = algorithms.kl_to_reference(log_probs, ref_log_probs, cfg)
+                sums["ref_kl"] = float((kl.detach() * mask).sum())
+                loss = loss + cfg.kl_coef * algorithms.aggregate(kl, mask, cfg, counts)
+            return loss, sums
+
+        return self._optimizer_step(
+            rows,
+            mini,
+            loss_of,
+            temperature=self.recipe.rollout.temperature,
+            with_entropy_grad=cfg.entropy_coef > 0,
+        )
+
+    def _optimizer_step(
+        self,
+        rows: Sequence[LearnerRow],
+        chosen: Sequence[int],
+        loss_of: LossFn,
+        *,
+        temperature: float,
+        with_entropy_grad: bool = False,
+    ) -> dict[str, float]:
+        """Accumulate gradients over micro-batches, clip, check, step.
+
+        Returns:
+            The sums of `loss_of` divided by the tokens of all ranks, `grad_norm` and `lr`.
+        """
+        sums: dict[str, float] = {}
+        bad: list[str] = []
+        for share, batch in self._batches(rows, chosen):
+            log_probs, entropy = self.policy(
+                batch, temperature=temperature, with_entropy_grad=with_entropy_grad
+            )
+            loss, parts = loss_of(batch, log_probs, entropy)
+            (loss * share.weight).backward()
+            if not torch.isfinite(loss):
+                bad += [rows[i].row_id for i in {row.row for row in share.rows}]
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + value * share.weight
+        parameters = [p for p in self.policy.model.parameters() if p.grad is not None]
+        norm = fsdp.full_tensor(
+            torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        )
+        self._check_finite(bad, float(norm), [rows[i].row_id for i in chosen])
+        torch.nn.utils.clip_grads_with_norm_(
+            parameters, self.recipe.learner.max_grad_norm, norm, foreach=True
+        )
+        lr = optimizer.learning_rate(
+            self.num_optimizer_steps, self.recipe.learner, self.total_optimizer_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_optimizer_steps += 1
+        num_tokens = self._counts([rows[i] for i in chosen]).num_tokens
+        means = {key: value / num_tokens for key, value in self._sum(sums).items()}
+        return {**means, "grad_norm": float(norm), "lr": lr}
+
+    def _check_finite(self, bad: list[str], norm: float, row_ids: list[str]) -> None:
+        """Stop every rank before the optimiser step if a loss or the gradient is not finite."""
+        num_bad = self._sum({"bad": float(len(bad))})["bad"]
+        if num_bad == 0 and np.isfinite(norm):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        if num_bad:
+            names: list[Any] = [None] * self.world_size
+            dist.all_gather_object(names, bad)
+            row_ids = sorted({name for part in names for name in part})
+        what = "loss" if num_bad else f"gradient norm ({norm})"
+        raise LearnerError(
+            f"optimiser step {self.num_optimizer_steps + 1}: the {what} is not finite; nothing was "
+            f"changed. Rows: {', '.join(row_ids)}. Lower learner.lr or look at these clips"
+        )
+
+    # ---------------------------------------------------------------- batches
+
+    def _batches(
+        self, rows: Sequence[LearnerRow], chosen: Sequence[int]
+    ) -> Iterator[tuple[_Share, PackedBatch]]:
+        """This rank's micro-batches of the chosen rows, as many on every rank.
+
+        Each is collated in the background while the one before it is computed.
+        """
+        shares = self._shares(rows, chosen)
+        with ThreadPoolExecutor(max_workers=1) as background:
+            ahead = background.submit(collate, shares[0].rows)
+            for i, share in enumerate(shares):
+                batch = ahead.result()
+                if i + 1 < len(shares):
+                    ahead = background.submit(collate, shares[i + 1].rows)
+                yield share, batch.to(self.device)
+
+    def _shares(self, rows: Sequence[LearnerRow], chosen: Sequence[int]) -> list[_Share]:
+        cfg = self.recipe.learner
+        mine = deal(rows, chosen, self.world_size)[self.rank]
+        packed = [piece for i in mine for piece in self._pack(i, rows[i])]
+        shares = [_Share(batch, 1.0) for batch in micro_batches(packed, cfg.micro_batch_tokens)]
+        most = self._max(len(shares))
+        # FSDP's ranks run forward and backward together: who has less repeats without weight.
+        filler = shares[-1].rows if shares else self._pack(chosen[0], rows[chosen[0]])[:1]
+        return shares + [_Share(filler, 0.0)] * (most - len(shares))
+
+    def _pack(self, i: int, row: LearnerRow) -> list[PackedRow]:
+        self._check_row(row)
+        return split_row(
+            i,
+            row.row_id,
+            self.encoder.encode(row),
+            row.responses,
+            budget=self.recipe.learner.micro_batch_tokens,
+            shares_prefix=self.recipe.learner.packing == "shared_prefix",
+        )
+
+    def _check_row(self, row: LearnerRow) -> None:
+        for a, response in enumerate(row.responses):
+            if found := sorted(set(self.inputs.visual_token_ids) & set(response.tolist())):
+                raise ValueError(
+                    f"{row.row_id}: answer {a} holds the visual token {found[0]}; an answer is text"
+                )
+        if len(row.advantages) != len(row.responses):
+            raise ValueError(
+                f"{row.row_id}: {len(row.responses)} answers and {len(row.advantages)} advantages"
+            )
+
+    def _mini_batches(self, rows: Sequence[LearnerRow]) -> list[list[int]]:
+        cfg = self.recipe.train
+        size = len(rows)
+        if cfg.mini_batch_size is not None:
+            size = cfg.mini_batch_size // cfg.group_size
+        numbers = list(range(len(rows)))
+        return [numbers[start : start + size] for start in range(0, len(rows), size)]
+
+    @torch.no_grad()
+    def _score(self, rows: Sequence[LearnerRow], policy: Policy, temperature: float) -> TokenValues:
+        """Log-probabilities of this rank's answers under a policy."""
+        values: TokenValues = {}
+        # Mini by mini, so that this rank scores the very rows that it will train on.
+        for mini in self._mini_batches(rows):
+            for share, batch in self._batches(rows, mini):
+                log_probs, _ = policy(batch, temperature=temperature)
+                if share.weight:
+                    values |= _by_answer(batch, log_probs)
+                elif any(key not in values for key in batch.answers):
+                    values |= _by_answer(batch, log_probs)
+        return values
+
+    def _counts(self, rows: Sequence[LearnerRow]) -> BatchCounts:
+        lengths = [len(response) for row in rows for response in row.responses]
+        return BatchCounts(sum(lengths), len(lengths), self.world_size)
+
+    # ---------------------------------------------------------------- the rest
+
+    def _load(
+        self, path: Path, frozen_parts: tuple[str, ...], *, is_frozen: bool = False
+    ) -> Policy:
+        model: Any = load_model(path, dtype="float32")
+        if is_frozen:
+            model.requires_grad_(False)
+        else:
+            optimizer.freeze(model, frozen_parts)
+        if self.recipe.learner.gradient_checkpointing and not is_frozen:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train(self.recipe.learner.gradient_checkpointing and not is_frozen)
+        policy = Policy(model, self.inputs.visual_token_ids).to(self.device)
+        fsdp.shard(policy, self.mesh, dtype=self.dtype)
+        return policy
+
+    def _model_weights(self) -> dict[str, torch.Tensor]:
+        """Whole weights by their names in the Hugging Face model; empty except on rank 0."""
+        weights = {}
+        for name, weight in fsdp.full_weights(self.policy):
+            if self.rank == 0:
+                weights[name] = weight.to(self.dtype).contiguous()
+        return weights
+
+    def _checkpoint_weights(self) -> dict[str, torch.Tensor]:
+        weights = self._model_weights()
+        if self.rank != 0:
+            return {}
+        renamed: dict[str, torch.Tensor] = revert_weight_conversion(self.policy.model, weights)
+        return renamed
+
+    def _sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Sum over ranks; every rank has the same keys."""
+        keys = sorted(values)
+        tensor = torch.tensor([values[k] for k in keys], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return dict(zip(keys, tensor.tolist(), strict=True))
+
+    def _max(self, value: float) -> int:
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())
+
+    def _log_prob_gap(self, gap: "_Gap") -> dict[str, float]:
+        if not gap.num_expected:
+            return {}
+        sums = self._sum({"total": gap.total, "tokens": float(gap.num_tokens)})
+        largest = torch.tensor([gap.largest], dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return {
+            "log_prob_gap_mean": sums["total"] / sums["tokens"],
+            "log_prob_gap_max": float(largest.item()),
+        }
+
+    def _finish(self, metrics: dict[str, float], num_tokens: int, start: float) -> dict[str, float]:
+        seconds = time.monotonic() - start
+        return {
+            **metrics,
+            "num_response_tokens": float(num_tokens),
+            "tokens_per_s": num_tokens / seconds,
+            "seconds": seconds,
+        }
+
+
+class _Gap:
+    """|learner - rollout| of the log-probabilities of this rank's tokens, each answer once."""
+
+    def __init__(self, rows: Sequence[LearnerRow], own: set[int]) -> None:
+        self.rows = rows
+        self.own = own
+        self.num_expected = sum(len(row.rollout_log_probs) for row in rows)
+        self.total, self.largest, self.num_tokens = 0.0, 0.0, 0
+        self._seen: set[tuple[int, int]] = set()
+
+    def add(self, values: TokenValues) -> None:
+        """Compare what was scored with what the engine said."""
+        for (i, a), value in values.items():
+            if i not in self.own or not self.rows[i].rollout_log_probs or (i, a) in self._seen:
+                continue
+            self._seen.add((i, a))
+            gap = np.abs(value - self.rows[i].rollout_log_probs[a])
+            self.total += float(gap.sum())
+            self.largest = max(self.largest, float(gap.max()))
+            self.num_tokens += len(gap)
+
+
+def deal(rows: Sequence[LearnerRow], chosen: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Deal rows to ranks: equally many each, as far as they go, and about as many tokens.
+
+    Longest first, to the rank that has fewest tokens among those with fewest rows. The same rows
+    give the same shares on every rank.
+    """
+    lengths = {i: _estimated_tokens(rows[i]) for i in chosen}
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for i in sorted(chosen, key=lambda i: (-lengths[i], i)):
+        rank = min(range(num_ranks), key=lambda r: (len(shares[r]), loads[r], r))
+        shares[rank].append(i)
+        loads[rank] += lengths[i]
+    return shares
+
+
+def _estimated_tokens(row: LearnerRow) -> int:
+    prompt = row.num_prompt_tokens or row.plan.num_frames * row.plan.height * row.plan.width // 2048
+    return packed_length(prompt, [len(response) for response in row.responses])
+
+
+def _by_answer(batch: PackedBatch, values: torch.Tensor) -> TokenValues:
+    lengths = batch.target_mask.sum(dim=1).tolist()
+    table = values.detach().float().cpu().numpy()
+    return {key: table[a, : lengths[a]].copy() for a, key in enumerate(batch.answers)}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _optimizer_steps_per_step(recipe: Recipe) -> int:
+    if recipe.stage == "sft":
+        return 1
+    train = recipe.train
+    rollouts = train.prompts_per_step * train.group_size
+    return train.num_updates_per_batch * (rollouts // (train.mini_batch_size or rollouts))
