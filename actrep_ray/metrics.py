@@ -1,0 +1,264 @@
+"""What a run writes down as it goes: numbers, texts and histograms of its steps.
+
+    RUN_DIR/metrics.jsonl   one JSON object a step: `step`, `time_s`, then `phase/name` keys
+    RUN_DIR/texts.jsonl     one JSON object a text: `step`, `key`, `text`
+    RUN_DIR/tb/             the same for TensorBoard
+    console                 one line a step, readable with and without a terminal
+
+A resumed run passes the step that it goes on from: what an earlier attempt wrote after that step
+is dropped, from the files and from TensorBoard alike, so that no step counts twice.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+# What the console shows of a step, where it is there: (key, label, format).
+_COLUMNS = (
+    ("reward/mean", "reward", ".3f"),
+    ("train/obz", "exact", ".2f"),
+    ("train/obo", "obo", ".2f"),
+    ("sft/loss", "loss", ".4f"),
+    ("sft/validation_loss", "val", ".4f"),
+    ("rollout/response_tokens", "len", ".0f"),
+    ("learner/clip_fraction", "clip", ".3f"),
+    ("learner/kl", "kl", ".4f"),
+    ("learner/grad_norm", "grad", ".2f"),
+    ("learner/log_prob_gap", "gap", ".0e"),
+    ("dropped/groups", "dropped", ".0f"),
+    ("eval/mae", "eval mae", ".3f"),
+    ("eval/obo", "eval obo", ".3f"),
+)
+_SECONDS_PREFIX, _SECONDS_SUFFIX = "time/", "_s"
+_STEP_SECONDS = "time/step_s"
+_SMOOTHING = 0.2  # weight of the newest step in the seconds that the time left is reckoned with
+
+
+class MetricLogger:
+    """Writes the metrics of one run; use it as a context manager.
+
+    Args:
+        run_dir: Folder of the run; made if missing.
+        purge_after_step: Rows of later steps are dropped; None keeps what is there.
+        num_steps: The last step of the run. Given, every step is a line on the console.
+        title: Word before the step on that line.
+        console: Where the lines go; standard output by default.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        purge_after_step: int | None = None,
+        num_steps: int | None = None,
+        title: str = "step",
+        console: Console | None = None,
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run_dir = Path(run_dir)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        metrics, texts = (self.run_dir / name for name in ("metrics.jsonl", "texts.jsonl"))
+        for path in (metrics, texts):
+            _purge(path, purge_after_step)
+        self._metrics = metrics.open("a", encoding="utf-8")
+        self._texts = texts.open("a", encoding="utf-8")
+        self._board: Any = SummaryWriter(
+            str(self.run_dir / "tb"),
+            purge_step=None if purge_after_step is None else purge_after_step + 1,
+        )
+        self._seconds: dict[str, float] = {}
+        self._began = self._last = time.monotonic()
+        self._lines = None if num_steps is None else StepLines(title, num_steps, console)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the numbers of a step, and the seconds of the phases timed since the last one.
+
+        `time/step_s` is the time since the last call unless it is given. A number that is not
+        finite is null in the file and left out of TensorBoard; its key is named under
+        `not_finite`.
+
+        Raises:
+            ValueError: if a key or a value is none; naming both.
+        """
+        now = time.monotonic()
+        values = {f"{_SECONDS_PREFIX}{k}{_SECONDS_SUFFIX}": v for k, v in self._seconds.items()}
+        values[_STEP_SECONDS] = now - self._last
+        values |= {key: _number(key, value) for key, value in metrics.items()}
+        self._seconds, self._last = {}, now
+        row: dict[str, Any] = {"step": int(step), "time_s": round(now - self._began, 3)}
+        row |= {key: value if math.isfinite(value) else None for key, value in values.items()}
+        if lost := [key for key, value in values.items() if not math.isfinite(value)]:
+            row["not_finite"] = lost
+        _write_line(self._metrics, row)
+        for key, value in values.items():
+            if math.isfinite(value):
+                self._board.add_scalar(key, value, step)
+        self._board.flush()
+        if self._lines is not None:
+            self._lines.show(step, values)
+
+    def text(self, step: int, key: str, text: str) -> None:
+        """Write a text of a step, for example one answer."""
+        _write_line(self._texts, {"step": int(step), "key": key, "text": text})
+        # TensorBoard renders Markdown; indented by four it is shown as it is.
+        self._board.add_text(key, "\n".join(f"    {line}" for line in text.splitlines()), step)
+
+    def histogram(self, step: int, key: str, values: Sequence[float] | np.ndarray) -> None:
+        """Write a distribution of a step, for example the counts of the clips that were issued."""
+        array = np.asarray(values, np.float64)
+        if array.size == 0 or not np.isfinite(array).all():
+            raise ValueError(f"{key}: expected finite numbers, got {array.tolist()[:8]}")
+        self._board.add_histogram(key, array, step)
+
+    @contextmanager
+    def timer(self, phase: str) -> Iterator[None]:
+        """Time a phase of the step; `log` writes it as `time/<phase>_s`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - began
+
+    def close(self) -> None:
+        """Flush and close every file."""
+        self._metrics.close()
+        self._texts.close()
+        self._board.close()
+
+
+class StepLines:
+    """One line a step: what was learned, the seconds of its phases, and the time left.
+
+    Args:
+        title: Word before the step.
+        num_steps: The last step.
+        console: Where to; standard output by default.
+    """
+
+    def __init__(self, title: str, num_steps: int, console: Console | None = None) -> None:
+        self.title = title
+        self.num_steps = num_steps
+        self.console = console or Console()
+        self._step_s: float | None = None
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Print the line of a step."""
+        seconds = metrics.get(_STEP_SECONDS, 0.0)
+        known = seconds if self._step_s is None else self._step_s
+        self._step_s = (1 - _SMOOTHING) * known + _SMOOTHING * seconds
+        left = (self.num_steps - step) * self._step_s
+        self.console.print(
+            self._line(step, metrics, left), soft_wrap=True, highlight=False, markup=False
+        )
+
+    def _line(self, step: int, metrics: Mapping[str, float], left_s: float) -> Text:
+        width = len(str(self.num_steps))
+        line = Text(f"{self.title} {step:>{width}}/{self.num_steps}", style="bold cyan")
+        for key, label, form in _COLUMNS:
+            if key in metrics:
+                line.append(f"  {label} ", style="not bold dim white")
+                line.append(format(metrics[key], form), style="not bold default")
+        phases = " ".join(f"{name} {value:.1f}" for name, value in _phases(metrics))
+        took = f"  {metrics.get(_STEP_SECONDS, 0.0):.1f} s" + (f" ({phases})" if phases else "")
+        line.append(f"{took}  left {format_duration(left_s)}", style="not bold dim white")
+        return line
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, one a step, in the order of the steps.
+
+    Rows of one step are joined; the later one's value stands where both have a key.
+
+    Raises:
+        ValueError: naming the file and the line that is not a row.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for number, row in _read_rows(Path(path)):
+        if not isinstance(row.get("step"), int):
+            raise ValueError(f"{path}:{number}: step={row.get('step')!r}, expected an integer")
+        rows.setdefault(row["step"], {}).update(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as "42 s", "3 min 20 s" or "2 h 05 min".
+
+    >>> format_duration(200.4)
+    '3 min 20 s'
+    """
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _phases(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+    return [
+        (key.removeprefix(_SECONDS_PREFIX).removesuffix(_SECONDS_SUFFIX), value)
+        for key, value in metrics.items()
+        if key.startswith(_SECONDS_PREFIX) and key != _STEP_SECONDS
+    ]
+
+
+def _number(key: str, value: Any) -> float:
+    if not isinstance(key, str) or not key or key in ("step", "time_s", "not_finite"):
+        raise ValueError(f"metric key {key!r}, expected a name like 'phase/name'")
+    if isinstance(value, str) or np.ndim(value) != 0:
+        raise ValueError(f"metric {key}={value!r}, expected a number")
+    return float(value)
+
+
+def _write_line(file: Any, row: Mapping[str, Any]) -> None:
+    """Write a line and hand it to the system at once: a killed run leaves whole lines."""
+    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their line numbers; a last line that a kill cut off is left out."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if not line.endswith("\n"):
+                    return
+                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object")
+            yield number, row
+
+
+def _purge(path: Path, after_step: int | None) -> None:
+    """Drop the rows after a step, and a line that a kill cut off; atomically."""
+    if not path.is_file():
+        return
+    rows = [row for _, row in _read_rows(path)]
+    if after_step is not None:
+        rows = [row for row in rows if row["step"] <= after_step]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    partial.replace(path)
