@@ -23,7 +23,7 @@ import numpy as np
 
 from actrep_ray.config import Recipe
 from actrep_ray.types import Labels, RolloutGroup
-from rewards.compose import RewardError, RewardSpec, Score, group_rewards, score
+from rewards.compose import Part, RewardError, RewardSpec, Score, group_rewards, score
 from rewards.reference import Reference, usable_cycles
 
 _BATCHES_PER_WORKER = 4  # of `score`: small enough that a slow batch does not hold up the rest
@@ -342,7 +342,7 @@ def _describe_stack(frame: FrameType | None) -> str:
     caller: FrameType | None = frame
     while caller is not None:
         part = caller.f_locals.get("part")
-        if caller.f_globals.get("__name__") == "rewards.compose" and hasattr(part, "name"):
+        if isinstance(part, Part):
             return f"reward {part.name!r}, {where}"
         caller = caller.f_back
     return where
