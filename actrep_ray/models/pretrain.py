@@ -1,15 +1,15 @@
 """Pretrain the small base on describing motion: where the moving part is, and which way it goes.
 
 The base stands in for what a large Qwen-VL has learned before anybody fine-tunes it. It never sees
-a count, a repetition or a cycle mark: its labels are the motion tracks of the synthetic renderer,
-put into two kinds of text, each with its own question.
+a count, a numbered list or a cycle mark: its labels are the motion tracks of the synthetic
+renderer, put into four kinds of text, each with its own question.
 
     where   one word for each temporal patch: p0 (rest) ... p7 (furthest)
     how     one line for each stretch: `still 0.0-0.9s`, `out 0.9-1.6s`, `back 1.6-2.4s`
+    away    one line for each excursion from the rest pose: ` 0.9-2.4s`
+    what    what is seen: `A person squats. ...`
 
-Run it again with::
-
-    python -m actrep_ray.models.pretrain --help
+The commands that made the shipped base stand beside it, in assets/tiny_qwen3_vl/README.md.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from torch.nn import functional
 from actrep_ray.config import VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import num_parameters, write_tiny_model
+from data_prep.cot import wording
 from data_prep.schema import Clip, read_clips
 from data_prep.video import FramePlan, read_frames
 
@@ -37,19 +38,21 @@ log = logging.getLogger(__name__)
 
 WHERE = "Where is the moving part at each time?"
 HOW = "Describe how it moves."
+AWAY = "When is it away from rest?"
+WHAT = "What is shown?"
+QUESTIONS = {"where": WHERE, "how": HOW, "away": AWAY, "what": WHAT}
 NUM_PLACES = 8
 VIDEO = VideoConfig(fps=4.0, max_frames=96, min_pixels=32 * 32, max_pixels=32 * 32)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A clip in memory: what it shows, and its two descriptions as text."""
+    """A clip in memory, and its description by kind (a key of `QUESTIONS`)."""
 
     clip_id: str
     plan: FramePlan
     frames: np.ndarray  # uint8 [T, H, W, 3]
-    where: str
-    how: str
+    texts: dict[str, str]
 
 
 def describe_places(track: dict[str, Any], plan: FramePlan) -> str:
@@ -80,6 +83,27 @@ def describe_motion(track: dict[str, Any]) -> str:
     return "".join(lines)
 
 
+def describe_excursions(track: dict[str, Any]) -> str:
+    """One line for each stretch between leaving the rest pose and being back there."""
+    times, position = np.array(track["times_s"]), np.array(track["position"])
+    is_moving = np.array(track["moving"], dtype=bool)
+    lines, start = [], None
+    for i in range(1, len(times)):
+        if start is None:
+            start = i - 1 if is_moving[i] else None
+            continue
+        is_low = position[i] < 0.35 and position[i] <= position[i - 1]
+        wraps = position[i] - position[i - 1] < -0.5
+        turns = i + 1 < len(times) and position[i + 1] > position[i]
+        rests = not is_moving[i] and position[i] < 0.35
+        if rests or wraps or (is_low and turns):
+            lines.append(f" {times[start]:.1f}-{times[i]:.1f}s\n")
+            start = i if is_moving[i] else None
+    if start is not None:
+        lines.append(f" {times[start]:.1f}-{times[-1]:.1f}s\n")
+    return "".join(lines) or "still"
+
+
 def load_examples(folder: Path, split: str, inputs: QwenVLInputs, limit: int) -> list[Example]:
     """Decode the first clips of a synthetic data set, with their descriptions."""
     tracks = {}
@@ -97,8 +121,12 @@ def load_examples(folder: Path, split: str, inputs: QwenVLInputs, limit: int) ->
                 clip_id=clip.id,
                 plan=plan,
                 frames=read_frames(plan),
-                where=describe_places(track, plan),
-                how=describe_motion(track),
+                texts={
+                    "where": describe_places(track, plan),
+                    "how": describe_motion(track),
+                    "away": describe_excursions(track),
+                    "what": "\n".join(wording(clip.action)),
+                },
             )
         )
     return examples
@@ -109,10 +137,10 @@ def collate(
 ) -> dict[str, torch.Tensor]:
     """Right-padded batch; `labels` are -100 except on the description. [B, L]"""
     rows = []
-    for example, question in examples:
-        prompt = inputs.encode(question, example.plan, example.frames)
-        text = example.where if question == WHERE else example.how
-        rows.append((prompt, torch.from_numpy(inputs.encode_answer(text)).long()))
+    for example, kind in examples:
+        prompt = inputs.encode(QUESTIONS[kind], example.plan, example.frames)
+        answer = inputs.encode_answer(example.texts[kind])
+        rows.append((prompt, torch.from_numpy(answer).long()))
     length = max(len(prompt.input_ids) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), length), int(inputs.tokenizer.pad_token_id))
     labels = torch.full((len(rows), length), -100)
@@ -146,15 +174,15 @@ def loss_and_accuracy(
 
 
 def batches(
-    examples: Sequence[Example], batch_size: int, where_share: float, seed: int
+    examples: Sequence[Example], batch_size: int, kinds: Sequence[str], seed: int
 ) -> Iterator[list[tuple[Example, str]]]:
-    """Endless seeded batches; `where_share` of the rows are asked `WHERE`, the others `HOW`."""
+    """Endless seeded batches, each row with one of `kinds`, drawn evenly."""
     rng = random.Random(seed)
     while True:
         order = rng.sample(range(len(examples)), len(examples))
         for start in range(0, len(order) - batch_size + 1, batch_size):
             chosen = sorted(order[start : start + batch_size])
-            yield [(examples[i], WHERE if rng.random() < where_share else HOW) for i in chosen]
+            yield [(examples[i], rng.choice(kinds)) for i in chosen]
 
 
 def learning_rate(step: int, num_steps: int, peak: float, warmup: int) -> float:
@@ -178,11 +206,11 @@ def pretrain(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
-    stream = batches(train, args.batch_size, args.where_share, args.seed)
+    stream = batches(train, args.batch_size, args.kinds, args.seed)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "pretraining.jsonl").open("a", encoding="utf-8") as history:
         began = time.monotonic()
-        for step, examples in zip(range(args.steps), stream, strict=False):
+        for step, examples in zip(range(args.stop or args.steps), stream, strict=False):
             rate = learning_rate(step, args.steps, args.lr, args.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -193,20 +221,22 @@ def pretrain(args: argparse.Namespace) -> None:
             optimizer.zero_grad(set_to_none=True)
             row = {"step": step + 1, "loss": loss.item(), "accuracy": accuracy.item()}
             row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
-            if (step + 1) % args.every == 0 or step + 1 == args.steps:
-                row |= validate(model, inputs, held_out)
+            if (step + 1) % args.every == 0 or step + 1 == (args.stop or args.steps):
+                row |= validate(model, inputs, held_out, args.kinds)
                 log.info("%s", {key: round(value, 4) for key, value in row.items()})
                 save(model, inputs, out)
             history.write(json.dumps(row) + "\n")
             history.flush()
 
 
-def validate(model: Any, inputs: QwenVLInputs, examples: Sequence[Example]) -> dict[str, float]:
-    """Token accuracy of both kinds of description on held-out clips."""
+def validate(
+    model: Any, inputs: QwenVLInputs, examples: Sequence[Example], kinds: Sequence[str]
+) -> dict[str, float]:
+    """Loss and token accuracy of each kind of description on held-out clips."""
     result: dict[str, float] = {}
     with torch.no_grad():
-        for name, question in (("where", WHERE), ("how", HOW)):
-            batch = collate(inputs, [(example, question) for example in examples])
+        for name in kinds:
+            batch = collate(inputs, [(example, name) for example in examples])
             loss, accuracy = loss_and_accuracy(model, batch)
             result |= {f"val_{name}_loss": loss.item(), f"val_{name}_accuracy": accuracy.item()}
     return result
@@ -229,7 +259,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1_000_000, help="at most, of each folder")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup", type=int, default=50)
-    parser.add_argument("--where-share", type=float, default=0.5)
+    parser.add_argument("--stop", type=int, help="stop after this many of --steps")
+    parser.add_argument("--kinds", nargs="+", choices=QUESTIONS, default=["where", "how"])
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
