@@ -4,7 +4,7 @@ The output layer sees only the hidden states that predict an answer's token, in 
 full vocabulary never exists for prompts, padding or visual tokens.
 """
 
-from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 from actrep_ray.learner.packing import PackedBatch
 
-_CHUNK_TOKENS = 1024
+_CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
 # transformers hands segment bounds (in place of one call for each frame) to names with "flash".
 _VISION_ATTENTION = "actrep_segments_not_flash"
 
@@ -56,37 +56,39 @@ class Policy(nn.Module):
             use_cache=False,
         ).last_hidden_state  # [B, L, H]
         mask = batch.target_mask
-        chosen = hidden.flatten(0, 1)[batch.predictors[mask]]  # [N, H]
-        score = self._scorer(temperature, with_entropy_grad)
+        chosen, targets = hidden.flatten(0, 1)[batch.predictors[mask]], batch.targets[mask]
+        size = max(1, _CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
         log_probs, entropies = [], []
-        pieces = chosen.split(_CHUNK_TOKENS), batch.targets[mask].split(_CHUNK_TOKENS)
-        for chunk, targets in zip(*pieces, strict=True):
+        for chunk, wanted in zip(chosen.split(size), targets.split(size), strict=True):
+            arguments = chunk, wanted, temperature, with_entropy_grad
             # Above one chunk, logits are recomputed in backward rather than all kept.
-            if len(chosen) > _CHUNK_TOKENS and torch.is_grad_enabled():
-                log_prob, entropy = checkpoint(score, chunk, targets, use_reentrant=False)
+            if len(chosen) > size and torch.is_grad_enabled():
+                log_prob, entropy = checkpoint(self._score, *arguments, use_reentrant=False)
             else:
-                log_prob, entropy = score(chunk, targets)
+                log_prob, entropy = self._score(*arguments)
             log_probs.append(log_prob)
             entropies.append(entropy)
         return _spread(torch.cat(log_probs), mask), _spread(torch.cat(entropies), mask)
 
-    def _scorer(
-        self, temperature: float, with_entropy_grad: bool
-    ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-        def score(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self.model.lm_head(hidden).float()  # [N, V]
-            if temperature != 1.0:
-                logits = logits / temperature
-            never = torch.tensor(self.suppressed_ids, device=logits.device)
-            # The lowest finite number: its probability is exactly 0 and entropy stays finite.
-            logits = logits.index_fill(1, never, torch.finfo(logits.dtype).min)
-            log_prob = -functional.cross_entropy(logits, targets, reduction="none")
-            with torch.set_grad_enabled(with_entropy_grad and torch.is_grad_enabled()):
-                log_all = logits.log_softmax(dim=-1)
-                entropy = -(log_all.exp() * log_all).sum(dim=-1)
-            return log_prob, entropy
-
-        return score
+    def _score(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        with_entropy_grad: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy, float32 [N] each, from hidden states [N, H]."""
+        logits = self.model.lm_head(hidden).float()  # [N, V]
+        if temperature != 1.0:
+            logits = logits / temperature
+        never = torch.tensor(self.suppressed_ids, device=logits.device)
+        # The lowest finite number: its probability is exactly 0 and entropy stays finite.
+        logits = logits.index_fill(1, never, torch.finfo(logits.dtype).min)
+        log_all = logits.log_softmax(dim=-1)
+        log_prob = log_all.gather(1, targets[:, None])[:, 0]
+        spread = log_all if with_entropy_grad else log_all.detach()
+        entropy = -(spread.exp() * spread).sum(dim=-1)
+        return log_prob, entropy
 
 
 def _spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -133,7 +135,7 @@ def segment_attention(
     assert attention_mask is None, "segments know no mask"
     bounds = torch.as_tensor(cu_seq_lens_q).tolist()
     starts_of: dict[int, list[int]] = {}
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         starts_of.setdefault(end - start, []).append(start)
     if len(starts_of) == 1:
         length = next(iter(starts_of))

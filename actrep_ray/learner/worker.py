@@ -421,9 +421,7 @@ class LearnerWorker:
         for mini in self._mini_batches(rows):
             for share, batch in self._batches(rows, mini):
                 log_probs, _ = policy(batch, temperature=temperature)
-                if share.weight:
-                    values |= _by_answer(batch, log_probs)
-                elif any(key not in values for key in batch.answers):
+                if share.weight or any(key not in values for key in batch.answers):
                     values |= _by_answer(batch, log_probs)
         return values
 

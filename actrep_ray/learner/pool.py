@@ -1,0 +1,189 @@
+"""The ranks of the learner as Ray actors: start, rendezvous, calls with deadlines, end.
+
+Every rank gets the same rows and takes its own share (`learner.worker.deal`), so a call here is
+the same call on every rank; rank 0's answer is the pool's.
+"""
+
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import ray
+
+from actrep_ray.config import Recipe
+from actrep_ray.learner.worker import LearnerWorker
+from actrep_ray.types import LearnerRow
+from actrep_ray.weights import WeightBucket, pack_weights
+
+
+class LearnerWorkerError(RuntimeError):
+    """A rank died; the message says which and at what."""
+
+
+class _Rank(LearnerWorker):
+    """A worker that knows its node and hands out weights in buckets."""
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address of this node and a port that is free on it now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+    def export_buckets(self) -> list[WeightBucket]:
+        """The weights on rank 0, nothing on the others."""
+        return list(pack_weights(self.export_weights()))
+
+
+class LearnerPool:
+    """Started ranks; `start` makes one.
+
+    Args:
+        recipe: Settings, with the device resolved.
+        workers: Handles of the actors, rank 0 first.
+    """
+
+    def __init__(self, recipe: Recipe, workers: Sequence[Any]) -> None:
+        self.recipe = recipe
+        self.workers = list(workers)
+        self._timeout_s = recipe.learner.timeout_s
+
+    @classmethod
+    def start(cls, recipe: Recipe, model_path: str | Path, total_steps: int) -> Self:
+        """Start the ranks and wait until each has its share of the model.
+
+        Args:
+            recipe: Settings; `recipe.stage` says whether `sft_step` or `update` is meant.
+            model_path: Checkpoint to start or go on from.
+            total_steps: Steps of the loop, for the learning rate.
+
+        Raises:
+            LearnerWorkerError: if a rank dies at its start.
+            TimeoutError: if they are not ready within `learner.timeout_s`.
+        """
+        recipe = recipe.model_copy(update={"device": _device(recipe)})
+        options = _actor_options(recipe)
+        size = recipe.learner.num_workers
+        actor = ray.remote(**options)(_Rank)
+        path = str(Path(model_path).absolute())
+        pool = cls(recipe, [actor.remote(recipe, path, r, size, total_steps) for r in range(size)])
+        try:
+            [(address, port)] = pool._call([0], "rendezvous", what="rank 0 to start")
+            pool._call_all("setup", address, port, what="the learner ranks to load the model")
+        except BaseException:
+            pool.shutdown()
+            raise
+        return pool
+
+    def sft_step(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
+        """One optimiser step of SFT over all ranks; see `LearnerWorker.sft_step`."""
+        metrics: dict[str, float] = self._call_all("sft_step", rows, what="an SFT step")
+        return metrics
+
+    def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
+        """Loss on rows without training; see `LearnerWorker.sft_loss`."""
+        metrics: dict[str, float] = self._call_all("sft_loss", rows, what="a validation loss")
+        return metrics
+
+    def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
+        """All optimiser steps on one step's groups; see `LearnerWorker.update`."""
+        what = f"the update of step {step}"
+        metrics: dict[str, float] = self._call_all("update", rows, step, what=what)
+        return metrics
+
+    def log_probs(
+        self, rows: Sequence[LearnerRow], *, reference: bool = False
+    ) -> list[tuple[np.ndarray, ...]]:
+        """Log-probabilities of the answers' tokens; see `LearnerWorker.log_probs`."""
+        values: list[tuple[np.ndarray, ...]] = self._call_all(
+            "log_probs", rows, what="log-probabilities", reference=reference
+        )
+        return values
+
+    def export_weights_ref(self) -> "ray.ObjectRef":
+        """Reference of a list of `WeightBucket`s with the current weights, when they are there."""
+        refs = [worker.export_buckets.remote() for worker in self.workers]
+        self._wait(refs, range(len(refs)), "export_buckets", "the weights to be exported")
+        return refs[0]
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write an ordinary Hugging Face folder."""
+        self._call_all("save_model", str(Path(folder).absolute()), what="the model to be saved")
+
+    def save_state(self, folder: str | Path) -> None:
+        """Write what training goes on from, beside the model folder."""
+        self._call_all("save_state", str(Path(folder).absolute()), what="the state to be saved")
+
+    def load_state(self, folder: str | Path) -> None:
+        """Go on from a saved state; the weights are those that the pool was started with."""
+        self._call_all("load_state", str(Path(folder).absolute()), what="the state to be loaded")
+
+    def shutdown(self) -> None:
+        """End the ranks; the pool cannot be used afterwards."""
+        for worker in self.workers:
+            ray.kill(worker)
+        self.workers = []
+
+    def _call_all(self, method: str, *arguments: Any, what: str, **options: Any) -> Any:
+        """Call every rank at the same time and wait for all; returns rank 0's answer."""
+        ranks = range(len(self.workers))
+        return self._call(ranks, method, *arguments, what=what, **options)[0]
+
+    def _call(
+        self, ranks: Sequence[int], method: str, *arguments: Any, what: str, **options: Any
+    ) -> list[Any]:
+        refs = [getattr(self.workers[r], method).remote(*arguments, **options) for r in ranks]
+        return self._wait(refs, ranks, method, what)
+
+    def _wait(self, refs: list[Any], ranks: Sequence[int], method: str, what: str) -> list[Any]:
+        """Results in the order of ranks; the first rank that fails ends the wait at once."""
+        deadline = time.monotonic() + self._timeout_s
+        left = list(refs)
+        while left:
+            remaining = max(0.0, deadline - time.monotonic())
+            done, left = ray.wait(left, num_returns=1, timeout=remaining)
+            if not done:
+                missing = ", ".join(str(ranks[refs.index(ref)]) for ref in left)
+                raise TimeoutError(
+                    f"waited {self._timeout_s:g} s (learner.timeout_s) for {what}; still missing: "
+                    f"rank {missing}"
+                )
+            _raise_if_failed(done[0], ranks[refs.index(done[0])], method)
+        results: list[Any] = ray.get(refs)
+        return results
+
+
+def _raise_if_failed(ref: Any, rank: int, method: str) -> None:
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error  # as the rank raised it, its traceback behind
+    except ray.exceptions.ActorDiedError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise LearnerWorkerError(f"learner rank {rank} died in `{method}`: {lines[-1]}") from error
+
+
+def _device(recipe: Recipe) -> str:
+    if recipe.device != "auto":
+        return recipe.device
+    return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+
+
+def _actor_options(recipe: Recipe) -> dict[str, Any]:
+    """What Ray reserves for a rank, and the environment that its libraries read at import."""
+    cfg = recipe.learner
+    env = {
+        "OMP_NUM_THREADS": str(cfg.num_threads),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {
+        "num_cpus": cfg.num_cpus,
+        "num_gpus": 1 if recipe.device == "cuda" else 0,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "runtime_env": {"env_vars": env},
+    }
