@@ -126,7 +126,7 @@ def resolve_model(path: str | Path) -> Path:
     """
     if not str(path):
         raise ConfigError("model.path is not set: give the folder of a Hugging Face checkpoint")
-    path = Path(path)
+    path = Path(path).absolute()
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint, expected a model folder or a run folder")
     if path.is_dir() and not (path / "config.json").is_file():

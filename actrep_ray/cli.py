@@ -9,6 +9,8 @@ Anything else keeps its traceback.
 
 import argparse
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ class UsageError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 (failed), 2 (wrong input), 130 (ctrl-C)."""
     arguments = _parser().parse_args(argv)
+    _quieten_libraries()
     try:
         return int(arguments.run(arguments) or 0)
     except KeyboardInterrupt:
@@ -41,6 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_usage_error(error):
             raise
         return _say(f"error: {' '.join(str(_cause(error)).split())}", code=2)
+
+
+def _quieten_libraries() -> None:
+    """Keep what libraries say at import, and their own bars, out of ours; errors still show."""
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    ):
+        os.environ.setdefault(name, value)
+    logging.getLogger("DeepSpeed").addFilter(_is_no_device_notice)
+
+
+def _is_no_device_notice(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
 @contextmanager
@@ -134,10 +153,11 @@ def _cot(args: argparse.Namespace) -> None:
 
 
 def _sft(args: argparse.Namespace) -> None:
+    recipe = _recipe(args, stage="sft")
     from actrep_ray.sft import prepare_sft
 
     with checking_input():
-        job = prepare_sft(_recipe(args, stage="sft"), resume=args.resume)
+        job = prepare_sft(recipe, resume=args.resume)
     _print(f"last checkpoint: {job.run().folder}")
 
 

@@ -31,6 +31,8 @@ def cluster(*recipes: Recipe) -> Iterator[None]:
     """
     with _terminate_as_interrupt():
         joins = bool(os.environ.get("RAY_ADDRESS"))
+        # A local cluster is reached from this machine alone; the notice of its token is no news.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         ray.init(
             address=None if joins else "local",
             num_cpus=None if joins else sum(num_cpus(recipe) for recipe in recipes),

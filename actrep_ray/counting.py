@@ -13,13 +13,16 @@ import torch
 from actrep_ray.clips import labels_of, load_clips, question_for
 from actrep_ray.config import Recipe
 from actrep_ray.evaluation.metrics import CountMetrics, score_predictions
-from actrep_ray.evaluation.predictions import Prediction, write_predictions
+from actrep_ray.evaluation.predictions import (
+    Prediction,
+    prediction_of_text,
+    write_predictions,
+)
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import RolloutWorker
-from actrep_ray.types import Prompt, RolloutGroup
+from actrep_ray.types import Prompt, RolloutGroup, RolloutStatus
 from data_prep.schema import Clip
-from rewards.response import parse
 
 
 class Generator(Protocol):
@@ -52,15 +55,18 @@ def predict(
     ]
     settings = SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
     groups = generator.generate(prompts, settings)
-    return [prediction_of(group) for group in groups]
+    return [prediction_of(group, recipe.data.dialect) for group in groups]
 
 
-def prediction_of(group: RolloutGroup) -> Prediction:
+def prediction_of(group: RolloutGroup, dialect: str) -> Prediction:
     """What the one answer of a group says."""
     (rollout,) = group.rollouts
-    parsed = parse(rollout.text)
-    return Prediction(
-        clip_id=group.prompt.clip_id, count=parsed.count, cycles=parsed.cycles, text=rollout.text
+    return prediction_of_text(
+        group.prompt.clip_id,
+        rollout.text,
+        dialect=dialect,
+        num_tokens=len(rollout.token_ids),
+        is_truncated=rollout.status is RolloutStatus.TRUNCATED,
     )
 
 

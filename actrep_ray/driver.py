@@ -9,10 +9,8 @@ test can call alone. The first step is 1; policy version s is what step s left b
 answers of step s + 1 carry version s.
 """
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,34 +164,33 @@ class GrpoDriver:
     def run(self) -> Checkpoint:
         """All steps that are left; returns the last checkpoint."""
         cfg, last = self.recipe, self.start
-        step = self.restore()
+        step, end = self.restore(), self.recipe.train.num_steps
         self.pools.weight_sync.push(step)
-        with MetricLogger(cfg.run_dir) as logger:
+        with MetricLogger(cfg.run_dir, purge_after_step=step, num_steps=end) as logger:
             if step == 0 and cfg.eval.every:
                 logger.log(0, self.evaluate(0))
-            while step < cfg.train.num_steps:
+            while step < end:
                 step += 1
-                timer = PhaseTimer()
                 prompts, labels = self.issue(step)
-                with timer("rollout"):
+                with logger.timer("rollout"):
                     groups = self.pools.rollouts.generate(prompts, self.settings)
-                with timer("reward"):
+                with logger.timer("reward"):
                     groups = self.pools.rewards.score(groups, labels)
                 groups = compute_advantages(groups, cfg.algorithm)
                 trainable, dropped = split_trainable(groups)
-                with timer("learn"):
+                with logger.timer("learn"):
                     metrics = self.update(trainable, step)
-                with timer("sync"):
+                with logger.timer("sync"):
                     metrics |= self.pools.weight_sync.push(step)
                 metrics |= rollout_metrics(groups, dropped, labels, step)
-                if is_due(cfg.eval.every, step, cfg.train.num_steps):
-                    with timer("evaluate"):
+                if is_due(cfg.eval.every, step, end):
+                    with logger.timer("evaluate"):
                         metrics |= self.evaluate(step)
-                if is_due(cfg.checkpoint.every or cfg.train.num_steps, step, cfg.train.num_steps):
-                    with timer("checkpoint"):
+                if is_due(cfg.checkpoint.every or end, step, end):
+                    with logger.timer("checkpoint"):
                         last = self.save(step)
-                logger.log(step, metrics | timer.metrics())
                 log_rollouts(logger, step, groups, labels)
+                logger.log(step, metrics)
         assert last is not None, "no step was left to do and no checkpoint exists"
         return last
 
@@ -343,23 +340,3 @@ def log_rollouts(
         rollout, label = group.rollouts[0], labels[group.prompt.clip_id]
         head = f"{rollout.rollout_id}: true count {label.count}, reward {group.rewards[0]:.3f}"
         logger.text(step, f"rollout/{i}", f"{head}\n\n{rollout.text}")
-
-
-class PhaseTimer:
-    """Seconds of each phase of one step."""
-
-    def __init__(self) -> None:
-        self._began = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time a phase."""
-        began = time.perf_counter()
-        yield
-        self._seconds[phase] = time.perf_counter() - began
-
-    def metrics(self) -> dict[str, float]:
-        """`time/<phase>_s` of every phase and `time/step_s` of the whole step so far."""
-        seconds = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
-        return seconds | {"time/step_s": time.perf_counter() - self._began}

@@ -8,7 +8,6 @@ and step s takes the clips s * B to (s + 1) * B of that line. A resumed run ther
 the clips that the killed one would have seen.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ from rewards.reference import Reference
 if TYPE_CHECKING:
     from actrep_ray.learner.pool import LearnerPool
 
-_SHOWN = {"loss": "sft/loss", "validation": "validation/loss", "tok/s": "sft/tokens_per_s"}
+_SHOWN = {"loss": "sft/loss", "validation": "sft/validation_loss", "tok/s": "sft/tokens_per_s"}
 
 
 def run_sft(
@@ -166,16 +165,16 @@ def _train(
         step = start.step
         learners.load_state(start.learner_folder)
     with (
-        MetricLogger(recipe.run_dir) as logger,
+        MetricLogger(recipe.run_dir, purge_after_step=step) as logger,
         step_progress("SFT", start=step, total=cfg.num_steps) as report,
     ):
         while step < cfg.num_steps:
             step += 1
-            began = time.perf_counter()
-            metrics = _prefixed("sft", learners.sft_step(data.batch(step)))
-            metrics["time/step_s"] = time.perf_counter() - began
+            with logger.timer("learn"):
+                metrics = _prefixed("sft/", learners.sft_step(data.batch(step)))
             if is_due(cfg.validate_every, step, cfg.num_steps):
-                metrics |= _prefixed("validation", learners.sft_loss(data.validation))
+                with logger.timer("validate"):
+                    metrics |= _prefixed("sft/validation_", learners.sft_loss(data.validation))
             logger.log(step, metrics)
             report(step, {name: metrics[key] for name, key in _SHOWN.items() if key in metrics})
             if is_due(recipe.checkpoint.every or cfg.num_steps, step, cfg.num_steps):
@@ -184,5 +183,5 @@ def _train(
     return last
 
 
-def _prefixed(phase: str, metrics: dict[str, float]) -> dict[str, float]:
-    return {f"{phase}/{name}": value for name, value in metrics.items()}
+def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in metrics.items()}
