@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("stopped", code=130)
     except BrokenPipeError:  # the reader of our output (head, less) has gone
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 1
     except ValueError as error:
         if not _is_usage_error(error):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+from rich import get_console
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,9 +35,9 @@ def step_progress(
         title: What is being done.
         start: Steps done before.
         total: The last step.
-        console: Where to; standard output by default.
+        console: Where to; the one of the whole process by default.
     """
-    console = console or Console()
+    console = console or get_console()
     if not console.is_terminal:
         yield _lines(title, start, total, console)
         return

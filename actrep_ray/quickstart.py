@@ -15,21 +15,27 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich import get_console
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from actrep_ray.checkpoint import resolve_model
-from actrep_ray.clips import labels_of, load_clips
+from actrep_ray.clips import load_clips
 from actrep_ray.cluster import cluster, in_background
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.counting import evaluate
 from actrep_ray.driver import GrpoJob, Pools, prepare_grpo
+from actrep_ray.evaluation.metrics import FIGURES
+from actrep_ray.evaluation.report import Report, read_run, write_report
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.run_dir import file_hash
+from actrep_ray.run_dir import file_hash, provenance
 from actrep_ray.scoring import RewardPool
 from actrep_ray.sft import prepare_sft
 from actrep_ray.weight_sync import WeightSync
@@ -81,13 +87,14 @@ class Quickstart:
         self.sft = sft
         self.grpo = grpo
         self.folder = folder
-        self.console = Console()
+        self.console = get_console()
         self.stages = Stages(folder / "stages.json", self.console)
 
     def run(self) -> Path:
         """All stages that are not done yet, then the report."""
         self.prepare()
         self.keys = self.find_keys()
+        self.inputs = QwenVLInputs(resolve_model(self.sft.model.path))
         self.clips = load_clips(self.grpo, self.grpo.eval.split, limit=self.grpo.eval.num_clips)
         if not all(self.stages.is_done(name, key) for name, key in self.keys.items()):
             with cluster(self.sft, self.grpo):
@@ -183,6 +190,79 @@ class Quickstart:
         with self.stages.doing(name, self.keys[name]):
             evaluate(self.clips, rollouts, self.inputs, self.grpo, self.predictions_path(name))
 
+    def predictions_path(self, name: str) -> Path:
+        """File of one evaluation's predictions."""
+        return self.folder / f"predictions-{name.split()[0]}.jsonl"
+
+    def report(self) -> Path:
+        """Score, draw, write `summary.json`, and print what a person wants to know."""
+        with self.stages.doing("report"):
+            report = write_report(read_run(self.folder), self.folder / "report")
+        path = self.folder / "summary.json"
+        path.write_text(json.dumps(self.summary(report), indent=2) + "\n", encoding="utf-8")
+        for table in report.tables[:2]:
+            self.console.print(table.to_rich())
+        self.console.print(self.seconds_table())
+        self.console.print(self.next_commands(report), highlight=False, soft_wrap=True)
+        return path
+
+    def summary(self, report: Report) -> dict[str, Any]:
+        """The numbers of a quickstart, as JSON values."""
+        figures = {
+            ("constant" if name.startswith("constant") else name): {
+                "n": metrics.num_clips,
+                **{key: asdict(getattr(metrics, key)) for key in FIGURES},
+            }
+            for name, metrics in report.metrics.items()
+        }
+        paired = {
+            key: asdict(interval) for key, interval in report.differences["sft \u2192 grpo"].items()
+        }
+        seconds = self.stages.seconds
+        return {
+            **figures,
+            "paired": paired,
+            "seconds": {**seconds, "total": round(self.stages.total_s, 1)},
+            "level": LEVEL,
+            "num_clips": NUM_CLIPS,
+            "seed": self.grpo.seed,
+            **provenance(self.grpo),
+        }
+
+    def seconds_table(self) -> Table:
+        """How long each stage took."""
+        table = Table(title="Seconds", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        table.add_column("stage")
+        table.add_column("seconds", justify="right")
+        table.add_column("")
+        for name, seconds in self.stages.seconds.items():
+            note = "" if name in self.stages.done_now else "re-used"
+            if name == "untrained":
+                note = f"{note} while SFT ran".strip()
+            table.add_row(name, f"{seconds:.0f}", note)
+        table.add_row("this call", f"{self.stages.total_s:.0f}")
+        return table
+
+    def next_commands(self, report: Report) -> str:
+        """Where the results are and how to go on."""
+        grpo, data = self.grpo.run_dir, self.grpo.data.path
+        video = Path(self.clips[0].video)
+        if video.is_relative_to(Path.cwd()):
+            video = video.relative_to(Path.cwd())
+        return "\n".join(
+            [
+                f"Videos of level {LEVEL}; curves and a clip: {report.pictures['summary']}",
+                f"Page with all tables: {report.page}",
+                "",
+                "Go on with",
+                f"  tensorboard --logdir {self.folder}",
+                f"  actrep count {video} --checkpoint {grpo}",
+                f"  actrep evaluate --checkpoint {grpo} --data {data}",
+                f"  actrep train {RECIPES.name}/tiny_grpo.yaml      # longer; SFT first",
+                f"  actrep check {RECIPES.name}/qwen3_vl_4b_grpo.yaml   # a real model, on GPUs",
+            ]
+        )
+
 
 class SharedEngine:
     """One rollout pool that is given the weights that are wanted.
@@ -226,7 +306,9 @@ class Stages:
     def __init__(self, path: Path, console: Console) -> None:
         self.path = path
         self.console = console
+        self.done_now: set[str] = set()
         self._lock = threading.Lock()
+        self._began = time.monotonic()
         self._done: dict[str, dict[str, Any]] = {}
         if path.is_file():
             self._done = json.loads(path.read_bytes())
@@ -240,6 +322,11 @@ class Stages:
         """Seconds of each finished stage, in the order in which they ended."""
         return {name: stage["seconds"] for name, stage in self._done.items()}
 
+    @property
+    def total_s(self) -> float:
+        """Seconds since this object was made."""
+        return time.monotonic() - self._began
+
     @contextmanager
     def doing(self, name: str, key: str = "") -> Iterator[None]:
         """Time a stage and remember it, if it ends without an error."""
@@ -249,6 +336,7 @@ class Stages:
         seconds = time.monotonic() - began
         with self._lock:
             self._done.pop(name, None)
+            self.done_now.add(name)
             self._done[name] = {"key": key, "seconds": round(seconds, 1)}
             partial = self.path.with_suffix(".partial")
             partial.write_text(json.dumps(self._done, indent=2) + "\n")
