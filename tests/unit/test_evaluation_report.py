@@ -1,0 +1,194 @@
+"""The report of a run folder: tables, pictures and the page."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from actrep_ray.config import Recipe, write_resolved
+from actrep_ray.evaluation import plots
+from actrep_ray.evaluation.predictions import Prediction, write_predictions
+from actrep_ray.evaluation.report import (
+    ReportInput,
+    choose_clip,
+    comparison_table,
+    read_run,
+    report_run,
+    write_report,
+)
+from data_prep.schema import Clip, write_clips
+from data_prep.synthetic import encode_mp4
+
+FPS, NUM_FRAMES, SIZE = 10, 80, 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data file of 3 train and 6 test clips over one video."""
+    folder = tmp_path_factory.mktemp("data")
+    values = (3 * np.arange(NUM_FRAMES)).astype(np.uint8)
+    frames = np.broadcast_to(values[:, None, None, None], (NUM_FRAMES, SIZE, SIZE, 3))
+    encode_mp4(folder / "grey.mp4", np.ascontiguousarray(frames), FPS)
+    write_clips(folder / "clips.jsonl", make_clips())
+    return folder
+
+
+def make_clips() -> Iterator[Clip]:
+    for split, counts in (("train", (2, 4, 9)), ("test", (0, 2, 4, 4, 5, 6))):
+        for i, count in enumerate(counts):
+            yield Clip(
+                id=f"{split}-{i}",
+                dataset="test",
+                split=split,
+                video="grey.mp4",
+                start_s=0.0,
+                end_s=8.0,
+                video_fps=float(FPS),
+                num_frames=NUM_FRAMES,
+                width=SIZE,
+                height=SIZE,
+                action="arm_raise" if i % 2 else "<squat>",
+                count=count,
+                cycles=tuple((1.0 + k, 2.0 + k) for k in range(count)),
+            )
+
+
+def make_run(root: Path, data: Path, stage: str) -> Path:
+    run = root / stage
+    recipe = Recipe.model_validate(
+        {"stage": stage, "data": {"path": str(data / "clips.jsonl")}, "eval": {"num_bootstrap": 50}}
+    )
+    write_resolved(
+        recipe, run / "config.resolved.json", {"commit": "abc", "versions": {"ray": "2"}}
+    )
+    key = "sft/loss" if stage == "sft" else "reward/mean"
+    rows = [{"step": s, key: 1.0 / s, "eval/mae": 0.5} for s in range(1, 6)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def answers(*counts: int | None) -> list[Prediction]:
+    return [
+        Prediction(
+            f"test-{i}", c, f"text {i} </pre>", tuple((1.0 + k, 2.0 + k) for k in range(c or 0))
+        )
+        for i, c in enumerate(counts)
+    ]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, folder: Path) -> Path:
+    for stage in ("grpo", "sft"):
+        make_run(tmp_path, folder, stage)
+    write_predictions(tmp_path / "predictions-untrained.jsonl", answers(*[None] * 6))
+    write_predictions(tmp_path / "predictions-sft.jsonl", answers(1, 2, 4, 6, 3, None))
+    write_predictions(tmp_path / "predictions-grpo.jsonl", answers(0, 2, 4, 4, 5, 40))
+    return tmp_path
+
+
+def test_a_report_holds_all_of_a_run(runs: Path) -> None:
+    out = io.StringIO()
+    report = report_run(runs, console=Console(file=out, width=80))
+    assert list(report.metrics) == ["constant 4", "untrained", "sft", "grpo"]
+    assert list(report.differences) == ["untrained → sft", "sft → grpo"]
+    assert report.metrics["constant 4"].obz.value == pytest.approx(2 / 6)
+    assert report.metrics["grpo"].obz.value == pytest.approx(5 / 6)
+    assert set(report.pictures) == {"curves", "counts", "clip", "summary"}
+    for path in report.pictures.values():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    printed = out.getvalue()
+    assert "Counting on 6 held-out clips" in printed
+    assert "…" not in printed  # every number fits into 80 columns
+    assert max(len(line) for line in printed.splitlines() if "/" not in line) <= 80
+
+
+def test_the_page_needs_no_other_file_and_escapes_what_it_shows(runs: Path) -> None:
+    page = report_run(runs, console=Console(file=io.StringIO())).page.read_text(encoding="utf-8")
+    assert set(re.findall(r"(?:src|href)=(.{6})", page)) == {'"data:'}
+    assert "http" not in page
+    assert page.count("data:image/png;base64,") == 3
+    assert "&lt;squat&gt;" in page
+    assert "<squat>" not in page
+    assert "text 2 &lt;/pre&gt;" in page
+
+
+def test_steps_of_a_run_are_its_first_and_last(tmp_path: Path, folder: Path) -> None:
+    run = make_run(tmp_path, folder, "grpo")
+    for step, count in ((0, 1), (10, 2), (20, 3)):
+        write_predictions(run / f"predictions-{step:06d}.jsonl", answers(*[count] * 6))
+    given = read_run(run)
+    assert list(given.sets) == ["step 0", "step 20"]
+    assert [p.count for p in given.sets["step 20"]] == [3] * 6
+    assert sorted(given.train_counts) == [2, 4, 9]
+    assert list(given.stages) == ["GRPO"]
+    assert [clip.id for clip in given.clips] == [f"test-{i}" for i in range(6)]
+
+
+def test_only_predictions_about_the_same_clips_are_compared(tmp_path: Path, folder: Path) -> None:
+    write_predictions(make_run(tmp_path, folder, "sft") / "predictions.jsonl", answers(1, 2))
+    write_predictions(make_run(tmp_path, folder, "grpo") / "predictions.jsonl", answers(*[1] * 6))
+    assert list(read_run(tmp_path).sets) == ["grpo"]
+
+
+def test_curves_alone_are_a_report(tmp_path: Path, folder: Path) -> None:
+    report = report_run(make_run(tmp_path, folder, "sft"), console=Console(file=io.StringIO()))
+    assert set(report.pictures) == {"curves", "summary"}
+    assert report.tables == ()
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config\.resolved\.json in it"):
+        report_run(tmp_path)
+    run = make_run(tmp_path, folder, "sft")
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"neither metrics\.jsonl nor predictions"):
+        report_run(run)
+    (run / "config.resolved.json").write_text("{}")
+    with pytest.raises(ValueError, match="not the settings of a run"):
+        report_run(run)
+
+
+def test_predictions_alone_are_a_report_and_collapse_is_said(tmp_path: Path, folder: Path) -> None:
+    clips = [clip.with_video_root(folder) for clip in make_clips() if clip.split == "test"]
+    given = ReportInput("x", clips, {"model": answers(*[4] * 6)}, num_bootstrap=20)
+    report = write_report(given, tmp_path / "report")
+    assert set(report.pictures) == {"counts", "clip", "summary"}
+    assert report.tables[-1].title == "Most frequent answers"
+    assert report.tables[-1].note.startswith("More than half of the answers are 4.")
+    assert report.tables[-1].rows == (("4", "6", "100%", "2"),)
+    assert comparison_table(report.metrics).rows[0][0] == "model"
+
+
+def test_the_clip_that_is_shown_does_not_depend_on_the_answers() -> None:
+    clips = [clip for clip in make_clips() if clip.split == "test"]
+    chosen = choose_clip(clips)
+    assert chosen is not None
+    assert chosen.id == "test-2"
+    assert choose_clip(clips[:2]) is None
+
+
+def test_frames_come_from_the_middle_of_their_share_of_the_time(folder: Path) -> None:
+    clip = next(make_clips()).with_video_root(folder)
+    strip = plots.read_strip(clip, {}, num_frames=4)
+    assert strip.times_s == (1.0, 3.0, 5.0, 7.0)
+    grey = strip.frames.mean(axis=(1, 2, 3))
+    assert grey == pytest.approx([30, 90, 150, 210], abs=4)
+
+
+def test_a_predicted_cycle_matches_at_most_one() -> None:
+    truth = ((1.0, 2.0), (2.0, 3.0))
+    listed = ((1.0, 2.0), (1.1, 2.1), (2.0, 3.0), (6.0, 7.0))
+    assert plots._matches(listed, truth).sum() == 2
+    assert plots._matches(listed, truth)[2]
+    assert not plots._matches(listed, truth)[3]
+    assert plots._matches((), truth).tolist() == []
+
+
+def test_no_curves_is_an_error() -> None:
+    with pytest.raises(ValueError, match="the metrics of SFT hold no curve"):
+        plots.draw_curves(plots.make_figure(2, 2), {"SFT": [{"step": 1}]})
