@@ -180,6 +180,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 
         job = prepare_evaluation(recipe, model, split=args.split, out_dir=args.out)
     job.run()
+    from actrep_ray.evaluation.report import report_run
+
+    report_run(args.out)
 
 
 def _count(args: argparse.Namespace) -> None:

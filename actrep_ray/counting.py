@@ -3,6 +3,7 @@
 The predictor never sees labels: what it is given of a clip are its frames and its question.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Protocol
 import torch
 
 from actrep_ray.clips import labels_of, load_clips, question_for
-from actrep_ray.config import Recipe
+from actrep_ray.config import Recipe, write_resolved
 from actrep_ray.evaluation.metrics import CountMetrics, score_predictions
 from actrep_ray.evaluation.predictions import (
     Prediction,
@@ -21,6 +22,7 @@ from actrep_ray.evaluation.predictions import (
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import RolloutWorker
+from actrep_ray.run_dir import provenance
 from actrep_ray.types import Prompt, RolloutGroup, RolloutStatus
 from data_prep.schema import Clip
 
@@ -111,14 +113,22 @@ class EvaluationJob:
     out_dir: Path
 
     def run(self) -> CountMetrics:
-        """Start engines, predict, score; writes `predictions.jsonl` and `metrics.json`."""
+        """Start engines, predict, score; writes what they come to.
+
+        In `out_dir`: `predictions.jsonl`, `metrics.json` and `config.resolved.json`.
+        """
         from actrep_ray.cluster import cluster
         from actrep_ray.rollout.pool import RolloutPool
 
         path = self.out_dir / "predictions.jsonl"
         with cluster(self.recipe):
             pool = RolloutPool.start(self.recipe, self.model)
-            return evaluate(self.clips, pool, self.inputs, self.recipe, path)
+            metrics = evaluate(self.clips, pool, self.inputs, self.recipe, path)
+        figures = json.dumps(metrics.to_json(), indent=2, allow_nan=False)
+        (self.out_dir / "metrics.json").write_text(figures + "\n", encoding="utf-8")
+        source = {"checkpoint": str(self.model), **provenance(self.recipe)}
+        write_resolved(self.recipe, self.out_dir / "config.resolved.json", source)
+        return metrics
 
 
 def prepare_evaluation(recipe: Recipe, model: Path, *, split: str, out_dir: Path) -> EvaluationJob:

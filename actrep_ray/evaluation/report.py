@@ -382,7 +382,7 @@ def _read_answered(
 def _facts(recipe: Recipe, content: Mapping[str, Any]) -> dict[str, str]:
     versions = content.get("versions") or {}
     return {
-        "model": recipe.model.path,
+        "model": content.get("checkpoint", recipe.model.path),
         "data": recipe.data.path,
         "rewards": ", ".join(f"{k} {v:g}" for k, v in recipe.reward.weights.items()),
         "algorithm": f"{recipe.algorithm.advantage}, {recipe.algorithm.loss}, "
