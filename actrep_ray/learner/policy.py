@@ -16,6 +16,8 @@ from transformers import AttentionInterface
 from actrep_ray.learner.packing import PackedBatch
 
 _CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
+# As a logit: probability exactly 0, and the entropy and its gradient stay finite (-inf: NaN).
+_NEVER = -1e9
 # transformers hands segment bounds (in place of one call for each frame) to names with "flash".
 _VISION_ATTENTION = "actrep_segments_not_flash"
 
@@ -82,8 +84,7 @@ class Policy(nn.Module):
         if temperature != 1.0:
             logits = logits / temperature
         never = torch.tensor(self.suppressed_ids, device=logits.device)
-        # The lowest finite number: its probability is exactly 0 and entropy stays finite.
-        logits = logits.index_fill(1, never, torch.finfo(logits.dtype).min)
+        logits = logits.index_fill(1, never, _NEVER)
         log_all = logits.log_softmax(dim=-1)
         log_prob = log_all.gather(1, targets[:, None])[:, 0]
         spread = log_all if with_entropy_grad else log_all.detach()

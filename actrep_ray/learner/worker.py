@@ -119,17 +119,9 @@ class LearnerWorker:
     def sft_step(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         """One optimiser step of cross-entropy on the answers' tokens; `loss` is per token."""
         start = time.monotonic()
-        counts = self._counts(rows)
-
-        def loss_of(
-            batch: PackedBatch, log_probs: torch.Tensor, entropy: torch.Tensor
-        ) -> tuple[torch.Tensor, dict[str, float]]:
-            total = -log_probs.sum()
-            sums = {"loss": float(total.detach()), "entropy": float(entropy.detach().sum())}
-            return total / counts.num_tokens * counts.num_ranks, sums
-
+        loss_of = self._sft_loss_of(self._counts(rows))
         metrics = self._optimizer_step(rows, range(len(rows)), loss_of, temperature=1.0)
-        return self._finish(metrics, counts.num_tokens, start)
+        return self._finish(metrics, self._counts(rows).num_tokens, start)
 
     @torch.no_grad()
     def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
@@ -255,26 +247,53 @@ class LearnerWorker:
         gap: "_Gap",
     ) -> dict[str, float]:
         """One optimiser step on a mini-batch of groups."""
-        cfg = self.recipe.algorithm
-        counts = self._counts([rows[i] for i in mini])
+        return self._optimizer_step(
+            rows,
+            mini,
+            self._grpo_loss_of(rows, self._counts([rows[i] for i in mini]), old, ref, gap),
+            temperature=self.recipe.rollout.temperature,
+            with_entropy_grad=self.recipe.algorithm.entropy_coef > 0,
+        )
+
+    def _sft_loss_of(self, counts: BatchCounts) -> LossFn:
+        """Cross-entropy per token of the whole batch."""
 
         def loss_of(
             batch: PackedBatch, log_probs: torch.Tensor, entropy: torch.Tensor
         ) -> tuple[torch.Tensor, dict[str, float]]:
-            advantages = batch.targets.new_tensor(
-                [rows[i].advantages[a] for i, a in batch.answers], dtype=torch.float32
-            )
+            total = -log_probs.sum()
+            sums = {"loss": float(total.detach()), "entropy": float(entropy.detach().sum())}
+            return total / counts.num_tokens * counts.num_ranks, sums
+
+        return loss_of
+
+    def _grpo_loss_of(
+        self,
+        rows: Sequence[LearnerRow],
+        counts: BatchCounts,
+        old: TokenValues | None,
+        ref: TokenValues | None,
+        gap: "_Gap",
+    ) -> LossFn:
+        """Policy loss, entropy bonus and KL of a mini-batch; `old` None: the weights are those."""
+        cfg = self.recipe.algorithm
+
+        def loss_of(
+            batch: PackedBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+        ) -> tuple[torch.Tensor, dict[str, float]]:
             mask = batch.target_mask
+            advantages = batch.targets.new_tensor(
+                [float(rows[i].advantages[a]) for i, a in batch.answers], dtype=torch.float32
+            )
             if old is None:
                 before = log_probs.detach()
                 gap.add(_by_answer(batch, before))
             else:
                 before = batch.padded([old[key] for key in batch.answers])
             loss, sums = algorithms.policy_loss(log_probs, before, advantages, mask, cfg, counts)
-            # Each reported mean has its own share; "loss" is the policy's part alone.
-            share = 1.0 / counts.num_ranks * counts.num_tokens
-            sums["loss"] = float(loss.detach()) * share
-            sums["entropy"] = float((entropy.detach() * mask).sum())
+            # The metrics are divided by all tokens later on; this loss has its divisor already.
+            sums["loss"] = float(loss.detach()) * counts.num_tokens / counts.num_ranks
+            sums["entropy"] = float(entropy.detach().sum())
             if cfg.entropy_coef > 0:
                 bonus = algorithms.aggregate(entropy, mask, cfg, counts)
                 loss = loss - cfg.entropy_coef * bonus
@@ -285,13 +304,7 @@ class LearnerWorker:
                 loss = loss + cfg.kl_coef * algorithms.aggregate(kl, mask, cfg, counts)
             return loss, sums
 
-        return self._optimizer_step(
-            rows,
-            mini,
-            loss_of,
-            temperature=self.recipe.rollout.temperature,
-            with_entropy_grad=cfg.entropy_coef > 0,
-        )
+        return loss_of
 
     def _optimizer_step(
         self,
@@ -302,10 +315,44 @@ class LearnerWorker:
         temperature: float,
         with_entropy_grad: bool = False,
     ) -> dict[str, float]:
-        """Accumulate gradients over micro-batches, clip, check, step.
+        """Accumulate gradients, check them, clip, step.
 
         Returns:
             The sums of `loss_of` divided by the tokens of all ranks, `grad_norm` and `lr`.
+        """
+        sums, bad = self._accumulate(
+            rows, chosen, loss_of, temperature=temperature, with_entropy_grad=with_entropy_grad
+        )
+        parameters = [p for p in self.policy.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = fsdp.full_tensor(torch.nn.utils.get_total_norm(gradients))
+        self._check_finite(bad, float(norm), [rows[i].row_id for i in chosen])
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.learner.max_grad_norm, norm)
+        lr = optimizer.learning_rate(
+            self.num_optimizer_steps, self.recipe.learner, self.total_optimizer_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_optimizer_steps += 1
+        num_tokens = self._counts([rows[i] for i in chosen]).num_tokens
+        means = {key: value / num_tokens for key, value in self._sum(sums).items()}
+        return {**means, "grad_norm": float(norm), "lr": lr}
+
+    def _accumulate(
+        self,
+        rows: Sequence[LearnerRow],
+        chosen: Sequence[int],
+        loss_of: LossFn,
+        *,
+        temperature: float,
+        with_entropy_grad: bool = False,
+    ) -> tuple[dict[str, float], list[str]]:
+        """Forward and backward of this rank's micro-batches; gradients end up in the parameters.
+
+        Returns:
+            The sums of `loss_of` on this rank, and the ids of rows whose loss is not finite.
         """
         sums: dict[str, float] = {}
         bad: list[str] = []
@@ -319,25 +366,7 @@ class LearnerWorker:
                 bad += [rows[i].row_id for i in {row.row for row in share.rows}]
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value * share.weight
-        parameters = [p for p in self.policy.model.parameters() if p.grad is not None]
-        norm = fsdp.full_tensor(
-            torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        )
-        self._check_finite(bad, float(norm), [rows[i].row_id for i in chosen])
-        torch.nn.utils.clip_grads_with_norm_(
-            parameters, self.recipe.learner.max_grad_norm, norm, foreach=True
-        )
-        lr = optimizer.learning_rate(
-            self.num_optimizer_steps, self.recipe.learner, self.total_optimizer_steps
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.num_optimizer_steps += 1
-        num_tokens = self._counts([rows[i] for i in chosen]).num_tokens
-        means = {key: value / num_tokens for key, value in self._sum(sums).items()}
-        return {**means, "grad_norm": float(norm), "lr": lr}
+        return sums, bad
 
     def _check_finite(self, bad: list[str], norm: float, row_ids: list[str]) -> None:
         """Stop every rank before the optimiser step if a loss or the gradient is not finite."""

@@ -1,0 +1,254 @@
+"""Packed rows give what one padded sequence for each answer gives: log-probs and gradients.
+
+The reference is written out here: the stock model, its own attention, a two-dimensional mask, one
+right-padded sequence for each answer, and logits of every token.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actrep_ray.learner.optimizer import freeze
+from actrep_ray.learner.packing import (
+    collate,
+    micro_batches,
+    packed_length,
+    shared_prefix_mask,
+    split_row,
+)
+from actrep_ray.learner.policy import Policy
+from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs, load_model
+from data_prep.video import read_frames
+
+Gradients = dict[str, torch.Tensor]
+
+
+def _prompt(num_tokens: int, next_position: int = 100) -> EncodedPrompt:
+    return EncodedPrompt(
+        input_ids=torch.arange(num_tokens) + 1,
+        position_ids=torch.arange(num_tokens).expand(3, -1),
+        next_position=next_position,
+        pixel_values=torch.zeros(4, 2),
+        grid_thw=torch.tensor([[1, 2, 2]]),
+    )
+
+
+def test_a_packed_row_by_hand() -> None:
+    answers = [np.array([11, 12, 13]), np.array([21]), np.array([31, 32])]
+    [row] = split_row(7, "r", _prompt(3), answers, budget=100, shares_prefix=True)
+    batch = collate([row])
+    assert row.num_tokens == 3 + 2 + 0 + 1
+    assert batch.input_ids.tolist() == [[1, 2, 3, 11, 12, 31]]
+    assert batch.position_ids[0].tolist() == [[0, 1, 2, 100, 101, 100]]
+    assert batch.predictors.tolist() == [[2, 3, 4], [2, 0, 0], [2, 5, 0]]
+    assert batch.targets.tolist() == [[11, 12, 13], [21, 0, 0], [31, 32, 0]]
+    assert batch.target_mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
+    assert batch.answers == ((7, 0), (7, 1), (7, 2))
+    assert batch.attention_mask is not None
+    assert batch.attention_mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 0, 1],
+    ]
+
+
+def test_padding_sees_itself_and_nobody_sees_it() -> None:
+    mask = shared_prefix_mask(torch.tensor([[0, 1, -1, -1]], dtype=torch.int32))[0, 0]
+    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+
+
+def test_values_are_laid_out_as_the_targets() -> None:
+    answers = [np.array([11, 12, 13]), np.array([21])]
+    batch = collate(split_row(0, "r", _prompt(2), answers, budget=99, shares_prefix=True))
+    values = batch.padded([np.array([1.0, 2.0, 3.0]), np.array([4.0])])
+    assert values.tolist() == [[1.0, 2.0, 3.0], [4.0, 0.0, 0.0]]
+
+
+def test_a_group_above_the_budget_is_cut_into_rows_that_fit() -> None:
+    answers = [np.ones(5, int)] * 5
+    rows = split_row(0, "r", _prompt(10), answers, budget=20, shares_prefix=True)
+    assert [row.answers for row in rows] == [(0, 1), (2, 3), (4,)]
+    assert [row.num_tokens for row in rows] == [18, 18, 14]
+
+
+def test_an_answer_that_cannot_fit_is_refused_with_the_key_to_change() -> None:
+    with pytest.raises(ValueError, match=r"row-3: prompt and answer 1 .* 39 .*micro_batch_tokens=20"):
+        answers = [np.ones(2, int), np.ones(30, int)]
+        split_row(0, "row-3", _prompt(10), answers, budget=20, shares_prefix=True)
+    with pytest.raises(ValueError, match="answer 0 has no tokens"):
+        split_row(0, "r", _prompt(10), [np.ones(0, int)], budget=20, shares_prefix=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    prompts=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    budget=st.integers(50, 300),
+    shares_prefix=st.booleans(),
+)
+def test_every_answer_is_in_one_micro_batch_within_the_budget(
+    prompts: list[int], lengths: list[int], budget: int, shares_prefix: bool
+) -> None:
+    answers = [np.ones(n, int) for n in lengths]
+    rows = [
+        row
+        for number, size in enumerate(prompts)
+        for row in split_row(
+            number, "r", _prompt(size), answers, budget=budget, shares_prefix=shares_prefix
+        )
+    ]
+    batches = micro_batches(rows, budget)
+    assert all(len(b) * max(row.num_tokens for row in b) <= budget for b in batches)
+    found = sorted((row.row, a) for b in batches for row in b for a in row.answers)
+    assert found == [(r, a) for r in range(len(prompts)) for a in range(len(lengths))]
+
+
+def test_packed_length_leaves_out_last_tokens() -> None:
+    assert packed_length(10, [3, 1, 4]) == 10 + 2 + 0 + 3
+
+
+def _encoded(inputs: QwenVLInputs, rows: list[Any]) -> list[EncodedPrompt]:
+    return [inputs.encode(row.question, row.plan, read_frames(row.plan)) for row in rows]
+
+
+def _packed(
+    model: Any, inputs: QwenVLInputs, rows: list[Any], weights: list[Any], *, shares_prefix: bool
+) -> tuple[list[torch.Tensor], Gradients]:
+    policy = Policy(model, inputs.visual_token_ids)
+    pieces = [
+        piece
+        for i, (row, prompt) in enumerate(zip(rows, _encoded(inputs, rows), strict=True))
+        for piece in split_row(
+            i, row.row_id, prompt, row.responses, budget=10_000, shares_prefix=shares_prefix
+        )
+    ]
+    batch = collate(pieces)
+    log_probs, _ = policy(batch, temperature=1.0)
+    (log_probs * batch.padded([weights[i][a] for i, a in batch.answers])).sum().backward()
+    values = [log_probs[k][batch.target_mask[k]].detach() for k in range(len(batch.answers))]
+    order = sorted(range(len(values)), key=lambda k: batch.answers[k])
+    return [values[k] for k in order], _gradients(model)
+
+
+def _padded(
+    model: Any, inputs: QwenVLInputs, rows: list[Any], weights: list[Any]
+) -> tuple[list[torch.Tensor], Gradients]:
+    values = []
+    for row, prompt, weight in zip(rows, _encoded(inputs, rows), weights, strict=True):
+        longest = max(len(r) for r in row.responses)
+        size, start = len(row.responses), len(prompt.input_ids)
+        ids = torch.zeros(size, start + longest, dtype=torch.long)
+        mask = torch.zeros(size, start + longest, dtype=torch.long)
+        for g, response in enumerate(row.responses):
+            end = start + len(response)
+            ids[g, :end] = torch.cat([prompt.input_ids, torch.from_numpy(response).long()])
+            mask[g, :end] = 1
+        after = prompt.next_position + torch.arange(longest)
+        positions = torch.cat([prompt.position_ids, after.expand(3, -1)], dim=1)
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions[:, None].expand(-1, size, -1),
+            pixel_values_videos=prompt.pixel_values.repeat(size, 1),
+            video_grid_thw=prompt.grid_thw.repeat(size, 1),
+            use_cache=False,
+        ).logits
+        never = torch.zeros(logits.shape[-1], dtype=torch.bool)
+        never[list(inputs.visual_token_ids)] = True
+        log_all = logits.masked_fill(never, -torch.inf).log_softmax(dim=-1)
+        for g, response in enumerate(row.responses):
+            targets = torch.from_numpy(response).long()[:, None]
+            value = log_all[g, start - 1 : start - 1 + len(response)].gather(1, targets)[:, 0]
+            (value * torch.from_numpy(weight[g])).sum().backward(retain_graph=True)
+            values.append(value.detach())
+    return values, _gradients(model)
+
+
+def _gradients(model: Any) -> Gradients:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def _relative(found: Gradients, expected: Gradients) -> float:
+    assert found.keys() == expected.keys()
+    whole = torch.cat([g.flatten() for g in expected.values()]).double()
+    other = torch.cat([found[name].flatten() for name in expected]).double()
+    assert whole.norm() > 1e-2
+    return float((whole - other).norm() / whole.norm())
+
+
+@pytest.mark.parametrize("frozen", [(), ("vision_tower",)], ids=["vision-trained", "vision-frozen"])
+@pytest.mark.parametrize("group_size", [2, 8])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"])
+def test_packed_equals_padded(
+    family: str,
+    group_size: int,
+    frozen: tuple[str, ...],
+    tiny_model: Callable[..., Path],
+    make_rows: Callable[..., list[Any]],
+) -> None:
+    inputs = QwenVLInputs(tiny_model(family))
+    rows = make_rows(inputs, 2, group_size)
+    rng = np.random.default_rng(1)
+    weights = [[rng.normal(size=len(r)).astype(np.float32) for r in row.responses] for row in rows]
+
+    def fresh() -> Any:
+        model = load_model(tiny_model(family), dtype="float32")
+        freeze(model, frozen)
+        return model
+
+    expected, expected_gradients = _padded(fresh(), inputs, rows, weights)
+    for shares_prefix in (True, False):
+        found, gradients = _packed(fresh(), inputs, rows, weights, shares_prefix=shares_prefix)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+        assert _relative(gradients, expected_gradients) < 1e-5
+        has_vision = any(".visual.blocks." in name for name in gradients)
+        assert has_vision == (not frozen)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunks_and_entropy(
+    temperature: float,
+    tiny_model: Callable[..., Path],
+    make_rows: Callable[..., list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same numbers in chunks of 3 tokens; entropy as -sum(p log p); no visual token."""
+    inputs = QwenVLInputs(tiny_model())
+    [row] = make_rows(inputs, 1, 3)
+    [prompt] = _encoded(inputs, [row])
+    batch = collate(split_row(0, "r", prompt, row.responses, budget=9999, shares_prefix=True))
+    model = load_model(tiny_model(), dtype="float32")
+    policy = Policy(model, inputs.visual_token_ids)
+    results = []
+    for chunk_tokens in (10_000, 3):
+        size = chunk_tokens * model.config.get_text_config().vocab_size
+        monkeypatch.setattr("actrep_ray.learner.policy._CHUNK_LOGITS", size)
+        model.zero_grad()
+        log_probs, entropy = policy(batch, temperature=temperature, with_entropy_grad=True)
+        (log_probs.sum() + entropy.square().sum()).backward()
+        results.append((log_probs.detach(), entropy.detach(), _gradients(model)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+    assert _relative(results[0][2], results[1][2]) < 1e-5
+
+    allowed = [i for i in range(model.lm_head.out_features) if i not in inputs.visual_token_ids]
+    with torch.no_grad():
+        hidden = model.model(
+            input_ids=prompt.input_ids[None],
+            position_ids=prompt.position_ids[:, None],
+            pixel_values_videos=prompt.pixel_values,
+            video_grid_thw=prompt.grid_thw,
+        ).last_hidden_state[0, -1]
+        p = (model.lm_head(hidden)[allowed] / temperature).softmax(dim=-1)
+    expected = float(-(p * p.log()).sum())
+    assert float(results[0][1][0, 0]) == pytest.approx(expected, rel=1e-5)
