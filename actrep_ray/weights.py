@@ -107,13 +107,15 @@ def verify_magnitudes(
 
 def _pack(weights: list[tuple[str, torch.Tensor]], size: int) -> WeightBucket:
     data = np.zeros(size, dtype=np.uint8)
+    target = torch.from_numpy(data)
     start = 0
     checksums = []
     for _, weight in weights:
-        flat = weight.reshape(-1).view(torch.uint8).numpy()
-        data[start : start + len(flat)] = flat
-        start += _padded(len(flat))
-        checksums.append(zlib.crc32(flat))
+        end = start + weight.nbytes
+        # Not `weight.numpy()`: that would forbid FSDP to free the memory of a gathered weight.
+        target[start:end].copy_(weight.reshape(-1).view(torch.uint8))
+        checksums.append(zlib.crc32(data[start:end].data))
+        start += _padded(weight.nbytes)
     return WeightBucket(
         names=tuple(name for name, _ in weights),
         shapes=tuple(tuple(weight.shape) for _, weight in weights),

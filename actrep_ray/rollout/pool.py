@@ -178,7 +178,6 @@ def _actor_options(recipe: Recipe) -> dict[str, Any]:
         "OMP_NUM_THREADS": str(cfg.num_threads),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",
-        "VLLM_LOGGING_LEVEL": "ERROR",
     }
     return {
         "num_cpus": cfg.num_cpus,

@@ -44,6 +44,12 @@ def test_buckets_give_back_what_went_in(
         assert torch.equal(again[name], weight)
 
 
+def test_packing_leaves_the_memory_of_a_weight_free_to_go() -> None:
+    weight = torch.ones(8)
+    list(pack_weights([("w", weight)]))
+    weight.untyped_storage().resize_(0)  # what FSDP does with a gathered weight
+
+
 def test_a_changed_bit_is_an_error() -> None:
     (bucket,) = pack_weights([("layer.weight", torch.ones(4))])
     data = bucket.data.copy()

@@ -1,0 +1,82 @@
+"""A real learner trains, pushes its weights into vLLM in another process, and both still agree."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actrep_ray.config import Recipe, RolloutConfig, VideoConfig
+from actrep_ray.learner.pool import LearnerPool
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.rollout.engine import SamplingSettings
+from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.types import LearnerRow, RolloutGroup
+from actrep_ray.weight_sync import WeightSync
+
+pytestmark = pytest.mark.engine
+
+
+def test_learner_and_engine_agree_after_each_step_and_push(
+    ray_session: Any,
+    checkpoint: Any,
+    rollout: RolloutConfig,
+    video: VideoConfig,
+    make_prompts: Any,
+) -> None:
+    model: Path = checkpoint("qwen3_vl", 0, True)
+    recipe = Recipe.model_validate(
+        {
+            "stage": "sft",
+            "device": "cpu",
+            "model": {"dtype": "float32"},
+            "learner": {"num_workers": 2, "lr": 1e-2},
+        }
+    ).model_copy(update={"rollout": rollout, "video": video})
+    prompts = make_prompts(QwenVLInputs(model))
+    settings = SamplingSettings(max_tokens=8, group_size=2)
+    learners = LearnerPool.start(recipe, model, total_steps=10)
+    rollouts = RolloutPool.start(recipe, model)
+    try:
+        sync = WeightSync(learners, rollouts)
+        rows = rows_of(rollouts.generate(prompts, settings))
+        for version in (1, 2):
+            learners.sft_step(rows)
+            stale = rollouts.generate(prompts, settings)
+            assert gap(learners, stale) > 1e-2  # the step has moved the weights
+            metrics = sync.push(version)
+            assert metrics["sync/policy_version"] == version
+            groups = rollouts.generate(prompts, settings)
+            assert gap(learners, groups) < 1e-4
+            versions = {answer.policy_version for group in groups for answer in group.rollouts}
+            assert versions == {version}
+            rows = rows_of(groups)
+    finally:
+        rollouts.shutdown()
+        learners.shutdown()
+
+
+def gap(learners: LearnerPool, groups: Sequence[RolloutGroup]) -> float:
+    """Mean absolute difference between the learner's log-probabilities and the engine's."""
+    learned = learners.log_probs(rows_of(groups))
+    differences = [
+        np.abs(expected - answer.rollout_log_probs)
+        for row, group in zip(learned, groups, strict=True)
+        for expected, answer in zip(row, group.rollouts, strict=True)
+    ]
+    return float(np.concatenate(differences).mean())
+
+
+def rows_of(groups: Sequence[RolloutGroup]) -> list[LearnerRow]:
+    return [
+        LearnerRow(
+            row_id=group.prompt.prompt_id,
+            question=group.prompt.question,
+            plan=group.prompt.plan,
+            num_prompt_tokens=group.num_prompt_tokens,
+            responses=tuple(answer.token_ids for answer in group.rollouts),
+            advantages=np.ones(len(group.rollouts), np.float32),
+        )
+        for group in groups
+    ]
