@@ -22,6 +22,7 @@ import numpy as np
 from data_prep.schema import Clip, DataError
 
 _FRAMES_AT_ONCE = 16  # decoded at full size before they are resized: bounds the memory
+_SAFE_BATCH_WIDTH = 160
 
 
 class VideoError(DataError):
@@ -156,12 +157,25 @@ def read_frames(plan: FramePlan) -> np.ndarray:
     for start in range(0, plan.num_frames, _FRAMES_AT_ONCE):
         indices = list(plan.indices[start : start + _FRAMES_AT_ONCE])
         try:
-            decoded = reader.get_batch(indices).asnumpy()
+            decoded = _decode(reader, indices)
         except (decord.DECORDError, RuntimeError) as error:
             raise VideoError(f"{plan.video}: cannot be decoded ({_first_line(error)})") from error
         for i, frame in enumerate(decoded):
             frames[start + i] = _resize(frame, plan.height, plan.width)
     return frames
+
+
+def _decode(reader: decord.VideoReader, indices: list[int]) -> np.ndarray:
+    """Frames [T, H, W, 3] at full size.
+
+    At some small widths (32, 96, 144, ...) decord's batches fail and a single frame comes as
+    [H, W, 4] or more: rows of 3 W bytes with the decoder's padding behind them.
+    """
+    height, width = reader[indices[0]].shape[:2]
+    if width >= _SAFE_BATCH_WIDTH:
+        return np.asarray(reader.get_batch(indices).asnumpy())
+    frames = [reader[i].asnumpy().reshape(height, -1)[:, : 3 * width] for i in indices]
+    return np.stack(frames).reshape(len(indices), height, width, 3)
 
 
 def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -159,3 +159,12 @@ def test_a_file_shorter_than_its_plan_is_refused(clip: Clip) -> None:
     plan = plan_of(replace(clip, num_frames=100, end_s=8.0), fps=4)
     with pytest.raises(VideoError, match="holds 60 frames, the plan needs frame 93"):
         read_frames(plan)
+
+
+@pytest.mark.parametrize("width", [16, 32, 48, 90, 96, 144, 160])
+def test_every_width_is_decoded_to_the_pixels_that_were_written(tmp_path: Path, width: int) -> None:
+    written = np.zeros((12, 32, width, 3), np.uint8)
+    written[:, :, : width // 2] = np.arange(60, 180, 10)[:, None, None, None]
+    encode_mp4(tmp_path / "clip.mp4", written, 10)
+    plan = FramePlan(str(tmp_path / "clip.mp4"), 1, tuple(range(12)), 10.0, 32, width)
+    assert np.abs(read_frames(plan).astype(int) - written).mean() < 4
