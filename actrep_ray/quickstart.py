@@ -45,7 +45,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 # The hardest level that the time of a quickstart allows.
 LEVEL = "easy"
-NUM_CLIPS = {"train": 800, "validation": 64, "test": 200}
+NUM_CLIPS = {"train": 2400, "validation": 64, "test": 240}
 DATA_SEED = 0
 
 # The settings on which an evaluation depends, besides weights and data.
