@@ -1,0 +1,179 @@
+"""The gradient does not depend on how the work is split: ranks, micro-batches, packing, order."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from actrep_ray.config import Recipe
+from actrep_ray.learner.worker import deal
+from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
+from data_prep.video import read_frames
+
+RANK = Path(__file__).with_name("rank.py")
+SETTINGS = (
+    "stage=grpo",
+    "learner.lr=1e-3",
+    "train.num_updates_per_batch=2",
+    "train.group_size=3",
+    "train.prompts_per_step=6",
+    "train.mini_batch_size=9",
+    "algorithm.kl_coef=0.1",
+    "algorithm.entropy_coef=0.05",
+)
+AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
+NUM_ROWS = 5  # odd, so that two ranks get different numbers of rows and of micro-batches
+
+Found = dict[str, torch.Tensor]
+
+
+def _cases(make_recipe: Callable[..., Recipe]) -> dict[str, tuple[Recipe, str, list[int]]]:
+    order = list(range(NUM_ROWS))
+    cases = {
+        "sft": (make_recipe(*SETTINGS), "sft", order),
+        "small": (make_recipe(*SETTINGS, "learner.micro_batch_tokens=90"), "sft", order),
+        "medium": (make_recipe(*SETTINGS, "learner.micro_batch_tokens=200"), "sft", order),
+        "unpacked": (make_recipe(*SETTINGS, "learner.packing=none"), "sft", order),
+        "shuffled": (make_recipe(*SETTINGS), "sft", [3, 1, 4, 0, 2]),
+    }
+    for name in AGGREGATIONS:
+        settings = (*SETTINGS, f"algorithm.aggregation={name}")
+        cases[name] = (make_recipe(*settings), "grpo", order)
+        small = make_recipe(*settings, "learner.micro_batch_tokens=90")
+        cases[f"{name}-small"] = (small, "grpo", order)
+    return cases
+
+
+@pytest.fixture(scope="module")
+def job(
+    tiny_model: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    make_rows: Callable[..., list[Any]],
+) -> dict[str, Any]:
+    model = tiny_model("qwen3_vl", tied=False)
+    return {
+        "recipe": make_recipe(*SETTINGS),
+        "model": str(model),
+        "rows": make_rows(QwenVLInputs(model), NUM_ROWS, 3),
+        "cases": _cases(make_recipe),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
+    """What one rank and what two ranks found, each rank a process."""
+    found = {}
+    for world_size in (1, 2):
+        path = tmp_path_factory.mktemp("job") / "job.pickle"
+        path.write_bytes(pickle.dumps(job))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(RANK), str(path), str(rank), str(world_size), str(port)],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        try:
+            errors = [process.communicate(timeout=400)[1] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert [p.returncode for p in processes] == [0] * world_size, "\n".join(errors)
+        found[world_size] = load_file(path.with_suffix(".out"))
+    return found
+
+
+def _case(found: Found, name: str) -> Found:
+    prefix = f"{name}/"
+    return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+
+
+def _relative(found: Found, expected: Found) -> float:
+    assert found.keys() == expected.keys()
+    whole = torch.cat([g.flatten() for g in expected.values()]).double()
+    other = torch.cat([found[name].flatten() for name in expected]).double()
+    assert whole.norm() > 1e-3
+    return float((whole - other).norm() / whole.norm())
+
+
+@pytest.mark.parametrize("case", ["sft", *AGGREGATIONS])
+def test_one_and_two_ranks(case: str, results: dict[int, Found]) -> None:
+    assert _relative(_case(results[2], case), _case(results[1], case)) < 1e-5
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("case", ["small", "medium", "unpacked", "shuffled"])
+def test_micro_batches_packing_and_order(
+    case: str, world_size: int, results: dict[int, Found]
+) -> None:
+    found = results[world_size]
+    assert _relative(_case(found, case), _case(found, "sft")) < 1e-5
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_micro_batches_of_every_aggregation(aggregation: str, results: dict[int, Found]) -> None:
+    for found in results.values():
+        small, whole = _case(found, f"{aggregation}-small"), _case(found, aggregation)
+        assert _relative(small, whole) < 1e-5
+
+
+def test_aggregations_differ(results: dict[int, Found]) -> None:
+    token, sequence = (_case(results[1], AGGREGATIONS[i]) for i in (0, 2))
+    assert _relative(sequence, token) > 1e-2
+
+
+def test_metrics_and_weights_after_two_updates(results: dict[int, Found]) -> None:
+    one, two = results[1], results[2]
+    for step in (0, 1):
+        for key, value in _case(one, f"metrics-{step}").items():
+            other = two[f"metrics-{step}/{key}"]
+            torch.testing.assert_close(other, value, atol=1e-4, rtol=1e-3, msg=key)
+    # AdamW turns the sign of a tiny gradient into a step, so weights agree less than gradients.
+    assert _relative(_case(two, "weights"), _case(one, "weights")) < 1e-3
+
+
+def test_plain_pytorch(job: dict[str, Any], results: dict[int, Found]) -> None:
+    """Mean cross-entropy of all answer tokens with the stock model, answer by answer."""
+    inputs = QwenVLInputs(job["model"])
+    model: Any = load_model(job["model"], dtype="float32")
+    never = torch.zeros(model.lm_head.out_features, dtype=torch.bool)
+    never[list(inputs.visual_token_ids)] = True
+    num_tokens = sum(len(r) for row in job["rows"] for r in row.responses)
+    for row in job["rows"]:
+        prompt = inputs.encode(row.question, row.plan, read_frames(row.plan))
+        for response in row.responses:
+            targets = torch.from_numpy(response).long()
+            after = (prompt.next_position + torch.arange(len(targets))).expand(3, -1)
+            logits = model(
+                input_ids=torch.cat([prompt.input_ids, targets])[None],
+                position_ids=torch.cat([prompt.position_ids, after], dim=1)[:, None],
+                pixel_values_videos=prompt.pixel_values,
+                video_grid_thw=prompt.grid_thw,
+            ).logits[0, len(prompt.input_ids) - 1 : -1]
+            logits = logits.masked_fill(never, -torch.inf)
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+            (loss / num_tokens).backward()
+    expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert _relative(_case(results[2], "sft"), expected) < 1e-5
+
+
+def test_rows_are_dealt_evenly(job: dict[str, Any]) -> None:
+    rows = job["rows"] * 4
+    shares = deal(rows, list(range(len(rows))), 3)
+    assert sorted(i for share in shares for i in share) == list(range(20))
+    assert sorted(len(share) for share in shares) == [6, 7, 7]
+    assert shares == deal(rows, list(range(len(rows))), 3)
