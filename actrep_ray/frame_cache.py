@@ -5,7 +5,9 @@ Files under one folder, named by the plan's hash and shared by every process of 
     HASH.npy    the frames, memory-mapped by readers; appears whole (written aside, then renamed)
     HASH.lock   held by the process that decodes; the kernel frees it if that process dies
 
-The folder is bounded: after a write, the files that were longest not read are removed. A reader
+The folder is bounded: the files that were longest not read are removed. To look at every file
+after every write would cost more than decoding, so a process looks when its own writes could have
+passed the bound, or came to 1/16 of it; with P processes the folder can pass it by P/16. A reader
 that has a removed file mapped keeps its pages, as POSIX promises.
 """
 
@@ -31,6 +33,8 @@ class FrameCache:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.max_bytes = max_bytes
+        self._num_bytes_seen = 0  # in the folder, when it was last looked at
+        self._num_bytes_written = max_bytes  # since then; the first write looks
         self.num_decoded = 0
         self.num_hits = 0
 
@@ -66,27 +70,38 @@ class FrameCache:
         with partial.open("wb") as out:
             np.save(out, frames, allow_pickle=False)
         partial.replace(path)
-        self._evict(keep=path)
+        self._num_bytes_written += frames.nbytes
+        may_exceed = self._num_bytes_seen + self._num_bytes_written > self.max_bytes
+        if may_exceed or self._num_bytes_written > self.max_bytes // 16:
+            self._evict(keep=path)
 
     def _evict(self, keep: Path) -> None:
         entries = []
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
-                entries.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-        excess = sum(size for _, size, _ in entries) - self.max_bytes
+                status = path.stat()
+                entries.append((status.st_mtime_ns, status.st_size, path))
+        self._num_bytes_seen = sum(size for _, size, _ in entries)
+        self._num_bytes_written = 0
+        excess = self._num_bytes_seen - self.max_bytes
         for _, size, path in sorted(entries):
             if excess <= 0:
                 return
             if (path.suffix == ".npy" and path != keep) or _is_orphan(path):
                 path.unlink(missing_ok=True)
                 excess -= size
+                self._num_bytes_seen -= size
 
     def _lock(self, name: str) -> "_FileLock":
         return _FileLock(self.folder / f"{name}.lock")
 
 
 class _FileLock:
-    """An exclusive lock on a file, freed by the kernel when its holder dies."""
+    """An exclusive lock on a file, freed by the kernel when its holder dies.
+
+    The file is removed with the lock. Two processes may then hold locks of one name, on the old
+    file and on a new one; both find the finished frames, or else both decode, which does no harm.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,6 +111,7 @@ class _FileLock:
         fcntl.flock(self.file, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
         self.file.close()
 
 
