@@ -39,7 +39,7 @@ class FrameCache:
         self.num_hits = 0
 
     def get(self, plan: FramePlan) -> np.ndarray:
-        """The frames of a plan: uint8 [T, height, width, 3], read-only.
+        """The frames of a plan: uint8 [T, height, width, 3]; writing to them changes nothing.
 
         Raises:
             VideoError: if the clip cannot be decoded; nothing is left in the cache then.
@@ -59,7 +59,7 @@ class FrameCache:
 
     def _load(self, path: Path) -> np.ndarray | None:
         try:
-            frames = np.load(path, mmap_mode="r", allow_pickle=False)
+            frames = np.load(path, mmap_mode="c", allow_pickle=False)
             os.utime(path)
         except FileNotFoundError:
             return None
