@@ -8,6 +8,7 @@ that the gradient does not depend on how the work is split.
 """
 
 import importlib
+import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -135,6 +136,8 @@ def aggregate(
 
 @cache
 def _verl() -> Any:
+    if not torch.cuda.is_available():  # else DeepSpeed, which verl imports, warns on the console
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return importlib.import_module("verl.trainer.ppo.core_algos")
 
 

@@ -42,12 +42,12 @@ def split_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def full_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the Hugging Face model, whole weight on the CPU), one after the other.
+    """(name in the Hugging Face model, copy of the whole weight on the CPU), one after another.
 
     A tied output layer is left out. Every rank must take part.
     """
     for name, parameter in policy.model.named_parameters():
-        yield name, full_tensor(parameter.detach()).cpu()
+        yield name, full_tensor(parameter.detach()).to("cpu", copy=True)
 
 
 def _units(policy: Policy) -> Iterator[nn.Module]:

@@ -2,6 +2,8 @@
 
 from collections import OrderedDict
 
+import numpy as np
+
 from actrep_ray.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs
 from actrep_ray.types import LearnerRow
@@ -33,7 +35,7 @@ class PromptEncoder:
         key = (row.plan.hash, row.question)
         prompt = self._kept.get(key)
         if prompt is None:
-            frames = self.frames.get(row.plan)
+            frames = np.array(self.frames.get(row.plan))  # writable, as torch wants it
             prompt = self._kept[key] = self.inputs.encode(row.question, row.plan, frames)
             self._num_bytes += _num_bytes(prompt)
             while self._num_bytes > self.max_bytes and len(self._kept) > 1:

@@ -119,6 +119,7 @@ class LearnerWorker:
     def sft_step(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         """One optimiser step of cross-entropy on the answers' tokens; `loss` is per token."""
         start = time.monotonic()
+        self._check(rows)
         loss_of = self._sft_loss_of(self._counts(rows))
         metrics = self._optimizer_step(rows, range(len(rows)), loss_of, temperature=1.0)
         return self._finish(metrics, self._counts(rows).num_tokens, start)
@@ -126,6 +127,7 @@ class LearnerWorker:
     @torch.no_grad()
     def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         """Cross-entropy per token of the answers, without training."""
+        self._check(rows)
         sums = {"loss": 0.0, "entropy": 0.0}
         for share, batch in self._batches(rows, range(len(rows))):
             log_probs, entropy = self.policy(batch, temperature=1.0)
@@ -142,7 +144,7 @@ class LearnerWorker:
 
         Args:
             rows: Groups with advantages and the engine's log-probabilities.
-            step: Of the loop, for messages.
+            step: Of the loop, for the log.
 
         Returns:
             Means over tokens (or answers, as the aggregation says) of the last pass; the
@@ -153,8 +155,7 @@ class LearnerWorker:
         """
         start = time.monotonic()
         cfg = self.recipe.train
-        if not rows:
-            raise ValueError(f"step {step}: no group to train on")
+        self._check(rows)
         minis = self._mini_batches(rows)
         temperature = self.recipe.rollout.temperature
         ref = self._score(rows, self.reference, temperature) if self.reference else None
@@ -173,6 +174,7 @@ class LearnerWorker:
                 for key in passes[0]
             }
         metrics |= self._log_prob_gap(gap)
+        _log.info("step %d: %s", step, metrics)
         metrics["num_optimizer_steps"] = float(len(minis) * cfg.num_updates_per_batch)
         return self._finish(metrics, self._counts(rows).num_tokens, start)
 
@@ -190,6 +192,7 @@ class LearnerWorker:
             raise ValueError("there is no reference policy: algorithm.kl_coef is 0")
         policy = self.reference if reference else self.policy
         assert policy is not None
+        self._check(rows)
         is_sft = self.recipe.stage == "sft"
         temperature = 1.0 if is_sft else self.recipe.rollout.temperature
         values = self._score(rows, policy, temperature)
@@ -363,7 +366,9 @@ class LearnerWorker:
             loss, parts = loss_of(batch, log_probs, entropy)
             (loss * share.weight).backward()
             if not torch.isfinite(loss):
-                bad += [rows[i].row_id for i in {row.row for row in share.rows}]
+                is_bad = (~log_probs.detach().isfinite()).any(dim=1).tolist()
+                found = {i for (i, _), b in zip(batch.answers, is_bad, strict=True) if b}
+                bad += [rows[i].row_id for i in found or {row.row for row in share.rows}]
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value * share.weight
         return sums, bad
@@ -378,7 +383,7 @@ class LearnerWorker:
             names: list[Any] = [None] * self.world_size
             dist.all_gather_object(names, bad)
             row_ids = sorted({name for part in names for name in part})
-        what = "loss" if num_bad else f"gradient norm ({norm})"
+        what = "loss" if num_bad else "gradient norm"
         raise LearnerError(
             f"optimiser step {self.num_optimizer_steps + 1}: the {what} is not finite; nothing was "
             f"changed. Rows: {', '.join(row_ids)}. Lower learner.lr or look at these clips"
@@ -413,7 +418,6 @@ class LearnerWorker:
         return shares + [_Share(filler, 0.0)] * (most - len(shares))
 
     def _pack(self, i: int, row: LearnerRow) -> list[PackedRow]:
-        self._check_row(row)
         return split_row(
             i,
             row.row_id,
@@ -423,16 +427,27 @@ class LearnerWorker:
             shares_prefix=self.recipe.learner.packing == "shared_prefix",
         )
 
-    def _check_row(self, row: LearnerRow) -> None:
-        for a, response in enumerate(row.responses):
-            if found := sorted(set(self.inputs.visual_token_ids) & set(response.tolist())):
+    def _check(self, rows: Sequence[LearnerRow]) -> None:
+        """Refuse rows that cannot be trained on; every rank looks at all of them."""
+        if not rows:
+            raise ValueError("no group or clip to train on")
+        visual = set(self.inputs.visual_token_ids)
+        for row in rows:
+            for a, response in enumerate(row.responses):
+                if found := visual.intersection(response.tolist()):
+                    raise ValueError(
+                        f"{row.row_id}: answer {a} holds the visual token {min(found)}; "
+                        "an answer is text"
+                    )
+            num_answers = len(row.responses)
+            if len(row.advantages) != num_answers:
                 raise ValueError(
-                    f"{row.row_id}: answer {a} holds the visual token {found[0]}; an answer is text"
+                    f"{row.row_id}: {num_answers} answers and {len(row.advantages)} advantages"
                 )
-        if len(row.advantages) != len(row.responses):
-            raise ValueError(
-                f"{row.row_id}: {len(row.responses)} answers and {len(row.advantages)} advantages"
-            )
+            if not np.isfinite(row.advantages).all():
+                raise ValueError(
+                    f"{row.row_id}: advantages={row.advantages}, expected finite numbers"
+                )
 
     def _mini_batches(self, rows: Sequence[LearnerRow]) -> list[list[int]]:
         cfg = self.recipe.train

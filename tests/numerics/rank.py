@@ -29,9 +29,7 @@ def gradients(worker: LearnerWorker, rows: list[Any], kind: str) -> dict[str, to
             for a, value in enumerate(values)
         }
         loss_of = worker._grpo_loss_of(rows, counts, shifted, shifted, _Gap(rows, set()))
-        worker._accumulate(
-            rows, range(len(rows)), loss_of, temperature=1.0, with_entropy_grad=True
-        )
+        worker._accumulate(rows, range(len(rows)), loss_of, temperature=1.0, with_entropy_grad=True)
     found = {
         name: fsdp.full_tensor(p.grad).clone()
         for name, p in worker.policy.model.named_parameters()

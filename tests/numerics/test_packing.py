@@ -81,8 +81,10 @@ def test_a_group_above_the_budget_is_cut_into_rows_that_fit() -> None:
 
 
 def test_an_answer_that_cannot_fit_is_refused_with_the_key_to_change() -> None:
-    with pytest.raises(ValueError, match=r"row-3: prompt and answer 1 .* 39 .*micro_batch_tokens=20"):
-        answers = [np.ones(2, int), np.ones(30, int)]
+    answers = [np.ones(2, int), np.ones(30, int)]
+    with pytest.raises(
+        ValueError, match=r"row-3: prompt and answer 1 .* 39 .*micro_batch_tokens=20"
+    ):
         split_row(0, "row-3", _prompt(10), answers, budget=20, shares_prefix=True)
     with pytest.raises(ValueError, match="answer 0 has no tokens"):
         split_row(0, "r", _prompt(10), [np.ones(0, int)], budget=20, shares_prefix=True)
