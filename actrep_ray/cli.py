@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,9 +54,13 @@ def _quieten_libraries() -> None:
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),
         ("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        # A thread that is cut off from our cluster must not start another on its way out.
+        ("RAY_ENABLE_AUTO_CONNECT", "0"),
     ):
         os.environ.setdefault(name, value)
     logging.getLogger("DeepSpeed").addFilter(_is_no_device_notice)
+    # Frames are shared read-only; nobody writes to them.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 def _is_no_device_notice(record: logging.LogRecord) -> bool:

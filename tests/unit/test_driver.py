@@ -1,0 +1,248 @@
+"""The phases of the GRPO loop, each alone, and the loop itself over fakes that keep its books."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actrep_ray.checkpoint import CheckpointStore
+from actrep_ray.config import Recipe, load_recipe
+from actrep_ray.driver import (
+    GrpoData,
+    GrpoDriver,
+    LogProbGapError,
+    Pools,
+    check_log_prob_gap,
+    prepare_grpo,
+    rollout_metrics,
+    row_of,
+    split_trainable,
+)
+from actrep_ray.metrics import read_metrics
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.rollout.engine import SamplingSettings, make_rollout
+from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup
+from data_prep.synthetic import write_dataset
+from data_prep.video import FramePlan
+
+PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)
+
+
+def prompt(name: str, stratum: str = "1-5") -> Prompt:
+    return Prompt(name, f"clip-{name}", "How many?", PLAN, stratum)
+
+
+def group_of(
+    asked: Prompt, texts: list[str], rewards: list[float], *, policy_version: int = 0
+) -> RolloutGroup:
+    rollouts = tuple(
+        make_rollout(
+            asked,
+            i,
+            token_ids=list(range(len(text))),
+            log_probs=[-1.0] * len(text),
+            text=text,
+            is_stopped=not text.endswith("..."),
+            policy_version=policy_version,
+        )
+        for i, text in enumerate(texts)
+    )
+    values = np.array(rewards, np.float32)
+    parts = {"obo": values, "cycles": np.full(len(values), np.nan, np.float32)}
+    return RolloutGroup(asked, rollouts, 10, values, parts, values - values.mean())
+
+
+def test_groups_without_a_gradient_are_dropped_by_reason() -> None:
+    groups = [
+        group_of(prompt("a"), ["x", "y"], [0.0, 0.0]),
+        group_of(prompt("b"), ["x", "y"], [1.0, 1.0]),
+        group_of(prompt("c"), ["x", "y"], [0.3, 0.3]),
+        group_of(prompt("d"), ["x", "y"], [0.3, 0.4]),
+    ]
+    trainable, dropped = split_trainable(groups)
+    assert [group.prompt.prompt_id for group in trainable] == ["d"]
+    assert dropped == Counter(all_wrong=1, all_right=1, all_equal=1)
+
+
+def test_metrics_of_a_step_by_hand() -> None:
+    groups = [
+        group_of(
+            prompt("a"), ["<answer>3</answer>", "<answer>5</answer>"], [1.0, 0.0], policy_version=3
+        ),
+        group_of(prompt("b", "0"), ["<answer>1</answer>", "nothing..."], [0.5, 0.0]),
+    ]
+    labels = {
+        "clip-a": Labels(4, None, 5.0, "squat"),
+        "clip-b": Labels(1, None, 5.0, "squat"),
+    }
+    metrics = rollout_metrics(groups, Counter(all_wrong=2), labels, step=4)
+    expected = {
+        "reward/mean": 0.375,
+        "reward/std_in_group": (0.5 + 0.25) / 2,
+        "reward/obo": 0.375,
+        "train/obo": 3 / 4,  # errors 1, 1, 0, unparsed
+        "train/obz": 1 / 4,
+        "train/mae": (1 / 4.1 + 1 / 4.1 + 0 + 1 / 1.1) / 4,
+        "train/parse_rate": 3 / 4,
+        "rollout/response_tokens": (18 + 18 + 18 + 10) / 4,
+        "rollout/truncated": 1 / 4,
+        "rollout/policy_version_lag": (0 + 0 + 3 + 3) / 4,
+        "dropped/groups": 2,
+        "dropped/all_wrong": 2,
+        "sampling/1-5": 1,
+        "sampling/0": 1,
+    }
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected)
+    assert "reward/cycles" not in metrics  # it applied to no answer
+
+
+def test_a_row_carries_what_the_learner_needs() -> None:
+    group = group_of(prompt("a"), ["ab", "cde"], [1.0, 0.0])
+    row = row_of(group)
+    assert (row.row_id, row.question, row.plan, row.num_prompt_tokens) == (
+        "a",
+        "How many?",
+        PLAN,
+        10,
+    )
+    assert [len(response) for response in row.responses] == [2, 3]
+    assert row.advantages.tolist() == [0.5, -0.5]
+    assert [len(values) for values in row.rollout_log_probs] == [2, 3]
+
+
+def test_a_gap_between_rollout_and_learner_stops_a_float32_run() -> None:
+    recipe = load_recipe(None, ["model.dtype=float32"])
+    check_log_prob_gap(0.009, recipe)
+    for gap in (0.011, float("nan")):
+        with pytest.raises(LogProbGapError, match=r"above train.max_log_prob_gap=0\.01"):
+            check_log_prob_gap(gap, recipe)
+    check_log_prob_gap(0.011, load_recipe(None, ["model.dtype=bfloat16"]))
+    check_log_prob_gap(
+        0.011, load_recipe(None, ["model.dtype=float32", "train.on_log_prob_gap=log"])
+    )
+
+
+class Book:
+    """What happened, in order, and fakes of the pools that write it down.
+
+    The fake policy knows its version only: an answer is right where place + version is even.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+        self.engine_version = -1
+        self.learner_step = 0
+
+    # the rollout pool
+    def generate(self, prompts: list[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
+        self.events.append(("generate", self.engine_version))
+        size = settings.group_size
+        texts = [f"<answer>{i}</answer>" for i in range(size)]
+        return [
+            replace(
+                group_of(asked, texts, [0.0] * size, policy_version=self.engine_version),
+                rewards=np.zeros(0, np.float32),
+            )
+            for asked in prompts
+        ]
+
+    # the reward pool
+    def score(self, groups: list[RolloutGroup], labels: dict[str, Labels]) -> list[RolloutGroup]:
+        assert {group.prompt.clip_id for group in groups} <= set(labels)
+        self.events.append(("score", len(groups)))
+        scored = []
+        for i, group in enumerate(groups):
+            values = np.arange(len(group.rollouts), dtype=np.float32) * (i > 0)
+            scored.append(replace(group, rewards=values, reward_parts={"obo": values}))
+        return scored
+
+    # the learner pool
+    def update(self, rows: list[LearnerRow], step: int) -> dict[str, float]:
+        for row in rows:
+            assert abs(row.advantages.sum()) < 1e-5
+        self.events.append(("update", len(rows)))
+        self.learner_step = step
+        return {"loss": 0.5, "log_prob_gap_mean": 1e-6}
+
+    def save_model(self, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+
+    def save_state(self, folder: Path) -> None:
+        (folder / "learner.json").write_text(str(self.learner_step))
+
+    def load_state(self, folder: Path) -> None:
+        self.learner_step = int((folder / "learner.json").read_text())
+        self.events.append(("load_state", self.learner_step))
+
+    # the weight sync
+    def push(self, policy_version: int) -> dict[str, float]:
+        assert policy_version == self.learner_step
+        self.events.append(("push", policy_version))
+        self.engine_version = policy_version
+        return {"sync/load_s": 0.0}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("run")
+    sizes = {"train": 6, "validation": 2}
+    data = write_dataset(folder / "data", level="easy", num_clips=sizes, seed=0, num_processes=1)
+    write_tiny_model(folder / "model")
+    settings = {
+        "runs_dir": folder,
+        "model.path": folder / "model",
+        "data.path": data,
+        "train.num_steps": 4,
+        "train.prompts_per_step": 3,
+        "train.group_size": 2,
+        "checkpoint.every": 2,
+    }
+    return load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
+
+
+def drive(recipe: Recipe, book: Any, *, resume: bool = False) -> GrpoDriver:
+    job = prepare_grpo(recipe, resume=resume)
+    driver = GrpoDriver(recipe, Pools(book, book, book, book), job.data, job.inputs, job.start)
+    driver.run()
+    return driver
+
+
+def test_the_loop_keeps_its_order_and_goes_on_where_it_was(recipe: Recipe) -> None:
+    book = Book()
+    drive(recipe, book)
+    expected: list[tuple[str, int]] = [("push", 0)]
+    for step in range(1, 5):  # the first of three groups has no gradient
+        expected += [("generate", step - 1), ("score", 3), ("update", 2), ("push", step)]
+    assert book.events == expected
+    rows = read_metrics(recipe.run_dir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["learner/loss"] == 0.5
+    assert rows[0]["dropped/all_wrong"] == 1
+    assert rows[0]["rollout/policy_version_lag"] == 0
+
+    longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"num_steps": 5})})
+    second = Book()
+    driver = drive(longer, second, resume=True)
+    assert second.events[:3] == [("load_state", 4), ("push", 4), ("generate", 4)]
+    assert [row["step"] for row in read_metrics(recipe.run_dir / "metrics.jsonl")][-1] == 5
+    assert driver.sampler.state_dict()["num_drawn"] == 5 * 3
+    names = sorted(path.name for path in (recipe.run_dir / "checkpoints").iterdir())
+    assert names == ["step-000004", "step-000005"]  # keep=2
+    assert CheckpointStore(recipe.run_dir, keep=2).newest().step == 5  # type: ignore[union-attr]
+
+
+def test_prompts_are_drawn_from_train_with_ids_of_their_own(recipe: Recipe) -> None:
+    data = GrpoData.load(recipe)
+    inputs = QwenVLInputs(recipe.model.path)
+    book: Any = Book()
+    driver = GrpoDriver(recipe, Pools(book, book, book, book), data, inputs)
+    first, labels = driver.issue(1)
+    second, _ = driver.issue(2)
+    ids = [asked.prompt_id for asked in (*first, *second)]
+    assert len(set(ids)) == 6
+    assert {asked.clip_id for asked in first} == set(labels)
+    assert all(asked.plan.hash and asked.stratum for asked in first)
