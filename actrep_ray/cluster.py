@@ -29,22 +29,22 @@ def cluster(*recipes: Recipe) -> Iterator[None]:
     Joins the cluster of RAY_ADDRESS, which Ray sets inside a submitted job; else starts a local
     one, and ends it with all of its processes. SIGTERM ends it as ctrl-C does.
     """
-    with _terminate_as_interrupt():
-        joins = bool(os.environ.get("RAY_ADDRESS"))
-        # A local cluster is reached from this machine alone; the notice of its token is no news.
-        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-        ray.init(
-            address=None if joins else "local",
-            num_cpus=None if joins else sum(num_cpus(recipe) for recipe in recipes),
-            include_dashboard=False if not joins else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-        try:
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    # A local cluster is reached from this machine alone; the notice of its token is no news.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    ray.init(
+        address=None if joins else "local",
+        num_cpus=None if joins else sum(num_cpus(recipe) for recipe in recipes),
+        include_dashboard=False if not joins else None,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    try:
+        with _terminate_as_interrupt():  # ray.init has set a handler of its own
             yield
-        finally:
-            with _uninterrupted():
-                ray.shutdown()
+    finally:
+        with _uninterrupted():
+            ray.shutdown()
 
 
 def num_cpus(recipe: Recipe) -> int:

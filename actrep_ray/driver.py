@@ -9,6 +9,7 @@ test can call alone. The first step is 1; policy version s is what step s left b
 answers of step s + 1 carry version s.
 """
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,20 +167,20 @@ class GrpoDriver:
         cfg, last = self.recipe, self.start
         step, end = self.restore(), self.recipe.train.num_steps
         self.pools.weight_sync.push(step)
-        with MetricLogger(cfg.run_dir, purge_after_step=step, num_steps=end) as logger:
-            if step == 0 and cfg.eval.every:
-                logger.log(0, self.evaluate(0))
+        with MetricLogger(cfg.run_dir, purge_after_step=step or -1, num_steps=end) as logger:
+            if step == 0:
+                self.log_start(logger)
             while step < end:
                 step += 1
                 prompts, labels = self.issue(step)
                 with logger.timer("rollout"):
-                    groups = self.pools.rollouts.generate(prompts, self.settings)
+                    groups, metrics = self.generate(prompts)
                 with logger.timer("reward"):
                     groups = self.pools.rewards.score(groups, labels)
                 groups = compute_advantages(groups, cfg.algorithm)
                 trainable, dropped = split_trainable(groups)
                 with logger.timer("learn"):
-                    metrics = self.update(trainable, step)
+                    metrics |= self.update(trainable, step)
                 with logger.timer("sync"):
                     metrics |= self.pools.weight_sync.push(step)
                 metrics |= rollout_metrics(groups, dropped, labels, step)
@@ -189,7 +190,7 @@ class GrpoDriver:
                 if is_due(cfg.checkpoint.every or end, step, end):
                     with logger.timer("checkpoint"):
                         last = self.save(step)
-                log_rollouts(logger, step, groups, labels)
+                log_details(logger, step, groups, labels)
                 logger.log(step, metrics)
         assert last is not None, "no step was left to do and no checkpoint exists"
         return last
@@ -201,6 +202,22 @@ class GrpoDriver:
         self.pools.learners.load_state(self.start.learner_folder)
         self.sampler.load_state_dict(self.start.driver_state()["sampler"])
         return self.start.step
+
+    def log_start(self, logger: MetricLogger) -> None:
+        """What the set is like before sampling, and how well the start counts."""
+        logger.histogram(0, "data/counts", [clip.count for clip in self.data.train])
+        metrics = {f"data/{name}": float(n) for name, n in self.sampler.num_clips.items()}
+        if self.recipe.eval.every:
+            metrics |= self.evaluate(0)
+        logger.log(0, metrics)
+
+    def generate(self, prompts: Sequence[Prompt]) -> tuple[list[RolloutGroup], dict[str, float]]:
+        """The answers to the prompts, and how fast they came."""
+        began = time.perf_counter()
+        groups = self.pools.rollouts.generate(prompts, self.settings)
+        seconds = time.perf_counter() - began
+        num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+        return groups, {"rollout/tokens_per_s": num_tokens / seconds}
 
     def issue(self, step: int) -> tuple[list[Prompt], dict[str, Labels]]:
         """The prompts of a step, drawn by Random Count Sampling, and the labels of their clips.
@@ -332,10 +349,12 @@ def rollout_metrics(
     return {name: float(value) for name, value in metrics.items()}
 
 
-def log_rollouts(
+def log_details(
     logger: MetricLogger, step: int, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
 ) -> None:
-    """Show the first answers of a step as text."""
+    """The counts that were issued, and the first answers as text."""
+    counts = [labels[group.prompt.clip_id].count for group in groups]
+    logger.histogram(step, "sampling/counts", counts)
     for i, group in enumerate(groups[:_NUM_LOGGED_ROLLOUTS]):
         rollout, label = group.rollouts[0], labels[group.prompt.clip_id]
         head = f"{rollout.rollout_id}: true count {label.count}, reward {group.rewards[0]:.3f}"

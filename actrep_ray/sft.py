@@ -165,7 +165,7 @@ def _train(
         step = start.step
         learners.load_state(start.learner_folder)
     with (
-        MetricLogger(recipe.run_dir, purge_after_step=step) as logger,
+        MetricLogger(recipe.run_dir, purge_after_step=step or -1) as logger,
         step_progress("SFT", start=step, total=cfg.num_steps) as report,
     ):
         while step < cfg.num_steps:

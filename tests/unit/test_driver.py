@@ -219,10 +219,10 @@ def test_the_loop_keeps_its_order_and_goes_on_where_it_was(recipe: Recipe) -> No
         expected += [("generate", step - 1), ("score", 3), ("update", 2), ("push", step)]
     assert book.events == expected
     rows = read_metrics(recipe.run_dir / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert rows[0]["learner/loss"] == 0.5
-    assert rows[0]["dropped/all_wrong"] == 1
-    assert rows[0]["rollout/policy_version_lag"] == 0
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert rows[1]["learner/loss"] == 0.5
+    assert rows[1]["dropped/all_wrong"] == 1
+    assert rows[1]["rollout/policy_version_lag"] == 0
 
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"num_steps": 5})})
     second = Book()
