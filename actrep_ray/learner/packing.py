@@ -16,11 +16,12 @@ A row that would exceed the token budget is cut into rows of fewer answers, each
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from actrep_ray.learner.attention import PrefixLayout, prefix_mask
 from actrep_ray.models.qwen_vl import EncodedPrompt
 
 
@@ -55,8 +56,8 @@ class PackedBatch:
     Attributes:
         input_ids: int64 [B, L]
         position_ids: int64 [3, B, L]
-        attention_mask: bool [B, 1, L, L], True where a query sees a key; None if every row holds
-            one answer, where plain causal attention is the same.
+        layout: Who sees whom; None if every row holds one answer, where plain causal attention is
+            the same.
         pixel_values: float32 [num_patches, patch_dim], of all rows
         grid_thw: int64 [B, 3]
         predictors: int64 [A, T], place in the flat [B * L] of the token that predicts each target
@@ -67,7 +68,7 @@ class PackedBatch:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    attention_mask: torch.Tensor | None
+    layout: PrefixLayout | None
     pixel_values: torch.Tensor
     grid_thw: torch.Tensor
     predictors: torch.Tensor
@@ -83,10 +84,12 @@ class PackedBatch:
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on a device."""
         moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
         }
-        return PackedBatch(**moved)
+        layout = self.layout and self.layout.to(device)
+        return replace(self, layout=layout, **moved)
 
     def padded(self, values: Sequence[np.ndarray]) -> torch.Tensor:
         """Values of the answers' tokens, float32 [R_i] each, laid out as `targets`: [A, T]."""
@@ -168,27 +171,25 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
     length = max(row.num_tokens for row in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     position_ids = torch.zeros(3, len(rows), length, dtype=torch.long)
-    segments = torch.full((len(rows), length), -1, dtype=torch.int32)  # 0 prompt, 1.. answers
+    reads: list[torch.Tensor] = []
     predictors: list[torch.Tensor] = []
     for b, row in enumerate(rows):
         end = len(row.prompt.input_ids)
         input_ids[b, :end] = row.prompt.input_ids
         position_ids[:, b, :end] = row.prompt.position_ids
-        segments[b, :end] = 0
         last_of_prompt = b * length + end - 1
-        for number, response in enumerate(row.responses, start=1):
+        for response in row.responses:
             start, end = end, end + len(response) - 1
             input_ids[b, start:end] = response[:-1]
             position_ids[:, b, start:end] = row.prompt.next_position + torch.arange(end - start)
-            segments[b, start:end] = number
-            reads = torch.arange(b * length + start, b * length + end)
-            predictors.append(torch.cat([torch.tensor([last_of_prompt]), reads]))
+            reads.append(torch.arange(b * length + start, b * length + end))
+            predictors.append(torch.cat([torch.tensor([last_of_prompt]), reads[-1]]))
     targets = [response for row in rows for response in row.responses]
     is_packed = any(len(row.responses) > 1 for row in rows)
     return PackedBatch(
         input_ids=input_ids,
         position_ids=position_ids,
-        attention_mask=shared_prefix_mask(segments) if is_packed else None,
+        layout=_layout(rows, reads) if is_packed else None,
         pixel_values=torch.cat([row.prompt.pixel_values for row in rows]),
         grid_thw=torch.cat([row.prompt.grid_thw for row in rows]),
         predictors=_pad(predictors),
@@ -198,15 +199,16 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
     )
 
 
-def shared_prefix_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Who sees whom: bool [B, 1, L, L], True where query (dim 2) sees key (dim 3).
-
-    Args:
-        segments: int [B, L]; 0 the prompt, 1.. the answers, -1 padding, which sees only padding.
-    """
-    query, key = segments[:, :, None], segments[:, None, :]
-    sees = (query == key) | ((key == 0) & (query > 0))
-    return torch.tril(sees)[:, None]
+def _layout(rows: Sequence[PackedRow], reads: Sequence[torch.Tensor]) -> PrefixLayout:
+    counts = torch.tensor([len(row.responses) for row in rows])
+    prefixes = torch.tensor([len(row.prompt.input_ids) for row in rows])
+    token_mask = _pad([torch.ones(len(places), dtype=torch.bool) for places in reads])
+    return PrefixLayout(
+        rows=torch.arange(len(rows)).repeat_interleave(counts),
+        tokens=_pad(reads),
+        token_mask=token_mask,
+        mask=prefix_mask(prefixes.repeat_interleave(counts), token_mask),
+    )
 
 
 def _pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:

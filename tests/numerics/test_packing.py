@@ -5,6 +5,7 @@ right-padded sequence for each answer, and logits of every token.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actrep_ray.learner.attention import (
+    prefix_mask,
+    segment_attention,
+    shared_prefix_attention,
+)
 from actrep_ray.learner.optimizer import freeze
 from actrep_ray.learner.packing import (
     collate,
     micro_batches,
     packed_length,
-    shared_prefix_mask,
     split_row,
 )
 from actrep_ray.learner.policy import Policy
@@ -50,20 +55,74 @@ def test_a_packed_row_by_hand() -> None:
     assert batch.targets.tolist() == [[11, 12, 13], [21, 0, 0], [31, 32, 0]]
     assert batch.target_mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
     assert batch.answers == ((7, 0), (7, 1), (7, 2))
-    assert batch.attention_mask is not None
-    assert batch.attention_mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 0, 0, 1],
-    ]
+    assert batch.layout is not None
+    assert batch.layout.rows.tolist() == [0, 0, 0]
+    assert batch.layout.tokens.tolist() == [[3, 4], [0, 0], [5, 0]]
+    assert batch.layout.token_mask.tolist() == [[True, True], [False, False], [True, False]]
+    assert batch.layout.mask[0, 0].int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
-def test_padding_sees_itself_and_nobody_sees_it() -> None:
-    mask = shared_prefix_mask(torch.tensor([[0, 1, -1, -1]], dtype=torch.int32))[0, 0]
-    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+def test_rows_of_one_answer_need_no_layout() -> None:
+    rows = [split_row(i, "r", _prompt(3), [np.ones(2, int)], budget=9, shares_prefix=True)[0]
+            for i in range(2)]  # fmt: skip
+    assert collate(rows).layout is None
+
+
+def test_an_answer_does_not_see_the_padding_of_a_short_prompt() -> None:
+    mask = prefix_mask(torch.tensor([1, 3]), torch.tensor([[True, True], [True, False]]))
+    assert mask[0, 0].int().tolist() == [[1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
+    assert mask[1, 0].int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+class _Layer(torch.nn.Module):
+    num_key_value_groups = 2
+    is_causal = True
+
+
+@pytest.mark.parametrize("lengths", [[[4, 1, 3], [2, 5]], [[1, 1], [1]]], ids=["ragged", "ones"])
+def test_attention_equals_a_masked_product(lengths: list[list[int]]) -> None:
+    """Against one L x L product under the mask that says who sees whom."""
+    rows = [
+        split_row(i, "r", _prompt(3 + i), [np.ones(n, int) for n in sizes], budget=99,
+                  shares_prefix=True)[0]
+        for i, sizes in enumerate(lengths)
+    ]  # fmt: skip
+    batch = collate(rows)
+    length = batch.input_ids.shape[1]
+    owner = torch.full((2, length), -1)  # 0 the prompt, 1.. the answers, -1 padding
+    for b, sizes in enumerate(lengths):
+        owner[b, : 3 + b] = 0
+        start = 3 + b
+        for number, size in enumerate(sizes, start=1):
+            owner[b, start : start + size - 1] = number
+            start += size - 1
+    q, k = owner[:, :, None], owner[:, None, :]
+    mask = ((q == k) | ((k == 0) & (q > 0))).tril()[:, None]
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, length, 8, generator=generator)
+    key, value = torch.randn(2, 2, 2, length, 8, generator=generator)
+    found, _ = shared_prefix_attention(_Layer(), query, key, value, None, layout=batch.layout)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=mask
+    ).transpose(1, 2)
+    torch.testing.assert_close(found[owner >= 0], expected[owner >= 0])
+
+
+def test_segments_of_any_length() -> None:
+    """Against one call for each segment."""
+    q, k, v = torch.randn(3, 1, 2, 12, 8, generator=torch.Generator().manual_seed(0))
+    for bounds in ([0, 4, 8, 12], [0, 3, 4, 7, 12], [0, 12], [0, 5, 5, 12]):
+        found, _ = segment_attention(
+            _Layer(), q, k, v, None, cu_seq_lens_q=torch.tensor(bounds), scaling=0.3
+        )
+        expected = [
+            torch.nn.functional.scaled_dot_product_attention(
+                q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], scale=0.3
+            ).transpose(1, 2)
+            for a, b in pairwise(bounds)
+            if a < b
+        ]
+        torch.testing.assert_close(found, torch.cat(expected, dim=1))
 
 
 def test_values_are_laid_out_as_the_targets() -> None:

@@ -1,0 +1,206 @@
+"""Attention that computes only what packed rows and frames need, through PyTorch's SDPA.
+
+`shared_prefix_attention` is for the decoder. In place of one L x L product with a mask, of which
+most is masked, a packed row of a prompt (P tokens) and G answers (R each) costs two products::
+
+    the prompt with itself, causally                              P * P
+    each answer with the prompt and itself, G as a batch          G * R * (P + R)
+
+`segment_attention` is for the vision tower: transformers' own path without flash-attention makes
+one call for each frame (or window); here all of one length are one batch.
+
+Both are registered under names of transformers' attention interface, which is how a model that
+knows nothing of packing calls them.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+_DECODER = "actrep_shared_prefix"
+# transformers hands segment bounds (in place of one call for each frame) to names with "flash".
+_VISION = "actrep_segments_not_flash"
+
+
+@dataclass(frozen=True)
+class PrefixLayout:
+    """Where prompts and answers lie in B packed rows of L tokens; A answers of at most S tokens.
+
+    Attributes:
+        rows: int64 [A], row of each answer.
+        tokens: int64 [A, S], place in the flat [B * L] of each answer's tokens; 0 on padding.
+        token_mask: bool [A, S], False on padding.
+        mask: bool [A, 1, S, P + S], which of the prompt (P, the longest) and of its own tokens an
+            answer's token sees.
+    """
+
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    token_mask: torch.Tensor
+    mask: torch.Tensor
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """P, tokens of the longest prompt."""
+        return self.mask.shape[-1] - self.tokens.shape[1]
+
+    def to(self, device: torch.device) -> "PrefixLayout":
+        """The same layout on a device."""
+        return PrefixLayout(
+            **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        )
+
+
+def prefix_mask(prefix_lengths: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+    """What each answer's tokens see: the prompt, and their own answer causally.
+
+    Args:
+        prefix_lengths: int64 [A], tokens of each answer's prompt.
+        token_mask: bool [A, S], False on padding.
+
+    Returns:
+        bool [A, 1, S, P + S]; a padding token sees itself, so that no row is empty.
+    """
+    num_answers, size = token_mask.shape
+    longest = int(prefix_lengths.max())
+    sees_prompt = (torch.arange(longest) < prefix_lengths[:, None])[:, None].expand(-1, size, -1)
+    causal = torch.ones(size, size, dtype=torch.bool).tril().expand(num_answers, -1, -1)
+    return torch.cat([sees_prompt, causal], dim=2)[:, None]
+
+
+def use_packed_attention(model: nn.Module) -> None:
+    """Let a model's decoder and vision tower attend by the functions of this module."""
+    AttentionInterface.register(_DECODER, shared_prefix_attention)
+    AttentionInterface.register(_VISION, segment_attention)
+    for module in model.modules():
+        if type(module).__name__.endswith("VisionAttention"):
+            module.config._attn_implementation = _VISION
+        elif type(module).__name__.endswith("TextModel"):
+            module.config._attn_implementation = _DECODER
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    layout: PrefixLayout | None = None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of packed rows, or of plain ones where there is no layout.
+
+    Args:
+        module: The attention layer; it knows how many queries share a key.
+        query: [B, heads, L, head_dim]
+        key: [B, key_heads, L, head_dim]; so is `value`.
+        attention_mask: None.
+        layout: Of the packed rows; None: every row is one causal sequence.
+        scaling: Of the products; one over the root of head_dim if None.
+        options: Further keywords of transformers' interface.
+
+    Returns:
+        [B, L, heads, head_dim]; of no meaning on padding
+    """
+    assert attention_mask is None, "the layout says who sees whom"
+    if layout is None:
+        output: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, None, scaling=scaling, **options
+        )[0]
+        return output, None
+    groups: int = module.num_key_value_groups
+    end = layout.num_prefix_tokens
+    prompt = functional.scaled_dot_product_attention(
+        query[:, :, :end],
+        repeat_kv(key[:, :, :end], groups),
+        repeat_kv(value[:, :, :end], groups),
+        is_causal=True,
+        scale=scaling,
+    ).transpose(1, 2)
+    size = query.shape[2]
+    output = functional.pad(prompt, (0, 0, 0, 0, 0, size - end)).contiguous()
+    answers = functional.scaled_dot_product_attention(
+        _answers(query, layout),
+        repeat_kv(_with_prompt(key, layout), groups),
+        repeat_kv(_with_prompt(value, layout), groups),
+        attn_mask=layout.mask,
+        scale=scaling,
+    ).transpose(1, 2)
+    places = layout.tokens[layout.token_mask]
+    flat = output.flatten(0, 1).index_copy(0, places, answers[layout.token_mask])
+    return flat.view_as(output), None
+
+
+def _answers(x: torch.Tensor, layout: PrefixLayout) -> torch.Tensor:
+    """[B, heads, L, head_dim] to [A, heads, S, head_dim], the answers' tokens."""
+    flat = x.transpose(1, 2).flatten(0, 1)
+    chosen = flat.index_select(0, layout.tokens.flatten())
+    return chosen.unflatten(0, layout.tokens.shape).transpose(1, 2)
+
+
+def _with_prompt(x: torch.Tensor, layout: PrefixLayout) -> torch.Tensor:
+    """[B, heads, L, head_dim] to [A, heads, P + S, head_dim], each answer behind its prompt."""
+    prompts = x[:, :, : layout.num_prefix_tokens].index_select(0, layout.rows)
+    return torch.cat([prompts, _answers(x, layout)], dim=2)
+
+
+def segment_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Full attention inside each segment of one long sequence.
+
+    Args:
+        module: Not used; part of transformers' interface, as are further keywords.
+        query: [1, heads, S, head_dim]; so are `key` and `value`.
+        attention_mask: None.
+        cu_seq_lens_q: int [num_segments + 1], bounds of the segments.
+        scaling: Of the products; one over the root of head_dim if None.
+
+    Returns:
+        [1, S, heads, head_dim]
+    """
+    assert attention_mask is None, "segments know no mask"
+    bounds = torch.as_tensor(cu_seq_lens_q).tolist()
+    starts_of: dict[int, list[int]] = {}
+    for start, end in pairwise(bounds):
+        starts_of.setdefault(end - start, []).append(start)
+    if len(starts_of) == 1:
+        length = next(iter(starts_of))
+        parts = [_split(x, length) for x in (query, key, value)]
+        return _merge(functional.scaled_dot_product_attention(*parts, scale=scaling)), None
+    output = torch.empty_like(query.transpose(1, 2))
+    for length, starts in starts_of.items():
+        if length == 0:
+            continue
+        offsets = torch.arange(length, device=query.device)
+        chosen = (torch.tensor(starts, device=query.device)[:, None] + offsets).flatten()
+        parts = [_split(x[:, :, chosen], length) for x in (query, key, value)]
+        mixed = _merge(functional.scaled_dot_product_attention(*parts, scale=scaling))
+        output = output.index_copy(1, chosen, mixed)
+    return output, None
+
+
+def _split(x: torch.Tensor, length: int) -> torch.Tensor:
+    """[1, heads, n * length, head_dim] to [n, heads, length, head_dim]."""
+    return x[0].unflatten(1, (-1, length)).transpose(0, 1)
+
+
+def _merge(x: torch.Tensor) -> torch.Tensor:
+    """[n, heads, length, head_dim] to [1, n * length, heads, head_dim]."""
+    return x.transpose(1, 2).flatten(0, 1)[None]
