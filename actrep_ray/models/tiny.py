@@ -1,6 +1,6 @@
 """A small Qwen-VL checkpoint for laptops and tests: an ordinary Hugging Face folder.
 
-About 1.3 million parameters, its own byte-level BPE and chat template, the processors of the real
+About 1.5 million parameters, its own byte-level BPE and chat template, the processors of the real
 family. Nothing else in the project knows that a checkpoint is small.
 
 The tokenizer is a BPE whose pre-tokens keep a timestamp, a cycle bound and `rep1:` together and
@@ -71,14 +71,23 @@ def write_base_model(folder: str | Path, *, family: str = "qwen3_vl") -> Path:
     Raises:
         ValueError: if no base of that family is shipped.
     """
-    source = files("actrep_ray") / "models" / "assets" / f"tiny_{family}"
+    shutil.copytree(base_model_folder(family), Path(folder), dirs_exist_ok=True)
+    return Path(folder)
+
+
+def base_model_folder(family: str = "qwen3_vl") -> Path:
+    """Where the shipped base of a family lies.
+
+    Raises:
+        ValueError: if no base of that family is shipped.
+    """
+    source = Path(str(files("actrep_ray") / "models" / "assets" / f"tiny_{family}"))
     if not source.is_dir():
         raise ValueError(
             f"family={family!r}: no pretrained base is shipped, only qwen3_vl has one; "
             "random weights can be written for every family"
         )
-    shutil.copytree(Path(str(source)), Path(folder), dirs_exist_ok=True)
-    return Path(folder)
+    return source
 
 
 def write_tiny_model(
