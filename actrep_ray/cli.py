@@ -163,6 +163,7 @@ def _sft(args: argparse.Namespace) -> None:
 
     with checking_input():
         job = prepare_sft(recipe, resume=args.resume)
+    _announce(recipe)
     _print(f"last checkpoint: {job.run().folder}")
 
 
@@ -172,6 +173,7 @@ def _train(args: argparse.Namespace) -> None:
 
     with checking_input():
         job = prepare_grpo(recipe, resume=args.resume)
+    _announce(recipe)
     _print(f"last checkpoint: {job.run().folder}")
 
 
@@ -272,6 +274,11 @@ def _recipe(args: argparse.Namespace, *, stage: str | None = None) -> "Recipe":
         command = {"sft": "sft", "grpo": "train"}[recipe.stage]
         raise UsageError(f"{args.recipe}: stage={recipe.stage}, use `actrep {command}` for it")
     return recipe
+
+
+def _announce(recipe: "Recipe") -> None:
+    _print(f"run folder {recipe.run_dir}; watch it with: tensorboard --logdir {recipe.run_dir}")
+    _print("starting the workers ...")
 
 
 def _recipe_for(args: argparse.Namespace, model: Path, *overrides: str) -> "Recipe":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich import get_console
 
 from actrep_ray.checkpoint import Checkpoint, CheckpointStore, is_due, resolve_model
 from actrep_ray.clips import labels_of, load_clips, question_for
@@ -206,6 +207,11 @@ class GrpoDriver:
     def log_start(self, logger: MetricLogger) -> None:
         """What the set is like before sampling, and how well the start counts."""
         logger.histogram(0, "data/counts", [clip.count for clip in self.data.train])
+        shares = ", ".join(
+            f"{name}: {number} ({self.sampler.weights.get(name, 0.0):.0%})"
+            for name, number in self.sampler.num_clips.items()
+        )
+        get_console().print(f"clips by count (share of the draws): {shares}", highlight=False)
         metrics = {f"data/{name}": float(n) for name, n in self.sampler.num_clips.items()}
         if self.recipe.eval.every:
             metrics |= self.evaluate(0)

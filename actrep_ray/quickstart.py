@@ -34,6 +34,7 @@ from actrep_ray.evaluation.metrics import FIGURES
 from actrep_ray.evaluation.report import Report, read_run, write_report
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.tiny import base_model_folder, write_base_model
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run_dir import file_hash, provenance
 from actrep_ray.scoring import RewardPool
@@ -47,6 +48,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LEVEL = "easy"
 NUM_CLIPS = {"train": 2400, "validation": 64, "test": 240}
 DATA_SEED = 0
+BASE = "base"  # folder of the shipped base model inside the run folder
 
 # The settings on which an evaluation depends, besides weights and data.
 _EVAL_SECTIONS = ("data", "video", "rollout", "eval")
@@ -65,6 +67,8 @@ def run_quickstart(*, fresh: bool, overrides: Sequence[str] = ()) -> Path:
     sft = load_recipe(RECIPES / "quickstart_sft.yaml", overrides)
     grpo = load_recipe(RECIPES / "quickstart_grpo.yaml", overrides)
     grpo = override(grpo, [f"model.path={json.dumps(str(sft.run_dir))}"])
+    if not any(text.startswith("model.path=") for text in overrides):
+        sft = override(sft, [f"model.path={json.dumps(str(Path(sft.runs_dir) / BASE))}"])
     if sft.runs_dir != grpo.runs_dir or sft.data.path != grpo.data.path:
         raise ConfigError("the two quickstart recipes disagree on runs_dir or data.path")
     folder = Path(sft.runs_dir)
@@ -108,11 +112,11 @@ class Quickstart:
         if not (self.stages.is_done("data", key) and data.is_file()):
             with self.stages.doing("data", key):
                 write_dataset(data.parent, level=LEVEL, num_clips=NUM_CLIPS, seed=DATA_SEED)
-        if not (model / "config.json").is_file():
-            from actrep_ray.models.tiny import write_base_model
-
-            with self.stages.doing("model", ""):
-                write_base_model(model)
+        if model == self.folder / BASE:
+            key = file_hash(base_model_folder() / "model.safetensors")
+            if not (self.stages.is_done("model", key) and model.is_dir()):
+                with self.stages.doing("model", key):
+                    write_base_model(model)
 
     def find_keys(self) -> dict[str, str]:
         """What each stage depends on, as a hash: settings, data and weights, stage after stage."""
