@@ -84,7 +84,9 @@ class Run:
 def train(recipe: Path, *arguments: str) -> Iterator[Run]:
     mark = f"ACTREP_TEST_MARK={uuid.uuid4()}"
     name, value = mark.split("=")
-    command = [sys.executable, "-m", "actrep_ray", "train", str(recipe), *arguments]
+    # A shell lets its background jobs ignore ctrl-C, and their children inherit that.
+    heeding = ["env", "--default-signal=INT"]
+    command = [*heeding, sys.executable, "-m", "actrep_ray", "train", str(recipe), *arguments]
     process = subprocess.Popen(
         command,
         env=os.environ | {name: value},
