@@ -158,11 +158,14 @@ class StepLines:
         self._step_s: float | None = None
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Print the line of a step."""
+        """Print the line of a step; step 0, before the first, is no measure of the time left."""
+        if step == 0 and not any(key in metrics for key, _, _ in _COLUMNS):
+            return
         seconds = metrics.get(_STEP_SECONDS, 0.0)
         known = seconds if self._step_s is None else self._step_s
-        self._step_s = (1 - _SMOOTHING) * known + _SMOOTHING * seconds
-        left = (self.num_steps - step) * self._step_s
+        smooth = (1 - _SMOOTHING) * known + _SMOOTHING * seconds
+        self._step_s = smooth if step else None
+        left = (self.num_steps - step) * smooth
         self.console.print(
             self._line(step, metrics, left), soft_wrap=True, highlight=False, markup=False
         )

@@ -1,0 +1,71 @@
+"""The quickstart in small: every stage once, then again from what is there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actrep_ray.evaluation.predictions import read_predictions
+from actrep_ray.metrics import read_metrics
+
+pytestmark = pytest.mark.engine
+
+FIGURES = {"n", "mae", "obo", "obz", "rmse", "parse_rate"}
+
+CODE = """
+import sys
+from actrep_ray import quickstart
+
+quickstart.NUM_CLIPS = {"train": 12, "validation": 2, "test": 4}
+quickstart.run_quickstart(fresh=False, overrides=sys.argv[1:])
+"""
+
+
+def run_quickstart(overrides: list[str]) -> None:
+    """In a process of its own: this one may hold a Ray cluster already."""
+    command = [sys.executable, "-c", CODE, *overrides]
+    run = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def test_every_stage_runs_and_is_not_done_twice(tmp_path: Path) -> None:
+    settings = {
+        "runs_dir": tmp_path / "runs",
+        "data.path": tmp_path / "data" / "clips.jsonl",
+        "video.cache_dir": tmp_path / "frames",
+        "rollout.max_response_tokens": 24,
+        "sft.num_steps": 2,
+        "sft.clips_per_step": 4,
+        "train.num_steps": 2,
+        "train.prompts_per_step": 2,
+        "train.group_size": 2,
+        "train.mini_batch_size": "null",
+        "checkpoint.every": 1,
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    run_quickstart(overrides)
+
+    summary = json.loads((tmp_path / "runs" / "summary.json").read_text())
+    for name in ("constant", "untrained", "sft", "grpo"):
+        assert set(summary[name]) == FIGURES
+        assert summary[name]["n"] == 4
+        assert summary[name]["mae"]["low"] <= summary[name]["mae"]["value"]
+    assert set(summary["paired"]) == FIGURES - {"n"}
+    stages = {"data", "model", "untrained", "sft", "sft evaluation", "grpo", "grpo evaluation"}
+    assert stages < set(summary["seconds"])
+    assert summary["versions"]["torch"]
+    rows = read_metrics(tmp_path / "runs" / "grpo" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert max(row.get("learner/log_prob_gap_mean", 0.0) for row in rows) < 1e-4
+    assert len(read_predictions(tmp_path / "runs" / "predictions-grpo.jsonl")) == 4
+    assert (tmp_path / "runs" / "report" / "summary.png").stat().st_size > 10_000
+
+    stages_file = tmp_path / "runs" / "stages.json"
+    before = json.loads(stages_file.read_text())
+    run_quickstart(overrides)
+    after = json.loads(stages_file.read_text())
+    assert {**before, "report": None} == {**after, "report": None}
