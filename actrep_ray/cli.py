@@ -379,7 +379,7 @@ def _add_data_commands(commands: Any) -> None:
         kinds,
         "tiny-model",
         _prepare_tiny_model,
-        "write a Qwen-VL checkpoint of about 1.3 million parameters",
+        "write a Qwen-VL checkpoint of about 1.5 million parameters",
         "actrep prepare tiny-model --family qwen2_5_vl --random --out data/tiny",
     )
     tiny.add_argument(
