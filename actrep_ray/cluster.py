@@ -106,3 +106,11 @@ def _handler(
         yield
     finally:
         signal.signal(number, previous)
+
+
+def with_device(recipe: Recipe) -> Recipe:
+    """The recipe with its device settled: "auto" is "cuda" where the cluster has a GPU."""
+    if recipe.device != "auto":
+        return recipe
+    device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+    return recipe.model_copy(update={"device": device})

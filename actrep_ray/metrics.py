@@ -11,7 +11,6 @@ is dropped, from the files and from TensorBoard alike, so that no step counts tw
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ from typing import Any, Self
 import numpy as np
 from rich.console import Console
 from rich.text import Text
+
+from data_prep.schema import write_lines
 
 # What the console shows of a step, where it is there: (key, label, format).
 _COLUMNS = (
@@ -260,8 +261,4 @@ def _purge(path: Path, after_step: int | None) -> None:
     rows = [row for _, row in _read_rows(path)]
     if after_step is not None:
         rows = [row for row in rows if row["step"] <= after_step]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))

@@ -183,13 +183,18 @@ def read_clips(path: str | Path, *, split: str | None = None) -> Iterator[Clip]:
 
 def write_clips(path: str | Path, clips: Iterable[Clip]) -> int:
     """Write clips as JSONL, atomically; returns how many were written."""
+    return write_lines(path, (clip.to_json() for clip in clips))
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> int:
+    """Write lines of UTF-8, atomically: all or nothing; returns how many were written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    num_clips = 0
+    num_lines = 0
     with partial.open("w", encoding="utf-8") as out:
-        for clip in clips:
-            out.write(clip.to_json() + "\n")
-            num_clips += 1
+        for line in lines:
+            out.write(line + "\n")
+            num_lines += 1
     partial.replace(path)
-    return num_clips
+    return num_lines

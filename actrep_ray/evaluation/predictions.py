@@ -5,13 +5,12 @@ brings predictions and labels together.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.schema import Cycle
+from data_prep.schema import Cycle, write_lines
 from rewards.response import parse
 
 
@@ -80,17 +79,8 @@ def train_median(counts: Sequence[int]) -> int:
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> int:
     """Write predictions as JSONL, atomically; returns how many were written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    num_written = 0
-    with partial.open("w", encoding="utf-8") as out:
-        for prediction in predictions:
-            # ASCII, since a sampled text can hold halves of characters that UTF-8 cannot.
-            out.write(json.dumps(asdict(prediction), allow_nan=False) + "\n")
-            num_written += 1
-    partial.replace(path)
-    return num_written
+    # ASCII, since a sampled text can hold halves of characters that UTF-8 cannot.
+    return write_lines(path, (json.dumps(asdict(p), allow_nan=False) for p in predictions))
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import ray
 
+from actrep_ray.cluster import with_device
 from actrep_ray.config import Recipe
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.types import LearnerRow
@@ -63,7 +64,7 @@ class LearnerPool:
             LearnerWorkerError: if a rank dies at its start.
             TimeoutError: if they are not ready within `learner.timeout_s`.
         """
-        recipe = recipe.model_copy(update={"device": _device(recipe)})
+        recipe = with_device(recipe)
         options = _actor_options(recipe)
         size = recipe.learner.num_workers
         actor = ray.remote(**options)(_Rank)
@@ -163,12 +164,6 @@ def _raise_if_failed(ref: Any, rank: int, method: str) -> None:
     except ray.exceptions.ActorDiedError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise LearnerWorkerError(f"learner rank {rank} died in `{method}`: {lines[-1]}") from error
-
-
-def _device(recipe: Recipe) -> str:
-    if recipe.device != "auto":
-        return recipe.device
-    return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
 
 
 def _actor_options(recipe: Recipe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import ray
 
+from actrep_ray.cluster import with_device
 from actrep_ray.config import Recipe
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import RolloutWorker
@@ -56,7 +57,7 @@ class RolloutPool:
             RolloutWorkerError: if a worker dies at its start.
             TimeoutError: if they are not ready within `rollout.timeout_s`.
         """
-        recipe = recipe.model_copy(update={"device": _device(recipe)})
+        recipe = with_device(recipe)
         options = _actor_options(recipe)
         pool = cls(
             recipe,
@@ -163,12 +164,6 @@ class RolloutPool:
             raise RolloutWorkerError(
                 f"rollout worker {worker} died in `{method}`: {_last_line(error)}"
             ) from error
-
-
-def _device(recipe: Recipe) -> str:
-    if recipe.device != "auto":
-        return recipe.device
-    return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
 
 
 def _actor_options(recipe: Recipe) -> dict[str, Any]:
