@@ -258,9 +258,9 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _quickstart(args: argparse.Namespace) -> None:
-    from actrep_ray.quickstart import run_quickstart
+    from actrep_ray.quickstart import FULL, QUICK, run_quickstart
 
-    run_quickstart(fresh=args.fresh, overrides=args.set)
+    run_quickstart(plan=FULL if args.full else QUICK, fresh=args.fresh, overrides=args.set)
 
 
 # --- what they share
@@ -514,6 +514,11 @@ def _add_other_commands(commands: Any) -> None:
         "actrep quickstart --fresh",
     )
     quickstart.add_argument("--fresh", action="store_true", help="start over")
+    quickstart.add_argument(
+        "--full",
+        action="store_true",
+        help="the long recipes (tiny_sft.yaml, tiny_grpo.yaml; at most 90 minutes on 2 cores)",
+    )
     _add_set(quickstart)
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,8 @@ from data_prep.synthetic import write_dataset
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
-# The hardest level that the time of a quickstart allows.
+# The hardest level that the time allows.
 LEVEL = "easy"
-NUM_CLIPS = {"train": 2400, "validation": 64, "test": 240}
 DATA_SEED = 0
 BASE = "base"  # folder of the shipped base model inside the run folder
 
@@ -54,28 +53,50 @@ BASE = "base"  # folder of the shipped base model inside the run folder
 _EVAL_SECTIONS = ("data", "video", "rollout", "eval")
 
 
-def run_quickstart(*, fresh: bool, overrides: Sequence[str] = ()) -> Path:
+@dataclass(frozen=True)
+class Plan:
+    """What a quickstart runs on.
+
+    Attributes:
+        sft: Recipe of the first half, a file in `recipes/`.
+        grpo: Recipe of the second half.
+        num_clips: Clips that are rendered, by split.
+    """
+
+    sft: str
+    grpo: str
+    num_clips: dict[str, int]
+
+
+QUICK = Plan(
+    "quickstart_sft.yaml", "quickstart_grpo.yaml", {"train": 2400, "validation": 64, "test": 240}
+)
+FULL = Plan("tiny_sft.yaml", "tiny_grpo.yaml", {"train": 6000, "validation": 64, "test": 400})
+
+
+def run_quickstart(*, plan: Plan = QUICK, fresh: bool, overrides: Sequence[str] = ()) -> Path:
     """Run what is not there yet; returns the path of `summary.json`.
 
     Args:
+        plan: `QUICK`, or `FULL` for the long recipes of the small model.
         fresh: Start over: remove the run folder first.
         overrides: `key=value` settings on top of both recipes.
 
     Raises:
         ValueError: for settings that cannot be used.
     """
-    sft = load_recipe(RECIPES / "quickstart_sft.yaml", overrides)
-    grpo = load_recipe(RECIPES / "quickstart_grpo.yaml", overrides)
+    sft = load_recipe(RECIPES / plan.sft, overrides)
+    grpo = load_recipe(RECIPES / plan.grpo, overrides)
     grpo = override(grpo, [f"model.path={json.dumps(str(sft.run_dir))}"])
     if not any(text.startswith("model.path=") for text in overrides):
         sft = override(sft, [f"model.path={json.dumps(str(Path(sft.runs_dir) / BASE))}"])
     if sft.runs_dir != grpo.runs_dir or sft.data.path != grpo.data.path:
-        raise ConfigError("the two quickstart recipes disagree on runs_dir or data.path")
+        raise ConfigError(f"{plan.sft} and {plan.grpo} disagree on runs_dir or data.path")
     folder = Path(sft.runs_dir)
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return Quickstart(sft, grpo, folder).run()
+    return Quickstart(sft, grpo, folder, plan.num_clips).run()
 
 
 class Quickstart:
@@ -85,12 +106,14 @@ class Quickstart:
         sft: Recipe of the first half.
         grpo: Recipe of the second half.
         folder: Where everything is written.
+        num_clips: Clips that are rendered, by split.
     """
 
-    def __init__(self, sft: Recipe, grpo: Recipe, folder: Path) -> None:
+    def __init__(self, sft: Recipe, grpo: Recipe, folder: Path, num_clips: dict[str, int]) -> None:
         self.sft = sft
         self.grpo = grpo
         self.folder = folder
+        self.num_clips = num_clips
         self.console = get_console()
         self.stages = Stages(folder / "stages.json", self.console)
 
@@ -108,10 +131,10 @@ class Quickstart:
     def prepare(self) -> None:
         """Render the videos and write the base model, where they are not there."""
         data, model = Path(self.sft.data.path), Path(self.sft.model.path)
-        key = hash_of(LEVEL, NUM_CLIPS, DATA_SEED)
+        key = hash_of(LEVEL, self.num_clips, DATA_SEED)
         if not (self.stages.is_done("data", key) and data.is_file()):
             with self.stages.doing("data", key):
-                write_dataset(data.parent, level=LEVEL, num_clips=NUM_CLIPS, seed=DATA_SEED)
+                write_dataset(data.parent, level=LEVEL, num_clips=self.num_clips, seed=DATA_SEED)
         if model == self.folder / BASE:
             key = file_hash(base_model_folder() / "model.safetensors")
             if not (self.stages.is_done("model", key) and model.is_dir()):
@@ -228,7 +251,7 @@ class Quickstart:
             "paired": paired,
             "seconds": {**seconds, "total": round(self.stages.total_s, 1)},
             "level": LEVEL,
-            "num_clips": NUM_CLIPS,
+            "num_clips": self.num_clips,
             "seed": self.grpo.seed,
             **provenance(self.grpo),
         }
@@ -262,7 +285,7 @@ class Quickstart:
                 f"  tensorboard --logdir {self.folder}",
                 f"  actrep count {video} --checkpoint {grpo}",
                 f"  actrep evaluate --checkpoint {grpo} --data {data}",
-                f"  actrep train {RECIPES.name}/tiny_grpo.yaml      # longer; SFT first",
+                "  actrep quickstart --full                  # the same, longer and better",
                 f"  actrep check {RECIPES.name}/qwen3_vl_4b_grpo.yaml   # a real model, on GPUs",
             ]
         )

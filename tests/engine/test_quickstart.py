@@ -16,10 +16,11 @@ FIGURES = {"n", "mae", "obo", "obz", "rmse", "parse_rate"}
 
 CODE = """
 import sys
+from dataclasses import replace
 from actrep_ray import quickstart
 
-quickstart.NUM_CLIPS = {"train": 12, "validation": 2, "test": 4}
-quickstart.run_quickstart(fresh=False, overrides=sys.argv[1:])
+plan = replace(quickstart.QUICK, num_clips={"train": 12, "validation": 2, "test": 4})
+quickstart.run_quickstart(plan=plan, fresh=False, overrides=sys.argv[1:])
 """
 
 
