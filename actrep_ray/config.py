@@ -43,14 +43,50 @@ Fraction = Annotated[Float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+Part = Literal["vision_tower", "merger", "language_model"]
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) in place of training the weights."""
+
+    rank: Annotated[int, Field(ge=0)] = Field(0, description="Rank of an adapter; 0: no adapters.")
+    alpha: Positive = Field(32.0, description="An adapter is scaled by alpha / rank.")
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of an adapter's inputs that is dropped in training."
+    )
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="Last names of the linear layers that get an adapter.",
+    )
+    parts: tuple[Part, ...] = Field(
+        ("language_model",), description="Parts in which layers are looked for."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(bool(self.target_modules), "model.lora.target_modules: expected a layer's name")
+        _require(bool(self.parts), "model.lora.parts: expected a part of the model")
+        return self
+
+
 class ModelConfig(_Section):
     """What is trained."""
 
     path: str = Field("", description="Folder of the Hugging Face checkpoint to start from.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Dtype of computation.")
-    freeze: tuple[Literal["vision_tower", "merger", "language_model"], ...] = Field(
-        (), description="Parts that are not trained."
-    )
+    freeze: tuple[Part, ...] = Field((), description="Parts that are not trained.")
+    lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.lora.rank:
+            both = sorted(set(self.freeze) & set(self.lora.parts))
+            _require(
+                not both,
+                f"model.lora.parts and model.freeze both name {', '.join(both)}: with adapters "
+                "all weights are frozen, and a part of model.freeze gets no adapter",
+            )
+        return self
 
 
 class DataConfig(_Section):
@@ -176,11 +212,34 @@ class AlgorithmConfig(_Section):
 class LearnerConfig(_Section):
     """The workers that train."""
 
-    strategy: Literal["fsdp2"] = Field("fsdp2", description="How weights are split over ranks.")
+    strategy: Literal["fsdp2", "deepspeed"] = Field(
+        "fsdp2", description="How weights are split over ranks."
+    )
+    zero_stage: Literal[2, 3] = Field(
+        3, description="DeepSpeed: split gradients and optimiser (2), or the weights as well (3)."
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="What is kept in CPU memory: optimiser state, or the weights as well."
+    )
+    reduce_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Dtype in which gradients are summed over ranks."
+    )
+    reshard_after_forward: bool = Field(
+        True, description="FSDP2: free a layer's gathered weights until its backward."
+    )
+    deepspeed_config: str | None = Field(
+        None, description="DeepSpeed's own JSON; where it contradicts the recipe, it is refused."
+    )
     num_workers: Count = Field(1, description="Ranks.")
     num_cpus: Positive = Field(1.0, description="CPUs that Ray reserves for one rank.")
     num_threads: Count = Field(1, description="Computing threads of one rank on CPU.")
     lr: Positive = Field(1e-6, description="Peak learning rate.")
+    lr_vision_tower: Positive | None = Field(
+        None, description="Peak learning rate of the vision tower, in place of lr."
+    )
+    lr_merger: Positive | None = Field(
+        None, description="Peak learning rate of the merger, in place of lr."
+    )
     min_lr_ratio: Fraction = Field(0.0, description="Learning rate at the end, of the peak.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning rate after the warm-up."
@@ -199,6 +258,27 @@ class LearnerConfig(_Section):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     timeout_s: Positive = Field(1800.0, description="Longest wait for one update.")
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> Self:
+        if self.strategy == "fsdp2":
+            _require(
+                self.offload != "optimizer",
+                "learner.offload='optimizer': FSDP2 offloads all or none (or take "
+                "learner.strategy=deepspeed)",
+            )
+            _require(
+                self.deepspeed_config is None,
+                f"learner.deepspeed_config={self.deepspeed_config!r} is read only with "
+                "learner.strategy=deepspeed",
+            )
+        else:
+            _require(
+                self.offload != "all" or self.zero_stage == 3,
+                f"learner.offload='all' with learner.zero_stage={self.zero_stage}: weights are "
+                "offloaded only by stage 3",
+            )
+        return self
 
 
 class SftConfig(_Section):
@@ -291,6 +371,14 @@ class Recipe(_Section):
             f"= {train.group_size * ranks}",
         )
         return self
+
+    @property
+    def answers_per_optimizer_step(self) -> int:
+        """Answers (of SFT: clips) whose gradient one optimiser step takes, over all ranks."""
+        if self.stage == "sft":
+            return self.sft.clips_per_step
+        train = self.train
+        return train.mini_batch_size or train.prompts_per_step * train.group_size
 
     @property
     def run_dir(self) -> Path:
