@@ -6,12 +6,21 @@ Neither ray nor torch is imported, so that a recipe is checked in a moment, befo
 
 import difflib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 
 class ConfigError(ValueError):
@@ -170,9 +179,10 @@ class RolloutConfig(_Section):
 class RewardConfig(_Section):
     """The reward and the workers that compute it."""
 
-    weights: dict[str, Annotated[Float, Field(ge=0)]] = Field(
+    weights: dict[str, float | dict[str, str | int | float | bool]] = Field(
         {"obo": 0.5, "cycles": 0.4, "format": 0.1},
-        description="Weight of each part: a name of `rewards`, or `package.module:function`.",
+        description="Weight of each part: a name of `rewards`, or `package.module:function`. A "
+        "mapping `{weight: 0.4, tolerance: 0.3}` hands the rest to the part as its options.",
     )
     combine: Literal["sum", "per_reward"] = Field(
         "sum", description="Weigh the parts, or normalise each within its group first (GDPO)."
@@ -180,33 +190,192 @@ class RewardConfig(_Section):
     num_workers: Count = Field(1, description="Reward workers.")
     num_cpus: Positive = Field(0.25, description="CPUs that Ray reserves for one reward worker.")
     timeout_s: Positive = Field(60.0, description="Longest wait for the scores of one batch.")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        0, description="Groups of a run that are dropped because a reward failed, before it stops."
+    )
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _read_weights(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: _reward_part(str(name), part) for name, part in value.items()}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _require(sum(self.weights.values()) > 0, "reward.weights: expected one weight above 0")
+        parts = [p["weight"] if isinstance(p, dict) else p for p in self.weights.values()]
+        _require(any(float(p) > 0 for p in parts), "reward.weights: expected one weight above 0")
         return self
+
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """Weight of each part by name, its options left out."""
+        return {
+            name: float(part["weight"] if isinstance(part, dict) else part)
+            for name, part in self.weights.items()
+        }
+
+
+def _reward_part(name: str, part: Any) -> Any:
+    """One entry of `reward.weights`, numbers read; the options are the reward's own business."""
+    key = f"reward.weights.{name}"
+    given = dict(part) if isinstance(part, dict) else {"weight": part}
+    given = {str(k): _number_of_text(v) for k, v in given.items()}
+    weight = given.get("weight")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    _require(
+        is_number and 0 <= weight < math.inf, f"{key}: weight={weight!r}, expected a number >= 0"
+    )
+    for option, value in given.items():
+        _require(
+            isinstance(value, str | int | float | bool),
+            f"{key}.{option}={value!r}: expected a number, a string or a boolean",
+        )
+    return given if isinstance(part, dict) else float(weight)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # DeepSeekMath, arXiv 2402.03300
+    "grpo": {
+        "advantage": "grpo",
+        "loss": "vanilla",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "dual_clip": None,
+        "aggregation": "seq-mean-token-mean",
+        "kl_in": "loss",
+        "kl_coef": 0.04,
+        "kl_type": "k3",
+    },
+    # arXiv 2503.20783: no division by the standard deviation, nor by an answer's own length
+    "dr_grpo": {
+        "advantage": "dr_grpo",
+        "loss": "vanilla",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "dual_clip": None,
+        "aggregation": "seq-mean-token-sum-norm",
+        "kl_coef": 0.0,
+    },
+    # arXiv 2503.14476; groups without variance are always dropped; see also `PRESET_PENALTIES`
+    "dapo": {
+        "advantage": "grpo",
+        "loss": "vanilla",
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "dual_clip": None,
+        "aggregation": "token-mean",
+        "kl_coef": 0.0,
+    },
+    # arXiv 2507.18071: the ratio of whole answers, hence the narrow range
+    "gspo": {
+        "advantage": "grpo",
+        "loss": "gspo",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "aggregation": "seq-mean-token-mean",
+        "kl_coef": 0.0,
+    },
+    # MiniMax-M1, arXiv 2506.13585: no lower bound; the upper one, a weight of 5, is from ScaleRL
+    "cispo": {
+        "advantage": "grpo",
+        "loss": "cispo",
+        "clip_low": 1.0,
+        "clip_high": 4.0,
+        "aggregation": "token-mean",
+        "kl_coef": 0.0,
+    },
+}
+"""What `algorithm.preset` stands for; a key that the recipe gives itself wins."""
+
+PRESET_PENALTIES: dict[str, dict[str, float]] = {"dapo": {"overlong": 1.0}}
+"""What a preset adds to the default `reward.weights`."""
 
 
 class AlgorithmConfig(_Section):
     """Advantages and policy loss, by their names in verl's registries."""
 
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = Field(
-        "grpo", description="Estimator of the group-relative advantage."
+    preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] | None = Field(
+        None, description="Published algorithm that sets the keys below, where they are not given."
     )
-    loss: Literal["vanilla", "gspo", "cispo"] = Field("vanilla", description="Policy loss.")
+    advantage: Literal[
+        "grpo", "dr_grpo", "rloo", "gdpo", "opo", "reinforce_plus_plus_baseline", "grpo_passk"
+    ] = Field("grpo", description="Estimator of the group-relative advantage.")
+    loss: Literal["vanilla", "gspo", "cispo", "sapo", "clip_cov", "kl_cov", "geo_mean"] = Field(
+        "vanilla", description="Policy loss."
+    )
     clip_low: Positive = Field(0.2, description="Lower clip range of the policy ratio.")
     clip_high: Positive = Field(0.2, description="Upper clip range of the policy ratio.")
-    dual_clip: Annotated[Float, Field(gt=1)] = Field(
-        3.0, description="Bound of the loss for negative advantages."
+    dual_clip: Annotated[Float, Field(gt=1)] | None = Field(
+        3.0, description="Bound of the ratio for negative advantages (vanilla); null: none."
     )
-    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = Field(
-        "token-mean", description="How the token losses of a mini-batch become one number."
+    sapo_tau: tuple[Positive, Positive] = Field(
+        (1.0, 1.05), description="SAPO's temperatures for positive and other advantages."
+    )
+    cov_fraction: Annotated[Float, Field(gt=0, le=1)] = Field(
+        2e-4, description="Share of a micro-batch's tokens that clip_cov or kl_cov picks."
+    )
+    clip_cov_range: tuple[Float, Float] = Field(
+        (1.0, 5.0), description="Covariances between which clip_cov picks tokens."
+    )
+    kl_cov_coef: Positive = Field(1.0, description="Weight of |log-ratio| where kl_cov picks.")
+    aggregation: Literal[
+        "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
+    ] = Field("token-mean", description="How the token losses of a mini-batch become one number.")
+    loss_scale_tokens: Count | None = Field(
+        None, description="Divisor of seq-mean-token-sum-norm; null: rollout.max_response_tokens."
     )
     kl_coef: Annotated[Float, Field(ge=0)] = Field(
-        0.0, description="Weight of the KL to the reference policy in the loss; 0: no reference."
+        0.0, description="Weight of the KL to the reference policy; 0: no reference."
+    )
+    kl_in: Literal["loss", "reward"] = Field(
+        "loss", description="Whether that KL is part of the loss or taken off the reward."
     )
     kl_type: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of that KL.")
+    kl_target: Positive | None = Field(
+        None, description="KL per token that the weight is adapted to; null: a fixed weight."
+    )
+    kl_horizon: Count = Field(10000, description="Answers over which the weight adapts.")
     entropy_coef: Annotated[Float, Field(ge=0)] = Field(0.0, description="Weight of the entropy.")
+    mask_truncated: bool = Field(
+        False, description="Leave answers that were cut off at max_response_tokens out of the loss."
+    )
+    rollout_correction: Literal[
+        "off", "token_truncate", "sequence_truncate", "token_reject", "sequence_reject"
+    ] = Field("off", description="What is done about engine and learner computing other ratios.")
+    rollout_correction_threshold: Annotated[Float, Field(gt=1)] = Field(
+        2.0, description="Largest learner/engine ratio c; rejection keeps 1/c to c."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and str(values.get("preset")) in PRESETS:
+            return {**PRESETS[values["preset"]], **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(
+            self.loss not in ("sapo", "geo_mean") or self.aggregation == "seq-mean-token-mean",
+            f"algorithm.loss={self.loss} averages within each answer, so it cannot be combined "
+            f"with algorithm.aggregation={self.aggregation}: set it to seq-mean-token-mean",
+        )
+        _require(
+            self.kl_in == "loss" or self.advantage != "gdpo",
+            "algorithm.advantage=gdpo normalises each reward of its own, so there is no one reward "
+            "to take the KL off: set algorithm.kl_in=loss",
+        )
+        _require(
+            self.kl_target is None or self.kl_coef > 0,
+            f"algorithm.kl_target={self.kl_target} adapts algorithm.kl_coef, which is 0: give its "
+            "first value",
+        )
+        _require(
+            self.clip_cov_range[0] < self.clip_cov_range[1],
+            f"algorithm.clip_cov_range={list(self.clip_cov_range)}: expected two rising numbers",
+        )
+        return self
 
 
 class LearnerConfig(_Section):
@@ -256,6 +425,9 @@ class LearnerConfig(_Section):
     packing: Literal["shared_prefix", "none"] = Field(
         "shared_prefix", description="Whether a group's prompt is computed once or G times."
     )
+    attention: Literal["sdpa", "flash_attention_2", "flex"] = Field(
+        "sdpa", description="Kernels of the decoder's attention; the last two need a GPU."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     timeout_s: Positive = Field(1800.0, description="Longest wait for one update.")
 
@@ -302,10 +474,27 @@ class TrainConfig(_Section):
     num_updates_per_batch: Count = Field(
         1, description="Passes over a step's batch; above 1 the ratio leaves 1 and clipping acts."
     )
+    max_refill_factor: Annotated[Float, Field(ge=0)] = Field(
+        0.0,
+        description="Groups issued in place of dropped ones, of the same count stratum, at most "
+        "this many times prompts_per_step in a step (dynamic sampling); 0: none.",
+    )
+    pass_rate_window: tuple[Float, Float] | None = Field(
+        None, description="Groups whose mean reward lies outside [low, high] are dropped."
+    )
     max_log_prob_gap: Positive = Field(
         1e-2, description="Mean |rollout - learner| log-prob above which a run stops (float32)."
     )
     on_log_prob_gap: Literal["stop", "log"] = Field("stop", description="What happens above it.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        window = self.pass_rate_window
+        _require(
+            window is None or window[0] < window[1],
+            f"train.pass_rate_window={window and list(window)}: expected [low, high], low < high",
+        )
+        return self
 
 
 class EvalConfig(_Section):
@@ -347,8 +536,20 @@ class Recipe(_Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _add_preset_penalties(cls, values: Any) -> Any:
+        algorithm = values.get("algorithm") if isinstance(values, dict) else None
+        preset = str(algorithm.get("preset")) if isinstance(algorithm, dict) else ""
+        reward = values.get("reward", {}) if preset in PRESET_PENALTIES else None
+        if not isinstance(reward, dict) or "weights" in reward:
+            return values
+        weights = {**RewardConfig().weights, **PRESET_PENALTIES[preset]}
+        return {**values, "reward": {**reward, "weights": weights}}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        check_attention(self)
         ranks = self.learner.num_workers
         if self.stage == "sft":
             _require(
@@ -386,6 +587,26 @@ class Recipe(_Section):
         return Path(self.runs_dir) / self.name
 
 
+def check_attention(recipe: Recipe) -> None:
+    """Refuse kernels of attention that cannot serve the packing, dtype or (settled) device.
+
+    Raises:
+        ConfigError: naming the settings and what to change.
+    """
+    learner, choice = recipe.learner, recipe.learner.attention
+    reason = ""
+    if choice == "flash_attention_2" and learner.packing == "shared_prefix":
+        reason = "learner.packing=shared_prefix, which needs a mask that it does not take: use flex"
+    elif choice == "flash_attention_2" and recipe.model.dtype == "float32":
+        reason = "model.dtype=float32: its kernels compute in bfloat16"
+    elif choice != "sdpa" and recipe.device == "cpu":
+        reason = "device=cpu: its kernels need a GPU"
+    if reason:
+        raise ConfigError(
+            f"learner.attention={choice} cannot serve {reason}, or set learner.attention=sdpa"
+        )
+
+
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe: defaults, then the YAML file, then `key.subkey=value` overrides.
 
@@ -406,7 +627,10 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     Raises:
         ConfigError: naming the override, the key, the value and what was expected.
     """
-    return _build(recipe.model_dump(), overrides, "settings")
+    values = recipe.model_dump()
+    if any(text.startswith("algorithm.preset=") for text in overrides):
+        _forget_preset(values, recipe.algorithm.preset)
+    return _build(values, overrides, "settings")
 
 
 def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:
@@ -429,6 +653,22 @@ def _build(values: dict[str, Any], overrides: Sequence[str], where: str) -> Reci
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def _forget_preset(values: dict[str, Any], preset: str | None) -> None:
+    """Take out what a preset set, so that another one can take its place."""
+    default = AlgorithmConfig().model_dump()
+    chosen: dict[str, Any] = PRESETS.get(preset or "", {})
+    values["algorithm"] = {
+        key: value
+        for key, value in values["algorithm"].items()
+        if value not in (default[key], chosen.get(key, default[key]))
+    }
+    if values["reward"]["weights"] == {
+        **RewardConfig().weights,
+        **PRESET_PENALTIES.get(preset or "", {}),
+    }:
+        del values["reward"]["weights"]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
