@@ -173,25 +173,21 @@ class GrpoDriver:
                 self.log_start(logger)
             while step < end:
                 step += 1
-                prompts, labels = self.issue(step)
-                with logger.timer("rollout"):
-                    groups, metrics = self.generate(prompts)
-                with logger.timer("reward"):
-                    groups = self.pools.rewards.score(groups, labels)
+                groups, labels, metrics = self.collect(step, logger)
                 groups = compute_advantages(groups, cfg.algorithm)
-                trainable, dropped = split_trainable(groups)
+                trainable, dropped = split_trainable(groups, cfg.train.pass_rate_window)
                 with logger.timer("learn"):
                     metrics |= self.update(trainable, step)
                 with logger.timer("sync"):
                     metrics |= self.pools.weight_sync.push(step)
-                metrics |= rollout_metrics(groups, dropped, labels, step)
+                metrics |= rollout_metrics(groups, trainable, dropped, labels, step)
                 if is_due(cfg.eval.every, step, end):
                     with logger.timer("evaluate"):
                         metrics |= self.evaluate(step)
                 if is_due(cfg.checkpoint.every or end, step, end):
                     with logger.timer("checkpoint"):
                         last = self.save(step)
-                log_details(logger, step, groups, labels)
+                log_details(logger, step, groups, trainable, labels)
                 logger.log(step, metrics)
         assert last is not None, "no step was left to do and no checkpoint exists"
         return last
@@ -217,13 +213,32 @@ class GrpoDriver:
             metrics |= self.evaluate(0)
         logger.log(0, metrics)
 
-    def generate(self, prompts: Sequence[Prompt]) -> tuple[list[RolloutGroup], dict[str, float]]:
-        """The answers to the prompts, and how fast they came."""
-        began = time.perf_counter()
-        groups = self.pools.rollouts.generate(prompts, self.settings)
-        seconds = time.perf_counter() - began
+    def collect(
+        self, step: int, logger: MetricLogger
+    ) -> tuple[list[RolloutGroup], dict[str, Labels], dict[str, float]]:
+        """The scored groups of a step, the labels of their clips, and how fast they came.
+
+        Dynamic sampling: a group that will be dropped is followed by another of its stratum, until
+        none is left to replace or `train.max_refill_factor` is used up.
+        """
+        cfg = self.recipe.train
+        groups: list[RolloutGroup] = []
+        prompts, labels = self.issue(step)
+        num_left = int(cfg.max_refill_factor * len(prompts))
+        seconds = 0.0
+        while prompts:
+            with logger.timer("rollout"):
+                began = time.perf_counter()
+                answered = self.pools.rollouts.generate(prompts, self.settings)
+                seconds += time.perf_counter() - began
+            with logger.timer("reward"):
+                answered = self.pools.rewards.score(answered, labels)
+            groups += answered
+            failed = [g for g in answered if drop_reason(g, cfg.pass_rate_window)][:num_left]
+            num_left -= len(failed)
+            prompts = self.refill(step, len(groups), [g.prompt for g in failed], labels)
         num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
-        return groups, {"rollout/tokens_per_s": num_tokens / seconds}
+        return groups, labels, {"rollout/tokens_per_s": num_tokens / seconds}
 
     def issue(self, step: int) -> tuple[list[Prompt], dict[str, Labels]]:
         """The prompts of a step, drawn by Random Count Sampling, and the labels of their clips.
@@ -231,8 +246,26 @@ class GrpoDriver:
         Labels are of the clips as issued: a crop has a count of its own.
         """
         drawn = self.sampler.take(self.recipe.train.prompts_per_step)
-        prompts = [self._prompt(f"{step:06d}-{i:04d}", sampled) for i, sampled in enumerate(drawn)]
+        prompts = [self.prompt(f"{step:06d}-{i:04d}", sampled) for i, sampled in enumerate(drawn)]
         return prompts, labels_of([sampled.clip for sampled in drawn])
+
+    def refill(
+        self, step: int, first: int, failed: Sequence[Prompt], labels: dict[str, Labels]
+    ) -> list[Prompt]:
+        """A prompt of the same stratum for each of those that failed; their labels are added.
+
+        Args:
+            step: Of the loop.
+            first: Number of the first new prompt within the step.
+            failed: Whose groups are dropped.
+            labels: By clip id; those of the new clips are added.
+        """
+        prompts = []
+        for i, old in enumerate(failed, start=first):
+            [sampled] = self.sampler.take_from(old.stratum, 1)
+            labels |= labels_of([sampled.clip])
+            prompts.append(self.prompt(f"{step:06d}-{i:04d}", sampled, attempt=old.attempt + 1))
+        return prompts
 
     def update(self, groups: Sequence[RolloutGroup], step: int) -> dict[str, float]:
         """One learner step, or none if there is nothing to learn from.
@@ -259,7 +292,8 @@ class GrpoDriver:
         state = {"sampler": self.sampler.state_dict()}
         return self.store.write(step, self.recipe, state, self.pools.learners)
 
-    def _prompt(self, prompt_id: str, sampled: SampledClip) -> Prompt:
+    def prompt(self, prompt_id: str, sampled: SampledClip, attempt: int = 0) -> Prompt:
+        """What is asked about a drawn clip; the clip's id is added to the prompt's."""
         clip = sampled.clip
         return Prompt(
             prompt_id=f"{prompt_id}-{clip.id}",
@@ -267,29 +301,42 @@ class GrpoDriver:
             question=question_for(clip, self.recipe),
             plan=self.inputs.plan(clip, self.recipe.video),
             stratum=sampled.stratum,
+            attempt=attempt,
         )
 
 
-def split_trainable(
-    groups: Sequence[RolloutGroup],
-) -> tuple[list[RolloutGroup], Counter[str]]:
-    """Groups that hold a gradient, and why the others were dropped.
+def drop_reason(group: RolloutGroup, window: tuple[float, float] | None = None) -> str | None:
+    """Why a scored group is not trained on; None if it is.
 
     A group whose answers all earned the same has advantages of zero: it says nothing about which
     answer is better and would only cost time. `all_wrong` and `all_right` tell a task that is too
-    hard from one that is too easy.
+    hard from one that is too easy. `too_hard` and `too_easy` are outside of the window.
+
+    Args:
+        group: With rewards.
+        window: Lowest and highest mean reward that is trained on (`train.pass_rate_window`).
     """
-    trainable, dropped = [], Counter[str]()
-    for group in groups:
-        if np.ptp(group.rewards) > 1e-6:
-            trainable.append(group)
-        elif group.rewards[0] <= 1e-6:
-            dropped["all_wrong"] += 1
-        elif group.rewards[0] >= 1.0 - 1e-6:
-            dropped["all_right"] += 1
-        else:
-            dropped["all_equal"] += 1
-    return trainable, dropped
+    low, high = group.rewards.min(), group.rewards.max()
+    if not high - low > 1e-6:
+        if low <= 1e-6:
+            return "all_wrong"
+        return "all_right" if low >= 1.0 - 1e-6 else "all_equal"
+    if window is not None:
+        mean = float(group.rewards.mean())
+        if mean < window[0]:
+            return "too_hard"
+        if mean > window[1]:
+            return "too_easy"
+    return None
+
+
+def split_trainable(
+    groups: Sequence[RolloutGroup], window: tuple[float, float] | None = None
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    """Groups that are trained on, and how many are not, by `drop_reason`."""
+    reasons = [drop_reason(group, window) for group in groups]
+    trainable = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
+    return trainable, Counter(reason for reason in reasons if reason is not None)
 
 
 def row_of(group: RolloutGroup) -> LearnerRow:
@@ -321,9 +368,17 @@ def check_log_prob_gap(gap: float, recipe: Recipe) -> None:
 
 
 def rollout_metrics(
-    groups: Sequence[RolloutGroup], dropped: Counter[str], labels: Mapping[str, Labels], step: int
+    groups: Sequence[RolloutGroup],
+    trainable: Sequence[RolloutGroup],
+    dropped: Counter[str],
+    labels: Mapping[str, Labels],
+    step: int,
 ) -> dict[str, float]:
-    """What a step's answers were like: rewards, counting accuracy, lengths, ages."""
+    """What a step's answers were like: rewards, counting accuracy, lengths, ages.
+
+    `sampling/<stratum>` is how many groups were issued, `trained/<stratum>` how many were trained
+    on: dynamic sampling keeps the second in the proportions of the first draw.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = np.concatenate([group.rewards for group in groups])
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
@@ -333,8 +388,8 @@ def rollout_metrics(
     is_parsed = np.array([count is not None for count in counts])
     ages = [step - 1 - rollout.policy_version for rollout in rollouts]
     metrics = {
-        "reward/mean": rewards.mean(),
-        "reward/std_in_group": np.mean([group.rewards.std() for group in groups]),
+        "reward/mean": np.nanmean(rewards),  # NaN where scoring failed
+        "reward/std_in_group": np.nanmean([group.rewards.std() for group in groups]),
         "train/mae": np.mean(errors / (np.array(truth) + 0.1)),
         "train/obo": np.mean(is_parsed & (errors <= 1)),
         "train/obz": np.mean(is_parsed & (errors == 0)),
@@ -350,17 +405,25 @@ def rollout_metrics(
         if not np.isnan(values).all():
             metrics[f"reward/{name}"] = np.nanmean(values)
     metrics |= {f"dropped/{reason}": number for reason, number in dropped.items()}
-    strata = Counter(group.prompt.stratum for group in groups)
-    metrics |= {f"sampling/{stratum}": number for stratum, number in strata.items()}
+    metrics["sampling/refilled"] = sum(group.prompt.attempt > 0 for group in groups)
+    issued = Counter(group.prompt.stratum for group in groups)
+    trained = Counter(group.prompt.stratum for group in trainable)
+    metrics |= {f"sampling/{stratum}": number for stratum, number in issued.items()}
+    metrics |= {f"trained/{stratum}": trained[stratum] for stratum in issued}
     return {name: float(value) for name, value in metrics.items()}
 
 
 def log_details(
-    logger: MetricLogger, step: int, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    logger: MetricLogger,
+    step: int,
+    groups: Sequence[RolloutGroup],
+    trainable: Sequence[RolloutGroup],
+    labels: Mapping[str, Labels],
 ) -> None:
-    """The counts that were issued, and the first answers as text."""
-    counts = [labels[group.prompt.clip_id].count for group in groups]
-    logger.histogram(step, "sampling/counts", counts)
+    """The counts that were issued and those that were trained on; the first answers as text."""
+    for key, some in (("sampling/counts", groups), ("trained/counts", trainable)):
+        if some:
+            logger.histogram(step, key, [labels[group.prompt.clip_id].count for group in some])
     for i, group in enumerate(groups[:_NUM_LOGGED_ROLLOUTS]):
         rollout, label = group.rollouts[0], labels[group.prompt.clip_id]
         head = f"{rollout.rollout_id}: true count {label.count}, reward {group.rewards[0]:.3f}"

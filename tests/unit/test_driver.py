@@ -79,7 +79,7 @@ def test_metrics_of_a_step_by_hand() -> None:
         "clip-a": Labels(4, None, 5.0, "squat"),
         "clip-b": Labels(1, None, 5.0, "squat"),
     }
-    metrics = rollout_metrics(groups, Counter(all_wrong=2), labels, step=4)
+    metrics = rollout_metrics(groups, groups[:1], Counter(all_wrong=2), labels, step=4)
     expected = {
         "reward/mean": 0.375,
         "reward/std_in_group": (0.5 + 0.25) / 2,
@@ -95,6 +95,9 @@ def test_metrics_of_a_step_by_hand() -> None:
         "dropped/all_wrong": 2,
         "sampling/1-5": 1,
         "sampling/0": 1,
+        "sampling/refilled": 0,
+        "trained/1-5": 1,
+        "trained/0": 0,
     }
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
     assert "reward/cycles" not in metrics  # it applied to no answer

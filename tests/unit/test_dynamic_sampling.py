@@ -1,0 +1,156 @@
+"""Dynamic sampling: groups without a gradient are replaced from their own count stratum."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actrep_ray.config import ConfigError, Recipe, load_recipe
+from actrep_ray.driver import GrpoData, GrpoDriver, Pools, drop_reason, split_trainable
+from actrep_ray.metrics import MetricLogger
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.rollout.engine import SamplingSettings, make_rollout
+from actrep_ray.types import Labels, Prompt, RolloutGroup
+from data_prep.synthetic import write_dataset
+from data_prep.video import FramePlan
+
+PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)
+
+
+def scored(rewards: Sequence[float]) -> RolloutGroup:
+    return RolloutGroup(Prompt("p", "c", "?", PLAN, "1-5"), (), 3, np.array(rewards, np.float32))
+
+
+@dataclass
+class Workers:
+    """Answers and scores; a prompt's answers differ in reward unless `fails` says so."""
+
+    fails: Callable[[Prompt], bool]
+    calls: list[list[Prompt]] = field(default_factory=list)
+
+    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
+        self.calls.append(list(prompts))
+        return [
+            RolloutGroup(
+                prompt,
+                tuple(
+                    make_rollout(
+                        prompt,
+                        i,
+                        token_ids=[1],
+                        log_probs=[-1.0],
+                        text="",
+                        is_stopped=True,
+                        policy_version=0,
+                    )
+                    for i in range(settings.group_size)
+                ),
+                num_prompt_tokens=3,
+            )
+            for prompt in prompts
+        ]
+
+    def score(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    ) -> list[RolloutGroup]:
+        values = np.array([0.0, 1.0], np.float32)
+        return [
+            replace(group, rewards=values * (not self.fails(group.prompt)))
+            for group in groups
+            if labels[group.prompt.clip_id]
+        ]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("run")
+    sizes = {"train": 24}
+    data = write_dataset(folder / "data", level="easy", num_clips=sizes, seed=0, num_processes=1)
+    write_tiny_model(folder / "model")
+    settings = {
+        "model.path": folder / "model",
+        "data.path": data,
+        "train.prompts_per_step": 8,
+        "train.group_size": 2,
+        "sampling.bins": "[2, 5]",
+    }
+    return load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
+
+
+def collect(
+    recipe: Recipe, folder: Path, factor: float, fails: Callable[[Prompt], bool]
+) -> tuple[Workers, list[RolloutGroup], GrpoDriver]:
+    changed = {"train": recipe.train.model_copy(update={"max_refill_factor": factor})}
+    workers: Any = Workers(fails)
+    data, inputs = GrpoData.load(recipe), QwenVLInputs(recipe.model.path)
+    pools = Pools(workers, workers, workers, workers)
+    driver = GrpoDriver(recipe.model_copy(update=changed), pools, data, inputs)
+    with MetricLogger(folder) as logger:
+        groups, labels, _ = driver.collect(1, logger)
+    assert {group.prompt.clip_id for group in groups} == set(labels)
+    return workers, groups, driver
+
+
+def strata(groups: Sequence[RolloutGroup]) -> Counter[str]:
+    return Counter(group.prompt.stratum for group in groups)
+
+
+def test_reasons_to_drop_a_group_by_hand() -> None:
+    window = (0.2, 0.8)
+    assert drop_reason(scored([0, 0]), window) == "all_wrong"
+    assert drop_reason(scored([1, 1]), window) == "all_right"
+    assert drop_reason(scored([0.5, 0.5]), window) == "all_equal"
+    assert drop_reason(scored([0, 0.3]), window) == "too_hard"
+    assert drop_reason(scored([1, 0.9]), window) == "too_easy"
+    assert drop_reason(scored([0, 1]), window) is None
+    assert drop_reason(scored([0, 0.3])) is None
+    _, dropped = split_trainable([scored([0, 0.3]), scored([0, 1])], window)
+    assert dropped == {"too_hard": 1}
+
+
+def test_no_refill_by_default(recipe: Recipe, tmp_path: Path) -> None:
+    workers, groups, _ = collect(recipe, tmp_path, 0.0, lambda prompt: True)
+    assert [len(call) for call in workers.calls] == [8]
+    assert len(groups) == 8
+
+
+def test_a_dropped_group_is_replaced_within_its_stratum(recipe: Recipe, tmp_path: Path) -> None:
+    """Every first attempt fails: what is trained on has the strata of the first draw."""
+    workers, groups, driver = collect(recipe, tmp_path, 1.0, lambda prompt: prompt.attempt == 0)
+    trainable, dropped = split_trainable(groups)
+    assert [len(call) for call in workers.calls] == [8, 8]
+    assert [p.stratum for p in workers.calls[1]] == [p.stratum for p in workers.calls[0]]
+    assert strata(trainable) == strata(groups[:8])
+    assert dropped == {"all_wrong": 8}
+    assert len({group.prompt.prompt_id for group in groups}) == 16
+    assert {key: n for key, n in driver.sampler.histogram.items() if n} == strata(groups)
+
+
+def test_a_stratum_that_fails_keeps_its_share(recipe: Recipe, tmp_path: Path) -> None:
+    """Half of the hard stratum fails once; without refill, its share would be halved."""
+    first = collect(recipe, tmp_path / "a", 0.0, lambda prompt: False)[1]
+    hard = first[0].prompt.stratum
+
+    def fails(prompt: Prompt) -> bool:
+        return prompt.stratum == hard and prompt.attempt == 0 and int(prompt.prompt_id[10]) % 2 == 0
+
+    _, groups, _ = collect(recipe, tmp_path / "b", 1.0, fails)
+    assert len(groups) > 8
+    assert strata(split_trainable(groups)[0]) == strata(first)
+
+
+def test_the_refill_is_bounded(recipe: Recipe, tmp_path: Path) -> None:
+    workers, groups, _ = collect(recipe, tmp_path, 1.5, lambda prompt: True)
+    assert [len(call) for call in workers.calls] == [8, 8, 4]  # 1.5 times 8 at most
+    assert [group.prompt.attempt for group in groups] == [0] * 8 + [1] * 8 + [2] * 4
+    assert split_trainable(groups)[0] == []
+
+
+def test_a_window_that_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"train.pass_rate_window=\[0.8, 0.2\].*low < high"):
+        load_recipe(None, ["train.pass_rate_window=[0.8, 0.2]"])
