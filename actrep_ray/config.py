@@ -513,6 +513,20 @@ class CheckpointConfig(_Section):
     keep: Count = Field(2, description="How many of the newest are kept.")
 
 
+class PlacementConfig(_Section):
+    """Where in the cluster workers run."""
+
+    mode: Literal["separated", "colocated"] = Field(
+        "separated", description="GPUs of their own for engines, or those of the learner ranks."
+    )
+    learner_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may learn.")
+    rollout_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may generate.")
+    reward_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may score.")
+    wait_s: Annotated[Float, Field(ge=0)] = Field(
+        60.0, description="Longest wait for nodes that a joined cluster does not have yet."
+    )
+
+
 class Recipe(_Section):
     """All settings of one run."""
 
@@ -535,6 +549,7 @@ class Recipe(_Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    placement: PlacementConfig = PlacementConfig()
 
     @model_validator(mode="before")
     @classmethod
