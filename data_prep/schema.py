@@ -31,6 +31,20 @@ class DataError(ValueError):
     """A file, row or value that cannot be used; the message names all three."""
 
 
+class RowError(DataError):
+    """A row that is no clip.
+
+    Attributes:
+        key: The key that is wrong.
+        value: What it holds, as text.
+        expected: What it should hold.
+    """
+
+    def __init__(self, where: str, key: str, value: str, expected: str, told: str = "") -> None:
+        super().__init__(f"{where}: {told or f'{key}={value}, expected {expected}'}")
+        self.key, self.value, self.expected = key, value, expected
+
+
 @dataclass(frozen=True)
 class Clip:
     """One clip with its labels.
@@ -98,56 +112,66 @@ def parse_clip(row: dict[str, Any], where: str) -> Clip:
         DataError: naming `where`, the key, its value and what was expected.
     """
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        kind = type(row).__name__
+        raise RowError(where, "", kind, "an object", f"expected a JSON object, got {kind}")
     if unknown := sorted(set(row) - set(_FIELDS)):
-        raise DataError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(_FIELDS)}")
+        key, known = unknown[0], ", ".join(_FIELDS)
+        told = f"unknown key {key!r}; known keys: {known}"
+        raise RowError(where, key, repr(row[key]), f"one of the keys {known}", told)
     if missing := sorted(_REQUIRED - set(row)):
-        raise DataError(f"{where}: key {missing[0]!r} is missing")
+        raise RowError(where, missing[0], "", "a value", f"key {missing[0]!r} is missing")
     values = dict(row)
     for key in _STRINGS:
         if not isinstance(row[key], str) or not row[key]:
-            raise DataError(f"{where}: {key}={row[key]!r}, expected a non-empty string")
+            raise RowError(where, key, repr(row[key]), "a non-empty string")
     for key in _FLOATS:
-        values[key] = _number(row[key], f"{where}: {key}")
+        values[key] = _number(row[key], where, key)
     for key in _INTEGERS:
         if isinstance(row[key], bool) or not isinstance(row[key], int) or row[key] < 0:
-            raise DataError(f"{where}: {key}={row[key]!r}, expected an integer of at least 0")
+            raise RowError(where, key, repr(row[key]), "an integer of at least 0")
     values["cycles"] = _cycles(row.get("cycles"), where)
-    values["flags"] = tuple(row.get("flags", ()))
+    source, flags = row.get("cycles_source"), row.get("flags", ())
+    if source is not None and not isinstance(source, str):
+        raise RowError(where, "cycles_source", repr(source), "a string or null")
+    if not isinstance(flags, list | tuple) or not all(isinstance(flag, str) for flag in flags):
+        raise RowError(where, "flags", repr(flags), "a list of strings")
+    values["flags"] = tuple(flags)
     clip = Clip(**values)
     _check(clip, where)
     return clip
 
 
-def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{what}={value!r}, expected a finite number")
-    return float(value)
+def _number(value: Any, where: str, key: str) -> float:
+    try:
+        if not isinstance(value, bool | str) and math.isfinite(number := float(value)):
+            return number
+    except (TypeError, OverflowError):  # no number, or an integer beyond every float
+        pass
+    raise RowError(where, key, repr(value), "a finite number")
 
 
 def _cycles(value: Any, where: str) -> tuple[Cycle, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list | tuple):
-        raise DataError(f"{where}: cycles={value!r}, expected a list of [start_s, end_s] or null")
+        raise RowError(where, "cycles", repr(value), "a list of [start_s, end_s] or null")
     cycles = []
     for i, pair in enumerate(value):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise DataError(f"{where}: cycles[{i}]={pair!r}, expected [start_s, end_s]")
-        start, end = (_number(x, f"{where}: cycles[{i}]") for x in pair)
+            raise RowError(where, f"cycles[{i}]", repr(pair), "[start_s, end_s]")
+        start, end = (_number(x, where, f"cycles[{i}]") for x in pair)
         cycles.append((start, end))
     return tuple(cycles)
 
 
 def _check(clip: Clip, where: str) -> None:
     if clip.split not in SPLITS:
-        raise DataError(f"{where}: split={clip.split!r}, expected one of {', '.join(SPLITS)}")
+        raise RowError(where, "split", repr(clip.split), f"one of {', '.join(SPLITS)}")
     if not 0.0 <= clip.start_s < clip.end_s:
-        raise DataError(
-            f"{where}: start_s={clip.start_s}, end_s={clip.end_s}, expected 0 <= start_s < end_s"
-        )
+        window = f"{clip.start_s}, end_s={clip.end_s}"
+        raise RowError(where, "start_s", window, "0 <= start_s < end_s")
     if clip.video_fps <= 0:
-        raise DataError(f"{where}: video_fps={clip.video_fps}, expected a number above 0")
+        raise RowError(where, "video_fps", repr(clip.video_fps), "a number above 0")
 
 
 def read_clips(path: str | Path, *, split: str | None = None) -> Iterator[Clip]:
