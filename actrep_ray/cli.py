@@ -221,27 +221,32 @@ def _count(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from rewards.compose import RewardSpec, check_reward
+    from rewards.compose import check_reward
 
     if args.recipe is None and not args.reward:
         raise UsageError("give a recipe, a --reward, or both")
     with checking_input():
+        checks = [check_reward(name) for name in args.reward]
         if args.recipe is not None:
+            from actrep_ray.scoring import make_spec
+
             recipe = _recipe(args)
-            RewardSpec.from_mapping(recipe.reward.weights)
+            parts = make_spec(recipe).parts
             _print_settings(recipe)
-        for name in args.reward:
-            check = check_reward(name)
-            seen = (
-                "never applied"
-                if check.lowest is None
-                else f"{check.lowest:g} to {check.highest:g}"
-            )
-            _print(
-                f"reward {name}: keeps its contract on {check.num_calls} answers "
-                f"({check.num_skipped} not applicable), values {seen}, "
-                f"{check.seconds_per_call * 1e6:.0f} µs each"
-            )
+            checks += [
+                check_reward(part.name, is_penalty=part.is_penalty, options=dict(part.options))
+                for part in parts
+                if part.options or ":" in part.name  # ours without options are tested
+            ]
+    for check in checks:
+        seen = "never applied"
+        if check.lowest is not None:
+            seen = f"{check.lowest:g} to {check.highest:g}"
+        _print(
+            f"reward {check.name}: keeps its contract on {check.num_calls} answers "
+            f"({check.num_skipped} not applicable), values {seen}, "
+            f"{check.seconds_per_call * 1e6:.0f} µs each"
+        )
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -221,7 +221,7 @@ def _reward_part(name: str, part: Any) -> Any:
     key = f"reward.weights.{name}"
     given = dict(part) if isinstance(part, dict) else {"weight": part}
     given = {str(k): _number_of_text(v) for k, v in given.items()}
-    weight = given.get("weight")
+    weight: Any = given.get("weight")
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     _require(
         is_number and 0 <= weight < math.inf, f"{key}: weight={weight!r}, expected a number >= 0"

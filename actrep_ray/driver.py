@@ -316,6 +316,8 @@ def drop_reason(group: RolloutGroup, window: tuple[float, float] | None = None) 
         group: With rewards.
         window: Lowest and highest mean reward that is trained on (`train.pass_rate_window`).
     """
+    if group.failure:  # the reward pool counts these against reward.max_failures
+        return group.failure
     low, high = group.rewards.min(), group.rewards.max()
     if not high - low > 1e-6:
         if low <= 1e-6:

@@ -6,15 +6,19 @@
 Only text and labels travel, never token ids or pixels. `submit` hands over a group as soon as its
 answers are there, so that scoring overlaps with generating; `collect` gives what was submitted.
 
-A reward that raises, hangs, or returns anything but a number in its range stops the run with the
-name of the reward and of the rollout. Nothing is scored 0 because its scoring failed.
+A reward that raises, hangs, or returns anything but a number in its range is named, with the
+rollout. Its group is dropped with the reason (`RolloutGroup.failure`), never scored 0, until more
+than `reward.max_failures` groups of the run were; then the run stops. A worker that hangs or dies
+is replaced, and what else it held is scored again.
 """
 
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Self
@@ -23,16 +27,30 @@ import numpy as np
 
 from actrep_ray.config import Recipe
 from actrep_ray.types import Labels, RolloutGroup
-from rewards.compose import Part, RewardError, RewardSpec, Score, group_rewards, score
+from rewards.compose import (
+    Part,
+    RewardError,
+    RewardSpec,
+    Score,
+    check_options,
+    group_rewards,
+    score,
+)
 from rewards.reference import Reference, usable_cycles
 
 _BATCHES_PER_WORKER = 4  # of `score`: small enough that a slow batch does not hold up the rest
 _STATUS_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 120.0
+_STATUS_GROUP = "status"  # threads of a worker that answer while another scores
+_log = logging.getLogger(__name__)
 
 
 class ScoringError(RuntimeError):
     """Answers could not be scored; the message names the reward or worker, and the rollout."""
+
+
+class ScoringTimeoutError(ScoringError, TimeoutError):
+    """A batch was not scored in time; the message names the reward, the rollout and the line."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,19 @@ class ScoredTask:
     parts: dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class FailedTask:
+    """A group that could not be scored.
+
+    Attributes:
+        reason: "reward_raised", "reward_bad_value", "reward_timeout" or "reward_worker_died".
+        message: Names the reward and the rollout.
+    """
+
+    reason: str
+    message: str
+
+
 class RewardWorker:
     """Scores groups with one composition of rewards.
 
@@ -78,27 +109,29 @@ class RewardWorker:
         """True, once the worker has started."""
         return True
 
-    def score(self, tasks: Sequence[ScoringTask]) -> list[ScoredTask]:
-        """Score groups, in order.
-
-        Raises:
-            ScoringError: naming the reward that failed and the rollout that it failed at.
-        """
+    def score(self, tasks: Sequence[ScoringTask]) -> list[ScoredTask | FailedTask]:
+        """Score groups, in order; one that fails does not keep the others from their scores."""
         return [self._score_group(task) for task in tasks]
 
-    def status(self) -> str | None:
-        """What is being scored now, for how long, and in which function; None when idle."""
+    def status(self) -> tuple[str, str] | None:
+        """The rollout that is scored now, and for how long in which function; None when idle."""
         if self._scoring is None:
             return None
         thread, rollout_id, since = self._scoring
         where = _describe_stack(sys._current_frames().get(thread))
-        return f"{rollout_id} for {time.monotonic() - since:.1f} s, {where}"
+        return rollout_id, f"{rollout_id} for {time.monotonic() - since:.1f} s, {where}"
 
-    def _score_group(self, task: ScoringTask) -> ScoredTask:
-        scores = [
-            self._score_one(*item)
-            for item in zip(task.rollout_ids, task.texts, task.references, strict=True)
-        ]
+    def _score_group(self, task: ScoringTask) -> ScoredTask | FailedTask:
+        at = task.rollout_ids[0]
+        scores: list[Score] = []
+        try:
+            for at, text, reference in zip(
+                task.rollout_ids, task.texts, task.references, strict=True
+            ):
+                scores.append(self._score_one(at, text, reference))
+            rewards = group_rewards(scores, self.spec).astype(np.float32)
+        except RewardError as error:
+            return FailedTask(f"reward_{error.reason}", f"rollout {at}: {error}")
         parts = {
             part.name: np.array(
                 [np.nan if s.parts[part.name] is None else s.parts[part.name] for s in scores],
@@ -106,16 +139,23 @@ class RewardWorker:
             )
             for part in self.spec.parts
         }
-        return ScoredTask(group_rewards(scores, self.spec).astype(np.float32), parts)
+        return ScoredTask(rewards, parts)
 
     def _score_one(self, rollout_id: str, text: str, reference: Reference) -> Score:
         self._scoring = (threading.get_ident(), rollout_id, time.monotonic())
         try:
             return score(text, reference, self.spec)
-        except RewardError as error:
-            raise ScoringError(f"rollout {rollout_id}: {error}") from error
         finally:
             self._scoring = None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A call that is under way: of which worker, until when, and the places of its groups."""
+
+    worker: int
+    deadline: float
+    places: tuple[int, ...]
 
 
 class RewardPool:
@@ -123,16 +163,20 @@ class RewardPool:
 
     Args:
         recipe: Settings.
-        workers: Handles of the actors.
+        start_worker: Starts one more actor.
     """
 
-    def __init__(self, recipe: Recipe, workers: Sequence[Any]) -> None:
+    def __init__(self, recipe: Recipe, start_worker: Callable[[], Any]) -> None:
         self.recipe = recipe
-        self.workers = list(workers)
+        self.failures = Counter[str]()  # groups of the run by reason, against reward.max_failures
+        self._start_worker = start_worker
         self._timeout_s = recipe.reward.timeout_s
-        self._running: dict[Any, tuple[int, float]] = {}  # call -> worker, deadline
-        self._submitted: list[tuple[Any, list[RolloutGroup]]] = []
-        self._results: dict[Any, list[ScoredTask]] = {}
+        self._part_names = [part.name for part in make_spec(recipe).parts]
+        self.workers = [start_worker() for _ in range(recipe.reward.num_workers)]
+        self._running: dict[Any, _Batch] = {}  # calls, oldest first
+        self._groups: list[RolloutGroup] = []
+        self._tasks: list[ScoringTask] = []
+        self._results: dict[int, ScoredTask | FailedTask] = {}
 
     @classmethod
     def start(cls, recipe: Recipe) -> Self:
@@ -147,9 +191,9 @@ class RewardPool:
         import ray
 
         actor = ray.remote(**_actor_options(recipe, spec))(RewardWorker)
-        pool = cls(recipe, [actor.remote(spec) for _ in range(recipe.reward.num_workers)])
+        pool = cls(recipe, lambda: actor.remote(spec))
         try:
-            pool._wait_ready()
+            pool._wait_ready(range(len(pool.workers)))
         except BaseException:
             pool.shutdown()
             raise
@@ -160,15 +204,18 @@ class RewardPool:
     ) -> list[RolloutGroup]:
         """Score groups; they come back in order with `rewards` and `reward_parts`.
 
+        A group that could not be scored has its reason in `failure`, and NaN for rewards.
+
         Args:
             groups: Groups with answers.
             labels: By clip id; each group's clip must be among them.
 
         Raises:
-            ScoringError: naming the reward that failed and the rollout that it failed at.
-            TimeoutError: if a batch takes longer than `reward.timeout_s`, naming where it hangs.
+            ScoringError: once more than `reward.max_failures` groups of the run could not be
+                scored, naming the reward that failed last and the rollout that it failed at; a
+                `ScoringTimeoutError` if that took longer than `reward.timeout_s`.
         """
-        assert not self._submitted, "collect what was submitted before calling score"
+        assert not self._groups, "collect what was submitted before calling score"
         size = -(-len(groups) // (len(self.workers) * _BATCHES_PER_WORKER))
         for first in range(0, len(groups), max(size, 1)):
             self._submit(groups[first : first + size], labels)
@@ -182,20 +229,18 @@ class RewardPool:
         """Wait for all that was submitted; groups come in the order of their submission.
 
         Raises:
-            ScoringError: as `score` does; the pool is of no use afterwards.
-            TimeoutError: likewise.
+            ScoringError: as `score` does.
         """
         try:
             self._extend_deadlines()  # what was submitted early has waited for its turn
             while self._running:
                 self._wait_one()
             return [
-                replace(group, rewards=scored.rewards, reward_parts=scored.parts)
-                for ref, groups in self._submitted
-                for group, scored in zip(groups, self._results[ref], strict=True)
+                self._with_result(group, self._results[place])
+                for place, group in enumerate(self._groups)
             ]
         finally:
-            self._running, self._submitted, self._results = {}, [], {}
+            self._running, self._groups, self._tasks, self._results = {}, [], [], {}
 
     def shutdown(self) -> None:
         """End the workers; the pool cannot be used afterwards."""
@@ -205,79 +250,163 @@ class RewardPool:
             ray.kill(worker)
         self.workers = []
 
+    # --- sending and receiving
+
     def _submit(self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]) -> None:
-        tasks = [make_task(group, labels, self.recipe) for group in groups]
+        first = len(self._groups)
+        self._tasks += [make_task(group, labels, self.recipe) for group in groups]
+        self._groups += groups
         load = [0] * len(self.workers)
-        for number, _ in self._running.values():
-            load[number] += 1
-        number = int(np.argmin(load))
-        ref = self.workers[number].score.remote(tasks)
-        self._running[ref] = (number, time.monotonic() + self._timeout_s)
-        self._submitted.append((ref, list(groups)))
+        for batch in self._running.values():
+            load[batch.worker] += 1
+        self._send(tuple(range(first, len(self._groups))), int(np.argmin(load)))
+
+    def _send(self, places: tuple[int, ...], worker: int) -> None:
+        ref = self.workers[worker].score.remote([self._tasks[place] for place in places])
+        self._running[ref] = _Batch(worker, time.monotonic() + self._timeout_s, places)
 
     def _wait_one(self) -> None:
         import ray
 
-        deadline = min(deadline for _, deadline in self._running.values())
+        deadline = min(batch.deadline for batch in self._running.values())
         left = max(deadline - time.monotonic(), 0.0)
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=left)
         if not done:
-            raise TimeoutError(self._explain_timeout())
-        number, _ = self._running.pop(done[0])
+            self._end_hanging_worker()
+            return
+        worker = self._running[done[0]].worker
+        if self._receive(done[0]):
+            self._extend_deadlines(worker)
+        else:
+            self._replace_dead_worker(worker)
+
+    def _receive(self, ref: Any) -> bool:
+        """Take the results of a finished call; False if its worker died before it finished."""
+        import ray
+
         try:
-            self._results[done[0]] = ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, ScoringError):
-                raise ScoringError(f"reward worker {number}: {cause}") from error
-            raise
-        except ray.exceptions.ActorDiedError as error:
-            lost = next(groups for ref, groups in self._submitted if ref == done[0])
-            raise ScoringError(
-                f"reward worker {number} died while it scored the rollouts of "
-                f"{', '.join(group.prompt.prompt_id for group in lost[:3])}"
-                f"{' and more' if len(lost) > 3 else ''}"
-            ) from error
-        self._extend_deadlines(number)
+            results = ray.get(ref)
+        except ray.exceptions.ActorDiedError:
+            return False
+        batch = self._running.pop(ref)
+        for place, result in zip(batch.places, results, strict=True):
+            self._results[place] = result
+            if isinstance(result, FailedTask):
+                self._count_failure(result, f"reward worker {batch.worker}: {result.message}")
+        return True
 
     def _extend_deadlines(self, worker: int | None = None) -> None:
         until = time.monotonic() + self._timeout_s
-        for ref, (number, _) in self._running.items():
-            if worker is None or number == worker:
-                self._running[ref] = (number, until)
+        for ref, batch in self._running.items():
+            if worker is None or batch.worker == worker:
+                self._running[ref] = replace(batch, deadline=until)
 
-    def _explain_timeout(self) -> str:
-        first = min(deadline for _, deadline in self._running.values())
-        late = sorted({number for number, deadline in self._running.values() if deadline <= first})
-        return (
-            f"waited {self._timeout_s:g} s (reward.timeout_s) for the scores of a batch: "
-            + "; ".join(f"reward worker {i} is at {self._ask_status(i)}" for i in late)
-        )
+    def _with_result(self, group: RolloutGroup, result: ScoredTask | FailedTask) -> RolloutGroup:
+        if isinstance(result, ScoredTask):
+            return replace(group, rewards=result.rewards, reward_parts=result.parts)
+        unknown = np.full(len(group.rollouts), np.nan, np.float32)
+        parts = dict.fromkeys(self._part_names, unknown)
+        return replace(group, rewards=unknown, reward_parts=parts, failure=result.reason)
 
-    def _ask_status(self, number: int) -> str:
+    # --- failures
+
+    def _count_failure(self, failed: FailedTask, message: str) -> None:
+        """Count a group that is dropped.
+
+        Raises:
+            ScoringError: if the budget of the run is used up.
+        """
+        self.failures[failed.reason] += 1
+        total, limit = self.failures.total(), self.recipe.reward.max_failures
+        if total <= limit:
+            _log.warning("group %d of %d that may be dropped: %s", total, limit, message)
+            return
+        if limit:
+            reasons = ", ".join(f"{name} {number}" for name, number in self.failures.items())
+            message = (
+                f"{total} groups could not be scored, more than reward.max_failures={limit} "
+                f"({reasons}); the last: {message}"
+            )
+        is_late = failed.reason == "reward_timeout"
+        raise (ScoringTimeoutError if is_late else ScoringError)(message)
+
+    def _end_hanging_worker(self) -> None:
+        """End the worker whose call is overdue; drop the group that it hangs at."""
         import ray
 
-        ref = self.workers[number].status.remote()
+        batch = min(self._running.values(), key=lambda batch: batch.deadline)
+        rollout_id, status = self._ask_status(batch.worker)
+        message = (
+            f"waited {self._timeout_s:g} s (reward.timeout_s) for the scores of a batch: "
+            f"reward worker {batch.worker} is at {status}"
+        )
+        ray.kill(self.workers[batch.worker])
+        guilty = [p for p in batch.places if rollout_id in self._tasks[p].rollout_ids]
+        self._go_on_without(batch.worker, guilty[:1], FailedTask("reward_timeout", message))
+
+    def _replace_dead_worker(self, worker: int) -> None:
+        """What it finished counts; the oldest call that it did not is the one that ended it."""
+        import ray
+
+        mine = [ref for ref, batch in self._running.items() if batch.worker == worker]
+        for ref in ray.wait(mine, num_returns=len(mine), timeout=0)[0]:
+            self._receive(ref)
+        oldest = next(batch for batch in self._running.values() if batch.worker == worker)
+        names = [self._groups[place].prompt.prompt_id for place in oldest.places]
+        message = (
+            f"reward worker {worker} died while it scored the rollouts of {', '.join(names[:3])}"
+            f"{' and more' if len(names) > 3 else ''}"
+        )
+        self._go_on_without(worker, [], FailedTask("reward_worker_died", message))
+
+    def _go_on_without(self, worker: int, guilty: Sequence[int], failed: FailedTask) -> None:
+        """Start a worker in place of one that was lost, and give it what that one held.
+
+        A group that is known to be guilty is dropped. Where it is not known which of its oldest
+        call it is, they go one to a call, so that the next failure tells.
+        """
+        lost = [(ref, batch) for ref, batch in self._running.items() if batch.worker == worker]
+        for ref, _ in lost:
+            del self._running[ref]
+        suspects, *others = [batch.places for _, batch in lost]
+        is_last = self.recipe.reward.max_failures == 0  # it stops the run, guilty or not
+        if not guilty and (is_last or len(suspects) == 1):
+            guilty = suspects[:1]
+        for place in guilty:
+            self._results[place] = failed
+            self._count_failure(failed, failed.message)
+        if not guilty:
+            _log.warning("%s: they are scored one by one", failed.message)
+        self.workers[worker] = self._start_worker()
+        self._wait_ready([worker])
+        for places in [*((place,) for place in suspects if place not in guilty), *others]:
+            self._send(places, worker)
+
+    def _ask_status(self, number: int) -> tuple[str, str]:
+        """The rollout that a worker scores and where in the code it is; "" if it does not say."""
+        import ray
+
+        ref = self.workers[number].status.options(concurrency_group=_STATUS_GROUP).remote()
         done, _ = ray.wait([ref], timeout=_STATUS_TIMEOUT_S)
         if not done:
-            return "something that holds up even its second thread"
+            return "", "something that holds up even its second thread"
         try:
-            return str(ray.get(ref))
+            return ray.get(ref) or ("", "nothing: it is idle")
         except ray.exceptions.ActorDiedError:
-            return "its end: it died"
+            return "", "its end: it died"
 
-    def _wait_ready(self) -> None:
+    def _wait_ready(self, numbers: Iterable[int]) -> None:
         import ray
 
-        refs = [worker.ready.remote() for worker in self.workers]
-        _, waiting = ray.wait(refs, num_returns=len(refs), timeout=_START_TIMEOUT_S)
+        refs = {number: self.workers[number].ready.remote() for number in numbers}
+        _, waiting = ray.wait(list(refs.values()), num_returns=len(refs), timeout=_START_TIMEOUT_S)
         if waiting:
             raise TimeoutError(
                 f"waited {_START_TIMEOUT_S:g} s for {len(refs)} reward workers to start, "
                 f"{len(waiting)} did not: are there {self.recipe.reward.num_cpus:g} CPUs "
                 "(reward.num_cpus) left for each?"
             )
-        for number, ref in enumerate(refs):
+        for number, ref in refs.items():
             try:
                 ray.get(ref)
             except ray.exceptions.RayActorError as error:
@@ -291,7 +420,9 @@ def make_spec(recipe: Recipe) -> RewardSpec:
         ValueError: naming the reward, its value and what was expected.
     """
     cfg = recipe.reward
-    return RewardSpec.from_mapping(cfg.weights, combine=cfg.combine, dialect=recipe.data.dialect)
+    spec = RewardSpec.from_mapping(cfg.weights, combine=cfg.combine, dialect=recipe.data.dialect)
+    check_options(spec)
+    return spec
 
 
 def make_task(group: RolloutGroup, labels: Mapping[str, Labels], recipe: Recipe) -> ScoringTask:
@@ -321,10 +452,10 @@ def make_task(group: RolloutGroup, labels: Mapping[str, Labels], recipe: Recipe)
 
 
 def _actor_options(recipe: Recipe, spec: RewardSpec) -> dict[str, Any]:
-    # Two threads: one scores, the other says what is being scored when a deadline is missed.
+    # One thread scores; another says what is being scored when a deadline is missed.
     options: dict[str, Any] = {
         "num_cpus": recipe.reward.num_cpus,
-        "max_concurrency": 2,
+        "concurrency_groups": {_STATUS_GROUP: 1},
         "max_restarts": 0,
     }
     if any(":" in part.name for part in spec.parts):  # import a user's rewards as the driver does

@@ -33,7 +33,8 @@ class Prompt:
         question: Text asked about the clip.
         plan: The frames to show.
         stratum: Name of the count stratum that the sampler drew it for.
-        attempt: How often this place in the batch was refilled before.
+        attempt: How often this place was asked before: its group was dropped and refilled, or the
+            worker that it was with died.
     """
 
     prompt_id: str
@@ -61,7 +62,10 @@ class Rollout:
         rollout_log_probs: Log-probability of each token when it was sampled. float32 [R]
         text: The answer decoded, without special tokens.
         status: How it ended.
-        policy_version: Version of the weights that sampled it.
+        policy_version: Version of the weights that sampled its first token, or an older one that
+            was in use when the engine was given the prompt.
+        last_policy_version: Version that sampled its last token, where weights were replaced while
+            it was generated; else None.
     """
 
     rollout_id: str
@@ -70,6 +74,7 @@ class Rollout:
     text: str
     status: RolloutStatus
     policy_version: int
+    last_policy_version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class RolloutGroup:
         rewards: Reward of each answer. float32 [G]; empty until scored
         reward_parts: Each named part of the reward, float32 [G], NaN where it did not apply.
         advantages: Group-relative advantage of each answer. float32 [G]; empty until assigned
+        failure: Why it could not be scored, for example "reward_raised"; its rewards are NaN then.
     """
 
     prompt: Prompt
@@ -91,6 +97,7 @@ class RolloutGroup:
     rewards: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     reward_parts: dict[str, np.ndarray] = field(default_factory=dict)
     advantages: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    failure: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,15 @@ Option = str | int | float | bool
 
 
 class RewardError(ValueError):
-    """A reward that raised or broke its contract; the message names it and what it returned."""
+    """A reward that raised or broke its contract; the message names it and what it returned.
+
+    Attributes:
+        reason: "raised" or "bad_value".
+    """
+
+    def __init__(self, message: str, reason: str = "bad_value") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,9 @@ def group_rewards(scores: Sequence[Score], spec: RewardSpec) -> np.ndarray:
     "sum" gives the totals. "per_reward" gives sum_k w_k (r_k - mean_k) / (std_k + 1e-6) over the
     group (std with G - 1, as in verl), with weights that add up to 1; a part that is the same for
     all, or does not apply, adds 0. That value is centred and not bounded.
+
+    Raises:
+        RewardError: for "per_reward", if a part applies to some answers of the group only.
     """
     if spec.combine == "sum" or len(scores) < 2:
         return np.array([one.total for one in scores], np.float64)
@@ -192,7 +203,12 @@ def group_rewards(scores: Sequence[Score], spec: RewardSpec) -> np.ndarray:
         column = [one.parts[part.name] for one in scores]
         applicable = [value for value in column if value is not None]
         if len(applicable) < len(column):
-            assert not applicable, f"{part.name} applies to some rollouts of one group only"
+            if applicable:
+                raise RewardError(
+                    f"reward {part.name!r} returned None for {len(column) - len(applicable)} of "
+                    f"{len(column)} answers to one question: whether it applies may depend on the "
+                    "reference alone"
+                )
             continue
         values = np.array(applicable, np.float64)
         combined += part.weight * (values - values.mean()) / (values.std(ddof=1) + 1e-6)
@@ -224,7 +240,30 @@ def load_reward(name: str) -> Reward:
     return reward
 
 
-def check_reward(name: str, *, is_penalty: bool | None = None) -> RewardCheck:
+def check_options(spec: RewardSpec) -> None:
+    """Call those of our rewards that are given options once, so that a bad value shows at start-up.
+
+    A user's own rewards are left to `check_reward`: what they cost, or do, is not known.
+
+    Raises:
+        ValueError: naming the reward, its options and what is wrong with them.
+    """
+    for part, reward in zip(spec.parts, _resolve(spec), strict=True):
+        if not part.options or part.name not in REWARDS:
+            continue
+        try:
+            _call(part, reward, parse(_probe_texts()[0]), _probe_references()[0])
+        except RewardError as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in part.options)
+            raise ValueError(f"reward {part.name!r} with {given}: {error.__cause__}") from error
+
+
+def check_reward(
+    name: str,
+    *,
+    is_penalty: bool | None = None,
+    options: Mapping[str, Option] = MappingProxyType({}),
+) -> RewardCheck:
     """Contract test of a reward: call it with every kind of answer and reference.
 
     The answers are right, wrong, malformed, empty, truncated and very long; the references hold
@@ -235,13 +274,16 @@ def check_reward(name: str, *, is_penalty: bool | None = None) -> RewardCheck:
         name: A name of `REWARDS` or `package.module:function`.
         is_penalty: Whether its range is [-1, 0] instead of [0, 1]; None knows it for ours and
             takes a user's as a reward.
+        options: Keyword arguments to call it with.
 
     Raises:
-        ValueError: if it cannot be loaded.
+        ValueError: if it cannot be loaded, or does not take the options.
         RewardError: naming the reward, the answer and what it returned.
     """
     part = Part(name, 1.0, name in PENALTIES if is_penalty is None else is_penalty)
     reward = load_reward(name)
+    _check_signature(name, reward, options)
+    reward = partial(reward, **options)
     values: list[float | None] = []
     started = time.perf_counter()
     for text in _probe_texts():
@@ -388,7 +430,8 @@ def _call(
     except Exception as error:
         raise RewardError(
             f"reward {part.name!r} raised {type(error).__name__}: {error} "
-            f"(answer {response.text[:80]!r})"
+            f"(answer {response.text[:80]!r})",
+            reason="raised",
         ) from error
     if value is None:
         return None

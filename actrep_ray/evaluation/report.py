@@ -384,7 +384,10 @@ def _facts(recipe: Recipe, content: Mapping[str, Any]) -> dict[str, str]:
     return {
         "model": content.get("checkpoint", recipe.model.path),
         "data": recipe.data.path,
-        "rewards": ", ".join(f"{k} {v:g}" for k, v in recipe.reward.weights.items()),
+        "rewards": ", ".join(
+            f"{name} {part['weight'] if isinstance(part, dict) else part:g}"
+            for name, part in recipe.reward.weights.items()
+        ),
         "algorithm": f"{recipe.algorithm.advantage}, {recipe.algorithm.loss}, "
         f"{recipe.train.prompts_per_step} prompts x {recipe.train.group_size} answers a step",
         "seed": str(recipe.seed),

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import Recipe
-from actrep_ray.scoring import RewardPool, RewardWorker, ScoringError, make_spec, make_task
+from actrep_ray.scoring import (
+    FailedTask,
+    RewardPool,
+    RewardWorker,
+    ScoringError,
+    ScoringTimeoutError,
+    make_spec,
+    make_task,
+)
 from actrep_ray.types import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
 from data_prep.video import FramePlan
 from rewards.compose import score
@@ -46,6 +54,9 @@ def hangs(response, reference):
     while response.count == 9 and time.monotonic() < deadline:
         pass
     return 0.5
+
+def sometimes(response, reference):
+    return None if response.count == 9 else 0.5
 
 def exits(response, reference):
     if response.count == 9:
@@ -120,20 +131,58 @@ def test_a_clip_without_labels_is_an_error() -> None:
 
 
 FAILURES = [
-    ("raises", "raised KeyError: 'nine'"),
-    ("nan", "returned nan"),
-    ("several", r"returned \[0.5, 0.5\]"),
+    ("raises", "reward_raised", "raised KeyError: 'nine'"),
+    ("nan", "reward_bad_value", "returned nan"),
+    ("several", "reward_bad_value", "returned [0.5, 0.5]"),
 ]
 
 
-@pytest.mark.parametrize(("function", "message"), FAILURES)
+@pytest.mark.parametrize(("function", "reason", "message"), FAILURES)
 @pytest.mark.usefixtures("user_rewards")
-def test_a_failing_reward_names_itself_and_the_rollout(function: str, message: str) -> None:
-    groups = [make_group("p", "marked", RIGHT, WRONG)]
-    with pytest.raises(
-        ScoringError, match=f"rollout p-1: reward 'user_rewards:{function}' {message}"
-    ):
-        score_in_process(make_recipe(weights=user_weights(function)), groups)
+def test_a_failing_reward_names_itself_and_the_rollout(
+    function: str, reason: str, message: str
+) -> None:
+    groups = [make_group("p", "marked", RIGHT, WRONG), make_group("q", "marked", RIGHT)]
+    failed, scored = score_in_process(make_recipe(weights=user_weights(function)), groups)
+    assert isinstance(failed, FailedTask)
+    assert failed.reason == reason
+    assert f"rollout p-1: reward 'user_rewards:{function}' {message}" in failed.message
+    assert scored.rewards.tolist() == [0.75]  # obo 1 and ours 0.5
+
+
+@pytest.mark.usefixtures("user_rewards")
+def test_a_reward_that_applies_to_some_answers_of_a_group_only_fails() -> None:
+    weights = {"obo": 1.0, "user_rewards:sometimes": 1.0}
+    recipe = make_recipe(weights=weights, combine="per_reward")
+    (failed,) = score_in_process(recipe, [make_group("p", "marked", RIGHT, WRONG)])
+    assert failed.reason == "reward_bad_value"
+    assert "'user_rewards:sometimes' returned None for 1 of 2 answers" in failed.message
+
+
+def test_options_reach_the_reward() -> None:
+    late = tuple((round(a + 0.2, 1), round(b + 0.2, 1)) for a, b in CYCLES)
+    text = render(Response("A person squats.", "down and up", late, "evenly spaced", 2, 2))
+    groups = [make_group("p", "marked", text)]
+    for tolerance, expected in ((0.2, 0.0), (0.35, 1.0)):  # 0.2 s are 0.29 and 0.25 of a cycle
+        part = {"weight": 1, "tolerance": tolerance}
+        (scored,) = score_in_process(make_recipe(weights={"cycles": part}), groups)
+        assert scored.parts["cycles"].tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"weight": 1, "tolerance": 3.0}, r"'cycles' with tolerance=3.0: .*share of the cycle"),
+        ({"weight": 1, "tolerance": "much"}, "'cycles' with tolerance='much'"),
+        ({"weight": 1, "tolerence": 0.3}, "cannot be called as reward.*tolerence=0.3"),
+        ({"weight": 1, "penalty": True}, "cycles: penalty=True, expected False"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_worker_starts(
+    part: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_spec(make_recipe(weights={"cycles": part}))
 
 
 def test_unknown_rewards_are_refused_before_a_worker_starts() -> None:
@@ -206,3 +255,47 @@ def test_a_worker_that_dies_is_named_with_what_it_scored() -> None:
     message = "reward worker 0 died while it scored the rollouts of p"
     with started(recipe) as pool, pytest.raises(ScoringError, match=message):
         pool.score(groups, LABELS)
+
+
+@pytest.mark.usefixtures("ray_session", "user_rewards")
+def test_failures_within_the_budget_drop_their_groups_and_nothing_else() -> None:
+    weights = user_weights("raises") | {"user_rewards:nan": 1.0}
+    bad = {2, 7}
+    groups = [make_group(f"p{i}", "marked", RIGHT, WRONG if i in bad else RIGHT) for i in range(9)]
+    with started(make_recipe(weights=weights, num_workers=2, max_failures=3)) as pool:
+        scored = pool.score(groups, LABELS)
+        assert {i for i, group in enumerate(scored) if group.failure} == bad
+        for i, group in enumerate(scored):
+            expected = [np.nan] * 2 if i in bad else [2 / 3] * 2  # obo 1, the two others 0.5
+            np.testing.assert_allclose(group.rewards, expected, rtol=1e-6)
+            assert set(group.reward_parts) == set(weights)
+        assert pool.failures == {"reward_raised": 2}
+        pool.score([groups[2], groups[3]], LABELS)
+        message = (
+            r"4 groups could not be scored, more than reward.max_failures=3 \(reward_raised 4\); "
+            "the last: reward worker 0: rollout p7-1: reward 'user_rewards:raises' raised"
+        )
+        with pytest.raises(ScoringError, match=message):
+            pool.score([groups[7]], LABELS)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "error"),
+    [
+        ("hangs", "reward_timeout", ScoringTimeoutError),
+        ("exits", "reward_worker_died", ScoringError),
+    ],
+)
+@pytest.mark.usefixtures("ray_session", "user_rewards")
+def test_a_lost_worker_is_replaced_and_the_rest_of_its_groups_scored(
+    function: str, reason: str, error: type[Exception]
+) -> None:
+    groups = [make_group(f"p{i}", "marked", RIGHT, WRONG if i == 4 else RIGHT) for i in range(9)]
+    recipe = make_recipe(weights=user_weights(function), timeout_s=1.5, max_failures=1)
+    with started(recipe) as pool:
+        scored = pool.score(groups, LABELS)
+        assert [group.failure for group in scored] == [reason if i == 4 else "" for i in range(9)]
+        assert all(g.rewards.tolist() == [0.75, 0.75] for g in scored if not g.failure)
+        assert pool.failures == {reason: 1}
+        with pytest.raises(error, match=r"2 groups could not be scored, more than .*=1"):
+            pool.score([groups[4]], LABELS)

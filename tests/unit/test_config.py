@@ -60,6 +60,12 @@ def test_any_learning_rate_survives_the_command_line(value: float) -> None:
         ("video: {min_frames: 9, max_frames: 8}", "video.min_frames must not exceed max_frames"),
         ("sampling: {bins: [5, 5]}", r"sampling.bins=\[5, 5\]: expected rising integers"),
         ("reward: {weights: {obo: 0}}", "reward.weights: expected one weight above 0"),
+        ("reward: {weights: {obo: -1}}", "reward.weights.obo: weight=-1.*expected a number >= 0"),
+        ("reward: {weights: {obo: {weigth: 1}}}", "reward.weights.obo: weight=None"),
+        (
+            "reward: {weights: {obo: {weight: 1, evidence: [a]}}}",
+            r"reward.weights.obo.evidence=\['a'\]: expected a number, a string or a boolean",
+        ),
         ("rollout: {engine: sglang}", "rollout.engine='sglang'"),
         ("name: ../elsewhere", "name='../elsewhere'"),
         ("- a\n- b", "expected a mapping of settings, got list"),
@@ -97,6 +103,14 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
     assert load_recipe(recipe_file(tmp_path, "# nothing\n")) == Recipe()
+
+
+def test_a_reward_is_a_weight_or_a_weight_with_options(tmp_path: Path) -> None:
+    text = "reward: {weights: {obo: 5e-1, cycles: {weight: 1, tolerance: 3e-1}}}"
+    recipe = load_recipe(recipe_file(tmp_path, text))
+    assert recipe.reward.weights == {"obo": 0.5, "cycles": {"weight": 1, "tolerance": 0.3}}
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert override(recipe, ["seed=3"]).reward == recipe.reward
 
 
 def test_overrides_of_a_recipe_at_hand_are_checked_too() -> None:

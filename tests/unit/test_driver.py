@@ -63,9 +63,10 @@ def test_groups_without_a_gradient_are_dropped_by_reason() -> None:
         group_of(prompt("c"), ["x", "y"], [0.3, 0.3]),
         group_of(prompt("d"), ["x", "y"], [0.3, 0.4]),
     ]
-    trainable, dropped = split_trainable(groups)
+    not_scored = replace(group_of(prompt("e"), ["x"], [np.nan]), failure="reward_raised")
+    trainable, dropped = split_trainable([*groups, not_scored])
     assert [group.prompt.prompt_id for group in trainable] == ["d"]
-    assert dropped == Counter(all_wrong=1, all_right=1, all_equal=1)
+    assert dropped == Counter(all_wrong=1, all_right=1, all_equal=1, reward_raised=1)
 
 
 def test_metrics_of_a_step_by_hand() -> None:
