@@ -2,13 +2,14 @@
 
 Files of a saved state::
 
-    learner.safetensors   exp_avg/NAME and exp_avg_sq/NAME, whole; weight/NAME if the model folder
-                          beside it holds them in lower precision
-    learner.json          steps done, and what the file was written with
+    learner.safetensors   exp_avg/NAME and exp_avg_sq/NAME, whole; weight/NAME where the model
+                          folder beside it holds it in lower precision or merged with an adapter
+    learner.json          steps done, optimiser steps of each parameter
 """
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from actrep_ray.config import LearnerConfig
-from actrep_ray.learner.fsdp import full_tensor, split_like
+from actrep_ray.learner.strategy import Moments, Strategy
 from actrep_ray.models.qwen_vl import part_of
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
@@ -38,24 +37,46 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
 
 
 def make_optimizer(model: nn.Module, cfg: LearnerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; norms and biases (one dimension) do not decay."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """AdamW over the trainable parameters; norms and biases (one dimension) do not decay.
+
+    A group holds the parameters of one peak learning rate and one decay; `peak_lr` of a group is
+    what `set_learning_rates` scales.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = cfg.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((peak_lr(name, cfg), decay), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=cfg.lr, betas=cfg.betas, fused=True
+        [
+            {"params": found, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+            for (lr, decay), found in groups.items()
+        ],
+        betas=cfg.betas,
+        fused=True,
     )
 
 
-def learning_rate(step: int, cfg: LearnerConfig, total_steps: int) -> float:
-    """Learning rate of optimiser step `step` (from 0) of `total_steps`.
+def peak_lr(parameter_name: str, cfg: LearnerConfig) -> float:
+    """The peak learning rate of the part of the model that a parameter belongs to."""
+    own = {"vision_tower": cfg.lr_vision_tower, "merger": cfg.lr_merger}
+    lr = own.get(part_of(parameter_name))
+    return cfg.lr if lr is None else lr
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group `factor` of its peak learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def lr_factor(step: int, cfg: LearnerConfig, total_steps: int) -> float:
+    """Share of the peak learning rate in optimiser step `step` (from 0) of `total_steps`.
 
     A linear warm-up ends at the peak; what follows ends at `min_lr_ratio` of it.
     """
     if step < cfg.warmup_steps:
-        return cfg.lr * (step + 1) / cfg.warmup_steps
+        return (step + 1) / cfg.warmup_steps
     done = (step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps)
     done = min(1.0, done)
     share = {
@@ -63,39 +84,61 @@ def learning_rate(step: int, cfg: LearnerConfig, total_steps: int) -> float:
         "linear": 1.0 - done,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
     }[cfg.schedule]
-    return cfg.lr * (cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * share)
+    return cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * share
+
+
+def learning_rates(step: int, cfg: LearnerConfig, total_steps: int) -> dict[str, float]:
+    """`lr` of an optimiser step, and `lr_vision_tower`, `lr_merger` where they are set apart."""
+    factor = lr_factor(step, cfg, total_steps)
+    peaks = {"lr": cfg.lr, "lr_vision_tower": cfg.lr_vision_tower, "lr_merger": cfg.lr_merger}
+    return {name: peak * factor for name, peak in peaks.items() if peak is not None}
 
 
 def save_optimizer(
     folder: Path,
     model: nn.Module,
-    optimizer: torch.optim.AdamW,
+    strategy: Strategy,
     state: dict[str, Any],
     *,
     is_writer: bool,
-    with_weights: bool,
+    weights_of: Callable[[str], bool],
 ) -> None:
-    """Write moments, counters and, if asked, float32 weights. Every rank must take part."""
+    """Write moments, counters and some float32 weights, whole. Every rank must take part.
+
+    The files do not depend on the strategy or the number of ranks that wrote them.
+
+    Args:
+        folder: Where to.
+        model: Its names are those in the files.
+        strategy: Knows the whole of what this rank holds a share of.
+        state: JSON values to keep beside them.
+        is_writer: Whether this rank writes.
+        weights_of: Whether the weight of a name is saved too.
+    """
     tensors: dict[str, torch.Tensor] = {}
     counts: dict[str, float] = {}
     for name, parameter in model.named_parameters():
-        wanted: dict[str, torch.Tensor] = {"weight": parameter.detach()} if with_weights else {}
-        moments = optimizer.state.get(parameter, {})
-        if moments:
-            wanted |= {key: moments[key] for key in _MOMENTS}
-            counts[name] = float(moments["step"])
-        for key, tensor in wanted.items():
-            whole = full_tensor(tensor)
-            if is_writer:
-                tensors[f"{key}/{name}"] = whole.cpu().contiguous()
+        wanted: dict[str, torch.Tensor] = {}
+        if weights_of(name):
+            wanted["weight"] = strategy.whole_master(parameter)
+        moments = strategy.moments(parameter)
+        if moments is not None:
+            wanted |= {"exp_avg": moments.exp_avg, "exp_avg_sq": moments.exp_avg_sq}
+            counts[name] = moments.step
+        if is_writer:
+            # A copy: a view would keep all of its storage, and safetensors refuses shared ones.
+            tensors |= {f"{k}/{name}": v.to("cpu", copy=True) for k, v in wanted.items()}
     if is_writer:
         save_file(tensors, folder / "learner.safetensors")
-        text = json.dumps({**state, "moment_steps": counts, "has_weights": with_weights}, indent=2)
+        text = json.dumps({**state, "moment_steps": counts}, indent=2)
         (folder / "learner.json").write_text(text + "\n", encoding="utf-8")
 
 
-def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
-    """Read what `save_optimizer` wrote, on any number of ranks; returns its `state`.
+def load_optimizer(folder: Path, model: nn.Module, strategy: Strategy) -> dict[str, Any]:
+    """Read what `save_optimizer` wrote, with any strategy and number of ranks.
+
+    Returns:
+        Its `state`.
 
     Raises:
         ValueError: if the files are missing or belong to another model.
@@ -105,27 +148,19 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW)
             raise ValueError(f"{folder / file}: no such file, expected a saved learner state")
     state: dict[str, Any] = json.loads((folder / "learner.json").read_bytes())
     counts: dict[str, float] = state.pop("moment_steps")
-    has_weights = bool(state.pop("has_weights"))
     parameters = dict(model.named_parameters())
-    if unknown := sorted(set(counts) - set(parameters)):
-        raise ValueError(f"{folder}: holds {unknown[0]!r}, which the model does not have")
     with safe_open(folder / "learner.safetensors", framework="pt") as file:
+        _check_names(folder, set(file.keys()), parameters)
         for name, parameter in parameters.items():
-            if has_weights:
-                whole = file.get_tensor(f"weight/{name}")
-                with torch.no_grad():
-                    parameter.copy_(split_like(whole, parameter))
+            if f"weight/{name}" in file.keys():  # noqa: SIM118 -- the file is no mapping
+                strategy.set_master(parameter, file.get_tensor(f"weight/{name}"))
             if name in counts:
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(counts[name], device=_step_device(parameter)),
-                    **{
-                        key: split_like(file.get_tensor(f"{key}/{name}"), parameter)
-                        for key in _MOMENTS
-                    },
-                }
+                moments = (file.get_tensor(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq"))
+                strategy.set_moments(parameter, Moments(counts[name], *moments))
     return state
 
 
-def _step_device(parameter: torch.Tensor) -> torch.device:
-    """Fused AdamW counts steps where the parameter lies."""
-    return parameter.device
+def _check_names(folder: Path, keys: set[str], parameters: dict[str, nn.Parameter]) -> None:
+    names = {key.partition("/")[2] for key in keys}
+    if unknown := sorted(names - set(parameters)):
+        raise ValueError(f"{folder}: holds {unknown[0]!r}, which the model does not have")

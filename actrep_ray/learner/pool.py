@@ -13,8 +13,10 @@ from typing import Any, Self
 import numpy as np
 import ray
 
+from actrep_ray.checkpoint import resolve_model
 from actrep_ray.cluster import with_device
 from actrep_ray.config import Recipe
+from actrep_ray.learner.plan import deepspeed_settings
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.types import LearnerRow
 from actrep_ray.weights import WeightBucket, pack_weights
@@ -35,7 +37,7 @@ class _Rank(LearnerWorker):
 
     def export_buckets(self) -> list[WeightBucket]:
         """The weights on rank 0, nothing on the others."""
-        return list(pack_weights(self.export_weights()))
+        return list(pack_weights(self.iter_weights()))
 
 
 class LearnerPool:
@@ -61,6 +63,7 @@ class LearnerPool:
             total_steps: Steps of the loop, for the learning rate.
 
         Raises:
+            ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
             LearnerWorkerError: if a rank dies at its start.
             TimeoutError: if they are not ready within `learner.timeout_s`.
         """
@@ -69,7 +72,13 @@ class LearnerPool:
         size = recipe.learner.num_workers
         actor = ray.remote(**options)(_Rank)
         path = str(Path(model_path).absolute())
-        pool = cls(recipe, [actor.remote(recipe, path, r, size, total_steps) for r in range(size)])
+        base = str(resolve_model(recipe.model.path)) if _needs_base(recipe) else path
+        if recipe.learner.strategy == "deepspeed":
+            deepspeed_settings(recipe)
+        pool = cls(
+            recipe,
+            [actor.remote(recipe, path, r, size, total_steps, base) for r in range(size)],
+        )
         try:
             [(address, port)] = pool._call([0], "rendezvous", what="rank 0 to start")
             pool._call_all("setup", address, port, what="the learner ranks to load the model")
@@ -154,6 +163,13 @@ class LearnerPool:
             _raise_if_failed(done[0], ranks[refs.index(done[0])], method)
         results: list[Any] = ray.get(refs)
         return results
+
+
+def _needs_base(recipe: Recipe) -> bool:
+    """Whether the weights that the run began with are needed for as long as it goes on."""
+    is_grpo = recipe.stage == "grpo"
+    has_reference = is_grpo and recipe.algorithm.kl_coef > 0
+    return bool(recipe.model.path) and (has_reference or recipe.model.lora.rank > 0)
 
 
 def _raise_if_failed(ref: Any, rank: int, method: str) -> None:

@@ -5,14 +5,15 @@ the SAME rows. Each rank takes its share of them by a rule that all of them know
 and mini-batches are those of the whole batch whatever the number of ranks.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -33,10 +34,14 @@ from actrep_ray.learner.packing import (
     packed_length,
     split_row,
 )
+from actrep_ray.learner.plan import optimizer_steps_per_step
 from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.prompts import PromptEncoder
+from actrep_ray.learner.strategy import make_strategy
+from actrep_ray.models import lora
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.types import LearnerRow
+from actrep_ray.weights import BUCKET_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +50,9 @@ TokenValues = dict[tuple[int, int], np.ndarray]
 
 LossFn = Callable[[PackedBatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
 """(batch, log_probs, entropy) to a share of the loss and sums over tokens."""
+
+ForwardFn = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""(batch, temperature=) to log-probabilities and entropies: of the policy or the reference."""
 
 
 class LearnerError(RuntimeError):
@@ -57,6 +65,7 @@ class _Share:
 
     rows: list[PackedRow]
     weight: float
+    is_last: bool = False
 
 
 class LearnerWorker:
@@ -68,16 +77,25 @@ class LearnerWorker:
         rank: Of this process.
         world_size: Number of ranks.
         total_steps: Steps of the loop that the learning rate schedule spans.
+        base_path: Checkpoint of the reference policy, and that which adapters belong to;
+            `model_path` if None.
     """
 
     def __init__(
-        self, recipe: Recipe, model_path: str, rank: int, world_size: int, total_steps: int
+        self,
+        recipe: Recipe,
+        model_path: str,
+        rank: int,
+        world_size: int,
+        total_steps: int,
+        base_path: str | None = None,
     ) -> None:
         self.recipe = recipe
         self.model_path = Path(model_path)
+        self.base_path = Path(base_path or model_path)
         self.rank = rank
         self.world_size = world_size
-        self.total_optimizer_steps = total_steps * _optimizer_steps_per_step(recipe)
+        self.total_optimizer_steps = total_steps * optimizer_steps_per_step(recipe)
         self.num_optimizer_steps = 0
         self.device = _device(recipe.device)
         self.dtype: torch.dtype = getattr(torch, recipe.model.dtype)
@@ -88,7 +106,8 @@ class LearnerWorker:
             torch.set_num_threads(self.recipe.learner.num_threads)
         torch.manual_seed(self.recipe.seed)
         dist.init_process_group(
-            "nccl" if self.device.type == "cuda" else "gloo",
+            # gloo beside NCCL, for what is offloaded to CPU memory
+            "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
             init_method=f"tcp://{master_addr}:{master_port}",
             rank=self.rank,
             world_size=self.world_size,
@@ -99,14 +118,12 @@ class LearnerWorker:
         video = self.recipe.video
         frames = FrameCache(video.cache_dir, int(video.cache_gib * 2**30))
         self.encoder = PromptEncoder(self.inputs, frames)
-        self.policy = self._load(self.model_path, self.recipe.model.freeze)
-        self.optimizer = optimizer.make_optimizer(self.policy.model, self.recipe.learner)
-        self.reference: Policy | None = None
+        self.policy = self._load_policy()
+        self.strategy = make_strategy(self.policy, self.mesh, self.recipe)
+        self.reference: ForwardFn | None = None
         if self.recipe.stage == "grpo":
             if self.recipe.algorithm.kl_coef > 0:
-                source = Path(self.recipe.model.path or self.model_path)
-                parts = ("vision_tower", "merger", "language_model")
-                self.reference = self._load(source, parts, is_frozen=True)
+                self.reference = self._base_forward if self._has_lora else self._load_reference()
             algorithms.preload()
 
     def shutdown(self) -> None:
@@ -130,7 +147,7 @@ class LearnerWorker:
         self._check(rows)
         sums = {"loss": 0.0, "entropy": 0.0}
         for share, batch in self._batches(rows, range(len(rows))):
-            log_probs, entropy = self.policy(batch, temperature=1.0)
+            log_probs, entropy = self.strategy.forward(batch, temperature=1.0)
             sums["loss"] -= float(log_probs.sum()) * share.weight
             sums["entropy"] += float(entropy.sum()) * share.weight
         num_tokens = self._counts(rows).num_tokens
@@ -161,7 +178,7 @@ class LearnerWorker:
         ref = self._score(rows, self.reference, temperature) if self.reference else None
         # A single optimiser step sees the old weights itself.
         is_single = len(minis) * cfg.num_updates_per_batch == 1
-        old = None if is_single else self._score(rows, self.policy, temperature)
+        old = None if is_single else self._score(rows, self.strategy.forward, temperature)
         gap = _Gap(rows, {i for m in minis for i in deal(rows, m, self.world_size)[self.rank]})
         if old is not None:
             gap.add(old)
@@ -190,12 +207,12 @@ class LearnerWorker:
         """
         if reference and self.reference is None:
             raise ValueError("there is no reference policy: algorithm.kl_coef is 0")
-        policy = self.reference if reference else self.policy
-        assert policy is not None
+        forward = self.reference if reference else self.strategy.forward
+        assert forward is not None
         self._check(rows)
         is_sft = self.recipe.stage == "sft"
         temperature = 1.0 if is_sft else self.recipe.rollout.temperature
-        values = self._score(rows, policy, temperature)
+        values = self._score(rows, forward, temperature)
         parts: list[Any] = [None] * self.world_size
         dist.all_gather_object(parts, values)
         everything = {key: value for part in parts for key, value in part.items()}
@@ -206,15 +223,31 @@ class LearnerWorker:
     # ---------------------------------------------------------------- weights
 
     def export_weights(self) -> list[tuple[str, torch.Tensor]]:
+        """All of `iter_weights` at once."""
+        return list(self.iter_weights())
+
+    def iter_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, torch.Tensor]]:
         """(name in the checkpoint's files, whole weight on the CPU in the model's dtype).
 
-        A tied output layer is left out. Rank 0 returns them, the others an empty list.
+        Gathered piece by piece, so that no more than `bucket_bytes` of them exist beside what the
+        caller keeps. A tied output layer is left out; adapters are merged. Rank 0 gets them, the
+        others nothing; every rank must go through to the end.
         """
-        return list(self._checkpoint_weights().items())
+        bucket: dict[str, torch.Tensor] = {}
+        size = 0
+        for name, weight in self._model_weights():
+            bucket[name], size = weight, size + weight.nbytes
+            if size >= bucket_bytes:
+                yield from revert_weight_conversion(self.policy.model, bucket).items()
+                bucket, size = {}, 0
+        yield from revert_weight_conversion(self.policy.model, bucket).items()
 
     def save_model(self, folder: str | Path) -> None:
-        """Write an ordinary Hugging Face folder: config, weights, tokenizer, processor."""
-        weights = self._model_weights()
+        """Write an ordinary Hugging Face folder: config, weights, tokenizer, processor.
+
+        Adapters are merged into the weights.
+        """
+        weights = dict(self._model_weights())
         if self.rank == 0:
             with complete_folder(Path(folder)) as target:
                 copy_processor_files(self.model_path, target)
@@ -222,21 +255,42 @@ class LearnerWorker:
         dist.barrier()
 
     def save_state(self, folder: str | Path) -> None:
-        """Write what training goes on from, beside the model folder."""
-        with complete_folder(Path(folder), is_writer=self.rank == 0) as target:
+        """Write what training goes on from, beside the model folder.
+
+        With LoRA also the adapter in peft's format, in `adapter/`.
+        """
+        is_writer = self.rank == 0
+        state: dict[str, Any] = {"num_optimizer_steps": self.num_optimizer_steps}
+        if self._has_lora:
+            state |= {"base_model": str(self.base_path), "base_fingerprint": self._base_fingerprint}
+        with complete_folder(Path(folder), is_writer=is_writer) as target:
             optimizer.save_optimizer(
                 target,
                 self.policy.model,
-                self.optimizer,
-                {"num_optimizer_steps": self.num_optimizer_steps},
-                is_writer=self.rank == 0,
-                with_weights=self.dtype != torch.float32,
+                self.strategy,
+                state,
+                is_writer=is_writer,
+                weights_of=self._is_saved_exactly,
             )
+            if self._has_lora:
+                adapter = {
+                    name: self.strategy.whole_master(parameter).to("cpu", copy=True)
+                    for name, parameter in self.policy.model.named_parameters()
+                    if lora.is_adapter(name)
+                }
+                if is_writer:
+                    lora.save_adapter(target / "adapter", self.recipe.model.lora, adapter)
         dist.barrier()
 
     def load_state(self, folder: str | Path) -> None:
-        """Go on from a saved state; the weights are those of `model_path`."""
-        state = optimizer.load_optimizer(Path(folder), self.policy.model, self.optimizer)
+        """Go on from a saved state; the weights are those of `model_path`.
+
+        Raises:
+            ValueError: if it belongs to another model, or its adapter to another base.
+        """
+        if self._has_lora:
+            self._check_base(Path(folder))
+        state = optimizer.load_optimizer(Path(folder), self.policy.model, self.strategy)
         self.num_optimizer_steps = int(state["num_optimizer_steps"])
 
     # ---------------------------------------------------------------- one optimiser step
@@ -326,22 +380,16 @@ class LearnerWorker:
         sums, bad = self._accumulate(
             rows, chosen, loss_of, temperature=temperature, with_entropy_grad=with_entropy_grad
         )
-        parameters = [p for p in self.policy.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = fsdp.full_tensor(torch.nn.utils.get_total_norm(gradients))
-        self._check_finite(bad, float(norm), [rows[i].row_id for i in chosen])
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.learner.max_grad_norm, norm)
-        lr = optimizer.learning_rate(
-            self.num_optimizer_steps, self.recipe.learner, self.total_optimizer_steps
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._check_losses(bad)
+        cfg, step = self.recipe.learner, self.num_optimizer_steps
+        norm = self.strategy.step(optimizer.lr_factor(step, cfg, self.total_optimizer_steps))
+        if not np.isfinite(norm):
+            self._stop("gradient norm", [rows[i].row_id for i in chosen])
         self.num_optimizer_steps += 1
         num_tokens = self._counts([rows[i] for i in chosen]).num_tokens
         means = {key: value / num_tokens for key, value in self._sum(sums).items()}
-        return {**means, "grad_norm": float(norm), "lr": lr}
+        rates = optimizer.learning_rates(step, cfg, self.total_optimizer_steps)
+        return {**means, "grad_norm": norm, **rates}
 
     def _accumulate(
         self,
@@ -359,31 +407,32 @@ class LearnerWorker:
         """
         sums: dict[str, float] = {}
         bad: list[str] = []
+        self._set_dropout(is_on=True)
         for share, batch in self._batches(rows, chosen):
-            log_probs, entropy = self.policy(
+            log_probs, entropy = self.strategy.forward(
                 batch, temperature=temperature, with_entropy_grad=with_entropy_grad
             )
             loss, parts = loss_of(batch, log_probs, entropy)
-            (loss * share.weight).backward()
+            self.strategy.backward(loss * share.weight, is_last=share.is_last)
             if not torch.isfinite(loss):
                 is_bad = (~log_probs.detach().isfinite()).any(dim=1).tolist()
                 found = {i for (i, _), b in zip(batch.answers, is_bad, strict=True) if b}
                 bad += [rows[i].row_id for i in found or {row.row for row in share.rows}]
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value * share.weight
+        self._set_dropout(is_on=False)
         return sums, bad
 
-    def _check_finite(self, bad: list[str], norm: float, row_ids: list[str]) -> None:
-        """Stop every rank before the optimiser step if a loss or the gradient is not finite."""
-        num_bad = self._sum({"bad": float(len(bad))})["bad"]
-        if num_bad == 0 and np.isfinite(norm):
+    def _check_losses(self, bad: list[str]) -> None:
+        """Stop every rank before the optimiser step if the loss of some rows is not finite."""
+        if not self._sum({"bad": float(len(bad))})["bad"]:
             return
-        self.optimizer.zero_grad(set_to_none=True)
-        if num_bad:
-            names: list[Any] = [None] * self.world_size
-            dist.all_gather_object(names, bad)
-            row_ids = sorted({name for part in names for name in part})
-        what = "loss" if num_bad else "gradient norm"
+        self.strategy.discard()
+        names: list[Any] = [None] * self.world_size
+        dist.all_gather_object(names, bad)
+        self._stop("loss", sorted({name for part in names for name in part}))
+
+    def _stop(self, what: str, row_ids: list[str]) -> NoReturn:
         raise LearnerError(
             f"optimiser step {self.num_optimizer_steps + 1}: the {what} is not finite; nothing was "
             f"changed. Rows: {', '.join(row_ids)}. Lower learner.lr or look at these clips"
@@ -415,7 +464,8 @@ class LearnerWorker:
         most = self._max(len(shares))
         # FSDP's ranks run forward and backward together: who has less repeats without weight.
         filler = shares[-1].rows if shares else self._pack(chosen[0], rows[chosen[0]])[:1]
-        return shares + [_Share(filler, 0.0)] * (most - len(shares))
+        shares += [_Share(filler, 0.0)] * (most - len(shares))
+        return [*shares[:-1], replace(shares[-1], is_last=True)]
 
     def _pack(self, i: int, row: LearnerRow) -> list[PackedRow]:
         return split_row(
@@ -458,13 +508,15 @@ class LearnerWorker:
         return [numbers[start : start + size] for start in range(0, len(rows), size)]
 
     @torch.no_grad()
-    def _score(self, rows: Sequence[LearnerRow], policy: Policy, temperature: float) -> TokenValues:
+    def _score(
+        self, rows: Sequence[LearnerRow], forward: ForwardFn, temperature: float
+    ) -> TokenValues:
         """Log-probabilities of this rank's answers under a policy."""
         values: TokenValues = {}
         # Mini by mini, so that this rank scores the very rows that it will train on.
         for mini in self._mini_batches(rows):
             for share, batch in self._batches(rows, mini):
-                log_probs, _ = policy(batch, temperature=temperature)
+                log_probs, _ = forward(batch, temperature=temperature)
                 if share.weight or any(key not in values for key in batch.answers):
                     values |= _by_answer(batch, log_probs)
         return values
@@ -475,35 +527,79 @@ class LearnerWorker:
 
     # ---------------------------------------------------------------- the rest
 
-    def _load(
-        self, path: Path, frozen_parts: tuple[str, ...], *, is_frozen: bool = False
-    ) -> Policy:
-        model: Any = load_model(path, dtype="float32")
-        if is_frozen:
-            model.requires_grad_(False)
+    @property
+    def _has_lora(self) -> bool:
+        return self.recipe.model.lora.rank > 0
+
+    def _load_policy(self) -> Policy:
+        """What is trained, whole, with its parts frozen and its adapters at their start."""
+        model: Any = load_model(
+            self.base_path if self._has_lora else self.model_path, dtype="float32"
+        )
+        if self._has_lora:
+            torch.manual_seed(self.recipe.seed)  # adapters start alike on all ranks
+            lora.add_adapters(model, self.recipe.model.lora)
+            self._base_fingerprint = lora.base_fingerprint(model)
         else:
-            optimizer.freeze(model, frozen_parts)
-        if self.recipe.learner.gradient_checkpointing and not is_frozen:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train(self.recipe.learner.gradient_checkpointing and not is_frozen)
+            optimizer.freeze(model, self.recipe.model.freeze)
+        if self.recipe.learner.gradient_checkpointing:
+            self._enable_checkpointing(model)
+        model.train(self.recipe.learner.gradient_checkpointing)
+        lora.set_dropout(model, is_on=False)
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(self.dtype)
+        return Policy(model, self.inputs.visual_token_ids).to(self.device)
+
+    def _enable_checkpointing(self, model: Any) -> None:
+        # ZeRO-3 frees weights that a checkpoint without re-entering autograd would compare.
+        cfg = self.recipe.learner
+        is_reentrant = cfg.strategy == "deepspeed" and cfg.zero_stage == 3
+        model.gradient_checkpointing_enable({"use_reentrant": is_reentrant})
+        if is_reentrant:
+            model.enable_input_require_grads()
+
+    def _load_reference(self) -> ForwardFn:
+        """The frozen policy of the KL term, split by FSDP2 whatever the strategy."""
+        model: Any = load_model(self.base_path, dtype=self.recipe.model.dtype)
+        model.requires_grad_(False)
+        model.eval()
         policy = Policy(model, self.inputs.visual_token_ids).to(self.device)
-        fsdp.shard(policy, self.mesh, dtype=self.dtype)
+        fsdp.shard(policy, self.mesh, self.recipe)
         return policy
 
-    def _model_weights(self) -> dict[str, torch.Tensor]:
-        """Whole weights by their names in the Hugging Face model; empty except on rank 0."""
-        weights = {}
-        for name, weight in fsdp.full_weights(self.policy):
-            if self.rank == 0:
-                weights[name] = weight.to(self.dtype).contiguous()
-        return weights
+    def _base_forward(
+        self, batch: PackedBatch, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The policy without its adapters, which is the reference of LoRA."""
+        with lora.adapters_off(self.policy.model):
+            return self.strategy.forward(batch, **options)
 
-    def _checkpoint_weights(self) -> dict[str, torch.Tensor]:
-        weights = self._model_weights()
-        if self.rank != 0:
-            return {}
-        renamed: dict[str, torch.Tensor] = revert_weight_conversion(self.policy.model, weights)
-        return renamed
+    def _check_base(self, folder: Path) -> None:
+        """Refuse an adapter that was trained beside other weights than those that were loaded."""
+        path = folder / "learner.json"
+        state = json.loads(path.read_bytes()) if path.is_file() else {}
+        if state and state.get("base_fingerprint") != self._base_fingerprint:
+            raise ValueError(
+                f"{folder}: its adapter belongs to {state.get('base_model', 'no base')}, not to "
+                f"the weights of {self.base_path}: set model.path to the base it was trained on"
+            )
+
+    def _set_dropout(self, *, is_on: bool) -> None:
+        """Dropout of adapters, drawn from the seed and the optimiser step: a resumed run agrees."""
+        if self.recipe.model.lora.rank and self.recipe.model.lora.dropout:
+            lora.set_dropout(self.policy.model, is_on)
+            torch.manual_seed(hash((self.recipe.seed, self.num_optimizer_steps, self.rank)))
+
+    def _is_saved_exactly(self, name: str) -> bool:
+        """Whether a weight's float32 is kept in the state: the model folder has less of it."""
+        return lora.is_adapter(name) if self._has_lora else self.dtype != torch.float32
+
+    def _model_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole weights by their names in the Hugging Face model, adapters merged; on rank 0."""
+        for name, weight in lora.merged_weights(self.policy.model, self.strategy.whole):
+            if self.rank == 0:
+                yield name, weight.to("cpu", self.dtype, copy=True).contiguous()
 
     def _sum(self, values: dict[str, float]) -> dict[str, float]:
         """Sum over ranks; every rank has the same keys."""
@@ -591,11 +687,3 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def _optimizer_steps_per_step(recipe: Recipe) -> int:
-    if recipe.stage == "sft":
-        return 1
-    train = recipe.train
-    rollouts = train.prompts_per_step * train.group_size
-    return train.num_updates_per_batch * (rollouts // (train.mini_batch_size or rollouts))

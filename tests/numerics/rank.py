@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from actrep_ray.learner import fsdp
 from actrep_ray.learner.worker import LearnerWorker, _Gap
 
 
@@ -30,12 +29,8 @@ def gradients(worker: LearnerWorker, rows: list[Any], kind: str) -> dict[str, to
         }
         loss_of = worker._grpo_loss_of(rows, counts, shifted, shifted, _Gap(rows, set()))
         worker._accumulate(rows, range(len(rows)), loss_of, temperature=1.0, with_entropy_grad=True)
-    found = {
-        name: fsdp.full_tensor(p.grad).clone()
-        for name, p in worker.policy.model.named_parameters()
-        if p.grad is not None
-    }
-    worker.optimizer.zero_grad(set_to_none=True)
+    found = {name: gradient.clone() for name, gradient in worker.strategy.gradients()}
+    worker.strategy.discard()
     return found
 
 

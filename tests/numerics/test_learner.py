@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from actrep_ray.config import LearnerConfig, Recipe
-from actrep_ray.learner.optimizer import freeze, learning_rate, make_optimizer
+from actrep_ray.learner.optimizer import freeze, learning_rates, make_optimizer
 from actrep_ray.learner.worker import LearnerError, LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
 
@@ -280,14 +280,17 @@ def test_norms_and_biases_do_not_decay(tiny_model: TinyModel) -> None:
 
 def test_learning_rate_by_hand() -> None:
     cfg = LearnerConfig(lr=1.0, warmup_steps=2, schedule="cosine", min_lr_ratio=0.2)
-    rates = [learning_rate(step, cfg, 6) for step in range(7)]
+    rates = [learning_rates(step, cfg, 6)["lr"] for step in range(7)]
     # cosine from step 2 to 6: 1, 0.8536, 0.5, 0.1464, 0 of what lies above 0.2
     expected = [0.5, 1.0, 1.0, 0.882843, 0.6, 0.317157, 0.2]
     assert rates == pytest.approx(expected, abs=1e-6)
     linear = LearnerConfig(lr=1.0, schedule="linear")
-    assert [learning_rate(s, linear, 4) for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [learning_rates(s, linear, 4)["lr"] for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
     constant = LearnerConfig(lr=3.0, warmup_steps=3)
-    assert [learning_rate(s, constant, 4) for s in range(5)] == [1.0, 2.0, 3.0, 3.0, 3.0]
+    rates = [learning_rates(s, constant, 4)["lr"] for s in range(5)]
+    assert rates == pytest.approx([1.0, 2.0, 3.0, 3.0, 3.0])
+    apart = LearnerConfig(lr=4.0, lr_merger=2.0, lr_vision_tower=1.0, schedule="linear")
+    assert learning_rates(1, apart, 4) == {"lr": 3.0, "lr_merger": 1.5, "lr_vision_tower": 0.75}
 
 
 def test_lower_precision_and_checkpointing_train_too(

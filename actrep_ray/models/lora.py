@@ -1,0 +1,144 @@
+"""LoRA adapters through peft, injected into the model itself, which keeps its class and names.
+
+A layer `NAME` of the checkpoint becomes `NAME.base_layer` beside `NAME.lora_A.default` and
+`NAME.lora_B.default`. `merged_weights` gives the ordinary weights back, `adapter_weights` those of
+peft's own format.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import nn
+
+from actrep_ray.config import LoraConfig
+from actrep_ray.models.qwen_vl import part_of
+
+_ADAPTER = "default"
+_BASE = ".base_layer."
+
+Whole = Callable[[torch.Tensor], torch.Tensor]
+"""Gives the whole of a parameter that is split over ranks; every rank must call it."""
+
+
+def add_adapters(model: nn.Module, cfg: LoraConfig) -> None:
+    """Put adapters beside the linear layers that a recipe names, and freeze all other weights.
+
+    The adapters' output is zero at first (B is zero), so the model computes what it did.
+
+    Raises:
+        ValueError: if no layer has one of the names.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and name.rpartition(".")[2] in cfg.target_modules
+        and part_of(name) in cfg.parts
+    ]
+    if not names:
+        raise ValueError(
+            f"model.lora.target_modules={list(cfg.target_modules)}: no such linear layer in "
+            f"{', '.join(cfg.parts)}"
+        )
+    inject_adapter_in_model(_peft_config(cfg, names), model, _ADAPTER)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+
+
+def is_adapter(parameter_name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return ".lora_A." in parameter_name or ".lora_B." in parameter_name
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The base model for a while: adapters count nothing."""
+    layers = list(_layers(model).values())
+    for layer in layers:
+        layer.set_scale(_ADAPTER, 0.0)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_scale(_ADAPTER, 1.0)
+
+
+def set_dropout(model: nn.Module, is_on: bool) -> None:
+    """Drop inputs of adapters, or not; only the adapters' dropout is touched."""
+    for layer in _layers(model).values():
+        layer.lora_dropout.train(is_on)
+
+
+def merged_weights(model: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name without adapters, whole weight with its adapter added), one after another.
+
+    Weight + scale * B @ A, summed in float32. Without adapters: the weights as they are.
+    """
+    layers = _layers(model)
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            continue
+        weight = whole(parameter)
+        layer_name, is_adapted, last = name.partition(_BASE)
+        if is_adapted and last == "weight":
+            layer = layers[layer_name]
+            a, b = (whole(m[_ADAPTER].weight).float() for m in (layer.lora_A, layer.lora_B))
+            weight = (weight.float() + (b @ a) * layer.scaling[_ADAPTER]).to(weight.dtype)
+        yield name.replace(_BASE, "."), weight
+
+
+def save_adapter(folder: Path, cfg: LoraConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Write adapters as peft does: `adapter_model.safetensors` and `adapter_config.json`.
+
+    Args:
+        folder: Is made.
+        cfg: What the adapters were made by.
+        weights: Whole adapter weights by their names in the model.
+    """
+    folder.mkdir(exist_ok=True)
+    named = {
+        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": w for name, w in weights.items()
+    }
+    save_file({k: w.contiguous() for k, w in named.items()}, folder / "adapter_model.safetensors")
+    layers = {name.partition(".lora_")[0] for name in weights}
+    _peft_config(cfg, sorted(layers)).save_pretrained(str(folder))
+    # peft writes sets in any order; a file that is written twice should be the same twice.
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_bytes())
+    content["target_modules"] = sorted(content["target_modules"])
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def base_fingerprint(model: nn.Module) -> int:
+    """CRC-32 of the first row of each adapted layer: tells whether a base is the one of before.
+
+    Call it before the weights are split over ranks.
+    """
+    value = 0
+    for layer in _layers(model).values():
+        row = layer.get_base_layer().weight.detach()[0].float().cpu().contiguous()
+        value = zlib.crc32(row.numpy().data, value)
+    return value
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+
+
+def _peft_config(cfg: LoraConfig, names: list[str]) -> PeftConfig:
+    return PeftConfig(
+        r=cfg.rank,
+        lora_alpha=cfg.alpha,  # type: ignore[arg-type]  # peft only divides it by r
+        lora_dropout=cfg.dropout,
+        target_modules=names,
+        bias="none",
+    )
