@@ -112,6 +112,8 @@ class LearnerRow:
         responses: int32 [R_i] for each of the G answers.
         advantages: float32 [G]; ones in SFT.
         rollout_log_probs: float32 [R_i] for each answer; empty in SFT.
+        rewards: float32 [G], which a KL in the reward is taken off; empty in SFT.
+        is_truncated: bool [G], answers that were cut off at their token limit; empty in SFT.
     """
 
     row_id: str
@@ -121,3 +123,5 @@ class LearnerRow:
     responses: tuple[np.ndarray, ...]
     advantages: np.ndarray
     rollout_log_probs: tuple[np.ndarray, ...] = ()
+    rewards: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    is_truncated: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))

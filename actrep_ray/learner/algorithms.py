@@ -4,14 +4,15 @@ verl is imported on first use, because that takes 10-40 s; `preload` does it in 
 
 What this layer adds: groups are told apart by `prompt_id`, a group whose rewards are all equal
 gets exact zeros, and every sum is divided by counts of the whole mini-batch over all ranks, so
-that the gradient does not depend on how the work is split.
+that the gradient does not depend on how the work is split. Two losses, clip_cov and kl_cov, pick
+tokens by their covariance within a micro-batch, as verl's do, and are the exception.
 """
 
 import importlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -22,6 +23,8 @@ import torch
 from actrep_ray.config import AlgorithmConfig
 from actrep_ray.types import RolloutGroup
 
+_NO_DUAL_CLIP = 1e9  # above any ratio: verl bounds log-ratios by 20
+
 
 @dataclass(frozen=True)
 class BatchCounts:
@@ -31,11 +34,13 @@ class BatchCounts:
         num_tokens: Answer tokens of the mini-batch, over all ranks and micro-batches.
         num_answers: Answers of the mini-batch, likewise.
         num_ranks: Ranks, over which gradients are averaged; losses are multiplied by it.
+        max_answer_tokens: Most tokens that an answer may have: `rollout.max_response_tokens`.
     """
 
     num_tokens: int
     num_answers: int
     num_ranks: int
+    max_answer_tokens: int = 1
 
 
 def preload() -> threading.Thread:
@@ -45,34 +50,69 @@ def preload() -> threading.Thread:
     return thread
 
 
-def compute_advantages(groups: Sequence[RolloutGroup], cfg: AlgorithmConfig) -> list[RolloutGroup]:
+def compute_advantages(
+    groups: Sequence[RolloutGroup],
+    cfg: AlgorithmConfig,
+    part_weights: Mapping[str, float] | None = None,
+) -> list[RolloutGroup]:
     """The groups with `advantages` assigned, float32 [G] each.
 
+    Args:
+        groups: Scored, or with a `failure`: those keep their place, without advantages.
+        cfg: The estimator.
+        part_weights: Weight of each of `reward_parts`, which "gdpo" needs.
+
     Raises:
-        ValueError: if a group has one answer, is not scored, or shares its prompt_id with another.
+        ValueError: if a group has one answer, is not scored, or shares its prompt_id with another;
+            if "gdpo" does not know the weights.
     """
+    if any(group.failure for group in groups):
+        scored = [group for group in groups if not group.failure]
+        weighed = iter(compute_advantages(scored, cfg, part_weights))
+        return [group if group.failure else next(weighed) for group in groups]
     if not groups:
         return []
     _check_groups(groups)
-    rewards = np.concatenate([group.rewards for group in groups]).astype(np.float64)
-    ids = np.repeat([g.prompt.prompt_id for g in groups], [len(g.rollouts) for g in groups])
-    name, options = cfg.advantage, {}
+    if cfg.advantage == "gdpo":
+        found = _gdpo(groups, part_weights)
+    else:
+        lengths = [[len(rollout.token_ids) for rollout in group.rollouts] for group in groups]
+        found = estimate_advantages([group.rewards for group in groups], lengths, cfg)
+    return [replace(g, advantages=values) for g, values in zip(groups, found, strict=True)]
+
+
+def estimate_advantages(
+    rewards: Sequence[np.ndarray], lengths: Sequence[Sequence[int]], cfg: AlgorithmConfig
+) -> list[np.ndarray]:
+    """Advantages of the answers of each group by any estimator but "gdpo".
+
+    Args:
+        rewards: float [G] of each group.
+        lengths: Tokens of each answer: "opo" weighs its baseline with them, and
+            "reinforce_plus_plus_baseline" whitens over the tokens of all groups.
+        cfg: The estimator.
+
+    Returns:
+        float32 [G] of each group; exact zeros where all rewards are equal.
+    """
+    sizes = [len(group) for group in rewards]
+    flat = torch.from_numpy(np.concatenate(rewards).astype(np.float64))
+    num_tokens = torch.tensor([length for group in lengths for length in group])
+    mask = (torch.arange(int(num_tokens.max())) < num_tokens[:, None]).double()  # [N, T]
+    name: str = cfg.advantage
+    options: dict[str, Any] = {}
     if name == "dr_grpo":  # GRPO without the division by the standard deviation
         name, options = "grpo", {"norm_adv_by_std_in_grpo": False}
-    estimate = _verl().get_adv_estimator_fn(name)
-    scores = torch.from_numpy(rewards)[:, None]
-    advantages, _ = estimate(
-        token_level_rewards=scores.clone(),
-        response_mask=torch.ones_like(scores),
-        index=ids,
+    elif name == "grpo_passk":
+        options = {"config": {"norm_adv_by_std_in_grpo": True}}
+    values, _ = _verl().get_adv_estimator_fn(name)(
+        token_level_rewards=torch.nn.functional.pad(flat[:, None], (0, mask.shape[1] - 1)),
+        response_mask=mask,
+        index=np.repeat(np.arange(len(sizes)), sizes),
         **options,
     )
-    ends = np.cumsum([len(group.rollouts) for group in groups])[:-1]
-    pieces = np.split(advantages[:, 0].numpy(), ends)
-    return [
-        replace(group, advantages=_exact(piece, group.rewards))
-        for group, piece in zip(groups, pieces, strict=True)
-    ]
+    pieces = np.split(values[:, 0].numpy(), np.cumsum(sizes)[:-1])
+    return [_exact(piece, np.ptp(group) == 0) for piece, group in zip(pieces, rewards, strict=True)]
 
 
 def policy_loss(
@@ -82,6 +122,7 @@ def policy_loss(
     mask: torch.Tensor,
     cfg: AlgorithmConfig,
     counts: BatchCounts,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """A micro-batch's share of the mini-batch's policy loss.
 
@@ -92,23 +133,30 @@ def policy_loss(
         mask: bool [A, T], which tokens count.
         cfg: Loss, clip ranges and aggregation.
         counts: Of the mini-batch.
+        weights: Importance weights of tokens, float32 [A, T]; None: 1.
 
     Returns:
         The share, to be summed over micro-batches and averaged over ranks; and sums over tokens:
-        `clip_fraction` (ratio clipped), `approx_kl` (old minus new log-probability).
+        `clip_fraction` (tokens whose gradient is cut or, with clip_cov, that were picked; 0 for
+        losses that do not clip), `approx_kl` (old minus new log-probability; kl_cov: its size).
     """
-    weights = mask.to(log_probs.dtype)
+    response_mask = mask.to(log_probs.dtype)
+    num_tokens = float(response_mask.sum())
+    if num_tokens == 0:  # all of it is masked: means over nothing would be NaN
+        return (log_probs * 0.0).sum(), {"clip_fraction": 0.0, "approx_kl": 0.0}
     loss, metrics = _verl().get_policy_loss_fn(cfg.loss)(
         old_log_prob=old_log_probs,
         log_prob=log_probs,
         advantages=advantages[:, None].expand_as(log_probs),
-        response_mask=weights,
+        response_mask=response_mask,
         loss_agg_mode=cfg.aggregation,
         config=_actor_config(cfg, counts),
+        rollout_is_weights=weights,
     )
-    num_tokens = float(weights.sum())
+    if cfg.loss == "geo_mean":  # verl's is a mean over the answers at hand
+        loss = loss * (len(log_probs) * counts.num_ranks / counts.num_answers)
     return loss, {
-        "clip_fraction": float(metrics["actor/pg_clipfrac"]) * num_tokens,
+        "clip_fraction": float(metrics.get("actor/pg_clipfrac", 0.0)) * num_tokens,
         "approx_kl": float(metrics["actor/ppo_kl"]) * num_tokens,
     }
 
@@ -121,6 +169,18 @@ def kl_to_reference(
     return kl
 
 
+def next_kl_coef(kl_coef: float, kl: float, num_answers: int, cfg: AlgorithmConfig) -> float:
+    """The weight of the KL after a step whose KL per token was `kl`; see `kl_target`.
+
+    verl's controller (arXiv 1909.08593): it grows while the KL is above the target.
+    """
+    if cfg.kl_target is None:
+        return kl_coef
+    controller = _verl().AdaptiveKLController(kl_coef, cfg.kl_target, cfg.kl_horizon)
+    controller.update(kl, num_answers)
+    return float(controller.value)
+
+
 def aggregate(
     values: torch.Tensor, mask: torch.Tensor, cfg: AlgorithmConfig, counts: BatchCounts
 ) -> torch.Tensor:
@@ -129,7 +189,7 @@ def aggregate(
         loss_mat=values,
         loss_mask=mask.to(values.dtype),
         loss_agg_mode=cfg.aggregation,
-        **_global_counts(counts),
+        **_global_counts(cfg, counts),
     )
     return share
 
@@ -142,26 +202,79 @@ def _verl() -> Any:
 
 
 def _actor_config(cfg: AlgorithmConfig, counts: BatchCounts) -> Any:
-    config = importlib.import_module("verl.workers.config").ActorConfig(
+    configs = importlib.import_module("verl.workers.config")
+    config = configs.ActorConfig(
         strategy="fsdp2",
         rollout_n=1,
         use_dynamic_bsz=True,
         clip_ratio=cfg.clip_high,
         clip_ratio_low=cfg.clip_low,
         clip_ratio_high=cfg.clip_high,
-        clip_ratio_c=cfg.dual_clip,
+        clip_ratio_c=cfg.dual_clip or _NO_DUAL_CLIP,
         loss_agg_mode=cfg.aggregation,
+        tau_pos=cfg.sapo_tau[0],
+        tau_neg=cfg.sapo_tau[1],
+        policy_loss=configs.PolicyLossConfig(
+            loss_mode=cfg.loss,
+            clip_cov_ratio=cfg.cov_fraction,
+            clip_cov_lb=cfg.clip_cov_range[0],
+            clip_cov_ub=cfg.clip_cov_range[1],
+            kl_cov_ratio=cfg.cov_fraction,
+            ppo_kl_coef=cfg.kl_cov_coef,
+        ),
     )
-    config.global_batch_info.update(_global_counts(counts))
+    config.global_batch_info.update(_global_counts(cfg, counts))
     return config
 
 
-def _global_counts(counts: BatchCounts) -> dict[str, int]:
+def _global_counts(cfg: AlgorithmConfig, counts: BatchCounts) -> dict[str, int]:
     return {
         "dp_size": counts.num_ranks,
         "batch_num_tokens": counts.num_tokens,
         "global_batch_size": counts.num_answers,
+        "loss_scale_factor": cfg.loss_scale_tokens or counts.max_answer_tokens,
     }
+
+
+def _gdpo(
+    groups: Sequence[RolloutGroup], part_weights: Mapping[str, float] | None
+) -> list[np.ndarray]:
+    """GDPO (arXiv 2601.05242): each part normalised in its group, summed, whitened over answers.
+
+    A part that is the same for a whole group, or applies to none of it, adds 0.
+    """
+    if part_weights is None or set(groups[0].reward_parts) - set(part_weights):
+        raise ValueError(
+            f"algorithm.advantage=gdpo: no weights of the rewards {list(groups[0].reward_parts)}"
+        )
+    names = [name for name in groups[0].reward_parts if part_weights[name] > 0]
+    parts = {
+        name: np.concatenate([_varying(group.reward_parts[name]) for group in groups])
+        for name in names
+    }
+    sizes = [len(group.rollouts) for group in groups]
+    ones = torch.ones(sum(sizes), 1)
+    values, _ = _verl().get_adv_estimator_fn("gdpo")(
+        token_level_rewards=ones,
+        response_mask=ones,
+        index=np.repeat(np.arange(len(sizes)), sizes),
+        config={
+            "gdpo_reward_keys": names,
+            "gdpo_reward_weights": [part_weights[name] for name in names],
+        },
+        non_tensor_batch=parts,
+        batch={"prompts": ones[:, :0], "attention_mask": ones},
+    )
+    pieces = np.split(values[:, 0].numpy(), np.cumsum(sizes)[:-1])
+    is_flat = [
+        not any(_varying(group.reward_parts[name]).any() for name in names) for group in groups
+    ]
+    return [_exact(piece, flat) for piece, flat in zip(pieces, is_flat, strict=True)]
+
+
+def _varying(values: np.ndarray) -> np.ndarray:
+    """Zeros in place of values that are all equal or not there."""
+    return values if np.ptp(values) > 0 else np.zeros_like(values)
 
 
 def _check_groups(groups: Sequence[RolloutGroup]) -> None:
@@ -182,8 +295,8 @@ def _check_groups(groups: Sequence[RolloutGroup]) -> None:
             raise ValueError(f"{where} has rewards {group.rewards.tolist()}, expected finite ones")
 
 
-def _exact(advantages: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+def _exact(advantages: np.ndarray, is_flat: bool) -> np.ndarray:
     """Zeros where all rewards are equal: rounding over the small divisor would give noise."""
-    if rewards.max() == rewards.min():
-        return np.zeros(len(rewards), np.float32)
+    if is_flat:
+        return np.zeros(len(advantages), np.float32)
     return advantages.astype(np.float32)

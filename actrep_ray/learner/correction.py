@@ -1,0 +1,151 @@
+"""Which tokens of an update count, and how much: truncated answers and the engine's difference.
+
+An engine computes slightly other log-probabilities than the learner (kernels, precision) or had
+older weights. `algorithm.rollout_correction` weighs or leaves out tokens by the ratio of the two,
+through verl's `rollout_corr_helper`:
+
+    token_truncate      weight min(ratio, c) of each token           (TIS)
+    sequence_truncate   weight min(ratio of the whole answer, c)
+    token_reject        tokens whose ratio is outside of 1/c to c are left out
+    sequence_reject     answers whose ratio is
+
+What is left out is in no sum and in no denominator.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from actrep_ray.config import AlgorithmConfig
+from actrep_ray.learner.packing import PackedBatch
+from actrep_ray.types import LearnerRow
+
+AnswerKey = tuple[int, int]
+"""(number of the row, number of the answer)"""
+
+_REPORTED = {
+    "kl": "engine_kl",
+    "k3_kl": "engine_kl_k3",
+    "chi2_token": "engine_chi2",
+    "rollout_is_mean": "correction_weight_mean",
+    "rollout_is_max": "correction_weight_max",
+    "rollout_is_eff_sample_size": "correction_sample_size",
+    "rollout_rs_masked_fraction": "rejected_tokens",
+}
+"""verl's names of what is reported, and ours."""
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """How a rank's answers count in the loss; one that is not listed counts in full.
+
+    Attributes:
+        masks: bool [R_i], which tokens count.
+        weights: float32 [R_i], importance weights.
+        metrics: Means over this rank's tokens; `*_max` is a maximum.
+        num_kept: Tokens that count of each answer that does not count in full, on all ranks.
+    """
+
+    masks: Mapping[AnswerKey, np.ndarray] = field(default_factory=dict)
+    weights: Mapping[AnswerKey, np.ndarray] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    num_kept: Mapping[AnswerKey, int] = field(default_factory=dict)
+
+    def mask(self, batch: PackedBatch) -> torch.Tensor:
+        """Which of a batch's targets count: bool [A, T]."""
+        if not self.masks:
+            return batch.target_mask
+        full = [np.ones(int(n)) for n in batch.target_mask.sum(dim=1)]
+        values = [self.masks.get(key, one) for key, one in zip(batch.answers, full, strict=True)]
+        return batch.padded(values).bool()
+
+    def weight(self, batch: PackedBatch) -> torch.Tensor | None:
+        """The importance weights of a batch's targets, float32 [A, T]; None: 1."""
+        if not self.weights:
+            return None
+        full = [np.ones(int(n)) for n in batch.target_mask.sum(dim=1)]
+        return batch.padded(
+            [self.weights.get(key, one) for key, one in zip(batch.answers, full, strict=True)]
+        )
+
+
+def token_weights(
+    rows: Sequence[LearnerRow],
+    own: set[int],
+    old: Mapping[AnswerKey, np.ndarray] | None,
+    cfg: AlgorithmConfig,
+) -> TokenWeights:
+    """Masks and importance weights of a rank's answers.
+
+    Args:
+        rows: Of the whole batch.
+        own: Numbers of the rows that this rank trains on.
+        old: The learner's log-probabilities of their tokens; needed where a correction is on.
+        cfg: What is masked and corrected.
+
+    Raises:
+        ValueError: if a correction is asked for and a row lacks the engine's log-probabilities.
+    """
+    masks = {
+        (i, a): np.zeros(len(rows[i].responses[a]), bool)
+        for i in (own if cfg.mask_truncated else ())
+        for a in np.flatnonzero(rows[i].is_truncated).tolist()
+    }
+    if cfg.rollout_correction == "off" or not own:
+        return TokenWeights(masks)
+    assert old is not None, "a correction compares the old log-probabilities with the engine's"
+    keys = [(i, a) for i in sorted(own) for a in range(len(rows[i].responses))]
+    keys = [key for key in keys if key not in masks]
+    if not keys:
+        return TokenWeights(masks)
+    for i in own:
+        if not rows[i].rollout_log_probs:
+            raise ValueError(
+                f"{rows[i].row_id}: no log-probabilities of the engine, which "
+                f"algorithm.rollout_correction={cfg.rollout_correction} compares with"
+            )
+    return _corrected(keys, masks, [rows[i].rollout_log_probs[a] for i, a in keys], old, cfg)
+
+
+def _corrected(
+    keys: Sequence[AnswerKey],
+    masks: dict[AnswerKey, np.ndarray],
+    engine: Sequence[np.ndarray],
+    old: Mapping[AnswerKey, np.ndarray],
+    cfg: AlgorithmConfig,
+) -> TokenWeights:
+    level, what = cfg.rollout_correction.split("_")
+    threshold = cfg.rollout_correction_threshold
+    options: dict[str, Any] = {"rollout_is": level, "rollout_is_threshold": threshold}
+    if what == "reject":
+        kind = "token_k1" if level == "token" else "seq_sum_k1"
+        options = {"rollout_rs": kind, "rollout_rs_threshold": f"{1 / threshold}_{threshold}"}
+    lengths = [len(old[key]) for key in keys]
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    helper = importlib.import_module("verl.trainer.ppo.rollout_corr_helper")
+    found, kept, metrics = helper.compute_rollout_correction_and_rejection_mask(
+        old_log_prob=_padded([old[key] for key in keys]),
+        rollout_log_prob=_padded(engine),
+        response_mask=mask.float(),
+        **options,
+    )
+    reported = {
+        name: float(metrics[f"rollout_corr/{theirs}"])
+        for theirs, name in _REPORTED.items()
+        if f"rollout_corr/{theirs}" in metrics
+    }
+    if what == "reject":
+        new = {key: kept[k, : lengths[k]].bool().numpy() for k, key in enumerate(keys)}
+        return TokenWeights(masks | new, {}, reported)
+    table = found.batch["rollout_is_weights"].numpy()
+    weights = {key: table[k, : lengths[k]] for k, key in enumerate(keys)}
+    return TokenWeights(masks, weights, reported)
+
+
+def _padded(values: Sequence[np.ndarray]) -> torch.Tensor:
+    tensors = [torch.from_numpy(np.asarray(value, dtype=np.float32)) for value in values]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
