@@ -173,6 +173,15 @@ class RolloutConfig(_Section):
     temperature: Positive = Field(1.0, description="Temperature of sampling in training.")
     top_p: Annotated[Float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus of sampling.")
     enforce_eager: bool = Field(False, description="Do not capture CUDA graphs.")
+    max_in_flight: Count | None = Field(
+        None, description="Answers handed to one engine at a time; twice max_num_seqs by default."
+    )
+    max_workers: Count | None = Field(
+        None, description="An asynchronous run starts engines up to this many where there is room."
+    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="Engines that died and are replaced in a run, before it stops."
+    )
     timeout_s: Positive = Field(1800.0, description="Longest wait for one batch of groups.")
 
 
@@ -473,6 +482,11 @@ class TrainConfig(_Section):
     )
     num_updates_per_batch: Count = Field(
         1, description="Passes over a step's batch; above 1 the ratio leaves 1 and clipping acts."
+    )
+    max_staleness: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Steps that a rollout may lag behind the learner while both go on at the same "
+        "time (asynchronous driver; 0: the numbers of the synchronous one); null: synchronous.",
     )
     max_refill_factor: Annotated[Float, Field(ge=0)] = Field(
         0.0,
