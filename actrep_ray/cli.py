@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import actrep_ray
+from actrep_ray.cli_prepare import add_converters
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
@@ -220,8 +221,10 @@ def _count(args: argparse.Namespace) -> None:
     _print(f"\n{prediction.text}")
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> int:
     from rewards.compose import check_reward
+
+    found = None
 
     if args.recipe is None and not args.reward:
         raise UsageError("give a recipe, a --reward, or both")
@@ -233,6 +236,9 @@ def _check(args: argparse.Namespace) -> None:
             recipe = _recipe(args)
             parts = make_spec(recipe).parts
             _print_settings(recipe)
+            from actrep_ray.check import check_recipe
+
+            found = check_recipe(recipe, args.recipe, args.gpus)
             checks += [
                 check_reward(part.name, is_penalty=part.is_penalty, options=dict(part.options))
                 for part in parts
@@ -247,6 +253,10 @@ def _check(args: argparse.Namespace) -> None:
             f"({check.num_skipped} not applicable), values {seen}, "
             f"{check.seconds_per_call * 1e6:.0f} µs each"
         )
+    if found is None:
+        return 0
+    _print("\n" + "\n".join(found.lines))
+    return 0 if found.fits else 1
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -397,6 +407,8 @@ def _add_data_commands(commands: Any) -> None:
     tiny.add_argument("--untied", action="store_true", help="an output layer of its own (random)")
     tiny.add_argument("--out", type=Path, help="folder (default: data/tiny-FAMILY)")
 
+    add_converters(kinds, _command)
+
     validate = _command(
         commands,
         "validate",
@@ -488,10 +500,17 @@ def _add_other_commands(commands: Any) -> None:
         commands,
         "check",
         _check,
-        "show a recipe's settings beside the defaults, or test a reward",
-        "actrep check recipes/tiny_grpo.yaml --reward my_package.rewards:smooth_count",
+        "show a recipe's settings beside the defaults and what it needs, or test a reward",
+        "actrep check recipes/qwen3_vl_4b_grpo.yaml --gpus 8x80GB\n"
+        "  actrep check recipes/tiny_grpo.yaml --reward my_package.rewards:smooth_count",
     )
     check.add_argument("recipe", type=Path, metavar="RECIPE", nargs="?")
+    check.add_argument(
+        "--gpus",
+        metavar="NxSIZE",
+        help="hardware to plan for, as 8x80GB or 2x8x80GB (nodes x GPUs x size); default: the "
+        "cluster of RAY_ADDRESS, or the first line of the recipe",
+    )
     check.add_argument("--reward", action="append", default=[], metavar="NAME")
     _add_set(check)
 

@@ -216,9 +216,12 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     num_lines = 0
-    with partial.open("w", encoding="utf-8") as out:
-        for line in lines:
-            out.write(line + "\n")
-            num_lines += 1
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            for line in lines:
+                out.write(line + "\n")
+                num_lines += 1
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return num_lines

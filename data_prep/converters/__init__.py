@@ -1,0 +1,47 @@
+"""Converters of public repetition sets: each reads a set as it is distributed.
+
+    from data_prep.converters import convert, repcount
+
+    source = repcount([Path("annotation/train.csv")])
+    summary = convert(source, videos="video", out="data/repcount")
+
+`convert` writes the canonical JSONL of `data_prep.schema`; a set's own file knows its columns.
+"""
+
+from data_prep.converters.actrep import actrep
+from data_prep.converters.common import (
+    FLAGS,
+    REASONS,
+    Annotation,
+    MissingVideosError,
+    Source,
+    Summary,
+    convert,
+)
+from data_prep.converters.countix import countix
+from data_prep.converters.ovr import ovr
+from data_prep.converters.quva import quva
+from data_prep.converters.repcount import repcount
+from data_prep.converters.rows import Record, RowError
+from data_prep.converters.table import TableFormat, table
+from data_prep.converters.ucfrep import ucfrep
+
+__all__ = [
+    "FLAGS",
+    "REASONS",
+    "Annotation",
+    "MissingVideosError",
+    "Record",
+    "RowError",
+    "Source",
+    "Summary",
+    "TableFormat",
+    "actrep",
+    "convert",
+    "countix",
+    "ovr",
+    "quva",
+    "repcount",
+    "table",
+    "ucfrep",
+]
