@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from actrep_ray.config import Recipe
+from actrep_ray.config import Recipe, check_attention
 
 T = TypeVar("T")
 
@@ -109,8 +109,14 @@ def _handler(
 
 
 def with_device(recipe: Recipe) -> Recipe:
-    """The recipe with its device settled: "auto" is "cuda" where the cluster has a GPU."""
+    """The recipe with its device settled: "auto" is "cuda" where the cluster has a GPU.
+
+    Raises:
+        ConfigError: if the learner's attention cannot run there.
+    """
     if recipe.device != "auto":
         return recipe
     device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
-    return recipe.model_copy(update={"device": device})
+    settled = recipe.model_copy(update={"device": device})
+    check_attention(settled)
+    return settled

@@ -5,6 +5,7 @@ Neither ray nor torch is imported, so that a recipe is checked in a moment, befo
 """
 
 import difflib
+import importlib.util
 import json
 import math
 from collections.abc import Sequence
@@ -630,10 +631,16 @@ def check_attention(recipe: Recipe) -> None:
         reason = "model.dtype=float32: its kernels compute in bfloat16"
     elif choice != "sdpa" and recipe.device == "cpu":
         reason = "device=cpu: its kernels need a GPU"
+    elif choice == "flash_attention_2" and recipe.device == "cuda" and not _has_flash_attn():
+        reason = "this environment, which lacks flash-attn: install it (extra `flash`)"
     if reason:
         raise ConfigError(
             f"learner.attention={choice} cannot serve {reason}, or set learner.attention=sdpa"
         )
+
+
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:

@@ -174,7 +174,7 @@ class GrpoDriver:
             while step < end:
                 step += 1
                 groups, labels, metrics = self.collect(step, logger)
-                groups = compute_advantages(groups, cfg.algorithm)
+                groups = compute_advantages(groups, cfg.algorithm, cfg.reward.part_weights)
                 trainable, dropped = split_trainable(groups, cfg.train.pass_rate_window)
                 with logger.timer("learn"):
                     metrics |= self.update(trainable, step)
@@ -351,6 +351,8 @@ def row_of(group: RolloutGroup) -> LearnerRow:
         responses=tuple(rollout.token_ids for rollout in group.rollouts),
         advantages=group.advantages,
         rollout_log_probs=tuple(rollout.rollout_log_probs for rollout in group.rollouts),
+        rewards=group.rewards,
+        is_truncated=np.array([r.status is RolloutStatus.TRUNCATED for r in group.rollouts]),
     )
 
 

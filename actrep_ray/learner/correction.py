@@ -13,19 +13,23 @@ What is left out is in no sum and in no denominator.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from actrep_ray.config import AlgorithmConfig
+from actrep_ray.learner.algorithms import estimate_advantages, kl_to_reference
 from actrep_ray.learner.packing import PackedBatch
 from actrep_ray.types import LearnerRow
 
 AnswerKey = tuple[int, int]
 """(number of the row, number of the answer)"""
+
+Gather = Callable[[Any], list[Any]]
+"""A value of this rank to the values of all ranks."""
 
 _REPORTED = {
     "kl": "engine_kl",
@@ -78,30 +82,88 @@ def token_weights(
     own: set[int],
     old: Mapping[AnswerKey, np.ndarray] | None,
     cfg: AlgorithmConfig,
+    gather: Gather,
 ) -> TokenWeights:
-    """Masks and importance weights of a rank's answers.
+    """Masks and importance weights of a rank's answers. Every rank must take part.
 
     Args:
         rows: Of the whole batch.
         own: Numbers of the rows that this rank trains on.
         old: The learner's log-probabilities of their tokens; needed where a correction is on.
         cfg: What is masked and corrected.
+        gather: Gives a value of every rank to every rank.
 
     Raises:
         ValueError: if a correction is asked for and a row lacks the engine's log-probabilities.
     """
+    if cfg.rollout_correction == "off" and not cfg.mask_truncated:
+        return TokenWeights()
+    found = _own_weights(rows, own, old, cfg)
+    kept = {key: int(mask.sum()) for key, mask in found.masks.items()}
+    num_own = sum(len(response) for i in own for response in rows[i].responses)
+    parts = gather((kept, dict(found.metrics), num_own))
+    metrics: dict[str, float] = {}
+    for key in sorted({key for _, part, _ in parts for key in part}):
+        values = [part[key] for _, part, _ in parts if key in part]
+        sizes = [size for _, part, size in parts if key in part]
+        is_max = key.endswith("_max")
+        metrics[key] = max(values) if is_max else float(np.average(values, weights=sizes))
+    num_kept = {key: number for part, _, _ in parts for key, number in part.items()}
+    metrics["masked_answers"] = float(sum(number == 0 for number in num_kept.values()))
+    return replace(found, metrics=metrics, num_kept=num_kept)
+
+
+def take_kl_off_rewards(
+    rows: Sequence[LearnerRow],
+    own: set[int],
+    old: Mapping[AnswerKey, np.ndarray],
+    ref: Mapping[AnswerKey, np.ndarray],
+    kl_coef: float,
+    cfg: AlgorithmConfig,
+    gather: Gather,
+) -> list[LearnerRow]:
+    """Rows with the advantages of `reward - kl_coef * KL of the answer`. Every rank takes part.
+
+    Raises:
+        ValueError: if a row lacks its rewards.
+    """
+    found = {}
+    for key in old:
+        if key[0] in own:
+            now, reference = torch.from_numpy(old[key]), torch.from_numpy(ref[key])
+            found[key] = float(kl_to_reference(now, reference, cfg).sum())
+    kl = {key: value for part in gather(found) for key, value in part.items()}
+    rewards, lengths = [], []
+    for i, row in enumerate(rows):
+        if len(row.rewards) != len(row.responses):
+            raise ValueError(
+                f"{row.row_id}: {len(row.responses)} answers and {len(row.rewards)} rewards, which "
+                "algorithm.kl_in=reward takes the KL off"
+            )
+        rewards.append(
+            row.rewards - kl_coef * np.array([kl[i, a] for a in range(len(row.rewards))])
+        )
+        lengths.append([len(response) for response in row.responses])
+    advantages = estimate_advantages(rewards, lengths, cfg)
+    return [replace(row, advantages=a) for row, a in zip(rows, advantages, strict=True)]
+
+
+def _own_weights(
+    rows: Sequence[LearnerRow],
+    own: set[int],
+    old: Mapping[AnswerKey, np.ndarray] | None,
+    cfg: AlgorithmConfig,
+) -> TokenWeights:
     masks = {
         (i, a): np.zeros(len(rows[i].responses[a]), bool)
         for i in (own if cfg.mask_truncated else ())
         for a in np.flatnonzero(rows[i].is_truncated).tolist()
     }
-    if cfg.rollout_correction == "off" or not own:
-        return TokenWeights(masks)
-    assert old is not None, "a correction compares the old log-probabilities with the engine's"
     keys = [(i, a) for i in sorted(own) for a in range(len(rows[i].responses))]
     keys = [key for key in keys if key not in masks]
-    if not keys:
+    if cfg.rollout_correction == "off" or not keys:
         return TokenWeights(masks)
+    assert old is not None, "a correction compares the old log-probabilities with the engine's"
     for i in own:
         if not rows[i].rollout_log_probs:
             raise ValueError(

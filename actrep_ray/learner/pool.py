@@ -67,7 +67,8 @@ class LearnerPool:
             LearnerWorkerError: if a rank dies at its start.
             TimeoutError: if they are not ready within `learner.timeout_s`.
         """
-        recipe = with_device(recipe)
+        runs_dir = str(Path(recipe.runs_dir).absolute())  # a rank may have another folder
+        recipe = with_device(recipe).model_copy(update={"runs_dir": runs_dir})
         options = _actor_options(recipe)
         size = recipe.learner.num_workers
         actor = ray.remote(**options)(_Rank)

@@ -25,6 +25,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.frame_cache import FrameCache
 from actrep_ray.learner import algorithms, fsdp, optimizer
 from actrep_ray.learner.algorithms import BatchCounts
+from actrep_ray.learner.correction import TokenWeights, take_kl_off_rewards, token_weights
 from actrep_ray.learner.folders import complete_folder, copy_processor_files
 from actrep_ray.learner.packing import (
     PackedBatch,
@@ -97,6 +98,7 @@ class LearnerWorker:
         self.world_size = world_size
         self.total_optimizer_steps = total_steps * optimizer_steps_per_step(recipe)
         self.num_optimizer_steps = 0
+        self.kl_coef = recipe.algorithm.kl_coef
         self.device = _device(recipe.device)
         self.dtype: torch.dtype = getattr(torch, recipe.model.dtype)
 
@@ -177,20 +179,31 @@ class LearnerWorker:
         temperature = self.recipe.rollout.temperature
         ref = self._score(rows, self.reference, temperature) if self.reference else None
         # A single optimiser step sees the old weights itself.
-        is_single = len(minis) * cfg.num_updates_per_batch == 1
+        is_single = len(minis) * cfg.num_updates_per_batch == 1 and not self._compares_old
         old = None if is_single else self._score(rows, self.strategy.forward, temperature)
-        gap = _Gap(rows, {i for m in minis for i in deal(rows, m, self.world_size)[self.rank]})
+        own = {i for m in minis for i in deal(rows, m, self.world_size)[self.rank]}
+        gap = _Gap(rows, own)
         if old is not None:
             gap.add(old)
+        algorithm = self.recipe.algorithm
+        if old is not None and ref is not None and algorithm.kl_in == "reward":
+            rows = take_kl_off_rewards(rows, own, old, ref, self.kl_coef, algorithm, self._gather)
+        weights = token_weights(rows, own, old, algorithm, self._gather)
         metrics: dict[str, float] = {}
         for _ in range(cfg.num_updates_per_batch):
-            passes = [self._train(rows, mini, old, ref, gap) for mini in minis]
-            tokens = [self._counts([rows[i] for i in mini]).num_tokens for mini in minis]
+            passes = [self._train(rows, mini, old, ref, gap, weights) for mini in minis]
+            tokens = [self._kept_counts(rows, mini, weights).num_tokens for mini in minis]
             metrics = {
                 key: float(np.average([m[key] for m in passes], weights=tokens))
                 for key in passes[0]
             }
-        metrics |= self._log_prob_gap(gap)
+        metrics |= self._log_prob_gap(gap) | dict(weights.metrics)
+        if ref is not None:
+            metrics["kl_coef"] = self.kl_coef
+            num_answers = sum(len(row.responses) for row in rows)
+            self.kl_coef = algorithms.next_kl_coef(
+                self.kl_coef, metrics["ref_kl"], num_answers, algorithm
+            )
         _log.info("step %d: %s", step, metrics)
         metrics["num_optimizer_steps"] = float(len(minis) * cfg.num_updates_per_batch)
         return self._finish(metrics, self._counts(rows).num_tokens, start)
@@ -260,7 +273,10 @@ class LearnerWorker:
         With LoRA also the adapter in peft's format, in `adapter/`.
         """
         is_writer = self.rank == 0
-        state: dict[str, Any] = {"num_optimizer_steps": self.num_optimizer_steps}
+        state: dict[str, Any] = {
+            "num_optimizer_steps": self.num_optimizer_steps,
+            "kl_coef": self.kl_coef,
+        }
         if self._has_lora:
             state |= {"base_model": str(self.base_path), "base_fingerprint": self._base_fingerprint}
         with complete_folder(Path(folder), is_writer=is_writer) as target:
@@ -292,6 +308,8 @@ class LearnerWorker:
             self._check_base(Path(folder))
         state = optimizer.load_optimizer(Path(folder), self.policy.model, self.strategy)
         self.num_optimizer_steps = int(state["num_optimizer_steps"])
+        if self.recipe.algorithm.kl_target is not None and "kl_coef" in state:
+            self.kl_coef = float(state["kl_coef"])
 
     # ---------------------------------------------------------------- one optimiser step
 
@@ -302,14 +320,17 @@ class LearnerWorker:
         old: TokenValues | None,
         ref: TokenValues | None,
         gap: "_Gap",
+        weights: TokenWeights,
     ) -> dict[str, float]:
         """One optimiser step on a mini-batch of groups."""
+        counts = self._kept_counts(rows, mini, weights)
         return self._optimizer_step(
             rows,
             mini,
-            self._grpo_loss_of(rows, self._counts([rows[i] for i in mini]), old, ref, gap),
+            self._grpo_loss_of(rows, counts, old, ref, gap, weights),
             temperature=self.recipe.rollout.temperature,
             with_entropy_grad=self.recipe.algorithm.entropy_coef > 0,
+            num_tokens=counts.num_tokens,
         )
 
     def _sft_loss_of(self, counts: BatchCounts) -> LossFn:
@@ -331,14 +352,16 @@ class LearnerWorker:
         old: TokenValues | None,
         ref: TokenValues | None,
         gap: "_Gap",
+        weights: TokenWeights | None = None,
     ) -> LossFn:
         """Policy loss, entropy bonus and KL of a mini-batch; `old` None: the weights are those."""
         cfg = self.recipe.algorithm
+        weights = weights or TokenWeights()
 
         def loss_of(
             batch: PackedBatch, log_probs: torch.Tensor, entropy: torch.Tensor
         ) -> tuple[torch.Tensor, dict[str, float]]:
-            mask = batch.target_mask
+            mask = weights.mask(batch)
             advantages = batch.targets.new_tensor(
                 [float(rows[i].advantages[a]) for i, a in batch.answers], dtype=torch.float32
             )
@@ -347,10 +370,12 @@ class LearnerWorker:
                 gap.add(_by_answer(batch, before))
             else:
                 before = batch.padded([old[key] for key in batch.answers])
-            loss, sums = algorithms.policy_loss(log_probs, before, advantages, mask, cfg, counts)
+            loss, sums = algorithms.policy_loss(
+                log_probs, before, advantages, mask, cfg, counts, weights.weight(batch)
+            )
             # The metrics are divided by all tokens later on; this loss has its divisor already.
             sums["loss"] = float(loss.detach()) * counts.num_tokens / counts.num_ranks
-            sums["entropy"] = float(entropy.detach().sum())
+            sums["entropy"] = float((entropy.detach() * mask).sum())
             if cfg.entropy_coef > 0:
                 bonus = algorithms.aggregate(entropy, mask, cfg, counts)
                 loss = loss - cfg.entropy_coef * bonus
@@ -358,7 +383,8 @@ class LearnerWorker:
                 ref_log_probs = batch.padded([ref[key] for key in batch.answers])
                 kl = algorithms.kl_to_reference(log_probs, ref_log_probs, cfg)
                 sums["ref_kl"] = float((kl.detach() * mask).sum())
-                loss = loss + cfg.kl_coef * algorithms.aggregate(kl, mask, cfg, counts)
+                if cfg.kl_in == "loss":
+                    loss = loss + self.kl_coef * algorithms.aggregate(kl, mask, cfg, counts)
             return loss, sums
 
         return loss_of
@@ -371,22 +397,24 @@ class LearnerWorker:
         *,
         temperature: float,
         with_entropy_grad: bool = False,
+        num_tokens: int | None = None,
     ) -> dict[str, float]:
         """Accumulate gradients, check them, clip, step.
 
         Returns:
-            The sums of `loss_of` divided by the tokens of all ranks, `grad_norm` and `lr`.
+            The sums of `loss_of` divided by the tokens of all ranks that count, `grad_norm`, `lr`.
         """
         sums, bad = self._accumulate(
             rows, chosen, loss_of, temperature=temperature, with_entropy_grad=with_entropy_grad
         )
-        self._check_losses(bad)
+        rollouts = [f"{rows[i].row_id}/{a}" for i in chosen for a in range(len(rows[i].responses))]
+        self._check_losses(bad, rollouts)
         cfg, step = self.recipe.learner, self.num_optimizer_steps
         norm = self.strategy.step(optimizer.lr_factor(step, cfg, self.total_optimizer_steps))
         if not np.isfinite(norm):
-            self._stop("gradient norm", [rows[i].row_id for i in chosen])
+            self._stop("gradient norm", rollouts, rollouts)
         self.num_optimizer_steps += 1
-        num_tokens = self._counts([rows[i] for i in chosen]).num_tokens
+        num_tokens = num_tokens or self._counts([rows[i] for i in chosen]).num_tokens
         means = {key: value / num_tokens for key, value in self._sum(sums).items()}
         rates = optimizer.learning_rates(step, cfg, self.total_optimizer_steps)
         return {**means, "grad_norm": norm, **rates}
@@ -403,7 +431,7 @@ class LearnerWorker:
         """Forward and backward of this rank's micro-batches; gradients end up in the parameters.
 
         Returns:
-            The sums of `loss_of` on this rank, and the ids of rows whose loss is not finite.
+            The sums of `loss_of` on this rank, and the ids of rollouts whose loss is not finite.
         """
         sums: dict[str, float] = {}
         bad: list[str] = []
@@ -416,26 +444,35 @@ class LearnerWorker:
             self.strategy.backward(loss * share.weight, is_last=share.is_last)
             if not torch.isfinite(loss):
                 is_bad = (~log_probs.detach().isfinite()).any(dim=1).tolist()
-                found = {i for (i, _), b in zip(batch.answers, is_bad, strict=True) if b}
-                bad += [rows[i].row_id for i in found or {row.row for row in share.rows}]
+                found = [key for key, b in zip(batch.answers, is_bad, strict=True) if b]
+                bad += [f"{rows[i].row_id}/{a}" for i, a in found or batch.answers]
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value * share.weight
         self._set_dropout(is_on=False)
         return sums, bad
 
-    def _check_losses(self, bad: list[str]) -> None:
-        """Stop every rank before the optimiser step if the loss of some rows is not finite."""
+    def _check_losses(self, bad: list[str], rollouts: list[str]) -> None:
+        """Stop every rank before the optimiser step if the loss of some rollouts is not finite."""
         if not self._sum({"bad": float(len(bad))})["bad"]:
             return
         self.strategy.discard()
-        names: list[Any] = [None] * self.world_size
-        dist.all_gather_object(names, bad)
-        self._stop("loss", sorted({name for part in names for name in part}))
+        names = sorted({name for part in self._gather(bad) for name in part})
+        self._stop("loss", names, rollouts)
 
-    def _stop(self, what: str, row_ids: list[str]) -> NoReturn:
+    def _stop(self, what: str, bad: list[str], rollouts: list[str]) -> NoReturn:
+        """End training; the ids of the mini-batch's rollouts are left in the run's folder."""
+        step = self.num_optimizer_steps + 1
+        path = (self.recipe.run_dir / f"not-finite-{step:06d}.json").absolute()
+        if self.rank == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"optimizer_step": step, "what": what, "bad": bad, "mini_batch": rollouts}
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        named = dict.fromkeys(rollout.rpartition("/")[0] for rollout in bad)
         raise LearnerError(
-            f"optimiser step {self.num_optimizer_steps + 1}: the {what} is not finite; nothing was "
-            f"changed. Rows: {', '.join(row_ids)}. Lower learner.lr or look at these clips"
+            f"optimiser step {step}: the {what} is not finite; nothing was changed. "
+            f"Rows: {', '.join(named)}. Rollouts: {', '.join(bad[:8])}"
+            f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}; all are in {path}. "
+            "Lower learner.lr or look at these clips"
         )
 
     # ---------------------------------------------------------------- batches
@@ -522,8 +559,37 @@ class LearnerWorker:
         return values
 
     def _counts(self, rows: Sequence[LearnerRow]) -> BatchCounts:
-        lengths = [len(response) for row in rows for response in row.responses]
-        return BatchCounts(sum(lengths), len(lengths), self.world_size)
+        return self._kept_counts(rows, range(len(rows)), TokenWeights())
+
+    def _kept_counts(
+        self, rows: Sequence[LearnerRow], chosen: Sequence[int], weights: TokenWeights
+    ) -> BatchCounts:
+        """What counts over all ranks; at least 1 each, so that nothing is divided by 0."""
+        lengths = [
+            weights.num_kept.get((i, a), len(response))
+            for i in chosen
+            for a, response in enumerate(rows[i].responses)
+        ]
+        return BatchCounts(
+            num_tokens=max(1, sum(lengths)),
+            num_answers=max(1, sum(length > 0 for length in lengths)),
+            num_ranks=self.world_size,
+            max_answer_tokens=self.recipe.rollout.max_response_tokens,
+        )
+
+    # ---------------------------------------------------------------- before the first step
+
+    @property
+    def _compares_old(self) -> bool:
+        """Whether the old log-probabilities are needed before the first forward pass."""
+        cfg = self.recipe.algorithm
+        return cfg.rollout_correction != "off" or (cfg.kl_in == "reward" and cfg.kl_coef > 0)
+
+    def _gather(self, value: Any) -> list[Any]:
+        """A value of every rank, on every rank."""
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, value)
+        return parts
 
     # ---------------------------------------------------------------- the rest
 

@@ -62,12 +62,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 @pytest.fixture(scope="session")
 def make_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
     """`make_recipe("learner.lr=1e-3", ...)`: float32 on the CPU, frames of 56x56 pixels."""
-    cache = tmp_path_factory.mktemp("frames")
+    cache, runs = tmp_path_factory.mktemp("frames"), tmp_path_factory.mktemp("runs")
     base = [
         "device=cpu",
         "model.dtype=float32",
         "video.max_pixels=4096",
         f"video.cache_dir={cache}",
+        f"runs_dir={runs}",
         "learner.timeout_s=120",
     ]
     return lambda *settings: load_recipe(None, [*base, *settings])
