@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import actrep_ray
+from actrep_ray.cli_cot import add_cot
 from actrep_ray.cli_prepare import add_converters
 
 if TYPE_CHECKING:
@@ -143,19 +144,6 @@ def _validate(args: argparse.Namespace) -> None:
             )
         check_videos(clips)
     _print(f"{args.data}: {_summary_of(args.data)}; every video can be opened")
-
-
-def _cot(args: argparse.Namespace) -> None:
-    from data_prep.cot import render_answer
-    from data_prep.schema import read_clips
-
-    with checking_input():
-        clips = read_clips(args.data, split=args.split)
-        texts = ((clip.id, render_answer(clip, dialect=args.dialect)) for clip in clips)
-        lines = [json.dumps({"id": name, "text": text}) for name, text in texts]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    _print(f"{args.out}: {len(lines)} reference answers")
 
 
 def _sft(args: argparse.Namespace) -> None:
@@ -419,18 +407,7 @@ def _add_data_commands(commands: Any) -> None:
     validate.add_argument("data", type=Path, metavar="FILE")
     validate.add_argument("--split", choices=_SPLITS)
 
-    cot = _command(
-        commands,
-        "cot",
-        _cot,
-        "write the reasoning that SFT teaches",
-        "actrep cot data/synthetic-easy/clips.jsonl --out cot.jsonl",
-    )
-    cot.add_argument("data", type=Path, metavar="FILE")
-    cot.add_argument("--teacher", choices=("annotations",), default="annotations")
-    cot.add_argument("--split", choices=_SPLITS)
-    cot.add_argument("--dialect", choices=("think", "thinking"), default="think")
-    cot.add_argument("--out", type=Path, required=True, metavar="FILE")
+    add_cot(commands, _command)
 
 
 def _add_training_commands(commands: Any) -> None:

@@ -108,6 +108,13 @@ class DataConfig(_Section):
         description="Text after the video; `{action}` is replaced by the clip's action.",
     )
     dialect: Literal["think", "thinking"] = Field("think", description="Tag of the reasoning.")
+    answers: str = Field(
+        "",
+        description="Answers that SFT teaches, of `actrep cot`; rendered from the marks if empty.",
+    )
+    wording_variety: Count = Field(
+        1, description="Phrasings of each section that rendered answers are drawn from, at most 5."
+    )
     max_train_clips: Count | None = Field(None, description="Use only the first clips of train.")
     check_videos: bool = Field(True, description="Open every video before anything starts.")
 

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the reference answers of clips, learned by the workers that GRPO uses.
 
-The target is rendered from a clip's cycles (`data_prep.cot`), so every one of them earns the full
+The target is rendered from a clip's cycles (`data_prep.cot`), or comes from the file of answers
+that a teacher wrote (`data.answers`; clips without one are left out). Every one earns the full
 reward; that is checked before anything starts. Loss is on the answer's tokens alone.
 
 The order of clips is a function of (seed, step): epochs are seeded permutations laid end to end,
@@ -8,6 +9,7 @@ and step s takes the clips s * B to (s + 1) * B of that line. A resumed run ther
 the clips that the killed one would have seen.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,14 +24,13 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.progress import step_progress
 from actrep_ray.run_dir import open_run
 from actrep_ray.types import LearnerRow
-from data_prep.cot import render_answer
+from data_prep.cot import read_answers, rejection, render_answer
 from data_prep.schema import Clip, DataError
-from rewards.compose import score
-from rewards.reference import Reference
 
 if TYPE_CHECKING:
     from actrep_ray.learner.pool import LearnerPool
 
+_log = logging.getLogger(__name__)
 _SHOWN = {"loss": "sft/loss", "validation": "sft/validation_loss", "tok/s": "sft/tokens_per_s"}
 
 
@@ -106,13 +107,18 @@ class SftData:
 
     @classmethod
     def load(cls, recipe: Recipe) -> "SftData":
-        """Read and check the clips of a recipe, and render and check their answers."""
+        """Read and check the clips of a recipe and their answers.
+
+        Raises:
+            DataError: naming the clip whose answer is not one to learn from, or the file of answers
+                that has none for a split.
+        """
         train = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
         validation = load_clips(recipe, "validation", limit=recipe.sft.num_validation_clips)
         inputs = QwenVLInputs(resolve_model(recipe.model.path))
         return cls(
-            [row_of(clip, recipe, inputs) for clip in train],
-            [row_of(clip, recipe, inputs) for clip in validation],
+            [row_of(clip, answer, recipe, inputs) for clip, answer in answered(train, recipe)],
+            [row_of(clip, answer, recipe, inputs) for clip, answer in answered(validation, recipe)],
             clips_per_step=recipe.sft.clips_per_step,
             seed=recipe.seed,
         )
@@ -131,21 +137,46 @@ class SftData:
         return np.random.default_rng((self._seed, epoch)).permutation(len(self.train))
 
 
-def row_of(clip: Clip, recipe: Recipe, inputs: QwenVLInputs) -> LearnerRow:
-    """A clip with its reference answer as the one response.
+def answered(clips: Sequence[Clip], recipe: Recipe) -> list[tuple[Clip, str]]:
+    """Each clip with the answer that it is to teach: from `data.answers`, or from its marks.
 
     Raises:
-        DataError: if no answer can be rendered from the clip's labels, or it earns less than the
-            full reward.
+        DataError: for a clip whose answer cannot be rendered, does not agree with its labels or
+            earns less than the full reward, or if no clip has one.
     """
-    answer = render_answer(clip, dialect=recipe.data.dialect)
-    reference = Reference(count=clip.count, cycles=clip.cycles, duration_s=clip.duration_s)
-    earned = score(answer, reference)
-    if earned.total < 1.0 - 1e-9:
-        raise DataError(
-            f"clip {clip.id!r}: its reference answer earns {earned.total:.3f} of 1 "
-            f"({earned.parts}); are its cycles {clip.cycles} right?"
+    cfg = recipe.data
+    if not cfg.answers:
+        return [
+            (
+                clip,
+                render_answer(
+                    clip, dialect=cfg.dialect, variety=cfg.wording_variety, seed=recipe.seed
+                ),
+            )
+            for clip in clips
+        ]
+    texts = read_answers(cfg.answers)
+    pairs = [(clip, texts[clip.id]) for clip in clips if clip.id in texts]
+    if clips and not pairs:
+        raise DataError(f"{cfg.answers}: has no answer for any clip of split {clips[0].split!r}")
+    for clip, text in pairs:
+        if reason := rejection(text, clip, dialect=cfg.dialect):
+            raise DataError(
+                f"{cfg.answers}: the answer of clip {clip.id!r} is not one to learn from: {reason}"
+            )
+    if missing := len(clips) - len(pairs):
+        _log.warning(
+            "%s: %d of %d clips of split %r have no answer and are left out",
+            cfg.answers,
+            missing,
+            len(clips),
+            clips[0].split,
         )
+    return pairs
+
+
+def row_of(clip: Clip, answer: str, recipe: Recipe, inputs: QwenVLInputs) -> LearnerRow:
+    """A clip with its answer as the one response."""
     return LearnerRow(
         row_id=clip.id,
         question=question_for(clip, recipe),

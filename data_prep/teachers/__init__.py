@@ -1,0 +1,1 @@
+"""Who writes the reasoning that SFT teaches: the annotations, a model behind an API, a detector."""
