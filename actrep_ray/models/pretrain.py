@@ -2,9 +2,10 @@
 
 The base stands in for what a large Qwen-VL has learned before anybody fine-tunes it. It never sees
 a count, a numbered list or a cycle mark: its labels are the motion tracks of the synthetic
-renderer, put into four kinds of text, each with its own question.
+renderer, put into five kinds of text, each with its own question.
 
-    where   one word for each temporal patch: p0 (rest) ... p7 (furthest)
+    where   one letter for each temporal patch: a (rest) ... h (furthest)
+    at      some times in no order, each with its letter: ` 3.2 f`; only the letters are learned
     how     one line for each stretch: `still 0.0-0.9s`, `out 0.9-1.6s`, `back 1.6-2.4s`
     away    one line for each excursion from the rest pose: ` 0.9-2.4s`
     what    what is seen: `A person squats. ...`
@@ -32,7 +33,7 @@ from actrep_ray.learner.packing import PackedBatch, PackedRow
 from actrep_ray.learner.packing import collate as pack
 from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
-from actrep_ray.models.tiny import num_parameters, write_tiny_model
+from actrep_ray.models.tiny import PLACES, num_parameters, write_tiny_model
 from data_prep.cot import wording
 from data_prep.schema import Clip, read_clips
 from data_prep.video import FramePlan, read_frames
@@ -40,11 +41,12 @@ from data_prep.video import FramePlan, read_frames
 log = logging.getLogger(__name__)
 
 WHERE = "Where is the moving part at each time?"
+AT = "Where is it at each of some times?"
 HOW = "Describe how it moves."
 AWAY = "When is it away from rest?"
 WHAT = "What is shown?"
-QUESTIONS = {"where": WHERE, "how": HOW, "away": AWAY, "what": WHAT}
-NUM_PLACES = 8
+QUESTIONS = {"where": WHERE, "at": AT, "how": HOW, "away": AWAY, "what": WHAT}
+NUM_TIMES = 10  # that `at` asks about
 VIDEO = VideoConfig(fps=4.0, max_frames=96, min_pixels=32 * 32, max_pixels=32 * 32)
 
 
@@ -59,11 +61,22 @@ class Example:
 
 
 def describe_places(track: dict[str, Any], plan: FramePlan) -> str:
-    """One word for each pair of frames: in which of `NUM_PLACES` equal parts the position lies."""
+    """One letter for each pair of frames: in which of `PLACES` the position lies."""
     times = np.array(plan.timestamps_s[: plan.num_frames // 2 * 2]).reshape(-1, 2).mean(axis=1)
-    position = np.interp(times, track["times_s"], track["position"])
-    places = np.minimum((position * NUM_PLACES).astype(int), NUM_PLACES - 1)
-    return " ".join(f"p{place}" for place in places)
+    return "".join(f" {place}" for place in places_at(track, times))
+
+
+def describe_times(track: dict[str, Any], plan: FramePlan, rng: random.Random) -> str:
+    """`NUM_TIMES` times, seconds, each with the letter of where the part is then."""
+    tenths = [rng.randrange(int(plan.timestamps_s[-1] * 10)) for _ in range(NUM_TIMES)]
+    places = places_at(track, np.array(tenths) / 10)
+    return "".join(f" {t / 10:.1f} {place}" for t, place in zip(tenths, places, strict=True))
+
+
+def places_at(track: dict[str, Any], times_s: np.ndarray) -> list[str]:
+    """Which of as many equal parts of the way the position lies in at each time, as a letter."""
+    position = np.interp(times_s, track["times_s"], track["position"])
+    return [PLACES[min(int(p * len(PLACES)), len(PLACES) - 1)] for p in position]
 
 
 def describe_motion(track: dict[str, Any]) -> str:
@@ -126,6 +139,7 @@ def load_examples(folder: Path, split: str, inputs: QwenVLInputs, limit: int) ->
                 frames=read_frames(plan),
                 texts={
                     "where": describe_places(track, plan),
+                    "at": describe_times(track, plan, random.Random(clip.id)),
                     "how": describe_motion(track),
                     "away": describe_excursions(track),
                     "what": "\n".join(wording(clip.action)),
@@ -154,6 +168,9 @@ def collate(inputs: QwenVLInputs, examples: Sequence[Example], kinds: Sequence[s
     batch = pack(rows)
     num_asked = torch.tensor([len(asked[kind]) for kind in kinds] * len(rows))
     is_answer = torch.arange(batch.targets.shape[1]) >= num_asked[:, None]
+    is_at = torch.tensor([kind == "at" for kind in kinds] * len(rows))
+    is_place = torch.isin(batch.targets, _place_tokens(inputs))
+    is_answer &= is_place | ~is_at[:, None]  # nobody can know which time is asked for next
     return replace(batch, target_mask=batch.target_mask & is_answer)
 
 
@@ -161,6 +178,12 @@ def _after_video(inputs: QwenVLInputs, question: str) -> torch.Tensor:
     """Tokens of the prompt from the question on, int64 [Q]."""
     text = inputs.prompt_text(question).rpartition("<|vision_end|>")[2]
     return torch.tensor(inputs.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _place_tokens(inputs: QwenVLInputs) -> torch.Tensor:
+    """The tokens of the places, int64 [8]."""
+    texts = [f" {place}" for place in PLACES]
+    return torch.tensor([inputs.tokenizer(text)["input_ids"][0] for text in texts])
 
 
 def batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
@@ -252,7 +275,7 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True, help="folder of synthetic clips")
     parser.add_argument("--out", required=True, help="checkpoint folder to write")
     parser.add_argument("--start", help="checkpoint to go on from (random weights without it)")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--clips", type=int, default=1_000_000, help="at most, of each folder")
     parser.add_argument("--lr", type=float, default=1.5e-3)

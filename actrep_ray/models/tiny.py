@@ -52,7 +52,8 @@ _PRE_TOKEN = (
     r"| ?[A-Za-z]+(?:[:.,?!]\n?)?| ?[0-9]+\n?|\n+|\s+|[^\sA-Za-z0-9]"
 )
 # What a description of motion says: a place, a direction, and the segments of a clip.
-MOTION_WORDS = ("still", "out", "back", "p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7")
+PLACES = ("a", "b", "c", "d", "e", "f", "g", "h")  # from the rest pose to the furthest point
+MOTION_WORDS = ("still", "out", "back", *PLACES)
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -113,11 +114,36 @@ def write_tiny_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        _shape_time_embeddings(model, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     _processor(family, tokenizer).save_pretrained(folder)
     return folder
+
+
+def _shape_time_embeddings(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let tokens of one time start out alike, and those of near times similar.
+
+    A large tokenizer spells times in digits that it has seen billions of times. Here every time is
+    a token of its own, in four forms; sines of the time, added to the random embedding, tell from
+    the start which belong together.
+    """
+    weight = model.get_input_embeddings().weight.data
+    num_waves, std = weight.shape[1] // 4, float(weight.std())
+    wavelengths_s = 0.5 * (4 * _MAX_TIME_S) ** torch.linspace(0, 1, num_waves)
+    for tenth in range(_MAX_TIME_S * 10 + 1):
+        phase = 2 * torch.pi * tenth / 10 / wavelengths_s
+        waves = torch.cat([phase.sin(), phase.cos()]) * 2 * std
+        for text in _time_forms(tenth):
+            (token,) = tokenizer(text, add_special_tokens=False)["input_ids"]
+            weight[token, : 2 * num_waves] = waves
+
+
+def _time_forms(tenth: int) -> tuple[str, ...]:
+    """How a time, in tenths of a second, is written in prompts and answers."""
+    time = f"{tenth / 10:.1f}"
+    return f"<{time} seconds>", f" {time}", f"-{time}s\n", f"-{time}"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -151,8 +177,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def _corpus() -> Iterator[str]:
     """Texts whose pre-tokens become whole tokens."""
     for tenth in range(_MAX_TIME_S * 10 + 1):
-        time = f"{tenth / 10:.1f}"
-        yield from (f"<{time} seconds>", f" {time}", f"-{time}s\n", f"-{time}")
+        yield from _time_forms(tenth)
     for count in range(_MAX_COUNT + 1):
         yield from (f"rep{count}:", f"{count}", f" {count}\n")
     for action in MOTIONS:

@@ -1,13 +1,19 @@
 """The Qwen-VL inputs, the small checkpoint and the descriptions that its base is pretrained on."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from actrep_ray.models.pretrain import describe_motion, describe_places
+from actrep_ray.models.pretrain import (
+    NUM_TIMES,
+    describe_motion,
+    describe_places,
+    describe_times,
+)
 from actrep_ray.models.qwen_vl import (
     QwenVLInputs,
     load_model,
@@ -145,7 +151,35 @@ def test_parts_of_a_model() -> None:
 def test_places_are_those_of_the_middle_of_each_pair_of_frames() -> None:
     track = {"times_s": [0.0, 1.0, 2.0], "position": [0.0, 1.0, 0.0]}
     # pairs at (0, .5), (1, 1.5): middles 0.25 and 1.25, positions 0.25 and 0.75
-    assert describe_places(track, make_plan(4, 2.0, 32)) == "p2 p6"
+    assert describe_places(track, make_plan(4, 2.0, 32)) == " c g"
+
+
+def test_times_are_asked_about_in_no_order_and_inside_the_clip() -> None:
+    track = {"times_s": [0.0, 1.0, 2.0], "position": [0.0, 1.0, 0.0]}
+    words = describe_times(track, make_plan(4, 2.0, 32), random.Random(0)).split()
+    times, places = [float(word) for word in words[::2]], words[1::2]
+    assert len(times) == NUM_TIMES
+    assert times != sorted(times)
+    assert 0.0 <= min(times) <= max(times) < 1.5  # the last of four frames is at 1.5 s
+    assert places == ["abcdefgh"[min(int((1 - abs(1 - time)) * 8), 7)] for time in times]
+
+
+def test_tokens_of_one_time_begin_alike(folders: dict[str, Path]) -> None:
+    folder = folders["qwen3_vl"]
+    tokenizer = QwenVLInputs(folder).tokenizer
+    weight = load_model(folder, dtype="float32").get_input_embeddings().weight.detach()
+
+    def alike(one: str, other: str) -> float:
+        (a,), (b,) = (tokenizer(text)["input_ids"] for text in (one, other))
+        return float(torch.cosine_similarity(weight[a], weight[b], dim=0))
+
+    same, near, far = (
+        alike(" 3.2", "<3.2 seconds>"),
+        alike(" 3.2", "-3.3s\n"),
+        alike(" 3.2", " 9.0"),
+    )
+    assert same > near > far
+    assert same > 0.6
 
 
 def test_motion_is_described_in_stretches_without_any_count() -> None:
