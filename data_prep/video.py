@@ -10,7 +10,10 @@ Times of a plan count from the start of the clip, because that is what the model
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +24,8 @@ import numpy as np
 
 from data_prep.schema import Clip, DataError
 
-_FRAMES_AT_ONCE = 16  # decoded at full size before they are resized: bounds the memory
-_SAFE_BATCH_WIDTH = 160
+# What decord and FFmpeg put before their messages: a time and a place in the source.
+_LOG_PREFIX = re.compile(r"\[(\d\d:\d\d:\d\d\] \S+:\d+:|\w+ @ 0x\w+\]) ")
 
 
 class VideoError(DataError):
@@ -93,12 +96,26 @@ def plan_frames(
     Raises:
         VideoError: if the file is missing or empty.
     """
-    path = Path(clip.video)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such video (clip {clip.id!r})")
-    num_bytes = path.stat().st_size
-    if num_bytes == 0:
-        raise VideoError(f"{path}: the file is empty (clip {clip.id!r})")
+    if problem := file_problem(clip.video):
+        raise VideoError(f"{clip.video}: {problem.message} (clip {clip.id!r})")
+    indices, fps = plan_indices(clip, fps=fps, min_frames=min_frames, max_frames=max_frames)
+    height, width = fit_size(
+        clip.height, clip.width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
+    )
+    return FramePlan(
+        video=str(Path(clip.video)),
+        num_bytes=Path(clip.video).stat().st_size,
+        indices=indices,
+        fps=fps,
+        height=height,
+        width=width,
+    )
+
+
+def plan_indices(
+    clip: Clip, *, fps: float, min_frames: int, max_frames: int
+) -> tuple[tuple[int, ...], float]:
+    """Frame numbers in the file and the rate of a plan; the file need not be there."""
     wanted = math.floor(clip.duration_s * fps + 1e-6)
     num_frames = min(max(wanted, min_frames, 1), max_frames)
     if num_frames != wanted:
@@ -106,17 +123,7 @@ def plan_frames(
     last = max(clip.num_frames - 1, 0)
     times = clip.start_s + np.arange(num_frames) / fps
     indices = np.minimum(np.floor(times * clip.video_fps + 0.5).astype(int), last)
-    height, width = fit_size(
-        clip.height, clip.width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
-    )
-    return FramePlan(
-        video=str(path),
-        num_bytes=num_bytes,
-        indices=tuple(int(i) for i in indices),
-        fps=float(fps),
-        height=height,
-        width=width,
-    )
+    return tuple(int(i) for i in indices), float(fps)
 
 
 def fit_size(
@@ -149,33 +156,50 @@ def read_frames(plan: FramePlan) -> np.ndarray:
         VideoError: if the file cannot be decoded or ends before the plan's last frame.
     """
     reader = open_video(plan.video)
-    if plan.indices[-1] >= len(reader):
-        raise VideoError(
-            f"{plan.video}: holds {len(reader)} frames, the plan needs frame {plan.indices[-1]}"
-        )
     frames = np.empty((plan.num_frames, plan.height, plan.width, 3), dtype=np.uint8)
-    for start in range(0, plan.num_frames, _FRAMES_AT_ONCE):
-        indices = list(plan.indices[start : start + _FRAMES_AT_ONCE])
-        try:
-            decoded = _decode(reader, indices)
-        except (decord.DECORDError, RuntimeError) as error:
-            raise VideoError(f"{plan.video}: cannot be decoded ({_first_line(error)})") from error
-        for i, frame in enumerate(decoded):
-            frames[start + i] = _resize(frame, plan.height, plan.width)
+    for i, frame in enumerate(decode_frames(reader, plan.video, plan.indices)):
+        frames[i] = _resize(frame, plan.height, plan.width)
     return frames
 
 
-def _decode(reader: decord.VideoReader, indices: list[int]) -> np.ndarray:
-    """Frames [T, H, W, 3] at full size.
+def decode_frames(
+    reader: decord.VideoReader, path: str, indices: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Decode frames one by one at the file's own size: uint8 RGB [H, W, 3] each.
 
-    At some small widths (32, 96, 144, ...) decord's batches fail and a single frame comes as
-    [H, W, 4] or more: rows of 3 W bytes with the decoder's padding behind them.
+    Args:
+        reader: The opened video.
+        path: Its name, for errors.
+        indices: Frame numbers, not decreasing. One that is repeated is decoded once.
+
+    Raises:
+        VideoError: if the file cannot be decoded or ends before the last index.
     """
-    height, width = reader[indices[0]].shape[:2]
-    if width >= _SAFE_BATCH_WIDTH:
-        return np.asarray(reader.get_batch(indices).asnumpy())
-    frames = [reader[i].asnumpy().reshape(height, -1)[:, : 3 * width] for i in indices]
-    return np.stack(frames).reshape(len(indices), height, width, 3)
+    if indices and indices[-1] >= len(reader):
+        raise VideoError(f"{path}: holds {len(reader)} frames, the plan needs frame {indices[-1]}")
+    previous, frame = -1, np.empty(0)
+    for index in indices:
+        if index != previous:
+            previous, frame = index, _decode(reader, path, index)
+        yield frame
+
+
+def _decode(reader: decord.VideoReader, path: str, index: int) -> np.ndarray:
+    """One frame [H, W, 3].
+
+    decord's batches are not used: at some small widths (32, 96, 144, ...) they fail, and they hold
+    many frames of full size at once. Rising single frames are as fast, since the reader goes on
+    where it is. At those widths a frame comes as [H, W, 4] or more: rows of 3 W bytes with the
+    decoder's padding behind them.
+    """
+    try:
+        frame = reader[index].asnumpy()
+    except (decord.DECORDError, RuntimeError) as error:
+        raise VideoError(f"{path}: cannot be decoded{_reason(error)}") from error
+    height, width, depth = frame.shape
+    if depth == 3:
+        return np.asarray(frame)
+    return np.asarray(frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3))
 
 
 def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -187,21 +211,53 @@ def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(cv2.resize(frame, (width, height), interpolation=method))
 
 
+@dataclass(frozen=True)
+class FileProblem:
+    """Why a path cannot be a video, from the file system alone.
+
+    Attributes:
+        kind: `missing_video`, `unreadable_video` or `empty_video`.
+        message: In words.
+    """
+
+    kind: str
+    message: str
+
+
+def file_problem(path: str | Path) -> FileProblem | None:
+    """What keeps a path from being read as a video; None if it is a file that holds something."""
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        what = "the link leads nowhere" if Path(path).is_symlink() else "no such video"
+        return FileProblem("missing_video", what)
+    except OSError as error:  # a loop of links, a name too long, a folder that may not be entered
+        return FileProblem("unreadable_video", (error.strerror or "cannot be read").lower())
+    except ValueError:
+        return FileProblem("missing_video", "no such video: not a path")
+    if stat.S_ISDIR(status.st_mode):
+        return FileProblem("unreadable_video", "a folder, expected a video file")
+    if not stat.S_ISREG(status.st_mode):
+        return FileProblem("unreadable_video", "not a regular file, expected a video file")
+    if not os.access(path, os.R_OK):
+        return FileProblem("unreadable_video", "permission denied")
+    if status.st_size == 0:
+        return FileProblem("empty_video", "the file is empty")
+    return None
+
+
 def open_video(path: str | Path) -> decord.VideoReader:
     """Open a video with one decoding thread.
 
     Raises:
         VideoError: naming the file and why it cannot be opened.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such video")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty")
+    if problem := file_problem(path):
+        raise VideoError(f"{path}: {problem.message}")
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
-        raise VideoError(f"{path}: cannot be opened as a video ({_first_line(error)})") from error
+        raise VideoError(f"{path}: cannot be opened as a video{_reason(error)}") from error
     if len(reader) == 0:
         raise VideoError(f"{path}: holds no video frames")
     return reader
@@ -210,7 +266,7 @@ def open_video(path: str | Path) -> decord.VideoReader:
 def clip_of_video(path: str | Path, *, action: str = "unknown") -> Clip:
     """A clip that spans a whole video file, with no labels, for counting in a file at hand."""
     reader = open_video(path)
-    height, width = reader[0].shape[:2]
+    height, width = _decode(reader, str(path), 0).shape[:2]
     fps = float(reader.get_avg_fps())
     return Clip(
         id=Path(path).stem,
@@ -245,6 +301,13 @@ def check_videos(clips: Sequence[Clip]) -> None:
         raise VideoError(problems[0] + more)
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+def without_prefix(line: str) -> str:
+    """A message of decord or FFmpeg without the times and places in their source."""
+    return _LOG_PREFIX.sub("", line).strip()
+
+
+def _reason(error: Exception) -> str:
+    """What decord says, in brackets; nothing where it only repeats that it failed."""
+    lines = [without_prefix(line) for line in str(error).splitlines() if line.strip()]
+    is_empty = not lines or lines[0].startswith("Error reading ")
+    return "" if is_empty else f" ({lines[0][:200]})"
