@@ -1,4 +1,4 @@
-"""Attention that computes only what packed rows and frames need, through PyTorch's SDPA.
+"""Attention that computes only what packed rows and frames need.
 
 `shared_prefix_attention` is for the decoder. In place of one L x L product with a mask, of which
 most is masked, a packed row of a prompt (P tokens) and G answers (R each) costs two products::
@@ -6,24 +6,35 @@ most is masked, a packed row of a prompt (P tokens) and G answers (R each) costs
     the prompt with itself, causally                              P * P
     each answer with the prompt and itself, G as a batch          G * R * (P + R)
 
+through PyTorch's SDPA, on CPU and GPU. `flex_attention` (GPU) computes the same in one call over
+the row, skipping blocks of the mask that are empty. `flash_attention` (GPU, flash-attn) is for
+rows of one answer: its kernels know causal attention and no other mask.
+
 `segment_attention` is for the vision tower: transformers' own path without flash-attention makes
 one call for each frame (or window); here all of one length are one batch.
 
-Both are registered under names of transformers' attention interface, which is how a model that
+They are registered under names of transformers' attention interface, which is how a model that
 knows nothing of packing calls them.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import flex_attention as flex
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-_DECODER = "actrep_shared_prefix"
+_DECODERS = {
+    "sdpa": "actrep_shared_prefix",
+    "flex": "actrep_flex",
+    "flash_attention_2": "actrep_flash",
+}
 # transformers hands segment bounds (in place of one call for each frame) to names with "flash".
 _VISION = "actrep_segments_not_flash"
 
@@ -74,15 +85,22 @@ def prefix_mask(prefix_lengths: torch.Tensor, token_mask: torch.Tensor) -> torch
     return torch.cat([sees_prompt, causal], dim=2)[:, None]
 
 
-def use_packed_attention(model: nn.Module) -> None:
-    """Let a model's decoder and vision tower attend by the functions of this module."""
-    AttentionInterface.register(_DECODER, shared_prefix_attention)
+def use_packed_attention(model: nn.Module, choice: str = "sdpa") -> None:
+    """Let a model's decoder and vision tower attend by the functions of this module.
+
+    Args:
+        model: The Hugging Face model.
+        choice: Of the decoder: `learner.attention`.
+    """
+    decoders = (shared_prefix_attention, flex_attention, flash_attention)
+    for name, function in zip(_DECODERS.values(), decoders, strict=True):
+        AttentionInterface.register(name, function)
     AttentionInterface.register(_VISION, segment_attention)
     for module in model.modules():
         if type(module).__name__.endswith("VisionAttention"):
             module.config._attn_implementation = _VISION
         elif type(module).__name__.endswith("TextModel"):
-            module.config._attn_implementation = _DECODER
+            module.config._attn_implementation = _DECODERS[choice]
 
 
 def shared_prefix_attention(
@@ -137,6 +155,82 @@ def shared_prefix_attention(
     places = layout.tokens[layout.token_mask]
     flat = output.flatten(0, 1).index_copy(0, places, answers[layout.token_mask])
     return flat.view_as(output), None
+
+
+def flex_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    layout: BlockMask | None = None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same as `shared_prefix_attention` by FlexAttention; `layout` is of `block_mask`.
+
+    PyTorch has no backward pass of it on a CPU; there it is for tests.
+    """
+    if layout is None:
+        return shared_prefix_attention(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+    assert attention_mask is None, "the layout says who sees whom"
+    output = _flex(query.device.type)(
+        query, key, value, block_mask=layout, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2), None
+
+
+def block_mask(layout: PrefixLayout, num_rows: int, length: int) -> BlockMask:
+    """Who sees whom in packed rows, as FlexAttention wants it.
+
+    Args:
+        layout: Of rows on their device.
+        num_rows: B.
+        length: L, tokens of a row.
+    """
+    device = layout.tokens.device
+    answers = torch.zeros(num_rows * length, dtype=torch.int32, device=device)  # 0: the prompt
+    numbers = torch.arange(1, len(layout.rows) + 1, dtype=torch.int32, device=device)
+    numbers = numbers[:, None].expand_as(layout.tokens)
+    answers[layout.tokens[layout.token_mask]] = numbers[layout.token_mask]
+    answers = answers.view(num_rows, length)
+
+    def sees(
+        row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        seen = answers[row, key]
+        return (key <= query) & ((seen == 0) | (seen == answers[row, query]))
+
+    return create_block_mask(sees, num_rows, None, length, length, device=device)
+
+
+def flash_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    layout: PrefixLayout | None = None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of rows of one answer by flash-attn's kernels; see the SDPA function."""
+    assert layout is None, "config.check_attention refuses packed rows"
+    assert attention_mask is None, "rows are padded at their end, where nothing looks"
+    from flash_attn import flash_attn_func
+
+    heads = [x.transpose(1, 2) for x in (query, key, value)]
+    return flash_attn_func(*heads, softmax_scale=scaling, causal=True), None
+
+
+@cache
+def _flex(device_type: str) -> Any:
+    """Compiled where that is what makes it fast; not compiled it is a plain masked product."""
+    return torch.compile(flex.flex_attention) if device_type == "cuda" else flex.flex_attention
 
 
 def _answers(x: torch.Tensor, layout: PrefixLayout) -> torch.Tensor:

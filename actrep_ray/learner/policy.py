@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from actrep_ray.learner.attention import use_packed_attention
+from actrep_ray.learner.attention import block_mask, use_packed_attention
 from actrep_ray.learner.packing import PackedBatch
 
 _CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
@@ -24,13 +24,17 @@ class Policy(nn.Module):
     Args:
         model: The Hugging Face model.
         suppressed_ids: Tokens that the engine never samples; they get probability 0 here too.
+        attention: `learner.attention`.
     """
 
-    def __init__(self, model: nn.Module, suppressed_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, suppressed_ids: tuple[int, ...], attention: str = "sdpa"
+    ) -> None:
         super().__init__()
         self.model: Any = model
         self.suppressed_ids = suppressed_ids
-        use_packed_attention(model)
+        self.attention = attention
+        use_packed_attention(model, attention)
 
     def forward(
         self, batch: PackedBatch, *, temperature: float, with_entropy_grad: bool = False
@@ -45,10 +49,13 @@ class Policy(nn.Module):
         Returns:
             Two float32 [A, T]; zeros on padding.
         """
+        layout: Any = batch.layout
+        if layout is not None and self.attention == "flex":
+            layout = block_mask(layout, *batch.input_ids.shape)
         hidden = self.model.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            layout=batch.layout,
+            layout=layout,
             pixel_values_videos=batch.pixel_values,
             video_grid_thw=batch.grid_thw,
             use_cache=False,

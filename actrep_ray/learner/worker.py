@@ -615,7 +615,9 @@ class LearnerWorker:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.dtype)
-        return Policy(model, self.inputs.visual_token_ids).to(self.device)
+        return Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention).to(
+            self.device
+        )
 
     def _enable_checkpointing(self, model: Any) -> None:
         # ZeRO-3 frees weights that a checkpoint without re-entering autograd would compare.
@@ -630,7 +632,9 @@ class LearnerWorker:
         model: Any = load_model(self.base_path, dtype=self.recipe.model.dtype)
         model.requires_grad_(False)
         model.eval()
-        policy = Policy(model, self.inputs.visual_token_ids).to(self.device)
+        policy = Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention).to(
+            self.device
+        )
         fsdp.shard(policy, self.mesh, self.recipe)
         return policy
 

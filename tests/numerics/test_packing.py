@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actrep_ray.learner.attention import (
+    block_mask,
+    flex_attention,
     prefix_mask,
     segment_attention,
     shared_prefix_attention,
@@ -105,6 +107,9 @@ def test_attention_equals_a_masked_product(lengths: list[list[int]]) -> None:
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=mask
     ).transpose(1, 2)
+    torch.testing.assert_close(found[owner >= 0], expected[owner >= 0])
+    blocks = block_mask(batch.layout, *batch.input_ids.shape)
+    found, _ = flex_attention(_Layer(), query, key, value, None, layout=blocks)
     torch.testing.assert_close(found[owner >= 0], expected[owner >= 0])
 
 
