@@ -135,7 +135,11 @@ def _add_common(parser: argparse.ArgumentParser, metavar: str, what: str) -> Non
         "--videos", type=Path, required=True, metavar="DIR", help="folder of the videos"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write clips.jsonl to"
+        "--out",
+        type=Path,
+        default=Path("data") / parser.prog.split()[-1],
+        metavar="DIR",
+        help="folder to write clips.jsonl to (default: %(default)s)",
     )
     parser.add_argument(
         "--split",
@@ -232,7 +236,8 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
     from data_prep.schema import DataError
 
     try:
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("converting", total=None)
             summary = convert(
                 source(),

@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ class Clip:
 
     def to_json(self) -> str:
         """One line of JSON without the line break."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        values = {name: getattr(self, name) for name in _FIELDS}  # flat: asdict would copy
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
 _FIELDS = {f.name: f for f in fields(Clip)}

@@ -22,7 +22,7 @@ from data_prep.converters.countix import countix
 from data_prep.converters.ovr import ovr
 from data_prep.converters.quva import quva
 from data_prep.converters.repcount import repcount
-from data_prep.converters.rows import Record, RowError
+from data_prep.converters.rows import BadRowError, Record
 from data_prep.converters.table import TableFormat, table
 from data_prep.converters.ucfrep import ucfrep
 
@@ -30,9 +30,9 @@ __all__ = [
     "FLAGS",
     "REASONS",
     "Annotation",
+    "BadRowError",
     "MissingVideosError",
     "Record",
-    "RowError",
     "Source",
     "Summary",
     "TableFormat",

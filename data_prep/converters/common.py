@@ -4,7 +4,7 @@ Owns the two halves of a conversion and what happens between them::
 
     Source.records ──► Source.parse ──► Annotation ──► to_clip ──► clips.jsonl
      (a file's rows)    (the set's own     │             (video's header, seconds)
-                         columns)          └─ RowError ──► rejected.jsonl, with its reason
+                         columns)          └─ BadRowError ──► rejected.jsonl, with its reason
 
 A set's own file holds nothing but its columns, units and conventions. Rows are read, converted and
 written one at a time; ids are remembered on disk, so that a larger table needs no more memory.
@@ -21,12 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.converters.rows import Record, RowError
-from data_prep.converters.values import Pairs
+from data_prep.converters.rows import BadRowError, Record, read_table, size_of
+from data_prep.converters.values import Pairs, split_of_path
 from data_prep.converters.videos import VideoFolder, VideoHeader
 from data_prep.schema import Clip, DataError, write_lines
 
@@ -125,7 +125,7 @@ class Source:
     Attributes:
         dataset: Name of the set.
         records: Its rows in order, read as they are asked for.
-        parse: Turns one row into an `Annotation` or raises `RowError`.
+        parse: Turns one row into an `Annotation` or raises `BadRowError`.
         size: What `Record.position` counts up to (bytes or files), for the progress bar.
     """
 
@@ -237,7 +237,7 @@ class _Conversion:
             try:
                 clip = self._clip(record)
                 line = _as_line(clip)
-            except RowError as error:
+            except BadRowError as error:
                 self._reject(record, error)
             else:
                 self._count(clip)
@@ -268,7 +268,7 @@ class _Conversion:
             video=_as_written(video, self._out),
         )
         if not self._ids.add(clip.id):
-            raise RowError("duplicate_id", f"id={clip.id!r} was used by an earlier row")
+            raise BadRowError("duplicate_id", f"id={clip.id!r} was used by an earlier row")
         return clip
 
     def _count(self, clip: Clip) -> None:
@@ -280,7 +280,7 @@ class _Conversion:
         summary.counts[bin_name(bin_of(clip.count))] += 1
         summary.num_cycles += len(clip.cycles or ())
 
-    def _reject(self, record: Record, error: RowError) -> None:
+    def _reject(self, record: Record, error: BadRowError) -> None:
         assert error.reason in REASONS, error.reason
         self.summary.rejected[error.reason] += 1
         if error.reason == "missing_video":
@@ -339,6 +339,29 @@ class _SeenNames:
             yield name
 
 
+def read_tables(
+    paths: Sequence[Path], *, required: Sequence[str], split: str | None
+) -> tuple[Iterator[Record], int]:
+    """Rows of CSV files whose names say the split, one file after the other, and their bytes.
+
+    Args:
+        paths: The files.
+        required: Columns that each must have, "a|b" is either.
+        split: Of all rows; None goes by the files' names.
+
+    Raises:
+        DataError: if one is not there, is empty, or does not say its split.
+    """
+    starts = [0, *accumulate(size_of([path]) for path in paths)]
+    splits = [split_of_path(path, split) for path in paths]
+
+    def records() -> Iterator[Record]:
+        for path, of_file, start in zip(paths, splits, starts, strict=False):
+            yield from read_table(path, required=required, split=of_file, before=start)
+
+    return records(), starts[-1]
+
+
 # --- from an annotation to a clip
 
 
@@ -348,7 +371,7 @@ def to_clip(annotation: Annotation, header: VideoHeader, *, dataset: str, video:
     Seconds of frame f are (f - first_frame) / fps; a clip's last frame is shown to its end.
 
     Raises:
-        RowError: if the clip is empty or lies outside the video.
+        BadRowError: if the clip is empty or lies outside the video.
     """
     flags = list(annotation.flags)
     fps = annotation.fps or header.fps
@@ -426,11 +449,11 @@ def _span(
     if annotation.end is not None:  # a frame is shown until the next one
         end = _seconds(annotation.end + is_frames, annotation, fps)
     if start >= end and annotation.end is not None:
-        raise RowError(
+        raise BadRowError(
             "bad_time", f"start={annotation.start}, end={annotation.end}, expected start < end"
         )
     if start >= last or end <= 0.0:
-        raise RowError(
+        raise BadRowError(
             "outside_video",
             f"the clip is {start:.3f} to {end:.3f} s, the video lasts {last:.3f} s",
         )
@@ -438,7 +461,7 @@ def _span(
         flags.append("clip_outside_video")
     start, end = round(max(start, 0.0), _DIGITS), round(min(end, last), _DIGITS)
     if start >= end:
-        raise RowError("bad_time", f"the clip is {start} to {end} s, expected a length")
+        raise BadRowError("bad_time", f"the clip is {start} to {end} s, expected a length")
     return start, end
 
 
@@ -460,7 +483,7 @@ def _as_line(clip: Clip) -> str:
     try:
         line.encode()
     except UnicodeEncodeError as error:
-        raise RowError("not_utf8", "a text with half of a surrogate pair") from error
+        raise BadRowError("not_utf8", "a text with half of a surrogate pair") from error
     return line
 
 

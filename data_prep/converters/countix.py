@@ -7,17 +7,15 @@ several rows, one for each of its repeating parts. There are no marks of single 
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 
-from data_prep.converters.common import Annotation, Source
-from data_prep.converters.rows import Record, RowError, read_table, size_of
+from data_prep.converters.common import Annotation, Source, read_tables
+from data_prep.converters.rows import BadRowError, Record
 from data_prep.converters.values import (
     action_name,
     count_of,
     name_of,
     required_time,
-    split_of_path,
     text_of,
 )
 
@@ -36,17 +34,12 @@ def countix(
         split: Of all rows; None goes by the files' names.
         full_videos: The videos are whole YouTube videos, VIDEO_ID.mp4, not clips of Kinetics.
     """
-    splits = [split_of_path(path, split) for path in paths]
-    starts = [0, *accumulate(size_of([path]) for path in paths)]
-
-    def records() -> Iterator[Record]:
-        for path, of_file, start in zip(paths, splits, starts, strict=False):
-            yield from read_table(path, required=_REQUIRED, split=of_file, before=start)
+    records, size = read_tables(paths, required=_REQUIRED, split=split)
 
     def parse(record: Record) -> Annotation:
         return _parse(record, full_videos=full_videos)
 
-    return Source("countix", records(), parse, starts[-1])
+    return Source("countix", records, parse, size)
 
 
 def _parse(record: Record, *, full_videos: bool) -> Annotation:
@@ -58,7 +51,7 @@ def _parse(record: Record, *, full_videos: bool) -> Annotation:
     end = required_time(values, "repetition_end")
     if start >= end:
         detail = f"repetition_start={start:g}, repetition_end={end:g}, expected start < end"
-        raise RowError("bad_time", detail)
+        raise BadRowError("bad_time", detail)
     stems = [video_id]
     if not full_videos and (clip_end := values.get("kinetics_end")):
         clip_end = required_time({"kinetics_end": clip_end}, "kinetics_end")

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.converters.common import Annotation, Source
-from data_prep.converters.rows import Record, RowError, read_json_array, read_json_lines, size_of
+from data_prep.converters.rows import (
+    BadRowError,
+    Record,
+    read_json_array,
+    read_json_lines,
+    size_of,
+)
 from data_prep.converters.values import (
     count_of,
     name_of,
@@ -72,13 +78,13 @@ def _of_video(video: Record) -> Iterator[Record]:
     """A record for each annotation of a video."""
     annotations = video.values.get(_LIST)
     if not isinstance(annotations, list) or not annotations:
-        problem = RowError("no_annotations", f"{_LIST} is not a list with entries")
+        problem = BadRowError("no_annotations", f"{_LIST} is not a list with entries")
         yield Record(video.source, video.row, video.values, video.split, video.position, problem)
         return
     for i, annotation in enumerate(annotations):
         values = {**_mapping(annotation), "video_id": video.values.get("video_id"), "index": i}
         bad = not isinstance(annotation, dict)
-        wrong = RowError("bad_annotation", f"{_LIST}[{i}] is not an object") if bad else None
+        wrong = BadRowError("bad_annotation", f"{_LIST}[{i}] is not an object") if bad else None
         yield Record(video.source, video.row, values, video.split, video.position, wrong)
 
 
@@ -89,7 +95,9 @@ def _parse(record: Record) -> Annotation:
     start = required_time(values, "start_time")
     end = required_time(values, "end_time")
     if start >= end:
-        raise RowError("bad_time", f"start_time={start:g}, end_time={end:g}, expected start < end")
+        raise BadRowError(
+            "bad_time", f"start_time={start:g}, end_time={end:g}, expected start < end"
+        )
     time_of(values, "duration")
     folders = ("", f"{split}/", *(("val/",) if split == "validation" else ()))
     return Annotation(

@@ -8,12 +8,13 @@ one less: `first_mark="start"`. All videos are test videos.
 
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal
 
 import numpy as np
 
 from data_prep.converters.common import Annotation, Source
-from data_prep.converters.rows import Record, RowError, size_of
+from data_prep.converters.rows import BadRowError, Record, size_of
 from data_prep.converters.values import action_name, chained_cycles, mark_of
 from data_prep.schema import DataError
 
@@ -49,7 +50,7 @@ def _parse(record: Record, first_mark: FirstMark) -> Annotation:
     for value in record.values["marks"]:
         mark = mark_of(value, "mark")
         if mark is None:
-            raise RowError("bad_mark", "mark=nan, expected a frame")
+            raise BadRowError("bad_mark", "mark=nan, expected a frame")
         marks.append(mark)
     # The implicit start of the first cycle; a cycle cannot end there.
     cycles, flags = chained_cycles([0.0, *marks] if first_mark == "end" else marks)
@@ -80,7 +81,7 @@ def _npy_files(path: Path) -> list[Path]:
 def _record(path: Path, split: str, number: int) -> Record:
     try:
         marks = _read_marks(path)
-    except RowError as error:
+    except BadRowError as error:
         return Record(path.name, number, {"name": path.stem}, split, number, error)
     values = {"name": path.stem, "marks": marks}
     return Record(path.name, number, values, split, number)
@@ -89,12 +90,22 @@ def _record(path: Path, split: str, number: int) -> Record:
 def _read_marks(path: Path) -> list[float]:
     size = path.stat().st_size
     if not 0 < size <= _MAX_BYTES:
-        raise RowError("bad_annotation", f"{path.name}: {size} bytes, expected up to {_MAX_BYTES}")
+        raise BadRowError(
+            "bad_annotation", f"{path.name}: {size} bytes, expected up to {_MAX_BYTES}"
+        )
     try:
         marks = np.load(path, allow_pickle=False)
         if not isinstance(marks, np.ndarray) or marks.ndim != 1 or marks.dtype.kind not in "iuf":
             kind = f"{marks.dtype}, shape {marks.shape}" if hasattr(marks, "dtype") else "archive"
             raise ValueError(f"{kind}; expected one dimension of numbers")
         return [float(mark) for mark in marks]
-    except (EOFError, MemoryError, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise RowError("bad_annotation", f"{path.name}: {error}"[:300]) from error
+    except (
+        EOFError,
+        MemoryError,
+        OSError,
+        SyntaxError,
+        TokenError,  # numpy's reader of headers is a tokenizer of Python
+        TypeError,
+        ValueError,
+    ) as error:
+        raise BadRowError("bad_annotation", f"{path.name}: {error}"[:300]) from error

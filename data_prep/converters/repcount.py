@@ -5,12 +5,11 @@ frames of the original video. Integers and floats are mixed. Frame rates differ 
 copies with a column `fps` are read by it. A file's name says its split; a video's does not.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.converters.common import Annotation, Source
-from data_prep.converters.rows import Record, read_table, size_of
+from data_prep.converters.common import Annotation, Source, read_tables
+from data_prep.converters.rows import Record
 from data_prep.converters.values import (
     action_name,
     count_of,
@@ -18,7 +17,6 @@ from data_prep.converters.values import (
     fps_of,
     marked_cycles,
     name_of,
-    split_of_path,
     text_of,
     without_suffix,
 )
@@ -42,14 +40,8 @@ def repcount(paths: Sequence[Path], *, split: str | None = None) -> Source:
         paths: The tables.
         split: Of all rows; None goes by the files' names.
     """
-    splits = [split_of_path(path, split) for path in paths]
-    starts = [0, *accumulate(size_of([path]) for path in paths)]
-
-    def records() -> Iterator[Record]:
-        for path, of_file, start in zip(paths, splits, starts, strict=False):
-            yield from read_table(path, required=("name", "count"), split=of_file, before=start)
-
-    return Source("repcount", records(), _parse, starts[-1])
+    records, size = read_tables(paths, required=("name", "count"), split=split)
+    return Source("repcount", records, _parse, size)
 
 
 def _parse(record: Record) -> Annotation:

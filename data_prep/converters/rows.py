@@ -23,7 +23,7 @@ _MAX_VALUE = 200  # characters of a value that a rejected row keeps
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-class RowError(ValueError):
+class BadRowError(ValueError):
     """A row that cannot be used.
 
     Attributes:
@@ -57,7 +57,7 @@ class Record:
     values: Mapping[str, Any] = field(default_factory=dict)
     split: str = ""
     position: int = 0
-    problem: RowError | None = None
+    problem: BadRowError | None = None
 
 
 def size_of(paths: Iterable[Path]) -> int:
@@ -115,7 +115,7 @@ def read_json_lines(path: Path, *, split: str = "", before: int = 0) -> Iterator
             position = before + file.buffer.tell()
             try:
                 values = _json_object(line)
-            except RowError as error:
+            except BadRowError as error:
                 raw = {"line": _short(line)}
                 yield Record(path.name, number, raw, split, position, error)
             else:
@@ -172,16 +172,16 @@ def _header(path: Path, line: str, delimiter: str, required: Sequence[str]) -> l
 def _table_record(
     path: Path, number: int, line: str, header: list[str], delimiter: str, split: str, position: int
 ) -> Record:
-    problem = None if _is_utf8(line) else RowError("not_utf8", "expected UTF-8")
+    problem = None if _is_utf8(line) else BadRowError("not_utf8", "expected UTF-8")
     cells: list[str] = []
     try:
         cells = _fields(line, delimiter)
     except csv.Error as error:
-        problem = problem or RowError("bad_line", f"not CSV ({error})")
+        problem = problem or BadRowError("bad_line", f"not CSV ({error})")
     values = {name: cell for name, cell in zip(header, cells, strict=False) if cell and name}
     if problem is None and any(cell.strip() for cell in cells[len(header) :]):
         detail = f"{len(cells)} fields, expected at most the header's {len(header)}"
-        problem = RowError("too_many_fields", detail)
+        problem = BadRowError("too_many_fields", detail)
     if problem is not None:
         values = {name: _short(cell) for name, cell in values.items()} or {"line": _short(line)}
     return Record(path.name, number, values, split, position, problem)
@@ -193,13 +193,13 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 def _json_object(line: str) -> dict[str, Any]:
     if not _is_utf8(line):
-        raise RowError("not_utf8", "expected UTF-8")
+        raise BadRowError("not_utf8", "expected UTF-8")
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise RowError("bad_line", f"not JSON ({error})") from error
+        raise BadRowError("bad_line", f"not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise RowError("bad_line", f"expected a JSON object, got {type(values).__name__}")
+        raise BadRowError("bad_line", f"expected a JSON object, got {type(values).__name__}")
     return values
 
 

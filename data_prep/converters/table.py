@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.converters.common import Annotation, Source
-from data_prep.converters.rows import Record, RowError, read_table, size_of
+from data_prep.converters.rows import BadRowError, Record, read_table, size_of
 from data_prep.converters.values import (
     Pairs,
     action_name,
@@ -155,17 +155,19 @@ def _cell(text: str, column: str, first_frame: int) -> Pairs:
         try:
             pairs = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise RowError("bad_mark", f"{column}: not JSON ({error})") from error
+            raise BadRowError("bad_mark", f"{column}: not JSON ({error})") from error
     else:
         parts = [part for part in text.split(";") if part.strip()]
         pairs = [match.groups() if (match := _RANGE.fullmatch(part)) else part for part in parts]
     cycles = []
     for i, pair in enumerate(pairs):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise RowError("bad_mark", f"{column}[{i}]={str(pair)[:80]!r}, expected start and end")
+            raise BadRowError(
+                "bad_mark", f"{column}[{i}]={str(pair)[:80]!r}, expected start and end"
+            )
         start, end = (mark_of(x, f"{column}[{i}]", first_frame=first_frame) for x in pair)
         if start is None or end is None:
-            raise RowError(
+            raise BadRowError(
                 "half_a_cycle", f"{column}[{i}] has no {'end' if end is None else 'start'}"
             )
         cycles.append((start, end))

@@ -14,8 +14,7 @@ The set has no test part; papers report on `val`.
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,8 +22,8 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from data_prep.converters.common import Annotation, Source
-from data_prep.converters.rows import Record, RowError, read_table, size_of
+from data_prep.converters.common import Annotation, Source, read_tables
+from data_prep.converters.rows import BadRowError, Record, size_of
 from data_prep.converters.values import (
     action_name,
     chained_cycles,
@@ -60,18 +59,12 @@ def ucfrep(
         DataError: if there is nothing to read.
     """
     if all(path.suffix.lower() == ".csv" for path in paths):
-        splits = [split_of_path(path, split) for path in paths]
-        starts = [0, *accumulate(size_of([path]) for path in paths)]
-
-        def records() -> Iterator[Record]:
-            for path, of_file, start in zip(paths, splits, starts, strict=False):
-                required = ("name", "counts|count")
-                yield from read_table(path, required=required, split=of_file, before=start)
+        records, size = read_tables(paths, required=("name", "counts|count"), split=split)
 
         def parse(record: Record) -> Annotation:
             return _parse_table(record, strip_prefix or "")
 
-        return Source("ucfrep", records(), parse, starts[-1])
+        return Source("ucfrep", records, parse, size)
     if any(path.suffix.lower() == ".csv" for path in paths):
         raise DataError("tables and .mat files are two forms of one set, give one of them")
     files = [file for path in paths for file in _mat_files(path)]
@@ -94,7 +87,7 @@ def _parse_table(record: Record, prefix: str) -> Annotation:
 def _parse_mat(record: Record) -> Annotation:
     bounds = [_bound(value) for value in record.values["temporal_bound"]]
     if len(bounds) < 2:
-        raise RowError(
+        raise BadRowError(
             "bad_annotation", f"temporal_bound has {len(bounds)} entries, expected at least 2"
         )
     cycles, flags = chained_cycles(bounds)
@@ -113,12 +106,13 @@ def _annotation(
     match = _CLASS.fullmatch(path.stem)
     label = match[1] if match else path.parent.name
     folder = _FOLDERS.get(label, label)
-    places = (name, f"UCF-101/{folder}/{path.name}", f"{folder}/{path.name}", path.name)
+    of_class = (f"UCF-101/{folder}/{path.name}", f"{folder}/{path.name}") if folder else ()
+    places = (name, *of_class, path.name)
     return Annotation(
         name=path.stem,
         split=record.split,
         videos=tuple(dict.fromkeys(places)),
-        action=action_name(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", label)),
+        action=action_name(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", folder)),
         count=count,
         cycles=cycles,
         start=time_of(record.values, "start_frame", least=1),
@@ -132,7 +126,7 @@ def _annotation(
 def _bound(value: float) -> float:
     mark = mark_of(value, "temporal_bound", first_frame=1)
     if mark is None:
-        raise RowError("bad_mark", "temporal_bound=nan, expected a frame")
+        raise BadRowError("bad_mark", "temporal_bound=nan, expected a frame")
     return mark
 
 
@@ -149,7 +143,7 @@ def _mat_files(path: Path) -> list[Path]:
 def _mat_record(path: Path, split: str, number: int) -> Record:
     try:
         values = _read_mat(path)
-    except RowError as error:
+    except BadRowError as error:
         return Record(path.name, number, {"name": path.stem}, split, number, error)
     return Record(path.name, number, values, split, number)
 
@@ -157,7 +151,7 @@ def _mat_record(path: Path, split: str, number: int) -> Record:
 def _read_mat(path: Path) -> dict[str, Any]:
     """The fields of one annotation, as plain numbers."""
     if not 0 < path.stat().st_size <= _MAX_MAT_BYTES:
-        raise RowError("bad_annotation", f"{path.name}: {path.stat().st_size} bytes")
+        raise BadRowError("bad_annotation", f"{path.name}: {path.stat().st_size} bytes")
     try:
         label = loadmat(path)["label"]
         fields = {name: np.asarray(label[name][0, 0], np.float64).ravel() for name in _FIELDS}
@@ -177,7 +171,7 @@ def _read_mat(path: Path) -> dict[str, Any]:
         zlib.error,
     ) as error:
         detail = f"{path.name}: not a .mat file of UCFRep ({type(error).__name__}: {error})"
-        raise RowError("bad_annotation", detail[:300]) from error
+        raise BadRowError("bad_annotation", detail[:300]) from error
     return {
         "name": f"{path.stem}.avi",
         **first,

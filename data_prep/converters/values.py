@@ -1,7 +1,7 @@
 """Values of a row: numbers as tables and JSON write them, counts, times, marks, names.
 
-Every function takes what was read and returns what was meant, or raises `RowError` with the field,
-its value and what was expected. Empty is not zero: "", "NaN" and null are no value.
+Every function takes what was read and returns what was meant, or raises `BadRowError` with the
+field, its value and what was expected. Empty is not zero: "", "NaN" and null are no value.
 """
 
 import math
@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from data_prep.converters.rows import RowError
+from data_prep.converters.rows import BadRowError
 from data_prep.schema import DataError
 
 Pairs = tuple[tuple[float, float], ...]
@@ -33,7 +33,7 @@ def number(value: Any, what: str, reason: str) -> float | None:
     """A number as tables and JSON write it; None where it is empty (also "NaN", "null", ...).
 
     Raises:
-        RowError: with `reason`, for anything else.
+        BadRowError: with `reason`, for anything else.
     """
     if value is None:
         return None
@@ -42,14 +42,14 @@ def number(value: Any, what: str, reason: str) -> float | None:
         if text.casefold() in _EMPTY:
             return None
         if not _NUMBER.fullmatch(text):
-            raise RowError(reason, f"{what}={_short(value)}, expected a number")
+            raise BadRowError(reason, f"{what}={_short(value)}, expected a number")
         value = float(text)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(reason, f"{what}={_short(value)}, expected a number")
+        raise BadRowError(reason, f"{what}={_short(value)}, expected a number")
     if math.isnan(value):
         return None
     if math.isinf(value):
-        raise RowError(reason, f"{what}={_short(value)}, expected a finite number")
+        raise BadRowError(reason, f"{what}={_short(value)}, expected a finite number")
     return float(value)
 
 
@@ -57,17 +57,17 @@ def count_of(values: Mapping[str, Any], key: str) -> int:
     """The count in a row.
 
     Raises:
-        RowError: if it is empty, text, a fraction, negative or beyond all reason.
+        BadRowError: if it is empty, text, a fraction, negative or beyond all reason.
     """
     value = number(values.get(key), key, "count_not_a_number")
     if value is None:
-        raise RowError("count_empty", f"{key} is empty, expected an integer of at least 0")
+        raise BadRowError("count_empty", f"{key} is empty, expected an integer of at least 0")
     if value < 0:
-        raise RowError("count_negative", f"{key}={value:g}, expected an integer of at least 0")
+        raise BadRowError("count_negative", f"{key}={value:g}, expected an integer of at least 0")
     if value > _MAX_COUNT:
-        raise RowError("count_too_large", f"{key}={value:g}, expected at most {_MAX_COUNT}")
+        raise BadRowError("count_too_large", f"{key}={value:g}, expected at most {_MAX_COUNT}")
     if value != int(value):
-        raise RowError("count_not_whole", f"{key}={value:g}, expected an integer")
+        raise BadRowError("count_not_whole", f"{key}={value:g}, expected an integer")
     return int(value)
 
 
@@ -75,11 +75,11 @@ def fps_of(values: Mapping[str, Any], key: str) -> float | None:
     """Frames per second as the table says, None where it does not.
 
     Raises:
-        RowError: if it is not a number above 0.
+        BadRowError: if it is not a number above 0.
     """
     value = number(values.get(key), key, "bad_fps")
     if value is not None and not 0.0 < value <= _MAX_FPS:
-        raise RowError("bad_fps", f"{key}={value:g}, expected a number above 0, at most 1000")
+        raise BadRowError("bad_fps", f"{key}={value:g}, expected a number above 0, at most 1000")
     return value
 
 
@@ -87,11 +87,11 @@ def time_of(values: Mapping[str, Any], key: str, *, least: float = 0.0) -> float
     """A point in time, in the set's own unit; None where it is empty.
 
     Raises:
-        RowError: if it is not a number of at least `least`.
+        BadRowError: if it is not a number of at least `least`.
     """
     value = number(values.get(key), key, "bad_time")
     if value is not None and not least <= value <= _MAX_TIME:
-        raise RowError("bad_time", f"{key}={value:g}, expected at least {least:g}, up to 1e9")
+        raise BadRowError("bad_time", f"{key}={value:g}, expected at least {least:g}, up to 1e9")
     return value
 
 
@@ -99,11 +99,11 @@ def required_time(values: Mapping[str, Any], key: str) -> float:
     """A point in time that must be there.
 
     Raises:
-        RowError: if it is empty or not a number of at least 0.
+        BadRowError: if it is empty or not a number of at least 0.
     """
     value = time_of(values, key)
     if value is None:
-        raise RowError("bad_time", f"{key} is empty, expected seconds")
+        raise BadRowError("bad_time", f"{key} is empty, expected seconds")
     return value
 
 
@@ -117,11 +117,11 @@ def name_of(values: Mapping[str, Any], key: str) -> str:
     """The name of a video.
 
     Raises:
-        RowError: if it is empty.
+        BadRowError: if it is empty.
     """
     name = text_of(values, key)
     if not name:
-        raise RowError("no_video_name", f"{key} is empty, expected the video's name")
+        raise BadRowError("no_video_name", f"{key} is empty, expected the video's name")
     return name
 
 
@@ -129,7 +129,7 @@ def marked_cycles(values: Mapping[str, Any], prefix: str = "L", *, first_frame: 
     """Cycles of the columns L1, L2, ...: L(2i-1) and L(2i) are start and end of repetition i.
 
     Raises:
-        RowError: if a mark is no number or before the first frame, or half of a pair is missing.
+        BadRowError: if a mark is no number or before the first frame, or half of a pair is missing.
     """
     marks: dict[int, float] = {}
     for column, value in values.items():
@@ -144,7 +144,7 @@ def marked_cycles(values: Mapping[str, Any], prefix: str = "L", *, first_frame: 
         start, end = marks.get(end_index - 1), marks.get(end_index)
         if start is None or end is None:
             has, lacks = (end_index, end_index - 1) if start is None else (end_index - 1, end_index)
-            raise RowError(
+            raise BadRowError(
                 "half_a_cycle", f"{prefix}{has}={marks[has]:g}, but {prefix}{lacks} is empty"
             )
         pairs.append((start, end))
@@ -162,11 +162,13 @@ def mark_of(value: Any, what: str, *, first_frame: int = 0) -> float | None:
     """One mark, None where it is empty.
 
     Raises:
-        RowError: if it is not a number of at least `first_frame`.
+        BadRowError: if it is not a number of at least `first_frame`.
     """
     mark = number(value, what, "bad_mark")
     if mark is not None and not first_frame <= mark <= _MAX_TIME:
-        raise RowError("bad_mark", f"{what}={mark:g}, expected at least {first_frame}, up to 1e9")
+        raise BadRowError(
+            "bad_mark", f"{what}={mark:g}, expected at least {first_frame}, up to 1e9"
+        )
     return mark
 
 
@@ -179,27 +181,30 @@ def split_named(name: str) -> str:
     """The split that a row's own field names.
 
     Raises:
-        RowError: if it names none.
+        BadRowError: if it names none.
     """
     split = _SPLIT_NAMES.get(name.strip().lower())
     if split is None:
-        raise RowError("unknown_split", f"split={_short(name)}, expected train, validation or test")
+        raise BadRowError(
+            "unknown_split", f"split={_short(name)}, expected train, validation or test"
+        )
     return split
 
 
 def split_of_path(path: Path, split: str | None) -> str:
-    """The split of a file: as asked, else as its name or its folder's name says.
+    """The split of a file: as asked, else as a word of its name or the name of its folder says.
 
     Raises:
         DataError: if neither says it.
     """
     if split is not None:
         return split
-    for name in (path.stem, path.parent.name):
-        words = re.split(r"[^a-z]+", name.lower())
-        found = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
-        if len(found) == 1:
-            return found.pop()
+    words = re.split(r"[^a-z]+", path.stem.lower())
+    found = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
+    if len(found) == 1:
+        return found.pop()
+    if folder := _SPLIT_NAMES.get(path.parent.name.lower()):
+        return folder
     raise DataError(f"{path}: its name does not say which split it is, give --split")
 
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import av
 from av.stream import Disposition
 
-from data_prep.converters.rows import RowError
+from data_prep.converters.rows import BadRowError
 from data_prep.schema import DataError
 
 _SEPARATORS = re.compile(r"[/\\]")
@@ -68,7 +68,7 @@ class VideoFolder:
         """The first of some names that is a file.
 
         Raises:
-            RowError: if a name leaves the folder, or none is there.
+            BadRowError: if a name leaves the folder, or none is there.
         """
         for name in names:
             check_name(name)
@@ -80,22 +80,22 @@ class VideoFolder:
             if mode is not None:
                 other = name
         if other:
-            raise RowError("not_a_file", f"{other!r} is not a file, expected a video")
-        raise RowError("missing_video", f"{names[0]!r} is not in {self.root}", video=names[0])
+            raise BadRowError("not_a_file", f"{other!r} is not a file, expected a video")
+        raise BadRowError("missing_video", f"{names[0]!r} is not in {self.root}", video=names[0])
 
 
 def check_name(name: str) -> None:
     """Refuse a name that would leave the folder.
 
     Raises:
-        RowError: naming it.
+        BadRowError: naming it.
     """
     if name.startswith(("/", "\\")) or _DRIVE.match(name):
-        raise RowError("absolute_path", f"{name[:200]!r} is absolute, expected a relative path")
+        raise BadRowError("absolute_path", f"{name[:200]!r} is absolute, expected a relative path")
     if ".." in _SEPARATORS.split(name):
-        raise RowError("path_traversal", f"{name[:200]!r} has a part '..'")
+        raise BadRowError("path_traversal", f"{name[:200]!r} has a part '..'")
     if not name.strip() or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise RowError("bad_video_name", f"{name[:200]!r}, expected a path")
+        raise BadRowError("bad_video_name", f"{name[:200]!r}, expected a path")
 
 
 def _mode(path: Path) -> int | None:
@@ -106,9 +106,9 @@ def _mode(path: Path) -> int | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         if error.errno == errno.ELOOP:
-            raise RowError("symlink_loop", f"{path.name!r}: links go in circles") from error
+            raise BadRowError("symlink_loop", f"{path.name!r}: links go in circles") from error
         reason = "bad_video_name" if error.errno == errno.ENAMETOOLONG else "unreadable_video"
-        raise RowError(reason, f"{path.name[:80]!r}: {error.strerror}") from error
+        raise BadRowError(reason, f"{path.name[:80]!r}: {error.strerror}") from error
 
 
 def read_header(path: Path) -> VideoHeader:
@@ -117,11 +117,11 @@ def read_header(path: Path) -> VideoHeader:
     Where a container does not hold the number of frames (Matroska), its packets are counted.
 
     Raises:
-        RowError: if it is not the header of a video.
+        BadRowError: if it is not the header of a video.
     """
     try:
         if not path.stat().st_size:
-            raise RowError("unreadable_video", f"{path.name}: the file is empty")
+            raise BadRowError("unreadable_video", f"{path.name}: the file is empty")
         # `file` alone: a playlist in the guise of a video must not make us open addresses.
         options = {"protocol_whitelist": "file"}
         with av.open(str(path), metadata_errors="replace", options=options) as container:
@@ -130,14 +130,14 @@ def read_header(path: Path) -> VideoHeader:
                 header = VideoHeader(header.fps, header.num_frames, header.height, header.width)
     except (av.FFmpegError, OSError, struct.error) as error:
         detail = getattr(error, "strerror", None) or str(error)
-        raise RowError("unreadable_video", f"{path.name}: {detail}") from error
+        raise BadRowError("unreadable_video", f"{path.name}: {detail}") from error
     return header
 
 
 def _header_of(path: Path, container: "av.container.InputContainer") -> VideoHeader:
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        raise RowError("unreadable_video", f"{path.name}: no video in the file")
+        raise BadRowError("unreadable_video", f"{path.name}: no video in the file")
     stream = streams[0]
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else 0.0
@@ -146,7 +146,7 @@ def _header_of(path: Path, container: "av.container.InputContainer") -> VideoHea
         num_frames = sum(packet.size > 0 for packet in container.demux(stream))
     width, height = stream.codec_context.width, stream.codec_context.height
     if not (0.0 < fps <= _MAX_FPS and num_frames > 0 and width > 0 and height > 0):
-        raise RowError(
+        raise BadRowError(
             "unreadable_video",
             f"{path.name}: {num_frames} frames of {width}x{height} at {fps:g} fps",
         )
