@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import actrep_ray
 from actrep_ray.cli_cot import add_cot
 from actrep_ray.cli_prepare import add_converters
+from actrep_ray.cli_validate import add_validate
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
@@ -132,20 +133,6 @@ def _prepare_tiny_model(args: argparse.Namespace) -> None:
     _print(f"{out}: {args.family} with {num_parameters(out):,} parameters")
 
 
-def _validate(args: argparse.Namespace) -> None:
-    from data_prep.schema import read_clips
-    from data_prep.video import check_videos
-
-    with checking_input():
-        clips = list(read_clips(args.data, split=args.split))
-        if not clips:
-            raise UsageError(
-                f"{args.data}: holds no clip" + (f" of {args.split}" * bool(args.split))
-            )
-        check_videos(clips)
-    _print(f"{args.data}: {_summary_of(args.data)}; every video can be opened")
-
-
 def _sft(args: argparse.Namespace) -> None:
     recipe = _recipe(args, stage="sft")
     from actrep_ray.sft import prepare_sft
@@ -163,7 +150,7 @@ def _train(args: argparse.Namespace) -> None:
     with checking_input():
         job = prepare_grpo(recipe, resume=args.resume)
     _announce(recipe)
-    _print(f"last checkpoint: {job.run().folder}")
+    _print(f"last checkpoint: {job.run(profile=args.profile).folder}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -397,16 +384,7 @@ def _add_data_commands(commands: Any) -> None:
 
     add_converters(kinds, _command)
 
-    validate = _command(
-        commands,
-        "validate",
-        _validate,
-        "check a JSONL file of clips and that its videos open",
-        "actrep validate data/synthetic-easy/clips.jsonl",
-    )
-    validate.add_argument("data", type=Path, metavar="FILE")
-    validate.add_argument("--split", choices=_SPLITS)
-
+    add_validate(commands, _command)
     add_cot(commands, _command)
 
 

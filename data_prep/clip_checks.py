@@ -19,6 +19,7 @@ from data_prep.video import fit_size, plan_indices
 Level = Literal["error", "warning"]
 
 SAMPLES_PER_CYCLE = 2.0  # Nyquist: fewer cannot show a cycle
+_SHOWN = 200  # characters of a value
 _SLACK_S = 1e-6  # that of `rewards.reference`, which leaves such marks out
 
 ERRORS = {
@@ -176,7 +177,7 @@ class RowFindings:
         is_warning = kind in WARNINGS or kind in self.flags
         level: Level = "warning" if is_warning else "error"
         text = str(value)
-        text = text if len(text) <= 300 else f"{text[:300]}..."
+        text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
         return Finding(kind, level, self.row, self.clip_id, self.video, key, text, expected)
 
 

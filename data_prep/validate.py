@@ -33,7 +33,7 @@ from data_prep.clip_checks import (
     estimate_view,
 )
 from data_prep.decode_check import Check, VideoFacts, VideoTask, check_in_processes, check_video
-from data_prep.schema import SPLITS, Clip, DataError, RowError, parse_clip, write_lines
+from data_prep.schema import Clip, DataError, RowError, parse_clip, write_lines
 from data_prep.video import plan_indices
 
 _BOM = b"\xef\xbb\xbf"
@@ -216,6 +216,8 @@ def validate_file(
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file, expected a JSONL file of clips")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: permission denied")
     report = Report(path, split, view)
     rows = [row for row in _read_rows(report) if row is not None]
     if report.num_rows == report.num_other_rows:
@@ -347,7 +349,7 @@ def _compare_rows(report: Report, rows: Iterable[_Row]) -> None:
     for row in rows:
         by_video.setdefault(row.path, []).append(row)
     for users in by_video.values():
-        _find_leak(report, users, "leak_of_video")
+        _find_leak(report, users, "leak_of_video", of_copies=False)
 
 
 def _compare_with_earlier(report: Report, row: _Row, earlier: _Row) -> None:
@@ -360,17 +362,26 @@ def _compare_with_earlier(report: Report, row: _Row, earlier: _Row) -> None:
         _add(report, row, "duplicate_clip", "video", value, "a window of its own")
 
 
-def _find_leak(report: Report, users: list[_Row], kind: str) -> None:
-    """Name each row that shares its video with another split, and one row there."""
-    first = {row.clip.split: row for row in reversed(users)}
-    if len(first) < 2:
-        return
+def _find_leak(report: Report, users: list[_Row], kind: str, *, of_copies: bool) -> None:
+    """Name each row that shares its video with another split, and one row there.
+
+    Args:
+        report: Takes the findings.
+        users: Rows of one file, or of files with the same bytes.
+        kind: Of the findings.
+        of_copies: Whether the row there must have another file.
+    """
+    firsts = list({(row.clip.split, row.path): row for row in reversed(users)}.values())[::-1]
     for row in users:
-        other = next(first[split] for split in SPLITS if split in first and split != row.clip.split)
-        value = f"{row.clip.video!r} ({row.clip.split}; {other.clip.split} in row {other.number}"
-        if other.clip.video != row.clip.video:
-            value += f": {other.clip.video!r}"
-        _add(report, row, kind, "video", f"{value})", "a video of one split")
+        for other in firsts:
+            if other.clip.split == row.clip.split or (of_copies and other.path == row.path):
+                continue
+            value = (
+                f"{row.clip.video!r} ({row.clip.split}; {other.clip.split} in row {other.number}"
+            )
+            value += f": {other.clip.video!r})" if of_copies else ")"
+            _add(report, row, kind, "video", value, "a video of one split")
+            break
 
 
 def _add(report: Report, row: _Row, kind: str, key: str, value: str, expected: str) -> None:
@@ -438,7 +449,7 @@ def _compare_content(report: Report, users: list[_Row]) -> None:
     first = users[0]
     copies = [row for row in users if row.path != first.path]
     if copies and len({row.clip.split for row in users}) > 1:
-        _find_leak(report, users, "leak_of_content")
+        _find_leak(report, users, "leak_of_content", of_copies=True)
         return
     for row in copies:
         value = f"{row.clip.video!r} (row {first.number}: {first.clip.video!r})"
