@@ -8,6 +8,7 @@ under another strategy or number of ranks too.
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,8 +30,6 @@ class Zero:
     def __init__(self, policy: Policy, recipe: Recipe) -> None:
         self._policy = policy
         self._deepspeed = _import_deepspeed(next(policy.parameters()).device)
-        # In the module's order, so that every rank gathers the same parameters at the same time.
-        self._trained = [p for p in policy.model.parameters() if p.requires_grad]
         with _float_buffers_kept(policy):
             self._engine, self._zero, _, _ = self._deepspeed.initialize(
                 model=policy,
@@ -63,15 +62,6 @@ class Zero:
         norm = self._engine.get_global_grad_norm()
         assert norm is not None, "DeepSpeed computed no gradient norm"
         return float(norm) if self._engine.was_step_applied() else float("inf")
-
-    def discard(self) -> None:
-        """Forget the gradients: one that is not finite makes DeepSpeed drop them all."""
-        first = self._trained[0]
-        shape = getattr(first, "ds_shape", first.shape)
-        poison = torch.full(shape, torch.nan, device=first.device)
-        self._deepspeed.utils.safe_set_full_grad(first, poison)
-        self._engine.step()
-        assert not self._engine.was_step_applied(), "DeepSpeed took a step with a gradient of NaN"
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole gradient) of every trained parameter."""
@@ -150,11 +140,15 @@ def _import_deepspeed(device: torch.device) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # Ray shows a rank its own GPU only.
     os.environ["LOCAL_RANK"] = "0"
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
+    import deepspeed.ops
     import deepspeed.utils
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On a CPU it would compile an operator of its own at the first start: two minutes, for nothing.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed's matter, not the user's.
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     return deepspeed
 
 

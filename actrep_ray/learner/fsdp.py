@@ -43,7 +43,7 @@ class Fsdp2:
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Add a micro-batch's gradient."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self, lr_factor: float) -> float:
         """Clip and step; the norm is that before clipping."""
@@ -53,12 +53,8 @@ class Fsdp2:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, norm)
             set_learning_rates(self._optimizer, lr_factor)
             self._optimizer.step()
-        self.discard()
-        return float(norm)
-
-    def discard(self) -> None:
-        """Forget the gradients."""
         self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole gradient) of every parameter that has one."""

@@ -205,5 +205,5 @@ def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         old = both.get(key)
         is_section = isinstance(old, dict) and isinstance(value, dict)
-        both[key] = _merged(old, value) if is_section else value
+        both[key] = _merged(old or {}, value) if is_section else value
     return both

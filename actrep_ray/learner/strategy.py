@@ -1,7 +1,7 @@
 """What a way of splitting a model over ranks must do; `fsdp.Fsdp2` and `deepspeed.Zero` do it.
 
     forward ─► loss ─► backward  (once for each micro-batch; gradients add up, averaged over ranks)
-                          └─► step  (norm, clip, AdamW)   or   discard
+                          └─► step  (norm, clip, AdamW; nothing if the norm is not finite)
 
 A loss is therefore given as its share of the whole batch's loss times the number of ranks.
 """
@@ -43,7 +43,7 @@ class Strategy(Protocol):
         ...
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Add a micro-batch's gradient; `is_last`: a step or a discard comes next."""
+        """Add a micro-batch's gradient; `is_last`: the step comes next."""
         ...
 
     def step(self, lr_factor: float) -> float:
@@ -55,10 +55,6 @@ class Strategy(Protocol):
         Returns:
             The gradient's norm before clipping; if it is not finite, nothing was changed.
         """
-        ...
-
-    def discard(self) -> None:
-        """Forget the gradients."""
         ...
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -408,11 +408,10 @@ class LearnerWorker:
             rows, chosen, loss_of, temperature=temperature, with_entropy_grad=with_entropy_grad
         )
         rollouts = [f"{rows[i].row_id}/{a}" for i in chosen for a in range(len(rows[i].responses))]
-        self._check_losses(bad, rollouts)
         cfg, step = self.recipe.learner, self.num_optimizer_steps
         norm = self.strategy.step(optimizer.lr_factor(step, cfg, self.total_optimizer_steps))
         if not np.isfinite(norm):
-            self._stop("gradient norm", rollouts, rollouts)
+            self._stop(bad, rollouts)
         self.num_optimizer_steps += 1
         num_tokens = num_tokens or self._counts([rows[i] for i in chosen]).num_tokens
         means = {key: value / num_tokens for key, value in self._sum(sums).items()}
@@ -441,26 +440,27 @@ class LearnerWorker:
                 batch, temperature=temperature, with_entropy_grad=with_entropy_grad
             )
             loss, parts = loss_of(batch, log_probs, entropy)
-            self.strategy.backward(loss * share.weight, is_last=share.is_last)
             if not torch.isfinite(loss):
                 is_bad = (~log_probs.detach().isfinite()).any(dim=1).tolist()
                 found = [key for key, b in zip(batch.answers, is_bad, strict=True) if b]
                 bad += [f"{rows[i].row_id}/{a}" for i, a in found or batch.answers]
+            if share.is_last and self._max(len(bad)):
+                loss = loss * torch.nan  # so that no strategy takes the step, on any rank
+            self.strategy.backward(loss * share.weight, is_last=share.is_last)
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value * share.weight
         self._set_dropout(is_on=False)
         return sums, bad
 
-    def _check_losses(self, bad: list[str], rollouts: list[str]) -> None:
-        """Stop every rank before the optimiser step if the loss of some rollouts is not finite."""
-        if not self._sum({"bad": float(len(bad))})["bad"]:
-            return
-        self.strategy.discard()
-        names = sorted({name for part in self._gather(bad) for name in part})
-        self._stop("loss", names, rollouts)
+    def _stop(self, bad_here: list[str], rollouts: list[str]) -> NoReturn:
+        """End training; the ids of the mini-batch's rollouts are left in the run's folder.
 
-    def _stop(self, what: str, bad: list[str], rollouts: list[str]) -> NoReturn:
-        """End training; the ids of the mini-batch's rollouts are left in the run's folder."""
+        Args:
+            bad_here: Rollouts of this rank whose loss is not finite.
+            rollouts: Those of the mini-batch, over all ranks.
+        """
+        found = sorted({name for part in self._gather(bad_here) for name in part})
+        what, bad = ("loss", found) if found else ("gradient norm", rollouts)
         step = self.num_optimizer_steps + 1
         path = (self.recipe.run_dir / f"not-finite-{step:06d}.json").absolute()
         if self.rank == 0:

@@ -137,7 +137,7 @@ def _layers(model: nn.Module) -> dict[str, Any]:
 def _peft_config(cfg: LoraConfig, names: list[str]) -> PeftConfig:
     return PeftConfig(
         r=cfg.rank,
-        lora_alpha=cfg.alpha,  # type: ignore[arg-type]  # peft only divides it by r
+        lora_alpha=cfg.alpha,
         lora_dropout=cfg.dropout,
         target_modules=names,
         bias="none",

@@ -30,8 +30,21 @@ def gradients(worker: LearnerWorker, rows: list[Any], kind: str) -> dict[str, to
         loss_of = worker._grpo_loss_of(rows, counts, shifted, shifted, _Gap(rows, set()))
         worker._accumulate(rows, range(len(rows)), loss_of, temperature=1.0, with_entropy_grad=True)
     found = {name: gradient.clone() for name, gradient in worker.strategy.gradients()}
-    worker.strategy.discard()
+    forget(worker)
     return found
+
+
+def forget(worker: LearnerWorker) -> None:
+    """Drop the gradients: one that is not finite makes the step do nothing else."""
+    parameter = next(p for p in worker.policy.model.parameters() if p.requires_grad)
+    if parameter.grad is not None:
+        parameter.grad.fill_(torch.nan)
+    else:
+        from deepspeed.utils import safe_set_full_grad
+
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        safe_set_full_grad(parameter, torch.full(shape, torch.nan))
+    assert not np.isfinite(worker.strategy.step(1.0))
 
 
 def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str, torch.Tensor]:
