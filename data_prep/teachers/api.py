@@ -122,7 +122,8 @@ class _Pace:
             await asyncio.sleep(at - now)
             now = time.monotonic()
             if self._paused_until > now:
-                at = self._paused_until
+                at = self._next
+                self._next = at + self._interval_s
 
     def pause(self, seconds: float) -> None:
         """Let nothing through for a while."""
