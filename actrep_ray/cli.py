@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import actrep_ray
 from actrep_ray.cli_cot import add_cot
 from actrep_ray.cli_prepare import add_converters
+from actrep_ray.cli_rcs import add_rcs
 from actrep_ray.cli_validate import add_validate
 
 if TYPE_CHECKING:
@@ -383,6 +384,7 @@ def _add_data_commands(commands: Any) -> None:
     tiny.add_argument("--out", type=Path, help="folder (default: data/tiny-FAMILY)")
 
     add_converters(kinds, _command)
+    add_rcs(kinds, _command, _add_set)
 
     add_validate(commands, _command)
     add_cot(commands, _command)
@@ -409,6 +411,9 @@ def _add_training_commands(commands: Any) -> None:
             "--resume", action="store_true", help="go on from the run's last checkpoint"
         )
         _add_set(parser)
+    train.add_argument(
+        "--profile", action="store_true", help="draw who did what when, and name the bottleneck"
+    )
 
 
 def _add_model_commands(commands: Any) -> None:
