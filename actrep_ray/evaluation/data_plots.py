@@ -11,7 +11,8 @@ from actrep_ray.evaluation.plots import make_figure
 from data_prep.clip_checks import SAMPLES_PER_CYCLE
 from data_prep.validate import Report
 
-_INK, _MUTED, _GRID, _RED = "#1d2433", "#6b7385", "#e3e6ec", "#c9423a"
+_INK, _MUTED, _GRID = "#1d2433", "#6b7385", "#e3e6ec"
+_RED, _VIOLET = "#c9423a", "#7a5bb5"
 _SPLIT_COLORS = {"train": "#2a6fb8", "validation": "#2f9468", "test": "#e07b28"}
 _SMALL, _TITLE = 8, 10
 _MOST_BINS = 40
@@ -29,7 +30,8 @@ def draw_report(report: Report) -> Figure:
     _draw_tokens(axes[1, 1], report)
     for axis in axes.flat:
         _style(axis)
-    axes[0, 0].legend(fontsize=_SMALL, frameon=False, labelcolor=_INK)
+        if axis.get_legend_handles_labels()[0] and (axis is axes[0, 0] or axis.lines):
+            _add_legend(axis)
     return figure
 
 
@@ -75,10 +77,9 @@ def _draw_cycles(axis: Axes, report: Report) -> None:
     view = report.view
     limit_s = SAMPLES_PER_CYCLE / view.fps
     merged = limit_s * view.frames_per_patch
-    _mark(axis, limit_s, f"2 frames at {view.fps:g} fps", height=0.97)
-    share = (lengths < merged).mean()
-    text = f"2 temporal patches\n({100 * share:.0f}% of cycles are shorter)"
-    _mark(axis, merged, text, height=0.87)
+    for x, what, color in ((limit_s, "frames", _RED), (merged, "temporal patches", _VIOLET)):
+        shorter = f"{100 * (lengths < x).mean():.0f}% of cycles shorter"
+        _mark(axis, x, f"2 {what} at {view.fps:g} fps: {shorter}", color=color)
     axis.set_xlim(left=0)
     if len(shown) < len(lengths):
         more = f"{len(lengths) - len(shown):,} longer ones, up to {lengths.max():.3g} s"
@@ -114,21 +115,22 @@ def _edges(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.linspace(low, high, min(_MOST_BINS, max(8, len(values) // 4)) + 1)
 
 
-def _mark(axis: Axes, x: float, text: str, *, height: float = 0.97) -> None:
-    """A limit as a dashed line, named on the side that has room."""
-    axis.axvline(x, color=_RED, linewidth=1.0, linestyle=(0, (4, 3)))
-    left, right = axis.get_xlim()
-    is_right = x < (left + right) / 2
-    axis.annotate(
-        text,
-        (x, height),
-        xycoords=("data", "axes fraction"),
-        xytext=(4 if is_right else -4, 0),
-        textcoords="offset points",
-        ha="left" if is_right else "right",
-        va="top",
+def _mark(axis: Axes, x: float, text: str, *, color: str = _RED) -> None:
+    """A limit as a dashed line, named in the legend."""
+    axis.axvline(x, color=color, linewidth=1.2, linestyle=(0, (4, 3)), label=text)
+
+
+def _add_legend(axis: Axes) -> None:
+    """Above the panel, where it hides no bar."""
+    axis.legend(
         fontsize=_SMALL,
-        color=_RED,
+        frameon=False,
+        labelcolor=_INK,
+        ncols=3,
+        handlelength=1.6,
+        borderpad=0.1,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
     )
 
 
@@ -140,6 +142,8 @@ def _label(axis: Axes, x: str, y: str) -> None:
 def _style(axis: Axes) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color("#b9bfca")
     axis.tick_params(which="both", labelsize=_SMALL, colors=_MUTED, length=3)
     axis.grid(visible=True, color=_GRID, linewidth=0.7)
     axis.set_axisbelow(True)
