@@ -430,7 +430,7 @@ def clean_cycles(
         inside = (round(max(start, 0.0), _DIGITS), round(min(end, duration_s), _DIGITS))
         if inside[0] < inside[1]:
             kept.append(inside)
-    if any(later[0] < earlier[0] for earlier, later in pairwise(kept)):
+    if any(later < earlier for earlier, later in pairwise(kept)):
         flags.append("unsorted_cycles")
         kept.sort()
     if any(later[0] < earlier[1] - _SLACK_S for earlier, later in pairwise(kept)):

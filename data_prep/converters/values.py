@@ -7,6 +7,7 @@ field, its value and what was expected. Empty is not zero: "", "NaN" and null ar
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _SPLIT_NAMES = {
 }
 _EMPTY = frozenset(("", "nan", "na", "n/a", "null", "none"))
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_MARK_COLUMN = re.compile(r"[1-9]\d*", re.ASCII)
+_MARK_COLUMN = re.compile(r"[1-9]\d{0,5}", re.ASCII)
 _MAX_COUNT = 100_000
 _MAX_FPS = 1000.0
 _MAX_TIME = 1e9  # frames or seconds; beyond it is nonsense
@@ -39,18 +40,21 @@ def number(value: Any, what: str, reason: str) -> float | None:
         return None
     if isinstance(value, str):
         text = value.strip()
-        if text.casefold() in _EMPTY:
+        if _NUMBER.fullmatch(text):
+            value = float(text)
+        elif text.casefold() in _EMPTY:
             return None
-        if not _NUMBER.fullmatch(text):
-            raise BadRowError(reason, f"{what}={_short(value)}, expected a number")
-        value = float(text)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRowError(reason, f"{what}={_short(value)}, expected a number")
+    try:
+        value = float(value)
+    except OverflowError:  # an integer of 400 digits
+        value = math.inf
     if math.isnan(value):
         return None
     if math.isinf(value):
         raise BadRowError(reason, f"{what}={_short(value)}, expected a finite number")
-    return float(value)
+    return value
 
 
 def count_of(values: Mapping[str, Any], key: str) -> int:
@@ -133,12 +137,12 @@ def marked_cycles(values: Mapping[str, Any], prefix: str = "L", *, first_frame: 
     """
     marks: dict[int, float] = {}
     for column, value in values.items():
-        index = column.removeprefix(prefix)
-        if index == column or not _MARK_COLUMN.fullmatch(index):
+        index = _mark_index(column, prefix)
+        if index is None:
             continue
         mark = mark_of(value, column, first_frame=first_frame)
         if mark is not None:
-            marks[int(index)] = mark
+            marks[index] = mark
     pairs = []
     for end_index in sorted({index + index % 2 for index in marks}):
         start, end = marks.get(end_index - 1), marks.get(end_index)
@@ -149,6 +153,15 @@ def marked_cycles(values: Mapping[str, Any], prefix: str = "L", *, first_frame: 
             )
         pairs.append((start, end))
     return tuple(pairs)
+
+
+@lru_cache(maxsize=4096)
+def _mark_index(column: str, prefix: str) -> int | None:
+    """12 for the column L12 of the prefix L; None for a column that holds no mark."""
+    digits = column.removeprefix(prefix)
+    if digits == column or not _MARK_COLUMN.fullmatch(digits):
+        return None
+    return int(digits)
 
 
 def chained_cycles(marks: Sequence[float]) -> tuple[Pairs, tuple[str, ...]]:

@@ -212,13 +212,14 @@ CASES = [
         b'{"count": true, "start_time": 0, "end_time": 1, "split": "train"},'
         b'{"count": null, "start_time": 0, "end_time": 1, "split": "train"},'
         b'{"count": NaN, "start_time": 0, "end_time": 1, "split": "train"},'
+        b'{"count": 1' + b"0" * 400 + b', "start_time": 0, "end_time": 1, "split": "train"},'
         b'{"count": [2], "start_time": 0, "end_time": 1, "split": "train"},'
         b'{"count": 2, "start_time": {}, "end_time": 1, "split": "train"},'
         b'{"count": 2, "start_time": 0, "end_time": 1, "split": "holdout"},'
         b'{"count": 2, "start_time": 0, "end_time": 1, "split": "train", "description": "\\ud800"}'
         b"]}]",
         rejected=("count_not_a_number", "count_empty", "count_empty", "count_not_a_number",
-                  "bad_time", "unknown_split", "not_utf8"),
+                  "count_not_a_number", "bad_time", "unknown_split", "not_utf8"),
         reader=ovr, file="a.json",
     ),
     Case(
