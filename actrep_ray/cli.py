@@ -215,6 +215,7 @@ def _check(args: argparse.Namespace) -> int:
             from actrep_ray.check import check_recipe
 
             found = check_recipe(recipe, args.recipe, args.gpus)
+            _print("\n" + "\n".join(found.lines))
             checks += [
                 check_reward(part.name, is_penalty=part.is_penalty, options=dict(part.options))
                 for part in parts
@@ -229,10 +230,7 @@ def _check(args: argparse.Namespace) -> int:
             f"({check.num_skipped} not applicable), values {seen}, "
             f"{check.seconds_per_call * 1e6:.0f} µs each"
         )
-    if found is None:
-        return 0
-    _print("\n" + "\n".join(found.lines))
-    return 0 if found.fits else 1
+    return 0 if found is None or found.fits else 1
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -128,7 +128,7 @@ def place(pools: Sequence[Pool], nodes: Sequence[Node]) -> dict[str, list[int]]:
     Raises:
         PlacementError: naming the pool that does not fit and what is missing.
     """
-    free = [dict(GPU=node.num_gpus, CPU=node.num_cpus) for node in nodes]
+    free = [{"GPU": node.num_gpus, "CPU": node.num_cpus} for node in nodes]
     placed: dict[str, list[int]] = {}
     for pool in pools:
         allowed = [i for i, node in enumerate(nodes) if _matches(pool.labels, node.labels)]
