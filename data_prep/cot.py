@@ -37,7 +37,7 @@ _OBSERVATIONS: dict[str, tuple[str, ...]] = {
         "A person squats.",
         "A person bends the knees and stands up.",
         "A figure goes down into a squat and rises.",
-        "The video shows a person who does squats.",
+        "The video shows a person who squats.",
     ),
     "arm_raise": (
         "A person raises both arms.",
@@ -80,6 +80,10 @@ _DEFINITIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_OBSERVATIONS_NONE = (
+    "Nothing that moves in the video does so again.",
+    "The video shows no complete repetition.",
+)
 _CHECK_SOME = "the repetitions follow each other in order"
 _CHECK_NONE = "no motion is repeated"
 _CHECKS_NONE = (
@@ -138,6 +142,8 @@ def render_answer(clip: Clip, *, dialect: str = "think", variety: int = 1, seed:
         return options[_draw(f"{seed}:{section}:{clip.id}", min(variety, len(options)))]
 
     observations, definitions = _phrasings(clip.action)
+    if clip.count == 0:
+        observations = (observations[0], *_OBSERVATIONS_NONE)
     try:
         cycles = round_cycles(clip.cycles)
         response = Response(

@@ -15,7 +15,8 @@ from data_prep.schema import Clip, read_clips, write_clips
 from data_prep.synthetic import write_dataset
 
 COMMANDS = (
-    "prepare synthetic", "prepare tiny-model", "validate", "cot", "sft", "train", "evaluate",
+    "prepare synthetic", "prepare tiny-model", "prepare rcs-report", "prepare rcs-export",
+    "validate", "cot", "sft", "train", "evaluate",
     "count", "check", "report", "doctor", "quickstart",
 )  # fmt: skip
 
