@@ -21,11 +21,12 @@ from rich import get_console
 
 from actrep_ray.checkpoint import Checkpoint, CheckpointStore, is_due, resolve_model
 from actrep_ray.clips import labels_of, load_clips, question_for
-from actrep_ray.config import Recipe
+from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.counting import evaluate, training_settings
 from actrep_ray.learner.algorithms import compute_advantages
 from actrep_ray.metrics import MetricLogger
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.profile import profiled
 from actrep_ray.run_dir import open_run
 from actrep_ray.sampling import CountSampler, SampledClip
 from actrep_ray.scoring import RewardPool, make_spec
@@ -81,15 +82,27 @@ class GrpoJob:
     inputs: QwenVLInputs
     start: Checkpoint | None
 
-    def run(self, pools: Pools | None = None) -> Checkpoint:
+    def run(self, pools: Pools | None = None, *, profile: bool = False) -> Checkpoint:
         """Train; returns the last checkpoint. See `run_grpo`."""
         if pools is not None:
-            return GrpoDriver(self.recipe, pools, self.data, self.inputs, self.start).run()
+            driver = self.driver(pools)
+            if not profile:
+                return driver.run()
+            with profiled(driver.timeline, self.recipe):
+                return driver.run()
         from actrep_ray.cluster import cluster
 
         model = self.start.folder if self.start else resolve_model(self.recipe.model.path)
         with cluster(self.recipe):
-            return self.run(start_pools(self.recipe, model))
+            return self.run(start_pools(self.recipe, model), profile=profile)
+
+    def driver(self, pools: Pools) -> "GrpoDriver":
+        """The synchronous driver, or with `train.max_staleness` the asynchronous one."""
+        if self.recipe.train.max_staleness is None:
+            return GrpoDriver(self.recipe, pools, self.data, self.inputs, self.start)
+        from actrep_ray.pipeline import AsyncGrpoDriver
+
+        return AsyncGrpoDriver(self.recipe, pools, self.data, self.inputs, self.start)
 
 
 def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> GrpoJob:
@@ -102,7 +115,30 @@ def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> GrpoJob:
     data = GrpoData.load(recipe)
     CountSampler(data.train, recipe.sampling, seed=recipe.seed)
     inputs = QwenVLInputs(resolve_model(recipe.model.path))
-    return GrpoJob(recipe, data, inputs, open_run(recipe, resume=resume))
+    start = open_run(recipe, resume=resume)
+    if start is not None:
+        check_places(recipe, start)
+    return GrpoJob(recipe, data, inputs, start)
+
+
+def check_places(recipe: Recipe, start: Checkpoint) -> None:
+    """Refuse to lose the prompts that an asynchronous run had in flight.
+
+    Raises:
+        ConfigError: if these settings could not have issued them.
+    """
+    pipeline = start.driver_state().get("pipeline", {})
+    num_places, size = len(pipeline.get("places", ())), pipeline.get("prompts_per_step", 1)
+    if not num_places:
+        return
+    staleness = recipe.train.max_staleness
+    num_allowed = 0 if staleness is None else (1 + staleness) * size
+    if recipe.train.prompts_per_step != size or num_places > num_allowed:
+        raise ConfigError(
+            f"{start.folder}: {num_places} prompts are in flight, issued with "
+            f"train.prompts_per_step={size}: go on with that value and with train.max_staleness "
+            f"of at least {-(-num_places // size) - 1}"
+        )
 
 
 def run_grpo(recipe: Recipe, *, pools: Pools | None = None, resume: bool = False) -> Checkpoint:
@@ -155,10 +191,12 @@ class GrpoDriver:
         start: Checkpoint | None = None,
     ) -> None:
         self.recipe = recipe
+        self.size = recipe.train.prompts_per_step
         self.pools = pools
         self.data = data
         self.inputs = inputs
         self.start = start
+        self.timeline = pools.rollouts.timeline
         self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
         self.settings = training_settings(recipe)
         self.store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
@@ -176,6 +214,7 @@ class GrpoDriver:
                 groups, labels, metrics = self.collect(step, logger)
                 groups = compute_advantages(groups, cfg.algorithm, cfg.reward.part_weights)
                 trainable, dropped = split_trainable(groups, cfg.train.pass_rate_window)
+                self.prefetch()
                 with logger.timer("learn"):
                     metrics |= self.update(trainable, step)
                 with logger.timer("sync"):
@@ -231,7 +270,7 @@ class GrpoDriver:
                 began = time.perf_counter()
                 answered = self.pools.rollouts.generate(prompts, self.settings)
                 seconds += time.perf_counter() - began
-            with logger.timer("reward"):
+            with logger.timer("reward"), self.timeline.span("reward", "workers", "score"):
                 answered = self.pools.rewards.score(answered, labels)
             groups += answered
             failed = [g for g in answered if drop_reason(g, cfg.pass_rate_window)][:num_left]
@@ -245,7 +284,7 @@ class GrpoDriver:
 
         Labels are of the clips as issued: a crop has a count of its own.
         """
-        drawn = self.sampler.take(self.recipe.train.prompts_per_step)
+        drawn = self.sampler.take(self.size)
         prompts = [self.prompt(f"{step:06d}-{i:04d}", sampled) for i, sampled in enumerate(drawn)]
         return prompts, labels_of([sampled.clip for sampled in drawn])
 
@@ -267,6 +306,12 @@ class GrpoDriver:
             prompts.append(self.prompt(f"{step:06d}-{i:04d}", sampled, attempt=old.attempt + 1))
         return prompts
 
+    def prefetch(self) -> None:
+        """Decode the clips of the next step while the engines are idle."""
+        drawn = self.sampler.peek(self.size)
+        plans = [self.inputs.plan(sampled.clip, self.recipe.video) for sampled in drawn]
+        self.pools.rollouts.prefetch(plans)
+
     def update(self, groups: Sequence[RolloutGroup], step: int) -> dict[str, float]:
         """One learner step, or none if there is nothing to learn from.
 
@@ -275,8 +320,10 @@ class GrpoDriver:
         """
         if not groups:
             return {}
-        metrics = self.pools.learners.update([row_of(group) for group in groups], step)
-        check_log_prob_gap(metrics["log_prob_gap_mean"], self.recipe)
+        with self.timeline.span("learner", "ranks", "update"):
+            metrics = self.pools.learners.update([row_of(group) for group in groups], step)
+        if all(r.policy_version == step - 1 for group in groups for r in group.rollouts):
+            check_log_prob_gap(metrics["log_prob_gap_mean"], self.recipe)  # same weights
         return {f"learner/{name}": value for name, value in metrics.items()}
 
     def evaluate(self, step: int) -> dict[str, float]:

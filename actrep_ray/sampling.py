@@ -13,6 +13,7 @@ generator's hidden state: the saved state is a handful of integers, and refillin
 not disturb the order of another. Only the train split is ever issued.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -153,6 +154,13 @@ class CountSampler:
             self._num_drawn += 1
             sampled.append(self._deal(name))
         return sampled
+
+    def peek(self, num: int) -> list[SampledClip]:
+        """What `take(num)` would draw now; nothing is drawn."""
+        ahead = copy.copy(self)
+        ahead._dealt = {name: list(counters) for name, counters in self._dealt.items()}
+        ahead._issued = dict(self._issued)
+        return ahead.take(num)
 
     def take_from(self, stratum: str, num: int) -> list[SampledClip]:
         """Draw clips of one stratum, to refill groups that were dropped.

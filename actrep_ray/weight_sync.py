@@ -8,7 +8,7 @@ and that every engine reports the new version.
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actrep_ray.learner.pool import LearnerPool
@@ -37,16 +37,36 @@ class WeightSync:
             RuntimeError: if a weight changed on its way, or an engine reports another version.
         """
         start = time.perf_counter()
-        ref = self.learners.export_weights_ref()
-        exported = time.perf_counter()
-        self.rollouts.load_weights(ref, policy_version)
+        with self.rollouts.timeline.span("learner", "ranks", "export weights"):
+            ref = self.learners.export_weights_ref()
+        metrics = {"sync/export_s": time.perf_counter() - start}
+        return metrics | self.deliver(ref, policy_version)
+
+    def deliver(
+        self, ref: Any, policy_version: int, *, is_rolling: bool = False
+    ) -> dict[str, float]:
+        """Give every engine weights that were exported.
+
+        Args:
+            ref: What `LearnerPool.export_weights_ref` returned.
+            policy_version: Version to stamp them with.
+            is_rolling: Let half of the engines generate while the other half loads.
+
+        Returns:
+            `sync/load_s` (wall clock) and `sync/policy_version`.
+
+        Raises:
+            RuntimeError: if a weight changed on its way, or an engine reports another version.
+        """
+        start = time.perf_counter()
+        half = -(-self.rollouts.num_workers // 2)
+        self.rollouts.load_weights(ref, policy_version, at_once=half if is_rolling else None)
         versions = self.rollouts.policy_versions()
         if set(versions) != {policy_version}:
             raise RuntimeError(
                 f"pushed policy version {policy_version}, but the engines report {versions}"
             )
         return {
-            "sync/export_s": exported - start,
-            "sync/load_s": time.perf_counter() - exported,
+            "sync/load_s": time.perf_counter() - start,
             "sync/policy_version": float(policy_version),
         }

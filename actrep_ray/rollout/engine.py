@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from actrep_ray.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.types import Prompt, Rollout, RolloutGroup, RolloutStatus
 
@@ -58,24 +59,61 @@ class SamplingSettings:
 class Engine(Protocol):
     """Generates answers with one copy of the weights; used by one caller at a time."""
 
+    frames: FrameCache
+
     @property
     def policy_version(self) -> int:
         """Version of the weights in use; 0 are those of the checkpoint."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
-        """Answer every prompt, in order.
+    @property
+    def num_unfinished(self) -> int:
+        """Prompts that were added and whose groups `step` has not returned yet."""
+        ...
+
+    def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Take prompts; what `step` then computes includes them.
 
         Raises:
             ValueError: if a prompt and its answer do not fit into `rollout.max_model_len`.
         """
         ...
 
+    def step(self) -> list[RolloutGroup]:
+        """Compute on for a moment; returns the groups that were finished, in any order.
+
+        Raises:
+            ValueError: as `add` does, where the length is known only now.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Forget every prompt that was added and not finished."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
+        """Answer every prompt, in order, when there is nothing else to do.
+
+        Raises:
+            ValueError: if a prompt and its answer do not fit into `rollout.max_model_len`.
+        """
+        assert self.num_unfinished == 0, "the engine is at work on other prompts"
+        groups: dict[str, RolloutGroup] = {}
+        try:
+            self.add(prompts, settings)
+            while self.num_unfinished:
+                groups |= {group.prompt.prompt_id: group for group in self.step()}
+        except BaseException:
+            self.clear()
+            raise
+        return [groups[prompt.prompt_id] for prompt in prompts]
+
     def load_weights(self, weights: Weights, policy_version: int) -> None:
         """Replace all weights by those given under their Hugging Face names.
 
-        A tied output layer need not be given. Caches that depend on weights are emptied. After
-        an error the engine's weights are undefined.
+        A tied output layer need not be given. Caches that depend on weights are emptied; answers
+        that are being generated go on with the new weights, their tokens so far computed again.
+        After an error the engine's weights are undefined.
 
         Raises:
             ValueError: for an unknown name, or a weight that is missing.
@@ -124,8 +162,9 @@ def make_rollout(
     text: str,
     is_stopped: bool,
     policy_version: int,
+    last_policy_version: int | None = None,
 ) -> Rollout:
-    """Answer number `index` to a prompt.
+    """Answer number `index` to a prompt; the last version counts where it is another one.
 
     Raises:
         ValueError: if a log-probability is not finite: the weights are broken then.
@@ -137,6 +176,7 @@ def make_rollout(
         text=text,
         status=RolloutStatus.STOPPED if is_stopped else RolloutStatus.TRUNCATED,
         policy_version=policy_version,
+        last_policy_version=None if last_policy_version == policy_version else last_policy_version,
     )
     assert rollout.token_ids.shape == rollout.rollout_log_probs.shape
     if not np.isfinite(rollout.rollout_log_probs).all():

@@ -6,6 +6,7 @@ group; then its cache is repeated for each answer. Several groups run as one bat
 left, until the last of their answers has ended.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from actrep_ray.config import RolloutConfig, VideoConfig
 from actrep_ray.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs, load_model
 from actrep_ray.rollout.engine import (
+    Engine,
     SamplingSettings,
     Weights,
     check_length,
@@ -29,7 +31,7 @@ from actrep_ray.weights import magnitude, verify_magnitudes
 _GIB = 2**30
 
 
-class HfEngine:
+class HfEngine(Engine):
     """A transformers model that generates, for one Qwen-VL checkpoint.
 
     Args:
@@ -66,22 +68,43 @@ class HfEngine:
         self._model.to(self._device).eval()
         self._random = torch.Generator(self._device).manual_seed(seed)
         self._policy_version = 0
+        self._waiting: deque[tuple[Prompt, SamplingSettings, torch.Generator]] = deque()
 
     @property
     def policy_version(self) -> int:
         """Version of the weights in use; 0 are those of the checkpoint."""
         return self._policy_version
 
-    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
-        """Answer every prompt, in order; see `Engine.generate`."""
+    @property
+    def num_unfinished(self) -> int:
+        """Prompts that wait for their batch."""
+        return len(self._waiting)
+
+    def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Take prompts; see `Engine.add`."""
         random = self._random
         if settings.seed is not None:
             random = torch.Generator(self._device).manual_seed(settings.seed)
+        self._waiting.extend((prompt, settings, random) for prompt in prompts)
+
+    def step(self) -> list[RolloutGroup]:
+        """Answer one batch of prompts to its end; see `Engine.step`."""
+        if not self._waiting:
+            return []
+        _, settings, random = self._waiting[0]
         batch_size = max(1, self._cfg.max_num_seqs // settings.group_size)
-        groups: list[RolloutGroup] = []
-        for start in range(0, len(prompts), batch_size):
-            groups += self._generate_batch(prompts[start : start + batch_size], settings, random)
-        return groups
+        prompts: list[Prompt] = []
+        while self._waiting and len(prompts) < batch_size:
+            prompt, *sampling = self._waiting[0]
+            if sampling != [settings, random]:
+                break
+            prompts.append(prompt)
+            self._waiting.popleft()
+        return self._generate_batch(prompts, settings, random)
+
+    def clear(self) -> None:
+        """Forget the prompts that wait."""
+        self._waiting.clear()
 
     def load_weights(self, weights: Weights, policy_version: int) -> None:
         """Replace the weights; see `Engine.load_weights`."""

@@ -1,15 +1,26 @@
-"""The rollout workers of a run, as Ray actors.
+"""The rollout workers of a run, as Ray actors that come, go and die.
 
-    prompts ─► chunks ─► worker 0 ─┐
-                    └──► worker 1 ─┴─► groups, in the order of the prompts
+    submit(prompts) ─► waiting ─► worker 0, at most max_in_flight answers ─┐
+                                └► worker 1 ...                            ├─► on_group(group)
+                                                                           │   as each is finished
+    load_weights ─► each worker in turn, between two of its forward passes ┘
 
-A worker is given its next chunk when it has finished the last one, so that a slow one holds up
-nobody. Every wait has a deadline and says what it waited for. A worker that dies is an error that
-names it.
+The pool has no thread of its own: results arrive in its `mailbox` and are handled by whoever waits
+there. A worker has two calls at a time, so that it goes on while the first one's result travels.
+
+A worker that dies gives its prompts back to the others, with `attempt` one higher, and is replaced,
+at most `rollout.max_restarts` times in a run. A new worker loads the weights in use before it takes
+prompts. Every wait has a deadline and says what it waited for.
 """
 
-import time
-from collections.abc import Callable, Sequence
+import heapq
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,30 +28,70 @@ import ray
 
 from actrep_ray.cluster import with_device
 from actrep_ray.config import Recipe
+from actrep_ray.mailbox import Mailbox
+from actrep_ray.profile import Timeline
 from actrep_ray.rollout.engine import SamplingSettings
-from actrep_ray.rollout.worker import RolloutWorker
+from actrep_ray.rollout.worker import Loaded, Request, RolloutWorker, Turn
 from actrep_ray.types import Prompt, RolloutGroup
+from data_prep.video import FramePlan
 
 OnGroup = Callable[[RolloutGroup], None]
+_CALLS_AT_ONCE = 2
+
+_log = logging.getLogger(__name__)
 
 
 class RolloutWorkerError(RuntimeError):
-    """A rollout worker died; the message says which and at what."""
+    """A rollout worker died and may not be replaced; the message says which and at what."""
+
+
+@dataclass(eq=False)
+class _Task:
+    """A prompt on its way."""
+
+    prompt: Prompt
+    settings: SamplingSettings
+    on_group: OnGroup
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor, and what it was given."""
+
+    index: int
+    handle: Any
+    tasks: dict[str, _Task] = field(default_factory=dict)
+    num_calls: int = 0
+    policy_version: int | None = None  # None until the engine has started
+    is_ready: bool = False  # holds the weights in use and takes prompts
+    is_leaving: bool = False
+    load_s: float = 0.0  # of the weights in use
+
+    @property
+    def num_answers(self) -> int:
+        return sum(task.settings.group_size for task in self.tasks.values())
 
 
 class RolloutPool:
-    """Started rollout workers; `start` makes one.
+    """Rollout workers; `start` makes a pool whose engines have started.
 
     Args:
         recipe: Settings, with the device resolved.
-        workers: Handles of the actors.
+        spawn: Starts worker number `index` and returns its handle: an actor of `RolloutWorker`.
     """
 
-    def __init__(self, recipe: Recipe, workers: Sequence[Any]) -> None:
+    def __init__(self, recipe: Recipe, spawn: Callable[[int], Any]) -> None:
         self.recipe = recipe
-        self.workers = list(workers)
+        self.mailbox = Mailbox()
+        self.timeline = Timeline()
+        self.num_restarts = 0
+        self._spawn = spawn
+        self._numbers = itertools.count()
+        self._workers: list[_Worker] = []
+        self._waiting: deque[_Task] = deque()
+        self._weights: tuple[Any, int] | None = None
         self._timeout_s = recipe.rollout.timeout_s
-        self._chunk_groups = recipe.rollout.max_num_seqs
+        self._max_in_flight = recipe.rollout.max_in_flight or 2 * recipe.rollout.max_num_seqs
 
     @classmethod
     def start(
@@ -58,20 +109,24 @@ class RolloutPool:
             TimeoutError: if they are not ready within `rollout.timeout_s`.
         """
         recipe = with_device(recipe)
-        options = _actor_options(recipe)
-        pool = cls(
-            recipe,
-            [
-                ray.remote(**options)(RolloutWorker).remote(recipe, str(model_path), index)
-                for index in range(num_workers or recipe.rollout.num_workers)
-            ],
-        )
+        actor = ray.remote(**_actor_options(recipe))(RolloutWorker)
+        pool = cls(recipe, lambda index: actor.remote(recipe, str(model_path), index))
         try:
-            pool._call_all("ready", what="the engines to start")
+            pool.add_workers(num_workers or recipe.rollout.num_workers)
+            pool.wait_ready()
         except BaseException:
             pool.shutdown()
             raise
         return pool
+
+    # ---------------------------------------------------------------- generating
+
+    def submit(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, on_group: OnGroup
+    ) -> None:
+        """Have prompts answered; `on_group` is called with each group, by whoever waits."""
+        self._waiting.extend(_Task(prompt, settings, on_group) for prompt in prompts)
+        self._dispatch(self._workers)
 
     def generate(
         self,
@@ -82,111 +137,306 @@ class RolloutPool:
         """Answer every prompt; groups come in the order of the prompts.
 
         Args:
-            prompts: What to answer.
+            prompts: What to answer; other prompts may be at work at the same time.
             settings: How to sample.
             on_group: Called with each group when it is there, in any order.
 
         Raises:
-            RolloutWorkerError: naming the worker that died.
+            RolloutWorkerError: naming the worker that died, if it may not be replaced.
             TimeoutError: if not all groups were there within `rollout.timeout_s`.
         """
-        chunks = _chunks(len(prompts), len(self.workers), self._chunk_groups // settings.group_size)
-        groups: list[RolloutGroup | None] = [None] * len(prompts)
-        deadline = time.monotonic() + self._timeout_s
-        waiting = list(reversed(chunks))
-        idle = list(reversed(range(len(self.workers))))
-        running: dict[Any, tuple[int, range]] = {}
-        while waiting or running:
-            while waiting and idle:
-                worker, chunk = idle.pop(), waiting.pop()
-                part = [prompts[i] for i in chunk]
-                ref = self.workers[worker].generate.remote(part, settings)
-                running[ref] = (worker, chunk)
-            names = [worker for worker, _ in running.values()]
-            what = f"{sum(group is None for group in groups)} of {len(groups)} groups"
-            ref = self._wait_one(list(running), names, deadline, what)
-            worker, chunk = running.pop(ref)
-            idle.append(worker)
-            for i, group in zip(chunk, self._get(ref, worker, "generate"), strict=True):
-                groups[i] = group
-                if on_group is not None:
-                    on_group(group)
-        return [group for group in groups if group is not None]
+        groups: dict[str, RolloutGroup] = {}
 
-    def load_weights(self, ref: "ray.ObjectRef", policy_version: int) -> list[float]:
+        def keep(group: RolloutGroup) -> None:
+            groups[group.prompt.prompt_id] = group
+            if on_group is not None:
+                on_group(group)
+
+        self.submit(prompts, settings, keep)
+        try:
+            self.wait(
+                lambda: len(groups) == len(prompts),
+                lambda: f"{len(prompts) - len(groups)} of {len(prompts)} groups",
+            )
+        except BaseException:
+            self._forget({prompt.prompt_id for prompt in prompts})
+            raise
+        return [groups[prompt.prompt_id] for prompt in prompts]
+
+    def wait(self, is_done: Callable[[], Any], what: Callable[[], str]) -> None:
+        """Handle what arrives until `is_done()`.
+
+        Raises:
+            TimeoutError: after `rollout.timeout_s`, with `what()` and who is at work.
+        """
+        self.mailbox.wait(
+            is_done,
+            self._timeout_s,
+            lambda: (
+                f"waited {self._timeout_s:g} s (rollout.timeout_s) for {what()}; "
+                f"{self.describe_work()}"
+            ),
+        )
+
+    def describe_work(self) -> str:
+        """Who is at work on how much, for messages."""
+        parts = [
+            f"rollout worker {w.index} has {len(w.tasks)} groups"
+            if w.is_ready
+            else f"rollout worker {w.index} is starting"
+            for w in self._workers
+            if w.tasks or not w.is_ready
+        ]
+        return f"{len(self._waiting)} groups wait for a worker; " + (", ".join(parts) or "all idle")
+
+    def prefetch(self, plans: Sequence[FramePlan]) -> None:
+        """Have clips decoded into the nodes' frame caches while the engines are idle.
+
+        Every worker gets its share; a clip that cannot be decoded is an error where it is used.
+        """
+        workers = [w for w in self._workers if w.is_ready]
+        for i, worker in enumerate(workers):
+            worker.handle.prefetch.remote(plans[i :: len(workers)])
+
+    # ---------------------------------------------------------------- weights
+
+    def load_weights(
+        self, ref: Any, policy_version: int, *, at_once: int | None = None
+    ) -> list[float]:
         """Replace every engine's weights; returns each worker's seconds.
 
+        An engine loads between two of its forward passes and goes on at once; what it was
+        generating is finished with the new weights.
+
         Args:
-            ref: A list of `WeightBucket`s in the object store.
+            ref: A list of `WeightBucket`s in the object store; kept for workers that come later.
             policy_version: Version that the engines stamp on their answers from now on.
+            at_once: How many engines load at the same time; all by default.
         """
+        self._weights = (ref, policy_version)
+        workers = [w for w in self._workers if w.is_ready]
+        size = max(1, at_once or len(workers))
         what = f"the engines to load the weights of version {policy_version}"
-        return self._call_all("load_weights", ref, policy_version, what=what)
+        for start in range(0, len(workers), size):
+            wave = workers[start : start + size]
+            for worker in wave:
+                self._call(worker, "load_weights", ref, policy_version, then=self._on_loaded)
+            self.wait(partial(self._have_version, wave, policy_version), lambda: what)
+        return [worker.load_s for worker in workers if worker in self._workers]
 
     def policy_versions(self) -> list[int]:
-        """The version that each engine reports."""
-        return self._call_all("policy_version", what="the engines' policy versions")
+        """The version that each engine at work reported when it had loaded its weights."""
+        return [
+            w.policy_version for w in self._workers if w.is_ready and w.policy_version is not None
+        ]
+
+    # ---------------------------------------------------------------- workers
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that are there or starting, those that leave not counted."""
+        return sum(not worker.is_leaving for worker in self._workers)
+
+    def add_workers(self, num: int = 1) -> None:
+        """Start more workers; each takes prompts when it holds the weights in use."""
+        for _ in range(num):
+            index = next(self._numbers)
+            worker = _Worker(index, self._spawn(index))
+            self._workers.append(worker)
+            self._call(worker, "ready", then=self._on_version)
+
+    def remove_workers(self, num: int = 1) -> None:
+        """Let the least busy workers finish what they have and go.
+
+        Raises:
+            ValueError: if none would be left.
+        """
+        staying = [w for w in self._workers if not w.is_leaving]
+        if num >= len(staying):
+            raise ValueError(
+                f"cannot remove {num} of {len(staying)} rollout workers: one must stay"
+            )
+        for worker in sorted(staying, key=lambda w: (w.is_ready, len(w.tasks), -w.index))[:num]:
+            worker.is_leaving = True
+            self._dismiss_if_done(worker)
+
+    def grow(self) -> int:
+        """Start workers up to `rollout.max_workers` where there is room; returns how many."""
+        num, free = 0, ray.available_resources() if self.recipe.rollout.max_workers else {}
+        needs = _resources(self.recipe)
+        while self.num_workers < (self.recipe.rollout.max_workers or 0):
+            if any(free.get(name, 0.0) < amount for name, amount in needs.items()):
+                break
+            free = {name: value - needs.get(name, 0.0) for name, value in free.items()}
+            self.add_workers()
+            num += 1
+        return num
+
+    def wait_ready(self) -> None:
+        """Wait until every worker takes prompts."""
+        self.wait(lambda: all(w.is_ready for w in self._workers), lambda: "the engines to start")
 
     def shutdown(self) -> None:
         """End the workers; the pool cannot be used afterwards."""
-        for worker in self.workers:
-            ray.kill(worker)
-        self.workers = []
+        for worker in self._workers:
+            ray.kill(worker.handle)
+        self._workers = []
+        self._waiting.clear()
 
-    def _call_all(self, method: str, *arguments: Any, what: str) -> list[Any]:
-        """Call a method of every worker at the same time; results in the workers' order."""
-        deadline = time.monotonic() + self._timeout_s
-        refs = [getattr(worker, method).remote(*arguments) for worker in self.workers]
-        results: dict[int, Any] = {}
-        while len(results) < len(refs):
-            left = [i for i in range(len(refs)) if i not in results]
-            ref = self._wait_one([refs[i] for i in left], left, deadline, what)
-            worker = refs.index(ref)
-            results[worker] = self._get(ref, worker, method)
-        return [results[i] for i in range(len(refs))]
+    # ---------------------------------------------------------------- giving work
 
-    def _wait_one(self, refs: list[Any], workers: list[int], deadline: float, what: str) -> Any:
-        done, _ = ray.wait(refs, num_returns=1, timeout=max(deadline - time.monotonic(), 0.0))
-        if not done:
-            names = ", ".join(f"rollout worker {worker}" for worker in sorted(workers))
-            raise TimeoutError(
-                f"waited {self._timeout_s:g} s (rollout.timeout_s) for {what}; still missing: "
-                f"{names}"
-            )
-        return done[0]
+    def _dispatch(self, workers: Iterable[_Worker]) -> None:
+        """Hand waiting prompts to those of the workers that have the most room."""
+        if not self._waiting:
+            return
+        room = [(w.num_answers, w.index, w) for w in workers if w.is_ready and not w.is_leaving]
+        heapq.heapify(room)
+        given: dict[_Worker, list[_Task]] = {}
+        while self._waiting and room:
+            load, index, worker = room[0]
+            size = self._waiting[0].settings.group_size
+            if load and load + size > self._max_in_flight:
+                heapq.heappop(room)
+                continue
+            task = self._waiting.popleft()
+            assert task.prompt.prompt_id not in worker.tasks, f"{task.prompt.prompt_id} twice"
+            worker.tasks[task.prompt.prompt_id] = task
+            given.setdefault(worker, []).append(task)
+            heapq.heapreplace(room, (load + size, index, worker))
+        for worker, tasks in given.items():
+            self._advance(worker, tasks)
 
-    def _get(self, ref: Any, worker: int, method: str) -> Any:
-        try:
-            return ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # as the worker raised it, its traceback behind
-        except ray.exceptions.ActorDiedError as error:
-            raise RolloutWorkerError(
-                f"rollout worker {worker} died in `{method}`: {_last_line(error)}"
-            ) from error
+    def _advance(self, worker: _Worker, tasks: Sequence[_Task]) -> None:
+        """Send prompts, if any, and keep the worker's next call waiting for it."""
+        by_settings = itertools.groupby(tasks, key=lambda task: task.settings)
+        requests: list[Request] = [([t.prompt for t in some], key) for key, some in by_settings]
+        if requests:
+            self._call(worker, "advance", requests, then=self._on_turn)
+            worker.num_calls += 1
+        while worker.tasks and worker.num_calls < _CALLS_AT_ONCE:
+            self._call(worker, "advance", (), then=self._on_turn)
+            worker.num_calls += 1
+
+    def _forget(self, prompt_ids: set[str]) -> None:
+        """Nobody waits for these any more; what is at work on them is thrown away."""
+        self._waiting = deque(t for t in self._waiting if t.prompt.prompt_id not in prompt_ids)
+        for worker in self._workers:
+            for prompt_id in prompt_ids & worker.tasks.keys():
+                worker.tasks[prompt_id].on_group = lambda group: None
+
+    # ---------------------------------------------------------------- what arrives
+
+    def _call(
+        self, worker: _Worker, method: str, *arguments: Any, then: Callable[[_Worker, Any], None]
+    ) -> None:
+        ref = getattr(worker.handle, method).remote(*arguments)
+        arrived = partial(self._on_result, worker, method, then)
+        self.mailbox.post_when_done(ref.future(), arrived)
+
+    def _on_result(
+        self,
+        worker: _Worker,
+        method: str,
+        then: Callable[[_Worker, Any], None],
+        future: "Future[Any]",
+    ) -> None:
+        if worker not in self._workers:  # it has died or left
+            return
+        error = future.exception()
+        if error is None:
+            then(worker, future.result())
+        elif isinstance(error, ray.exceptions.RayActorError):
+            self._on_death(worker, method, error)
+        else:
+            worker.tasks.clear()  # the engine has forgotten them
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise error.cause from error  # as the worker raised it, its traceback behind
+            raise error
+
+    def _on_turn(self, worker: _Worker, turn: Turn) -> None:
+        worker.num_calls -= 1
+        if turn.groups:
+            self._record(worker, "generate", turn.began_s, turn.ended_s)
+        done = [(worker.tasks.pop(group.prompt.prompt_id), group) for group in turn.groups]
+        self._dispatch([worker])
+        self._advance(worker, ())
+        self._dismiss_if_done(worker)
+        for task, group in done:
+            task.on_group(group)
+
+    def _on_version(self, worker: _Worker, policy_version: int) -> None:
+        """A started worker takes prompts once it holds the weights in use."""
+        worker.policy_version = policy_version
+        if self._weights is not None and self._weights[1] != policy_version:
+            self._call(worker, "load_weights", *self._weights, then=self._on_loaded)
+            return
+        worker.is_ready = True
+        self._dispatch([worker])
+
+    def _on_loaded(self, worker: _Worker, loaded: Loaded) -> None:
+        self._record(worker, "load weights", loaded.began_s, loaded.ended_s)
+        worker.load_s = loaded.ended_s - loaded.began_s
+        if worker.is_ready:
+            worker.policy_version = loaded.policy_version
+        else:
+            self._on_version(worker, loaded.policy_version)
+
+    def _on_death(self, worker: _Worker, method: str, error: Exception) -> None:
+        """Replace a dead worker and give its prompts to others."""
+        self._workers.remove(worker)
+        limit = self.recipe.rollout.max_restarts
+        died = f"rollout worker {worker.index} died in `{method}`: {_last_line(error)}"
+        # One that never started would not start the second time either.
+        if worker.policy_version is None or self.num_restarts >= limit:
+            raise RolloutWorkerError(f"{died} (restarts used: {self.num_restarts} of {limit})")
+        self.num_restarts += 1
+        _log.warning("%s; restart %d of %d", died, self.num_restarts, limit)
+        lost = [
+            replace(task, prompt=replace(task.prompt, attempt=task.prompt.attempt + 1))
+            for task in worker.tasks.values()
+        ]
+        self._waiting.extendleft(reversed(lost))
+        if not worker.is_leaving:
+            self.add_workers()
+        self._dispatch(self._workers)
+
+    def _have_version(self, workers: Sequence[_Worker], policy_version: int) -> bool:
+        """Whether those that still live have it, and somebody can work."""
+        living = [w for w in workers if w in self._workers]
+        is_loaded = all(w.policy_version == policy_version for w in living)
+        return is_loaded and any(w.is_ready for w in self._workers)
+
+    def _dismiss_if_done(self, worker: _Worker) -> None:
+        if worker.is_leaving and not worker.tasks:
+            self._workers.remove(worker)
+            ray.kill(worker.handle)
+
+    def _record(self, worker: _Worker, what: str, began_s: float, ended_s: float) -> None:
+        self.timeline.add("rollout", f"engine {worker.index}", what, began_s, ended_s)
+
+
+def _resources(recipe: Recipe) -> dict[str, float]:
+    cfg = recipe.rollout
+    gpus = {"GPU": float(cfg.tensor_parallel_size)} if recipe.device == "cuda" else {}
+    return {"CPU": cfg.num_cpus, **gpus}
 
 
 def _actor_options(recipe: Recipe) -> dict[str, Any]:
     """What Ray reserves for one worker, and the environment that its libraries read at import."""
-    cfg = recipe.rollout
+    needs = _resources(recipe)
     env = {
-        "OMP_NUM_THREADS": str(cfg.num_threads),
+        "OMP_NUM_THREADS": str(recipe.rollout.num_threads),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",
     }
     return {
-        "num_cpus": cfg.num_cpus,
-        "num_gpus": cfg.tensor_parallel_size if recipe.device == "cuda" else 0,
+        "num_cpus": needs["CPU"],
+        "num_gpus": needs.get("GPU", 0),
         "max_restarts": 0,
         "max_task_retries": 0,
+        "label_selector": recipe.placement.rollout_labels,
         "runtime_env": {"env_vars": env},
     }
-
-
-def _chunks(num_prompts: int, num_workers: int, most: int) -> list[range]:
-    """Consecutive ranges of prompts: at least one for each worker, none larger than `most`."""
-    size = max(1, min(most, -(-num_prompts // num_workers)))
-    return [range(start, min(start + size, num_prompts)) for start in range(0, num_prompts, size)]
 
 
 def _last_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ replaced through `actrep_ray.rollout.vllm_transfer`.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from actrep_ray.config import RolloutConfig, VideoConfig
 from actrep_ray.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.rollout.engine import (
+    Engine,
     SamplingSettings,
     Weights,
     check_length,
@@ -38,7 +40,7 @@ _CPU_BATCH_TOKENS = 4096
 _PROCESSED_CLIPS_GIB = 1.0
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """A vLLM engine for one Qwen-VL checkpoint.
 
     Args:
@@ -64,6 +66,7 @@ class VllmEngine:
         self.frames = FrameCache(video_cfg.cache_dir, int(video_cfg.cache_gib * _GIB))
         self._max_model_len = rollout_cfg.max_model_len
         self._policy_version = 0
+        self._running: dict[str, _Running] = {}  # by vLLM's number of the request
         _set_environment(device, rollout_cfg.num_threads)
         from vllm import LLM  # takes 10-25 s and reads the environment
 
@@ -76,29 +79,45 @@ class VllmEngine:
         """Version of the weights in use; 0 are those of the checkpoint."""
         return self._policy_version
 
-    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
-        """Answer every prompt, in order; see `Engine.generate`."""
+    @property
+    def num_unfinished(self) -> int:
+        """Prompts that are being answered."""
+        return len(self._running)
+
+    def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Take prompts; see `Engine.add`."""
         for prompt in prompts:  # vLLM's own refusal would not name the clip
             num_visual = num_visual_tokens(self.inputs, prompt)
             check_length(prompt, num_visual, settings.max_tokens, self._max_model_len)
         requests = [self._request(prompt) for prompt in prompts]
-        outputs = self._llm.generate(requests, self._sampling_params(settings), use_tqdm=False)
-        pairs = list(zip(prompts, outputs, strict=True))
-        for prompt, output in pairs:
-            check_length(
-                prompt, len(output.prompt_token_ids), settings.max_tokens, self._max_model_len
+        ids = self._llm.enqueue(requests, self._sampling_params(settings), use_tqdm=False)
+        for prompt, request_id in zip(prompts, ids, strict=True):
+            number = request_id.partition("-")[0]  # vLLM has added random letters to it
+            self._running[number] = _Running(
+                prompt, request_id, settings.max_tokens, self._policy_version
             )
-        return [self._group(prompt, output) for prompt, output in pairs]
+
+    def step(self) -> list[RolloutGroup]:
+        """One forward pass of vLLM; see `Engine.step`."""
+        finished = [output for output in self._llm.llm_engine.step() if output.finished]
+        return [self._group(self._running.pop(output.request_id), output) for output in finished]
+
+    def clear(self) -> None:
+        """Forget what is being answered."""
+        ids = [running.request_id for running in self._running.values()]
+        self._llm.llm_engine.abort_request(ids, internal=True)
+        self._running.clear()
 
     def load_weights(self, weights: Weights, policy_version: int) -> None:
         """Replace the weights; see `Engine.load_weights`."""
         self._llm.start_weight_update()
         self._llm.update_weights({"update_info": {"weights": list(weights.items())}})
         self._llm.finish_weight_update(weight_version=str(policy_version))
+        # Answers at work are put back, so that prompt, video and tokens are computed again.
+        if not self._llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
+            raise RuntimeError("vLLM did not empty its prefix cache after new weights were loaded")
         # Processed clips are kept: pixels do not depend on weights.
         self._llm.llm_engine.reset_encoder_cache()
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM did not empty its prefix cache after new weights were loaded")
         for missing in self._llm.collective_rpc("actrep_missing_weights"):
             if missing:
                 raise ValueError(
@@ -148,8 +167,10 @@ class VllmEngine:
             detokenize=False,
         )
 
-    def _group(self, prompt: Prompt, output: Any) -> RolloutGroup:
-        assert output.finished, f"{prompt.prompt_id}: vLLM returned an unfinished request"
+    def _group(self, running: "_Running", output: Any) -> RolloutGroup:
+        prompt = running.prompt
+        num_tokens = len(output.prompt_token_ids)
+        check_length(prompt, num_tokens, running.max_tokens, self._max_model_len)
         return RolloutGroup(
             prompt=prompt,
             rollouts=tuple(
@@ -160,12 +181,23 @@ class VllmEngine:
                     log_probs=answer.logprobs.logprobs,
                     text=self.inputs.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
                     is_stopped=answer.finish_reason == "stop",
-                    policy_version=self._policy_version,
+                    policy_version=running.policy_version,
+                    last_policy_version=self._policy_version,
                 )
-                for answer in output.outputs
+                for answer in sorted(output.outputs, key=lambda answer: answer.index)
             ),
-            num_prompt_tokens=len(output.prompt_token_ids),
+            num_prompt_tokens=num_tokens,
         )
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A prompt that vLLM was given, by which id, and the weights in use then."""
+
+    prompt: Prompt
+    request_id: str
+    max_tokens: int
+    policy_version: int
 
 
 def _set_environment(device: str, num_threads: int) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from actrep_ray.config import Recipe
@@ -10,6 +11,41 @@ from actrep_ray.rollout.hf_engine import HfEngine
 from actrep_ray.rollout.vllm_engine import VllmEngine
 from actrep_ray.types import Prompt, RolloutGroup
 from actrep_ray.weights import WeightBucket, unpack_weights
+from data_prep.video import FramePlan
+
+_TURN_S = 1.0  # new weights and prompts wait at most this long for their turn (and one step)
+
+Request = tuple[Sequence[Prompt], SamplingSettings]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a worker did in one call.
+
+    Attributes:
+        groups: That were finished.
+        began_s: Wall clock, seconds since 1970.
+        ended_s: Likewise.
+    """
+
+    groups: list[RolloutGroup]
+    began_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """New weights in use.
+
+    Attributes:
+        policy_version: As the engine reports it.
+        began_s: Wall clock, seconds since 1970.
+        ended_s: Likewise.
+    """
+
+    policy_version: int
+    began_s: float
+    ended_s: float
 
 
 class RolloutWorker:
@@ -24,23 +60,41 @@ class RolloutWorker:
     def __init__(self, recipe: Recipe, model_path: str | Path, index: int) -> None:
         self.engine = _make_engine(recipe, model_path, seed=recipe.seed * 1000 + index)
 
-    def ready(self) -> bool:
-        """Returns when the engine has started."""
-        return True
-
-    def policy_version(self) -> int:
-        """Version of the weights in use."""
+    def ready(self) -> int:
+        """Returns when the engine has started: the version of its weights."""
         return self.engine.policy_version
+
+    def advance(self, requests: Sequence[Request]) -> Turn:
+        """Take more prompts and compute until a group is finished, or for about a second.
+
+        A caller that has the next call waiting before this one returns keeps the engine at work.
+        """
+        began, until = time.time(), time.monotonic() + _TURN_S
+        groups: list[RolloutGroup] = []
+        try:
+            for prompts, settings in requests:
+                self.engine.add(prompts, settings)
+            while self.engine.num_unfinished and not groups and time.monotonic() < until:
+                groups += self.engine.step()
+        except BaseException:
+            self.engine.clear()
+            raise
+        return Turn(groups, began, time.time())
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
         """Answer every prompt, in order."""
         return self.engine.generate(prompts, settings)
 
-    def load_weights(self, buckets: Sequence[WeightBucket], policy_version: int) -> float:
-        """Replace the weights and verify them; returns how many seconds it took."""
-        start = time.perf_counter()
+    def prefetch(self, plans: Sequence[FramePlan]) -> None:
+        """Decode clips into this node's frame cache, where they are not in it."""
+        for plan in plans:
+            self.engine.frames.get(plan)
+
+    def load_weights(self, buckets: Sequence[WeightBucket], policy_version: int) -> Loaded:
+        """Replace the weights and verify them."""
+        began = time.time()
         self.engine.load_weights(unpack_weights(buckets), policy_version)
-        return time.perf_counter() - start
+        return Loaded(self.engine.policy_version, began, time.time())
 
     def shutdown(self) -> None:
         """Free the engine."""

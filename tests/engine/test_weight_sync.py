@@ -1,6 +1,7 @@
 """A real learner trains, pushes its weights into vLLM in another process, and both still agree."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.types import LearnerRow, RolloutGroup
+from actrep_ray.types import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.weight_sync import WeightSync
 
 pytestmark = pytest.mark.engine
@@ -52,9 +53,38 @@ def test_learner_and_engine_agree_after_each_step_and_push(
             versions = {answer.policy_version for group in groups for answer in group.rollouts}
             assert versions == {version}
             rows = rows_of(groups)
+        check_push_into_work(learners, rollouts, sync, prompts, rows)
     finally:
         rollouts.shutdown()
         learners.shutdown()
+
+
+def check_push_into_work(
+    learners: LearnerPool,
+    rollouts: RolloutPool,
+    sync: WeightSync,
+    prompts: Sequence[Prompt],
+    rows: Sequence[LearnerRow],
+) -> None:
+    """Answers at work go on with the new weights: their last tokens agree with the learner."""
+    learners.sft_step(rows)
+    groups: list[RolloutGroup] = []
+    again = [replace(prompt, prompt_id=f"{prompt.prompt_id}-again") for prompt in prompts]
+    rollouts.submit(again, SamplingSettings(max_tokens=400, group_size=4), groups.append)
+    sync.push(3)
+    rollouts.wait(lambda: len(groups) == len(again), lambda: "the groups")
+    mixed = [group for group in groups if group.rollouts[0].last_policy_version == 3]
+    assert mixed, "every group was finished before the push: make the answers longer"
+    assert {group.rollouts[0].policy_version for group in mixed} == {2}
+    learned = learners.log_probs(rows_of(mixed))
+    gaps = [
+        np.abs(expected - answer.rollout_log_probs)
+        for row, group in zip(learned, mixed, strict=True)
+        for expected, answer in zip(row, group.rollouts, strict=True)
+        if len(answer.token_ids) == 400
+    ]
+    assert np.mean([values[-1] for values in gaps]) < 1e-4
+    assert np.mean([values[0] for values in gaps]) > 1e-3
 
 
 def gap(learners: LearnerPool, groups: Sequence[RolloutGroup]) -> float:

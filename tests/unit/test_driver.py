@@ -24,6 +24,7 @@ from actrep_ray.driver import (
 from actrep_ray.metrics import read_metrics
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.profile import Timeline
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup
 from data_prep.synthetic import write_dataset
@@ -140,10 +141,17 @@ class Book:
         self.events: list[tuple[str, int]] = []
         self.engine_version = -1
         self.learner_step = 0
+        self.timeline = Timeline()
+        self.prefetched: list[str] = []
 
     # the rollout pool
+    def prefetch(self, plans: list[FramePlan]) -> None:
+        self.prefetched = [plan.hash for plan in plans]
+
     def generate(self, prompts: list[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
         self.events.append(("generate", self.engine_version))
+        if self.prefetched:  # after the first step: the right clips were
+            assert self.prefetched == [asked.plan.hash for asked in prompts]
         size = settings.group_size
         texts = [f"<answer>{i}</answer>" for i in range(size)]
         return [

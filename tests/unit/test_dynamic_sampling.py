@@ -14,6 +14,7 @@ from actrep_ray.driver import GrpoData, GrpoDriver, Pools, drop_reason, split_tr
 from actrep_ray.metrics import MetricLogger
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.profile import Timeline
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.types import Labels, Prompt, RolloutGroup
 from data_prep.synthetic import write_dataset
@@ -32,6 +33,7 @@ class Workers:
 
     fails: Callable[[Prompt], bool]
     calls: list[list[Prompt]] = field(default_factory=list)
+    timeline: Timeline = field(default_factory=Timeline)
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
         self.calls.append(list(prompts))

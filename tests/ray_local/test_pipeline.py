@@ -1,0 +1,367 @@
+"""The asynchronous driver: nothing lost, nothing twice, nothing too old; with 0, the same numbers.
+
+All drive the real rollout pool, over workers that are threads in place of Ray's processes. Those of
+the first tests finish groups in an order of their own; the last test has a real engine and learner.
+"""
+
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from actrep_ray.config import ConfigError, Recipe, load_recipe, override
+from actrep_ray.driver import prepare_grpo
+from actrep_ray.learner.worker import LearnerWorker
+from actrep_ray.metrics import read_metrics
+from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.pipeline import AsyncGrpoDriver
+from actrep_ray.rollout.engine import Engine, SamplingSettings, Weights, make_rollout
+from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.rollout.worker import RolloutWorker
+from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup
+from actrep_ray.weight_sync import WeightSync
+from actrep_ray.weights import pack_weights
+from data_prep.synthetic import write_dataset
+
+NUM_STEPS, SIZE = 6, 4
+
+
+class Threaded(Engine):
+    """Finishes one of its prompts at each step, in an order of its own."""
+
+    frames: Any = None  # it reads none
+
+    def __init__(self, index: int) -> None:
+        self.random = np.random.default_rng(index)
+        self.prompts: list[tuple[Prompt, SamplingSettings, int]] = []
+        self.version = 0
+
+    @property
+    def policy_version(self) -> int:
+        return self.version
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.prompts)
+
+    def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        self.prompts += [(prompt, settings, self.version) for prompt in prompts]
+
+    def step(self) -> list[RolloutGroup]:
+        place = int(self.random.integers(len(self.prompts)))
+        prompt, settings, version = self.prompts.pop(place)
+        rollouts = tuple(
+            make_rollout(
+                prompt,
+                i,
+                token_ids=[1],
+                log_probs=[-1.0],
+                text=f"<answer>{i}</answer>",
+                is_stopped=True,
+                policy_version=version,
+                last_policy_version=self.version,
+            )
+            for i in range(settings.group_size)
+        )
+        return [RolloutGroup(prompt, rollouts, num_prompt_tokens=3)]
+
+    def clear(self) -> None:
+        self.prompts.clear()
+
+    def load_weights(self, weights: Weights, policy_version: int) -> None:
+        self.version = policy_version
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+class Handle:
+    """What an actor's handle is to the pool: one call after the other, results later."""
+
+    def __init__(self, index: int) -> None:
+        self.worker = RolloutWorker.__new__(RolloutWorker)
+        self.worker.engine = Threaded(index)
+        self.thread = ThreadPoolExecutor(1)
+
+    def __getattr__(self, method: str) -> Any:
+        return Method(self, method)
+
+
+@dataclass
+class Method:
+    handle: Handle
+    name: str
+
+    def remote(self, *arguments: Any) -> "Ref":
+        function = getattr(self.handle.worker, self.name)
+        return Ref(self.handle.thread.submit(function, *arguments))
+
+
+@dataclass
+class Ref:
+    result: "Future[Any]"
+
+    def future(self) -> "Future[Any]":
+        return self.result
+
+
+class Colleagues:
+    """Reward workers and learners that keep books; `stops_at` is where the learner dies."""
+
+    def __init__(self, *, stops_at: int | None = None, fails: float = 0.0) -> None:
+        self.stops_at = stops_at
+        self.fails = fails
+        self.trained: dict[int, list[str]] = {}
+
+    def score(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    ) -> list[RolloutGroup]:
+        def reward(group: RolloutGroup) -> np.ndarray:
+            assert group.prompt.clip_id in labels
+            chance = np.random.default_rng(crc32(group.prompt.prompt_id.encode())).random()
+            return np.arange(len(group.rollouts), dtype=np.float32) * (chance >= self.fails)
+
+        return [replace(group, rewards=reward(group)) for group in groups]
+
+    def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
+        if step == self.stops_at:
+            raise KeyboardInterrupt
+        self.trained[step] = [row.row_id for row in rows]
+        return {"log_prob_gap_mean": 0.0}
+
+    def export_weights_ref(self) -> Any:
+        return []
+
+    def save_model(self, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+
+    def save_state(self, folder: Path) -> None:
+        """Nothing is held."""
+
+    def load_state(self, folder: Path) -> None:
+        """Nothing is held."""
+
+
+@dataclass
+class Threads:
+    """Pools as `driver.Pools` holds them."""
+
+    rollouts: Any
+    rewards: Any
+    learners: Any
+    weight_sync: Any
+
+    @classmethod
+    def start(cls, recipe: Recipe, colleagues: Colleagues) -> "Threads":
+        pool = RolloutPool(recipe, Handle)
+        pool.add_workers(3)
+        pool.wait_ready()
+        return cls(pool, colleagues, colleagues, WeightSync(colleagues, pool))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("pipeline")
+    sizes = {"train": 12}
+    data = write_dataset(folder / "data", level="easy", num_clips=sizes, seed=0, num_processes=1)
+    write_tiny_model(folder / "model")
+    settings = {
+        "device": "cpu",
+        "model.path": folder / "model",
+        "model.dtype": "float32",
+        "data.path": data,
+        "video.max_pixels": 1024,
+        "video.cache_dir": folder / "frames",
+        "rollout.engine": "hf",
+        "rollout.max_in_flight": 6,
+        "rollout.max_model_len": 512,
+        "rollout.max_response_tokens": 8,
+        "rollout.timeout_s": 300,
+        "train.num_steps": NUM_STEPS,
+        "train.prompts_per_step": SIZE,
+        "train.group_size": 2,
+        "checkpoint.every": 1,
+        "sampling.bins": "[2, 5]",
+    }
+    return load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
+
+
+def changed(base: Recipe, folder: Path, **train: Any) -> Recipe:
+    settings = [f"train.{key}={value}" for key, value in train.items()]
+    return override(base, [f"runs_dir={folder}", *settings])
+
+
+def drive(recipe: Recipe, colleagues: Colleagues, *, resume: bool = False) -> AsyncGrpoDriver:
+    job = prepare_grpo(recipe, resume=resume)
+    driver = job.driver(Threads.start(recipe, colleagues))  # type: ignore[arg-type]
+    assert isinstance(driver, AsyncGrpoDriver)
+    driver.run()
+    return driver
+
+
+def numbers(trained: Mapping[int, Sequence[str]]) -> Counter[str]:
+    """How often each place was trained on, by the start of its prompt id."""
+    return Counter(name[:11] for names in trained.values() for name in names)
+
+
+EVERY_PLACE = Counter(f"{t:06d}-{i:04d}" for t in range(1, NUM_STEPS + 1) for i in range(SIZE))
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+def test_every_place_is_trained_once_and_none_is_too_old(
+    base: Recipe, tmp_path: Path, staleness: int
+) -> None:
+    recipe = changed(base, tmp_path, max_staleness=staleness)
+    colleagues = Colleagues()
+    driver = drive(recipe, colleagues)
+    assert numbers(colleagues.trained) == EVERY_PLACE
+    assert [len(names) for names in colleagues.trained.values()] == [SIZE] * NUM_STEPS
+    assert (driver.ledger.issued, driver.ledger.trained) == (NUM_STEPS * SIZE,) * 2
+    assert driver.num_in_flight == 0
+    rows = read_metrics(recipe.run_dir / "metrics.jsonl")[1:]
+    assert max(row["pipeline/staleness_max"] for row in rows) <= staleness
+    if staleness == 0:
+        for step, names in colleagues.trained.items():
+            assert [name[:11] for name in names] == [f"{step:06d}-{i:04d}" for i in range(SIZE)]
+    else:
+        assert max(row["pipeline/staleness_max"] for row in rows) > 0
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_dropped_groups_are_refilled_and_counted(
+    base: Recipe, tmp_path: Path, staleness: int
+) -> None:
+    recipe = changed(base, tmp_path, max_staleness=staleness, max_refill_factor=1)
+    driver = drive(recipe, Colleagues(fails=0.4))
+    ledger = driver.ledger
+    assert ledger.dropped["all_wrong"] > 0
+    assert ledger.issued == ledger.trained + ledger.dropped.total()
+    assert NUM_STEPS * SIZE < ledger.issued <= 2 * NUM_STEPS * SIZE
+    rows = read_metrics(recipe.run_dir / "metrics.jsonl")[1:]
+    assert sum(row["dropped/groups"] for row in rows) == ledger.dropped.total()
+    assert sum(driver.sampler.histogram.values()) == ledger.issued
+
+
+@pytest.mark.parametrize("fails", [0.0, 0.4])
+def test_a_resumed_run_loses_and_repeats_no_prompt(
+    base: Recipe, tmp_path: Path, fails: float
+) -> None:
+    recipe = changed(base, tmp_path, max_staleness=2, max_refill_factor=1 if fails else 0)
+    first = Colleagues(stops_at=4, fails=fails)
+    with pytest.raises(KeyboardInterrupt):
+        drive(recipe, first)
+    with pytest.raises(ConfigError, match=r"12 prompts are in flight.*max_staleness of at least 2"):
+        prepare_grpo(override(recipe, ["train.max_staleness=null"]), resume=True)
+    second = Colleagues(fails=fails)
+    driver = drive(recipe, second, resume=True)
+    assert sorted(second.trained) == [4, 5, 6]
+    together = numbers(first.trained | second.trained)
+    assert set(together.values()) == {1}
+    if not fails:
+        assert together == EVERY_PLACE
+    assert driver.ledger.trained == together.total()
+    assert driver.ledger.issued == driver.ledger.trained + driver.ledger.dropped.total()
+    assert sum(driver.sampler.histogram.values()) == driver.ledger.issued
+
+
+def letters(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Tells the answers of an untrained model apart."""
+    return [
+        replace(
+            group,
+            rewards=np.array([len(set(r.text)) / 30 for r in group.rollouts], np.float32),
+        )
+        for group in groups
+    ]
+
+
+class OneRank(Colleagues):
+    """A real learner, in a thread that does nothing else, so that its sums are always the same."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.thread = ThreadPoolExecutor(1)
+        self.worker = LearnerWorker(recipe, recipe.model.path, 0, 1, recipe.train.num_steps)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.call(self.worker.setup, "127.0.0.1", port)
+
+    def call(self, function: Any, *arguments: Any) -> Any:
+        return self.thread.submit(function, *arguments).result()
+
+    def score(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    ) -> list[RolloutGroup]:
+        return letters(groups)
+
+    def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
+        metrics: dict[str, float] = self.call(self.worker.update, rows, step)
+        return metrics
+
+    def export_weights_ref(self) -> Any:
+        return list(pack_weights(self.call(self.worker.export_weights)))
+
+    def save_model(self, folder: Path) -> None:
+        self.call(self.worker.save_model, folder)
+
+    def shutdown(self) -> None:
+        self.call(self.worker.shutdown)
+
+
+class RealHandle(Handle):
+    """A thread with a real engine."""
+
+    def __init__(self, recipe: Recipe, index: int) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        start = self.thread.submit(RolloutWorker, recipe, recipe.model.path, index)
+        self.worker = start.result()
+
+
+def weights_after(base: Recipe, folder: Path, *settings: str) -> dict[str, torch.Tensor]:
+    """Of five steps with one real engine and one real learner."""
+    recipe = override(
+        base,
+        [
+            f"runs_dir={folder}",
+            "train.num_steps=5",
+            "train.mini_batch_size=4",
+            "checkpoint.every=0",
+            "learner.lr=1e-3",
+            *settings,
+        ],
+    )
+    learner = OneRank(recipe)
+    pool = RolloutPool(recipe, partial(RealHandle, recipe))
+    pool.add_workers()
+    pool.wait_ready()
+    sync = WeightSync(learner, pool)  # type: ignore[arg-type]
+    try:
+        checkpoint = prepare_grpo(recipe).run(Threads(pool, learner, learner, sync))  # type: ignore[arg-type]
+    finally:
+        learner.shutdown()
+    return load_file(checkpoint.folder / "model.safetensors")
+
+
+def test_without_staleness_the_weights_are_bitwise_those_of_the_synchronous_driver(
+    base: Recipe, tmp_path: Path
+) -> None:
+    start = load_file(Path(base.model.path) / "model.safetensors")
+    a = weights_after(base, tmp_path / "sync")
+    b = weights_after(base, tmp_path / "async", "train.max_staleness=0")
+    assert a.keys() == b.keys()
+    assert any(not a[name].equal(start[name]) for name in a), "nothing was trained"
+    for name in a:
+        assert a[name].equal(b[name]), name
+    late = weights_after(base, tmp_path / "late", "train.max_staleness=1")
+    assert any(not a[name].equal(late[name]) for name in a), "staleness changed nothing"
