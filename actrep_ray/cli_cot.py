@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +38,16 @@ def add_cot(commands: Any, add_command: _AddCommand) -> None:
     parser.add_argument("data", type=Path, metavar="FILE", help="JSONL of clips")
     parser.add_argument(
         "--teacher",
-        choices=("annotations", "api"),
+        choices=("annotations", "periodicity", "api"),
         default="annotations",
-        help="annotations: from the cycle marks; api: a model behind an OpenAI-compatible "
-        "endpoint, checked against the labels; default: %(default)s",
+        help="annotations: from the cycle marks; periodicity: from marks that the detector finds "
+        "in clips without, where they agree with the count; api: a model behind an "
+        "OpenAI-compatible endpoint, checked against the labels; default: %(default)s",
     )
     parser.add_argument("--split", choices=_SPLITS, help="only its clips")
     parser.add_argument("--dialect", choices=("think", "thinking"), default="think")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    group = parser.add_argument_group("--teacher annotations")
+    group = parser.add_argument_group("--teacher annotations, periodicity")
     group.add_argument(
         "--variety",
         type=int,
@@ -55,6 +56,12 @@ def add_cot(commands: Any, add_command: _AddCommand) -> None:
         help="phrasings of each section to draw from, at most 5; default: %(default)s",
     )
     group.add_argument("--seed", type=int, default=0, help="of the draw; default: %(default)s")
+    group.add_argument(
+        "--clips-out",
+        type=Path,
+        metavar="FILE",
+        help="periodicity: also write the clips with the marks that were kept",
+    )
     _add_api(parser.add_argument_group("--teacher api"))
 
 
@@ -91,9 +98,13 @@ def _cot(args: argparse.Namespace) -> int:
 
     if args.variety < 1:
         raise DataError(f"--variety {args.variety}, expected at least 1")
-    teach = {"annotations": _from_annotations, "api": _from_api}[args.teacher]
+    teachers = {
+        "annotations": _from_annotations,
+        "periodicity": _from_periodicity,
+        "api": _from_api,
+    }
     try:
-        report = teach(args, read_clips(args.data, split=args.split))
+        report = teachers[args.teacher](args, read_clips(args.data, split=args.split))
     except OSError as error:  # a folder that may not be written
         raise DataError(f"{error.filename or args.out}: {error.strerror}") from error
     _show(report, args.out)
@@ -110,6 +121,32 @@ def _from_annotations(args: argparse.Namespace, clips: "Iterator[Clip]") -> "Cot
     return write_answers(args.out, outcomes, "annotations")
 
 
+def _from_periodicity(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
+    from actrep_ray.sampling_report import portable
+    from data_prep.schema import write_clips
+    from data_prep.teachers.answers import write_answers
+    from data_prep.teachers.periodicity import propose_answers
+
+    wanted = list(clips)
+    with _progress("looking") as progress:
+        outcomes = list(
+            propose_answers(
+                wanted,
+                dialect=args.dialect,
+                variety=args.variety,
+                seed=args.seed,
+                progress=lambda done, accepted: progress(done, len(wanted), accepted),
+            )
+        )
+    report = write_answers(args.out, outcomes, "periodicity")
+    if args.clips_out:
+        folder = args.clips_out.parent
+        kept = [found.clip for found in outcomes if found.text is not None]
+        moved = [replace(clip, video=portable(clip.video, folder)) for clip in kept]
+        write_clips(args.clips_out, moved)
+    return report
+
+
 def _from_api(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
     from data_prep.schema import DataError
     from data_prep.teachers.api import ask_api
@@ -118,12 +155,12 @@ def _from_api(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
         if not getattr(args, name):
             raise DataError(f"--teacher api needs --{name.replace('_', '-')}")
     given = {f.name: getattr(args, f.name) for f in fields(ApiSettings) if hasattr(args, f.name)}
-    with _progress() as progress:
+    with _progress("asking") as progress:
         return ask_api(list(clips), args.out, ApiSettings(**given), progress=progress)
 
 
 @contextmanager
-def _progress() -> "Iterator[Callable[[int, int, int], None]]":
+def _progress(title: str) -> "Iterator[Callable[[int, int, int], None]]":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -134,14 +171,14 @@ def _progress() -> "Iterator[Callable[[int, int, int], None]]":
     )
 
     columns = (
-        TextColumn("asking"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[accepted]} accepted"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("asking", total=None, accepted=0)
+        task = bar.add_task(title, total=None, accepted=0)
         yield lambda done, total, accepted: bar.update(
             task, completed=done, total=total, accepted=accepted
         )
@@ -160,12 +197,11 @@ def _show(report: "CotReport", out: Path) -> None:
             f"run, {candidates['accepted']:,} accepted; rejected:"
         )
         lines += _rows(candidates["rejected"]) or ["        none"]
-        retried = ", ".join(f"{k} {n:,}" for k, n in figures["requests"]["retried"].items())
+        failed = ", ".join(f"{k} {n:,}" for k, n in figures["requests"]["failed"].items())
         tokens = figures["tokens"]
         lines.append(
-            f"requests: {figures['requests']['sent']:,} sent, sent again after: "
-            f"{retried or 'nothing'}; tokens: {tokens.get('prompt', 0):,} in, "
-            f"{tokens.get('completion', 0):,} out"
+            f"requests: {figures['requests']['sent']:,} sent; failed: {failed or 'none'}; tokens: "
+            f"{tokens.get('prompt', 0):,} in, {tokens.get('completion', 0):,} out"
         )
     sys.stdout.write("\n".join(lines) + "\n")
 

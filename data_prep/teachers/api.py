@@ -142,9 +142,9 @@ class _Run:
         self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
         self._jitter = random.Random()  # waits alone depend on it
         self._unanswered = 0  # clips in a row
-        self.num_reused = self.num_sent = self.num_accepted = 0
-        self.rejected = Counter[str]()
-        self.retried = Counter[str]()
+        self.num_asked = self.num_reused = self.num_sent = self.num_accepted = 0
+        self.rejected = Counter[str]()  # candidates
+        self.failed = Counter[str]()  # requests
         self.tokens = Counter[str]()
 
     async def all(self, clips: Sequence[Clip], progress: Progress | None) -> list[Outcome]:
@@ -171,12 +171,12 @@ class _Run:
         """For the report."""
         return {
             "candidates": {
-                "asked": self.num_sent - self.retried.total(),
+                "asked": self.num_asked,
                 "reused": self.num_reused,
                 "accepted": self.num_accepted,
                 "rejected": dict(self.rejected.most_common()),
             },
-            "requests": {"sent": self.num_sent, "retried": dict(self.retried.most_common())},
+            "requests": {"sent": self.num_sent, "failed": dict(self.failed.most_common())},
             "tokens": dict(self.tokens),
         }
 
@@ -201,6 +201,7 @@ class _Run:
                     answer = await self._ask(content, client)
                     row = {"key": key, "clip": clip.id, "candidate": number, **answer}
                     self.journal.add(row)
+                    self.num_asked += 1
                 reason = self._judge(row, clip)
                 if reason is None:
                     self.num_accepted += 1
@@ -260,8 +261,11 @@ class _Run:
             try:
                 answer = await self._send(body, client)
             except _RetryError as error:
-                self.retried[error.reason] += 1
+                self.failed[error.reason] += 1
                 last = error
+            except _NoAnswerError as error:
+                self.failed[error.reason] += 1
+                raise
             else:
                 self._unanswered = 0
                 return answer

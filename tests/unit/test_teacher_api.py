@@ -159,13 +159,14 @@ def test_every_kind_of_trouble_is_lived_with_or_counted(
     assert details["plain-unmarked"] == "malformed 3"  # the server cannot list by itself
     candidates = report.figures["candidates"]
     assert candidates["accepted"] == 10
+    assert candidates["asked"] == server.num("answered").total() + 3  # those that echo
     assert candidates["rejected"] == {
         "malformed": 6, "wrong_cycles": 3, "empty": 3, "wrong_count": 1, "truncated": 1,
         "says_that_it_was_told": 1,
     }  # fmt: skip
-    assert report.figures["requests"]["retried"] == {
+    assert report.figures["requests"]["failed"] == {
         "malformed_body": 3, "http_429": 1, "http_500": 1, "http_503": 1, "timeout": 1,
-        "RemoteProtocolError": 1,
+        "RemoteProtocolError": 1, "refused": 1,
     }  # fmt: skip
     assert report.figures["tokens"]["completion"] == 50 * server.num("answered").total()
     assert seen[-1] == (len(clips), len(clips), 10)
@@ -218,7 +219,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(
     client.join()
     (report,) = result
     assert report.num_accepted == 40
-    assert report.figures["requests"]["retried"]
+    assert report.figures["requests"]["failed"]
     answered = server.num("answered")
     assert len(answered) == 40
     assert answered.total() <= 40 + settings.concurrency  # those on their way when it was killed
@@ -348,7 +349,7 @@ def test_the_report_of_the_command_is_printed(
     assert "answers for 2 of 3 clips" in shown
     assert "4 asked, 0 from an earlier run, 2 accepted; rejected:" in shown
     assert "2  wrong_cycles" in shown
-    assert "6 sent, sent again after: http_500 1, http_503 1" in shown
+    assert "6 sent; failed: http_500 1, http_503 1; tokens" in shown
     report = json.loads((tmp_path / "cot.jsonl.report.json").read_text())
     assert report["rejected_clips"][0]["id"] == "hopeless"
     assert main(arguments) == 2
