@@ -263,7 +263,7 @@ def _gdpo(
             "gdpo_reward_weights": [part_weights[name] for name in names],
         },
         non_tensor_batch=parts,
-        batch={"prompts": ones[:, :0], "attention_mask": ones},
+        batch={"prompts": ones[:, :0], "attention_mask": ones.long()},
     )
     pieces = np.split(values[:, 0].numpy(), np.cumsum(sizes)[:-1])
     is_flat = [

@@ -1,6 +1,7 @@
 """Advantages and losses against formulas written out here from the papers, to 1e-6."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from actrep_ray.learner.algorithms import (
     aggregate,
     compute_advantages,
     kl_to_reference,
+    next_kl_coef,
     policy_loss,
 )
 from actrep_ray.types import Prompt, Rollout, RolloutGroup, RolloutStatus
@@ -23,12 +25,19 @@ PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)
 LOW, HIGH, DUAL = 0.1, 0.3, 2.0
 
 
-def _group(prompt_id: str, rewards: list[float], text: str = "same") -> RolloutGroup:
+def _group(
+    prompt_id: str,
+    rewards: list[float],
+    text: str = "same",
+    lengths: list[int] | None = None,
+    parts: dict[str, list[float]] | None = None,
+) -> RolloutGroup:
+    sizes = lengths or [1] * len(rewards)
     rollouts = tuple(
         Rollout(
             rollout_id=f"{prompt_id}/{g}",
-            token_ids=np.array([9], np.int32),
-            rollout_log_probs=np.zeros(1, np.float32),
+            token_ids=np.full(sizes[g], 9, np.int32),
+            rollout_log_probs=np.zeros(sizes[g], np.float32),
             text=text,
             status=RolloutStatus.STOPPED,
             policy_version=0,
@@ -36,7 +45,8 @@ def _group(prompt_id: str, rewards: list[float], text: str = "same") -> RolloutG
         for g in range(len(rewards))
     )
     prompt = Prompt(prompt_id, "clip", "How many times?", PLAN)
-    return RolloutGroup(prompt, rollouts, 5, rewards=np.array(rewards, np.float32))
+    arrays = {name: np.array(values, np.float32) for name, values in (parts or {}).items()}
+    return RolloutGroup(prompt, rollouts, 5, np.array(rewards, np.float32), arrays)
 
 
 def _grpo(r: np.ndarray) -> np.ndarray:
@@ -54,10 +64,18 @@ def _rloo(r: np.ndarray) -> np.ndarray:
     return np.array([r[i] - np.delete(r, i).mean() for i in range(len(r))])
 
 
+def _pass_at_k(r: np.ndarray) -> np.ndarray:
+    """arXiv 2503.19595: only the best answer, by its lead over the second, over the deviation."""
+    found, order = np.zeros(len(r)), np.argsort(-r, kind="stable")
+    found[order[0]] = (r[order[0]] - r[order[1]]) / (r.std(ddof=1) + 1e-6)
+    return found
+
+
 ESTIMATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "grpo": _grpo,
     "dr_grpo": _dr_grpo,
     "rloo": _rloo,
+    "grpo_passk": _pass_at_k,
 }
 
 
@@ -74,6 +92,55 @@ def test_advantages(name: str) -> None:
     assert [g.prompt.prompt_id for g in found] == ["p0", "p1", "p2"]
 
 
+def test_opo_weighs_its_baseline_with_lengths() -> None:
+    """arXiv 2505.23585: the baseline is sum(o_i r_i) / sum(o_i)."""
+    groups = [_group("a", [1.0, 0.0], lengths=[1, 3]), _group("b", [0.5, 0.0], lengths=[4, 1])]
+    first, second = compute_advantages(groups, AlgorithmConfig(advantage="opo"))
+    np.testing.assert_allclose(first.advantages, [0.75, -0.25], atol=1e-6)
+    np.testing.assert_allclose(second.advantages, [0.1, -0.4], atol=1e-6)
+
+
+def test_reinforce_plus_plus_baseline_whitens_over_all_tokens() -> None:
+    """arXiv 2501.03262: reward minus the group's mean, then over the batch's standard deviation."""
+    groups = [_group("a", [1.0, 0.0], lengths=[1, 3]), _group("b", [0.5, 0.1], lengths=[2, 1])]
+    cfg = AlgorithmConfig(advantage="reinforce_plus_plus_baseline")
+    found = np.concatenate([g.advantages for g in compute_advantages(groups, cfg)])
+    centred = np.array([0.5, -0.5, 0.2, -0.2])
+    tokens = np.repeat(centred, [1, 3, 2, 1])
+    expected = (centred - tokens.mean()) / tokens.std(ddof=1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_gdpo_normalises_each_reward_of_its_own() -> None:
+    """arXiv 2601.05242; the second part would drown in the first if they were summed before."""
+    parts = [
+        {"count": [1.0, 0.0, 0.0], "format": [0.0, 0.0, 0.1], "none": [np.nan] * 3},
+        {"count": [0.5, 0.0, 1.0], "format": [1.0, 1.0, 1.0], "none": [np.nan] * 3},
+        {"count": [0.3, 0.3, 0.3], "format": [1.0, 1.0, 1.0], "none": [np.nan] * 3},
+    ]
+    totals = [[1.0, 0.0, 0.1], [1.5, 1.0, 2.0], [1.3, 1.3, 1.3]]
+    groups = [_group(f"p{i}", totals[i], parts=parts[i]) for i in range(3)]
+    weights = {"count": 2.0, "format": 1.0, "none": 1.0}
+    found = compute_advantages(groups, AlgorithmConfig(advantage="gdpo"), weights)
+    summed = [2 * _grpo(np.array(p["count"])) for p in parts[:2]] + [np.zeros(3)]
+    summed[0] = summed[0] + _grpo(np.array(parts[0]["format"]))
+    flat = np.concatenate(summed)
+    expected = (flat - flat.mean()) / flat.std(ddof=1)
+    values = np.concatenate([group.advantages for group in found])
+    np.testing.assert_allclose(values[:6], expected[:6], atol=1e-4)
+    assert found[2].advantages.tolist() == [0.0] * 3
+    with pytest.raises(ValueError, match="no weights of the rewards"):
+        compute_advantages(groups, AlgorithmConfig(advantage="gdpo"))
+
+
+def test_a_group_that_could_not_be_scored_keeps_its_place() -> None:
+    failed = replace(_group("b", [np.nan, np.nan]), failure="reward_raised")
+    found = compute_advantages([_group("a", [1.0, 0.0]), failed], AlgorithmConfig())
+    assert [g.prompt.prompt_id for g in found] == ["a", "b"]
+    assert len(found[0].advantages) == 2
+    assert len(found[1].advantages) == 0
+
+
 def test_grpo_by_hand() -> None:
     [group] = compute_advantages([_group("p", [1.0, 0.0, 0.0, 0.0])], AlgorithmConfig())
     # mean 0.25, sample standard deviation 0.5
@@ -84,7 +151,7 @@ def test_grpo_by_hand() -> None:
 @given(
     reward=st.floats(-10, 10, width=32),
     size=st.integers(2, 9),
-    name=st.sampled_from(sorted(ESTIMATORS)),
+    name=st.sampled_from(sorted({*ESTIMATORS, "opo", "reinforce_plus_plus_baseline"})),
 )
 def test_a_group_without_variance_gets_zeros(reward: float, size: int, name: str) -> None:
     cfg = AlgorithmConfig(advantage=name)
@@ -138,12 +205,19 @@ def _aggregated(values: torch.Tensor, m: torch.Tensor, name: str, c: BatchCounts
     if name == "token-mean":
         return (values * m).sum() / c.num_tokens * c.num_ranks
     per_answer = (values * m).sum(1)
+    if name == "seq-mean-token-sum-norm":
+        per_answer = per_answer / c.max_answer_tokens
     if name == "seq-mean-token-mean":
         per_answer = per_answer / m.sum(1)
     return per_answer.sum() / c.num_answers * c.num_ranks
 
 
-AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
+AGGREGATIONS = [
+    "token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+]
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -152,7 +226,7 @@ def test_loss_and_gradient(loss: str, aggregation: str) -> None:
     cfg = AlgorithmConfig(
         loss=loss, aggregation=aggregation, clip_low=LOW, clip_high=HIGH, dual_clip=DUAL
     )
-    counts = BatchCounts(num_tokens=40, num_answers=9, num_ranks=2)
+    counts = BatchCounts(num_tokens=40, num_answers=9, num_ranks=2, max_answer_tokens=11)
     log_probs, old, advantages, mask = _batch()
     found, sums = policy_loss(log_probs, old, advantages, mask, cfg, counts)
     [gradient] = torch.autograd.grad(found, log_probs)
@@ -164,6 +238,97 @@ def test_loss_and_gradient(loss: str, aggregation: str) -> None:
     assert sums["approx_kl"] == pytest.approx(
         float(((old - log_probs) * mask).detach().sum()), abs=1e-5
     )
+
+
+def _sapo(lp: torch.Tensor, old: torch.Tensor, a: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    """2511.20347: a sigmoid gate of the ratio in place of the clip; 4 / tau keeps its slope."""
+    tau = torch.where(a > 0, 1.0, 1.05)
+    return -torch.sigmoid(tau * ((lp - old).exp() - 1)) * 4 / tau * a
+
+
+def _geo_mean(
+    lp: torch.Tensor, old: torch.Tensor, a: torch.Tensor, m: torch.Tensor
+) -> torch.Tensor:
+    """2507.20673: the geometric mean of the clipped ratios of an answer's tokens."""
+    log_ratio = lp - old
+    clipped = torch.where(a > 0, log_ratio.clamp(max=HIGH), log_ratio.clamp(min=-LOW))
+    mean = (clipped * m).sum(1, keepdim=True) / m.sum(1, keepdim=True)
+    return (-a * mean.exp()).expand_as(lp)
+
+
+@pytest.mark.parametrize(("name", "loss"), [("sapo", _sapo), ("geo_mean", _geo_mean)])
+def test_losses_that_average_within_answers(name: str, loss: Callable[..., torch.Tensor]) -> None:
+    cfg = AlgorithmConfig(
+        loss=name, aggregation="seq-mean-token-mean", clip_low=LOW, clip_high=HIGH
+    )
+    counts = BatchCounts(num_tokens=40, num_answers=9, num_ranks=2)
+    log_probs, old, advantages, mask = _batch()
+    found, _ = policy_loss(log_probs, old, advantages, mask, cfg, counts)
+    [gradient] = torch.autograd.grad(found, log_probs)
+    values = loss(log_probs, old, advantages[:, None], mask)
+    expected = _aggregated(values, mask, cfg.aggregation, counts)
+    [expected_gradient] = torch.autograd.grad(expected, log_probs)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-6)
+    parts = [
+        policy_loss(log_probs[i], old[i], advantages[i], mask[i], cfg, counts)[0]
+        for i in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(torch.stack(parts).sum(), found)
+
+
+@pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
+def test_losses_that_pick_tokens_by_covariance(name: str) -> None:
+    """2505.22617: of the tokens whose log-prob goes with the advantage, the gradient of some."""
+    cfg = AlgorithmConfig(
+        loss=name, cov_fraction=0.2, clip_cov_range=(-9, 9), clip_low=9, clip_high=9
+    )
+    log_probs, old, advantages, mask = _batch()
+    counts = BatchCounts(13, 4, 1)
+    torch.manual_seed(0)
+    found, sums = policy_loss(log_probs, old, advantages, mask, cfg, counts)
+    [gradient] = torch.autograd.grad(found, log_probs)
+    ratio = (log_probs - old).exp()
+    plain = (-advantages[:, None] * ratio / 13).detach()  # loss and gradient of a token
+    differs = (gradient - plain).abs() > 1e-9
+    assert int(differs[mask].sum()) == 2  # a fifth of 13 tokens
+    if name == "clip_cov":
+        assert (gradient[differs & mask] == 0).all()
+        assert sums["clip_fraction"] == pytest.approx(2.0, abs=1e-5)
+        return
+    a = advantages[:, None].expand_as(log_probs)
+    covariance = (a - a[mask].mean()) * (log_probs - log_probs[mask].mean())
+    largest = covariance[mask].topk(2).values.min()
+    assert (differs & mask).equal((covariance >= largest) & mask)
+    sign = torch.sign(log_probs - old)
+    expected = plain + sign / 13
+    torch.testing.assert_close(gradient[differs & mask], expected[differs & mask].detach())
+
+
+def test_weights_scale_tokens_and_a_masked_batch_is_no_loss() -> None:
+    cfg = AlgorithmConfig(clip_low=LOW, clip_high=HIGH)
+    log_probs, old, advantages, mask = _batch()
+    counts = BatchCounts(13, 4, 1)
+    weights = torch.linspace(0.1, 2.0, 20, dtype=torch.float64).view(4, 5)
+    found, _ = policy_loss(log_probs, old, advantages, mask, cfg, counts, weights)
+    values = _vanilla(log_probs, old, advantages[:, None], mask)
+    values = torch.where(advantages[:, None] < 0, torch.minimum(values, -advantages[:, None] * 3),
+                         values)  # fmt: skip
+    torch.testing.assert_close(found, (values * weights * mask).sum() / 13, atol=1e-6, rtol=1e-6)
+    nothing, sums = policy_loss(log_probs, old, advantages, mask & False, cfg, counts)
+    [gradient] = torch.autograd.grad(nothing, log_probs)
+    assert float(nothing.detach()) == 0.0
+    assert not gradient.any()
+    assert sums == {"clip_fraction": 0.0, "approx_kl": 0.0}
+
+
+def test_the_weight_of_the_kl_follows_its_target() -> None:
+    cfg = AlgorithmConfig(kl_coef=0.1, kl_target=0.02, kl_horizon=100)
+    # The error of the KL, cut at 0.2 on both sides, over the horizon.
+    assert next_kl_coef(0.1, 0.5, 10, cfg) == pytest.approx(0.1 * (1 + 0.2 * 10 / 100))
+    assert next_kl_coef(0.1, 0.021, 10, cfg) == pytest.approx(0.1 * (1 + 0.05 * 10 / 100))
+    assert next_kl_coef(0.1, 0.0, 10, cfg) == pytest.approx(0.1 * (1 - 0.2 * 10 / 100))
+    assert next_kl_coef(0.1, 0.5, 10, AlgorithmConfig(kl_coef=0.1)) == 0.1
 
 
 def test_clip_fraction_counts_tokens_whose_gradient_is_cut() -> None:
