@@ -348,8 +348,8 @@ def _read_sets(folder: Path) -> dict[str, list[Prediction]]:
 
 
 def _place(name: str) -> int:
-    """Stages in the order in which they are trained; other names as they come."""
-    order = ("untrained", "sft", "grpo")
+    """The baseline, stages in the order in which they are trained, other names as they come."""
+    order = ("periodicity", "untrained", "sft", "grpo")
     return next((i for i, stage in enumerate(order) if stage in name), len(order))
 
 

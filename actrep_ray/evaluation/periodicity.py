@@ -1,0 +1,116 @@
+"""The periodicity detector as a predictor: a baseline that has seen no data and no label."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+from actrep_ray.clips import labels_of, load_clips
+from actrep_ray.config import Recipe, write_resolved
+from actrep_ray.evaluation.metrics import CountMetrics, score_predictions
+from actrep_ray.evaluation.predictions import Prediction, write_predictions
+from actrep_ray.run_dir import provenance
+from data_prep.schema import Clip
+
+NAME = "periodicity"
+FILE = f"predictions-{NAME}.jsonl"
+
+_IN_THIS_PROCESS = 8  # clips for which starting others takes longer than the work
+
+
+def predict_periodicity(
+    clips: Sequence[Clip],
+    *,
+    num_processes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Count in each clip by `data_prep.periodicity`, in order.
+
+    Args:
+        clips: What to count in; they are stripped of their labels before the detector gets them.
+        num_processes: Processes that share the clips; None: one for each CPU, at most 16.
+        progress: Called with the number of clips done.
+
+    Raises:
+        VideoError: if a video cannot be read.
+    """
+    num_processes = num_processes or min(16, os.cpu_count() or 1)
+    unlabelled = [replace(clip, count=0, cycles=None, action="unknown") for clip in clips]
+    if num_processes == 1 or len(clips) <= _IN_THIS_PROCESS:
+        return _collect(map(_predict, unlabelled), progress)
+    # spawn: the caller may hold threads (Ray, torch), which a forked child must not inherit
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        return _collect(pool.map(_predict, unlabelled, chunksize=4), progress)
+
+
+def _collect(
+    answers: Iterator[Prediction], progress: Callable[[int], None] | None
+) -> list[Prediction]:
+    predictions = []
+    for prediction in answers:
+        predictions.append(prediction)
+        if progress:
+            progress(len(predictions))
+    return predictions
+
+
+def _predict(clip: Clip) -> Prediction:
+    import cv2
+
+    from data_prep.periodicity import detect_cycles
+
+    cv2.setNumThreads(1)
+    found = detect_cycles(clip)
+    return Prediction(clip_id=clip.id, count=found.count, cycles=found.cycles)
+
+
+def write_baseline(
+    clips: Sequence[Clip], out_dir: Path, *, progress: Callable[[int], None] | None = None
+) -> list[Prediction]:
+    """Predict and write `predictions-periodicity.jsonl`, which a report finds by its name."""
+    predictions = predict_periodicity(clips, progress=progress)
+    write_predictions(out_dir / FILE, predictions)
+    return predictions
+
+
+def drop_baseline(out_dir: Path) -> None:
+    """Remove the predictions that an earlier evaluation left."""
+    (out_dir / FILE).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class PeriodicityJob:
+    """An evaluation of the detector whose settings and data were checked."""
+
+    recipe: Recipe
+    clips: list[Clip]
+    out_dir: Path
+
+    def run(self, progress: Callable[[int], None] | None = None) -> CountMetrics:
+        """Predict and score; writes predictions, `metrics.json` and `config.resolved.json`."""
+        predictions = write_baseline(self.clips, self.out_dir, progress=progress)
+        metrics = score_predictions(
+            predictions,
+            labels_of(self.clips),
+            num_bootstrap=self.recipe.eval.num_bootstrap,
+            seed=self.recipe.seed,
+        )
+        figures = json.dumps(metrics.to_json(), indent=2, allow_nan=False)
+        (self.out_dir / "metrics.json").write_text(figures + "\n", encoding="utf-8")
+        source = {"checkpoint": f"{NAME} (no model)", **provenance(self.recipe)}
+        write_resolved(self.recipe, self.out_dir / "config.resolved.json", source)
+        return metrics
+
+
+def prepare_periodicity(recipe: Recipe, *, split: str, out_dir: Path) -> PeriodicityJob:
+    """Check everything that can be checked before the work starts.
+
+    Raises:
+        ValueError: for data that cannot be used.
+    """
+    clips = load_clips(recipe, split, limit=recipe.eval.num_clips)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return PeriodicityJob(recipe, clips, out_dir)

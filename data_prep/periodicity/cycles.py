@@ -1,0 +1,179 @@
+"""Where repetitions begin and end: the best chain of closed excursions.
+
+A repetition leaves a pose, goes somewhere, and comes back to the pose in the same direction of
+motion. Every pair of moments (i, j) gets a gain for being one repetition::
+
+    gain = excursion - MISMATCH_COST * max(0, mismatch - TOLERANCE) - LEAST_GAIN
+
+    excursion  how far the clip goes from both ends in between, as a share of its amplitude, at
+               most 1
+    mismatch   how unlike both ends are: their poses and those shortly before and after them, for
+               a pendulum passes its lowest point twice in a swing, in two directions
+
+and the chain of non-overlapping repetitions with the largest sum wins, found exactly by dynamic
+programming. A change of tempo between neighbours costs TEMPO_COST * |log ratio|, so that speed may
+drift freely and does not jump without need. Time between repetitions is free: it may be a pause, an
+interruption, or the rest before and after. A motion that never returns closes no excursion, which
+is why it counts 0.
+
+This differs from RepNet, which sums 1 / period over periodic frames: a chain has borders that can
+be compared with marks, and finds a single repetition, which no period can.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+MISMATCH_COST = 2.0
+TOLERANCE = 0.2
+LEAST_GAIN = 0.4
+TEMPO_COST = 0.6
+STILL = 0.06  # share of the amplitude: less is no motion
+HIDDEN_MISMATCH = 0.3  # of a moment that cannot be seen: neither proof nor disproof
+
+# Neighbours of a moment at these distances tell its direction; longer ones for longer cycles.
+_DELAYS_S = (0.08, 0.16, 0.32)
+_CYCLE_PER_DELAY = 6.0
+_NEIGHBOUR_WEIGHT = 0.5  # of a neighbour's squared distance against the moment's own
+_REST = 0.1  # squared share of the amplitude below which a neighbour is the same pose: at rest
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Repetitions in order.
+
+    Attributes:
+        borders: First and last moment of each, [N, 2]; they may touch, and do not overlap.
+        gains: Gain of each. [N]
+    """
+
+    borders: NDArray[np.int64]
+    gains: Array
+
+
+def find_chain(
+    distances: Array, is_hidden: NDArray[np.bool_], fps: float, *, min_s: float, max_s: float
+) -> Chain:
+    """The best chain.
+
+    Args:
+        distances: Distances of moments as shares of the clip's amplitude. [T, T]
+        is_hidden: Moments at which the motion cannot be seen. [T]
+        fps: Moments per second.
+        min_s: Shortest repetition.
+        max_s: Longest repetition.
+    """
+    low = max(2, int(np.ceil(min_s * fps)))
+    high = min(len(distances) - 1, int(max_s * fps))
+    if high < low:
+        return Chain(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
+    gains = cycle_gains(distances, is_hidden, fps)
+    borders = best_chain(gains, low, high)
+    return Chain(borders, gains[borders[:, 0], borders[:, 1]])
+
+
+def trim_rest(borders: NDArray[np.int64], distances: Array) -> NDArray[np.int64]:
+    """Move ends that lie in a rest to where the motion begins or ends; borders that touch stay.
+
+    A chain is indifferent to how much of a rest belongs to a repetition.
+    """
+    trimmed = borders.copy()
+    for k, (start, end) in enumerate(borders):
+        if k == 0 or borders[k - 1, 1] != start:
+            moved = distances[start, start : end + 1] > STILL
+            trimmed[k, 0] = start + max(0, int(moved.argmax()) - 1)
+        if k == len(borders) - 1 or borders[k + 1, 0] != end:
+            moved = distances[end, start : end + 1][::-1] > STILL
+            trimmed[k, 1] = end - max(0, int(moved.argmax()) - 1)
+    return trimmed
+
+
+def cycle_gains(distances: Array, is_hidden: NDArray[np.bool_], fps: float) -> Array:
+    """Gain of each pair (i, j), i < j, for being one repetition; the rest is not defined. [T, T]"""
+    mismatch = closing_mismatch(distances, fps)
+    unseen = is_hidden[:, None] | is_hidden[None]
+    mismatch = np.where(unseen, np.float32(TOLERANCE + HIDDEN_MISMATCH), mismatch)
+    cost = MISMATCH_COST * np.maximum(mismatch - TOLERANCE, 0.0)
+    return np.asarray(np.minimum(excursions(distances), 1.0) - cost - LEAST_GAIN)
+
+
+def excursions(distances: Array) -> Array:
+    """How far the clip goes from moments i and j between them, the smaller of both. [T, T]"""
+    later = np.triu(distances)
+    from_start = np.maximum.accumulate(later, axis=1)
+    from_end = np.maximum.accumulate(later[::-1], axis=0)[::-1]
+    return np.asarray(np.minimum(from_start, from_end))
+
+
+def closing_mismatch(distances: Array, fps: float) -> Array:
+    """How unlike two moments are, with their direction of motion. [T, T]
+
+    The moments before the first and after the second do not matter where nothing moves there: a
+    repetition may begin from rest and end in rest.
+    """
+    squares = np.square(distances)
+    num = len(squares)
+    places = np.arange(num)
+    lags_s = np.abs(places[:, None] - places[None]) / fps
+    result = np.empty_like(squares)
+    shortest = 0.0
+    for delay, longer in zip(_DELAYS_S, (*_DELAYS_S[1:], np.inf), strict=True):
+        step = max(1, round(delay * fps))
+        before, after = np.maximum(places - step, 0), np.minimum(places + step, num - 1)
+        weight_before = np.minimum(squares[before, places] / _REST, 1.0)
+        weight_after = np.minimum(squares[after, places] / _REST, 1.0)
+        neighbours = weight_before[:, None] * squares[np.ix_(before, before)]
+        neighbours += weight_after[None] * squares[np.ix_(after, after)]
+        mixed = (squares + _NEIGHBOUR_WEIGHT * neighbours) / (1.0 + 2.0 * _NEIGHBOUR_WEIGHT)
+        longest = _CYCLE_PER_DELAY * np.sqrt(delay * longer)
+        chosen = (lags_s >= shortest) & (lags_s < longest)
+        result[chosen] = mixed[chosen]
+        shortest = longest
+    return np.sqrt(result)
+
+
+def best_chain(gains: Array, low: int, high: int) -> NDArray[np.int64]:
+    """Borders [N, 2] of the chain with the largest sum of gains less the costs of its tempo.
+
+    value[j, l]: the best chain whose last repetition took lags[l] moments and ended by moment j.
+    entry[i, l]: the best that can stand before a repetition of lags[l] moments that begins at i.
+    """
+    num, lags = len(gains), np.arange(low, high + 1)
+    places = np.arange(len(lags))
+    log_lags = np.log(lags)
+    tempo = (TEMPO_COST * np.abs(log_lags[:, None] - log_lags[None])).astype(np.float32)
+    value = np.full(len(lags), -np.inf, np.float32)
+    last_end = np.full(len(lags), -1)
+    entry = np.zeros((num, len(lags)), np.float32)
+    entry_lag = np.full((num, len(lags)), -1)  # place of the lag before; -1: none before
+    entry_end = np.full((num, len(lags)), -1)
+    for j in range(num):
+        fits = places[: max(0, min(j, high) - low + 1)]
+        starts = j - lags[fits]
+        offered = entry[starts, fits] + gains[starts, j]
+        better = fits[offered > value[fits]]
+        value[better] = offered[better]
+        last_end[better] = j
+        if j and not len(better):
+            entry[j], entry_lag[j], entry_end[j] = entry[j - 1], entry_lag[j - 1], entry_end[j - 1]
+            continue
+        totals = value[None] - tempo
+        before = totals.argmax(axis=1)
+        best = totals[places, before]
+        useful = best > 0
+        entry[j] = np.where(useful, best, 0.0)
+        entry_lag[j] = np.where(useful, before, -1)
+        entry_end[j] = np.where(useful, last_end[before], -1)
+    place = int(value.argmax())
+    if not value[place] > 0:
+        return np.zeros((0, 2), np.int64)
+    borders = []
+    end = int(last_end[place])
+    while place >= 0:
+        start = end - int(lags[place])
+        borders.append((start, end))
+        place, end = int(entry_lag[start, place]), int(entry_end[start, place])
+    return np.array(borders[::-1], np.int64)

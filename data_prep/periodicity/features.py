@@ -1,0 +1,201 @@
+"""Per-frame features: small registered frames, reduced to their principal components.
+
+Owns everything between the video and a trajectory in a low-dimensional space: which frames are
+read, compensation of brightness and of a shaking camera, and the estimate of the noise that is
+left. No model and no label is involved.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.schema import Clip
+from data_prep.video import plan_frames, read_frames
+
+Array = NDArray[np.float32]
+
+FPS = 15.0  # frames a second that are looked at: 7.5 repetitions a second at most
+MAX_FRAMES = 1200  # a clip over 80 s is looked at more coarsely instead
+MAX_PIXELS = 64 * 64  # of one frame
+
+_NUM_COMPONENTS = 12
+_BLUR = 0.8  # spatial smoothing, pixels
+_ROUNDS = 3  # of the registration
+_MAX_SHIFT = 0.08  # of a frame's side, for the camera
+_LEAST_MOTION = 1.0  # grey values over the whole frame; compression alone changes it by up to 0.7
+_OTHER = 25.0  # grey values: a pixel that shows something else than the background
+_HIDDEN_SHARE = 0.6  # of such pixels: something covers the picture
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a clip does over time.
+
+    Attributes:
+        values: A point for each frame; Euclidean distances between them are those of the
+            frames (root mean square over pixels or signals). float32 [T, D]
+        fps: Frames per second.
+        noise: Standard deviation of one coordinate that noise alone gives.
+        least_motion: Distance of frames below which nothing counts as moving.
+        is_hidden: Frames in which something covers the picture; their points are filled in from
+            the neighbours. [T]
+    """
+
+    values: Array
+    fps: float
+    noise: float
+    least_motion: float
+    is_hidden: NDArray[np.bool_]
+
+    @property
+    def duration_s(self) -> float:
+        """Length of what was looked at, seconds."""
+        return len(self.values) / self.fps
+
+
+def read_features(clip: Clip, *, flow: bool = False) -> Features:
+    """Features of a clip. Of its labels none is looked at.
+
+    Args:
+        clip: The clip.
+        flow: Add dense optical flow to the frames: slower, and of use where the moving thing
+            looks like its background.
+
+    Raises:
+        VideoError: if the video cannot be read.
+    """
+    plan = plan_frames(
+        clip,
+        fps=min(FPS, clip.video_fps),
+        min_frames=1,
+        max_frames=MAX_FRAMES,
+        min_pixels=1,
+        max_pixels=MAX_PIXELS,
+        factor=2,
+    )
+    return features_of_frames(read_frames(plan), plan.fps, flow=flow)
+
+
+def features_of_frames(frames: NDArray[np.uint8], fps: float, *, flow: bool = False) -> Features:
+    """Features of frames [T, H, W, 3] (RGB) that are shown `fps` a second."""
+    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    still, background = _stabilise(grey.astype(np.float32))
+    is_hidden = (np.abs(still - background) > _OTHER).mean(axis=(1, 2)) > _HIDDEN_SHARE
+    small = np.stack([_halve(frame) for frame in still])
+    flat = small.reshape(len(small), -1)
+    if flow:
+        flat = np.concatenate([flat, _flow(still)], axis=1)
+    return features_of_signals(flat, fps, least_motion=_LEAST_MOTION, is_hidden=is_hidden)
+
+
+def features_of_signals(
+    signals: NDArray[np.floating],
+    fps: float,
+    *,
+    least_motion: float = 0.0,
+    is_hidden: NDArray[np.bool_] | None = None,
+) -> Features:
+    """Keep the first principal components of signals [T, P], which may be pixels or anything else.
+
+    The noise is read off the components that are left out: white noise has the same variance in
+    every direction, motion has it in a few. With few signals none are left out and it reads 0.
+    """
+    signals = np.array(signals, np.float32)
+    num_times, num_signals = signals.shape
+    hidden = np.zeros(num_times, bool) if is_hidden is None else is_hidden
+    if hidden.all():
+        hidden = np.zeros(num_times, bool)
+    if hidden.any():
+        _fill_in(signals, hidden)
+    centred = (signals - signals[~hidden].mean(axis=0)) / np.sqrt(num_signals)
+    # The Gram matrix of the shorter side, instead of an SVD.
+    variances, directions = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+    variances = np.maximum(variances[::-1], 0.0)
+    kept = min(_NUM_COMPONENTS, num_signals, num_times)
+    values = directions[:, ::-1][:, :kept] * np.sqrt(variances[:kept])
+    rest = variances[kept : min(num_signals, num_times - 1)]
+    noise = float(np.sqrt(np.median(rest) / num_times)) if len(rest) else 0.0
+    return Features(values.astype(np.float32), fps, noise, least_motion, hidden)
+
+
+def _fill_in(signals: Array, hidden: NDArray[np.bool_]) -> None:
+    """Replace hidden rows by a straight line between the rows around them, in place."""
+    seen = np.flatnonzero(~hidden)
+    for place in np.flatnonzero(hidden):
+        after = int(np.searchsorted(seen, place))
+        left, right = seen[max(after - 1, 0)], seen[min(after, len(seen) - 1)]
+        share = (place - left) / (right - left) if right > left else 0.0
+        signals[place] = (1.0 - share) * signals[left] + share * signals[right]
+
+
+def _halve(frame: Array) -> Array:
+    height, width = max(1, frame.shape[0] // 2), max(1, frame.shape[1] // 2)
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def _stabilise(grey: Array) -> tuple[Array, Array]:
+    """Undo changes of brightness and shifts of the camera: frames [T, H, W], background [H, W].
+
+    Each frame is explained as gain * (background moved by dx, dy), linearised in the shift
+    (Lucas and Kanade 1981), by least squares in which pixels that fit badly (the moving thing)
+    lose their weight. The background is the median over time.
+    """
+    height, width = grey.shape[1:]
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), _BLUR) for frame in grey])
+    limit = _MAX_SHIFT * max(height, width)
+    shifts = np.zeros((len(grey), 2), np.float32)
+    gains = np.ones(len(grey), np.float32)
+    fixed = background = blurred
+    for _ in range(_ROUNDS):
+        background = np.median(fixed[:: max(1, len(fixed) // 100)], axis=0)
+        change, gain = _fit(fixed, background)
+        shifts = np.clip(shifts + change, -limit, limit)
+        gains = np.clip(gains * gain, 0.4, 2.5)
+        fixed = np.stack(
+            [_move(frame, s) / g for frame, s, g in zip(blurred, shifts, gains, strict=True)]
+        )
+    return fixed, background
+
+
+def _fit(frames: Array, background: Array) -> tuple[Array, Array]:
+    """Shift [T, 2] (pixels, x and y) and gain [T] of each frame against the background [H, W]."""
+    dy, dx = np.gradient(background)
+    basis = np.stack([background, dx, dy]).reshape(3, -1)  # [3, P]
+    flat = frames.reshape(len(frames), -1)
+    weights = np.ones_like(flat)
+    answers = np.zeros((len(frames), 3), np.float32)
+    ridge = np.diag([1e-3, 0.25, 0.25]) * flat.shape[1]  # where nothing tells, nothing moves
+    target = np.array([1e-3, 0.0, 0.0]) * flat.shape[1]
+    products = (basis[:, None] * basis[None]).reshape(9, -1)
+    for _ in range(3):
+        normal = (weights @ products.T).reshape(-1, 3, 3) + ridge
+        right = (weights * flat) @ basis.T + target
+        answers = np.linalg.solve(normal, right[..., None])[..., 0].astype(np.float32)
+        residual = np.abs(flat - answers @ basis)
+        scale = 1.5 * np.median(residual, axis=1, keepdims=True) + 1.0
+        weights = 1.0 / (1.0 + (residual / (2.0 * scale)) ** 2) ** 2
+    gain = np.maximum(answers[:, 0], 1e-3)
+    return -answers[:, 1:] / gain[:, None], gain
+
+
+def _move(frame: Array, shift: Array) -> Array:
+    move = np.array([[1.0, 0.0, -shift[0]], [0.0, 1.0, -shift[1]]], np.float32)
+    size = (frame.shape[1], frame.shape[0])
+    return np.asarray(cv2.warpAffine(frame, move, size, borderMode=cv2.BORDER_REPLICATE))
+
+
+def _flow(grey: Array) -> Array:
+    """Optical flow (Farneback 2003) on a coarse grid, scaled to the grey values. [T, F]"""
+    bytes_ = np.clip(grey, 0, 255).astype(np.uint8)
+    fields = []
+    for a, b in pairwise(bytes_):
+        field = cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 2, 9, 2, 5, 1.1, 0)
+        fields.append(cv2.resize(field, (8, 8), interpolation=cv2.INTER_AREA).ravel())
+    if not fields:
+        return np.zeros((len(grey), 0), np.float32)
+    flat = np.stack([fields[0], *fields])
+    spread = float(flat.std()) or 1.0
+    return np.asarray(flat * (float(grey.std(axis=0).mean()) / spread), np.float32)
