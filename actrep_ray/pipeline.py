@@ -325,7 +325,9 @@ class AsyncGrpoDriver(GrpoDriver):
             "pipeline/staleness_max": float(max(lags)),
             "pipeline/stale_share": float(np.mean([lag > 0 for lag in lags])),
             "pipeline/mixed_version_share": float(
-                np.mean([rollout.last_policy_version is not None for rollout in rollouts] or [0])
+                np.mean(
+                    [rollout.last_policy_version is not None for rollout in rollouts] or [False]
+                )
             ),
             "pipeline/groups_in_flight": float(self.num_in_flight),
             "pipeline/places_ahead": float(self._num_complete - self.size),
