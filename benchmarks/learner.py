@@ -62,6 +62,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two cases, each once")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shapes", choices=SHAPES, default="tiny", help="sizes of the model")
+    parser.add_argument(
+        "--cases", nargs="+", metavar="VISUALxG", help="only these, for example 1000x8 4000x16"
+    )
     parser.add_argument("--repeats", type=int, default=2, help="the fastest one counts")
     parser.add_argument("--quickstart", type=Path, help="measure the quickstart's update instead")
     args = parser.parse_args()
@@ -76,6 +79,11 @@ def main() -> None:
         print(json.dumps(measure_quickstart(args.quickstart, 1 if args.quick else args.repeats)))
         return
     cases = QUICK if args.quick else [(n, g) for n in VIDEOS for g in GROUP_SIZES]
+    if args.cases:
+        given = [text.partition("x") for text in args.cases]
+        cases = [(n, g) for n in VIDEOS for g in GROUP_SIZES if (str(n), "x", str(g)) in given]
+        if len(cases) < len(given):
+            parser.error(f"--cases: visual tokens are {[*VIDEOS]}, G is {GROUP_SIZES}")
     print(json.dumps(measure_ways(args, cases, 1 if args.quick else args.repeats)))
 
 
