@@ -106,10 +106,12 @@ def make_worker() -> Iterator[MakeWorker]:
     """`make_worker(recipe, model, total_steps=10)`: the only rank; one at a time."""
     workers: list[LearnerWorker] = []
 
-    def make(recipe: Recipe, model: Path, total_steps: int = 10) -> LearnerWorker:
+    def make(
+        recipe: Recipe, model: Path, total_steps: int = 10, base_path: Path | None = None
+    ) -> LearnerWorker:
         for old in workers:
             old.shutdown()
-        worker = LearnerWorker(recipe, str(model), 0, 1, total_steps)
+        worker = LearnerWorker(recipe, str(model), 0, 1, total_steps, str(base_path or model))
         worker.setup("127.0.0.1", 0)
         workers.append(worker)
         return worker
