@@ -137,7 +137,9 @@ def analyse(spans: Sequence[Span], *, max_staleness: int | None) -> Profile:
     for pool in pools:
         others = _length(_cover(s for s in spans if s.pool in pools and s.pool != pool))
         alone[pool] = (everybody - others) / seconds
-    return Profile(seconds, busy, alone, _verdict(busy, alone, max_staleness))
+    shares = [_length(cover) / seconds for cover in covers.values()]
+    gain = sum(shares) / max(*shares, 1e-9)  # if all that takes turns were done at the same time
+    return Profile(seconds, busy, alone, _verdict(busy, alone, gain, max_staleness))
 
 
 def write_profile(folder: Path, spans: Sequence[Span], *, max_staleness: int | None) -> Profile:
@@ -213,7 +215,9 @@ def draw_gantt(path: Path, spans: Sequence[Span], profile: Profile) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _verdict(busy: dict[str, float], alone: dict[str, float], max_staleness: int | None) -> str:
+def _verdict(
+    busy: dict[str, float], alone: dict[str, float], gain: float, max_staleness: int | None
+) -> str:
     """Which pool holds the others up, and what to do about it."""
     pool = max(busy, key=lambda name: busy[name])
     remedy = {
@@ -227,7 +231,6 @@ def _verdict(busy: dict[str, float], alone: dict[str, float], max_staleness: int
         return f"bottleneck: {pool}, at work {busy[pool]:.0%} of the time; {remedy[pool]}"
     takes_turns = sum(alone.values()) > _BUSY
     if takes_turns and not max_staleness:
-        gain = sum(busy.values()) / busy[pool]
         return (
             "bottleneck: the pools take turns; set train.max_staleness=1 to let them work at the "
             f"same time, up to {gain:.1f} times faster"

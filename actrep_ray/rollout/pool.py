@@ -37,6 +37,7 @@ from data_prep.video import FramePlan
 
 OnGroup = Callable[[RolloutGroup], None]
 _CALLS_AT_ONCE = 2
+_IDLE_TURN_S = 1e-3  # a turn without anything to do is shorter
 
 _log = logging.getLogger(__name__)
 
@@ -355,7 +356,7 @@ class RolloutPool:
 
     def _on_turn(self, worker: _Worker, turn: Turn) -> None:
         worker.num_calls -= 1
-        if turn.groups:
+        if turn.ended_s - turn.began_s > _IDLE_TURN_S:
             self._record(worker, "generate", turn.began_s, turn.ended_s)
         done = [(worker.tasks.pop(group.prompt.prompt_id), group) for group in turn.groups]
         self._dispatch([worker])
