@@ -24,6 +24,7 @@ from actrep_ray.clips import labels_of, load_clips, question_for
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.counting import evaluate, training_settings
 from actrep_ray.learner.algorithms import compute_advantages
+from actrep_ray.learner.plan import check_plan
 from actrep_ray.metrics import MetricLogger
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.profile import profiled
@@ -112,6 +113,7 @@ def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> GrpoJob:
         ValueError: for settings, data or a model that cannot be used.
     """
     make_spec(recipe)
+    check_plan(recipe)
     data = GrpoData.load(recipe)
     CountSampler(data.train, recipe.sampling, seed=recipe.seed)
     inputs = QwenVLInputs(resolve_model(recipe.model.path))

@@ -19,6 +19,7 @@ import numpy as np
 from actrep_ray.checkpoint import Checkpoint, CheckpointStore, is_due, resolve_model
 from actrep_ray.clips import load_clips, question_for
 from actrep_ray.config import Recipe
+from actrep_ray.learner.plan import check_plan
 from actrep_ray.metrics import MetricLogger
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.progress import step_progress
@@ -57,6 +58,7 @@ def prepare_sft(recipe: Recipe, *, resume: bool = False) -> "SftJob":
     Raises:
         ValueError: for settings, data or a model that cannot be used.
     """
+    check_plan(recipe)
     data = SftData.load(recipe)
     return SftJob(recipe, data, open_run(recipe, resume=resume))
 

@@ -18,9 +18,8 @@ def describe_plan(recipe: Recipe) -> list[str]:
     Raises:
         ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
     """
+    check_plan(recipe)
     cfg, answers = recipe.learner, recipe.answers_per_optimizer_step
-    if cfg.strategy == "deepspeed":
-        deepspeed_settings(recipe)
     if recipe.stage == "sft":
         batch, steps = f"{answers} clips", recipe.sft.num_steps
     else:
@@ -33,6 +32,16 @@ def describe_plan(recipe: Recipe) -> list[str]:
         f"{cfg.micro_batch_tokens} tokens; {steps} optimiser steps",
         f"learner: {_describe_strategy(recipe)}",
     ]
+
+
+def check_plan(recipe: Recipe) -> None:
+    """Check what the recipe's own rules cannot, since it is in another file.
+
+    Raises:
+        ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
+    """
+    if recipe.learner.strategy == "deepspeed":
+        deepspeed_settings(recipe)
 
 
 def optimizer_steps_per_step(recipe: Recipe) -> int:

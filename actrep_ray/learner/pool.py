@@ -14,9 +14,9 @@ import numpy as np
 import ray
 
 from actrep_ray.checkpoint import resolve_model
-from actrep_ray.cluster import with_device
+from actrep_ray.cluster import bundle_options, release, reserve, with_device
 from actrep_ray.config import Recipe
-from actrep_ray.learner.plan import deepspeed_settings
+from actrep_ray.learner.plan import check_plan
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.types import LearnerRow
 from actrep_ray.weights import WeightBucket, pack_weights
@@ -46,11 +46,13 @@ class LearnerPool:
     Args:
         recipe: Settings, with the device resolved.
         workers: Handles of the actors, rank 0 first.
+        group: Their placement group; given back at the end.
     """
 
-    def __init__(self, recipe: Recipe, workers: Sequence[Any]) -> None:
+    def __init__(self, recipe: Recipe, workers: Sequence[Any], group: Any = None) -> None:
         self.recipe = recipe
         self.workers = list(workers)
+        self._group = group
         self._timeout_s = recipe.learner.timeout_s
 
     @classmethod
@@ -74,11 +76,13 @@ class LearnerPool:
         actor = ray.remote(**options)(_Rank)
         path = str(Path(model_path).absolute())
         base = str(resolve_model(recipe.model.path)) if _needs_base(recipe) else path
-        if recipe.learner.strategy == "deepspeed":
-            deepspeed_settings(recipe)
+        check_plan(recipe)
+        group = reserve(recipe, "learner")
+        ranks = [actor.options(**bundle_options(group, rank)) for rank in range(size)]
         pool = cls(
             recipe,
-            [actor.remote(recipe, path, r, size, total_steps, base) for r in range(size)],
+            [rank.remote(recipe, path, r, size, total_steps, base) for r, rank in enumerate(ranks)],
+            group,
         )
         try:
             [(address, port)] = pool._call([0], "rendezvous", what="rank 0 to start")
@@ -136,6 +140,9 @@ class LearnerPool:
         for worker in self.workers:
             ray.kill(worker)
         self.workers = []
+        if self._group is not None:
+            release(self._group)
+            self._group = None
 
     def _call_all(self, method: str, *arguments: Any, what: str, **options: Any) -> Any:
         """Call every rank at the same time and wait for all; returns rank 0's answer."""

@@ -107,14 +107,15 @@ class LearnerWorker:
         if self.device.type == "cpu":
             torch.set_num_threads(self.recipe.learner.num_threads)
         torch.manual_seed(self.recipe.seed)
-        dist.init_process_group(
-            # gloo beside NCCL, for what is offloaded to CPU memory
-            "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-            init_method=f"tcp://{master_addr}:{master_port}",
-            rank=self.rank,
-            world_size=self.world_size,
-            timeout=timedelta(seconds=self.recipe.learner.timeout_s),
-        )
+        if not dist.is_initialized():  # a process may hold more than one learner
+            dist.init_process_group(
+                # gloo beside NCCL, for what is offloaded to CPU memory
+                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+                init_method=f"tcp://{master_addr}:{master_port}",
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=timedelta(seconds=self.recipe.learner.timeout_s),
+            )
         self.mesh = init_device_mesh(self.device.type, (self.world_size,))
         self.inputs = QwenVLInputs(self.model_path)
         video = self.recipe.video

@@ -1,4 +1,4 @@
-"""One rank of `test_split.py`: gradients and an update, written as safetensors.
+"""One rank of `test_split.py`: what every strategy makes of the same rows, as safetensors.
 
 Run as `python rank.py JOB RANK WORLD_SIZE PORT`; JOB is a pickle of the test's own making.
 """
@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
-from actrep_ray.learner.worker import LearnerWorker, _Gap
+from actrep_ray.learner.worker import LearnerError, LearnerWorker, _Gap
+
+SOME = ("sft", "small", "medium", "shuffled", "token-mean")
 
 
 def gradients(worker: LearnerWorker, rows: list[Any], kind: str) -> dict[str, torch.Tensor]:
@@ -49,22 +52,76 @@ def forget(worker: LearnerWorker) -> None:
 
 def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str, torch.Tensor]:
     """Every case of a job on this rank; the tensors are the same on all ranks."""
-    worker = LearnerWorker(job["recipe"], job["model"], rank, world_size, 10)
-    worker.setup("127.0.0.1", port)
     found: dict[str, torch.Tensor] = {}
-    for case, (recipe, kind, order) in job["cases"].items():
-        worker.recipe = recipe
-        rows = [job["rows"][i] for i in order]
-        grads = gradients(worker, rows, kind)
-        found |= {f"{case}/{name}": value for name, value in grads.items()}
-    worker.recipe = job["recipe"]
-    for step in range(2):
-        metrics = worker.update(job["rows"], step)
-        keys = ("loss", "grad_norm", "clip_fraction", "approx_kl", "ref_kl", "entropy")
-        found |= {f"metrics-{step}/{k}": torch.tensor(metrics[k]) for k in keys}
-    found |= {f"weights/{name}": value for name, value in worker.export_weights()}
-    worker.shutdown()
+    workers = []
+    for strategy, recipe in job["strategies"].items():
+        worker = LearnerWorker(recipe, job["model"], rank, world_size, 10)
+        worker.setup("127.0.0.1", port)
+        workers.append(worker)
+        folder = Path(job["folder"]) / f"{strategy}-{world_size}"
+        parts = gradients_of_cases(worker, job, only=SOME if strategy != "fsdp2" else None)
+        parts |= updates(worker, job["rows"], folder)
+        parts |= {f"weights/{name}": value for name, value in worker.export_weights()}
+        parts |= going_on(recipe, job["rows"], folder, rank, world_size, port)
+        parts |= bad_loss(worker, job["rows"])
+        found |= {f"{strategy}/{name}": value for name, value in parts.items()}
+    workers[0].shutdown()
     return found
+
+
+def gradients_of_cases(
+    worker: LearnerWorker, job: dict[str, Any], only: tuple[str, ...] | None
+) -> dict[str, torch.Tensor]:
+    """`CASE/PARAMETER` to its whole gradient."""
+    own, found = worker.recipe, {}
+    for case, (recipe, kind, order) in job["cases"].items():
+        if only is None or case in only:
+            worker.recipe = recipe  # says how rows are packed and what the loss is
+            rows = [job["rows"][i] for i in order]
+            grads = gradients(worker, rows, kind)
+            found |= {f"{case}/{name}": value for name, value in grads.items()}
+    worker.recipe = own
+    return found
+
+
+def updates(worker: LearnerWorker, rows: list[Any], folder: Path) -> dict[str, torch.Tensor]:
+    """Metrics of two updates of GRPO and a step of SFT; saved after the first update."""
+    found = {}
+    for step in range(2):
+        found |= _metrics(f"metrics-{step}", worker.update(rows, step))
+        if step == 0:
+            worker.save_model(folder / "model")
+            worker.save_state(folder / "state")
+    found |= _metrics("metrics-sft", worker.sft_step(rows))
+    return found
+
+
+def going_on(
+    recipe: Any, rows: list[Any], folder: Path, rank: int, world_size: int, port: int
+) -> dict[str, torch.Tensor]:
+    """Metrics of the second update by a learner that began with what was saved before it."""
+    model = str(folder / "model")
+    worker = LearnerWorker(recipe, model, rank, world_size, 10, base_path=recipe.model.path)
+    worker.setup("127.0.0.1", port)
+    worker.load_state(folder / "state")
+    return _metrics("resumed-1", worker.update(rows, 1))
+
+
+def bad_loss(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Tensor]:
+    """How many weights a step changed that had a row of pixels that are no numbers: 0."""
+    before = dict(worker.export_weights())
+    worker.encoder.encode(rows[1]).pixel_values[3, 5] = torch.nan
+    with pytest.raises(LearnerError, match=rows[1].row_id):
+        worker.sft_step(rows)
+    changed = [n for n, w in worker.export_weights() if not torch.equal(w, before[n])]
+    return {"num_changed": torch.tensor(len(changed))}
+
+
+def _metrics(name: str, metrics: dict[str, float]) -> dict[str, torch.Tensor]:
+    keys = ("loss", "grad_norm", "clip_fraction", "approx_kl", "ref_kl", "entropy", "lr")
+    return {
+        f"{name}/{k}": torch.tensor(metrics[k], dtype=torch.float64) for k in keys if k in metrics
+    }
 
 
 def main() -> None:

@@ -1,5 +1,9 @@
-"""The gradient does not depend on how the work is split: ranks, micro-batches, packing, order."""
+"""The gradient does not depend on how the work is split.
 
+By ranks, micro-batches, packing, order, and by FSDP2, ZeRO-2, ZeRO-3 or nobody at all.
+"""
+
+import json
 import os
 import pickle
 import socket
@@ -30,6 +34,9 @@ SETTINGS = (
     "algorithm.entropy_coef=0.05",
 )
 AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
+LORA = ("model.lora.rank=4", "model.lora.alpha=16")
+STRATEGIES = ("fsdp2", "zero2", "zero3", "lora-fsdp2", "lora-zero3")
+SOME = ("sft", "small", "medium", "shuffled", "token-mean")
 NUM_ROWS = 5  # odd, so that two ranks get different numbers of rows and of micro-batches
 
 Found = dict[str, torch.Tensor]
@@ -52,15 +59,40 @@ def _cases(make_recipe: Callable[..., Recipe]) -> dict[str, tuple[Recipe, str, l
     return cases
 
 
+def _strategies(make_recipe: Callable[..., Recipe], folder: Path, model: Path) -> dict[str, Recipe]:
+    # Without this, ZeRO-3 keeps weights as small as these whole, and nothing would be split.
+    zero3 = folder / "zero3.json"
+    zero3.write_text(
+        json.dumps(
+            {
+                "zero_optimization": {"stage3_param_persistence_threshold": 0},
+                "train_batch_size": "auto",
+                "gradient_clipping": 1.0,
+            }
+        )
+    )
+    base = (*SETTINGS, f"model.path={model}", f"runs_dir={folder}")
+    zero = (*base, "learner.strategy=deepspeed")
+    return {
+        "fsdp2": make_recipe(*base),
+        "zero2": make_recipe(*zero, "learner.zero_stage=2"),
+        "zero3": make_recipe(*zero, f"learner.deepspeed_config={zero3}"),
+        "lora-fsdp2": make_recipe(*base, *LORA),
+        "lora-zero3": make_recipe(*zero, *LORA, f"learner.deepspeed_config={zero3}"),
+    }
+
+
 @pytest.fixture(scope="module")
 def job(
     tiny_model: Callable[..., Path],
     make_recipe: Callable[..., Recipe],
     make_rows: Callable[..., list[Any]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
-    model = tiny_model("qwen3_vl", tied=False)
+    model, folder = tiny_model("qwen3_vl", tied=False), tmp_path_factory.mktemp("split")
     return {
-        "recipe": make_recipe(*SETTINGS),
+        "strategies": _strategies(make_recipe, folder, model),
+        "folder": str(folder),
         "model": str(model),
         "rows": make_rows(QwenVLInputs(model), NUM_ROWS, 3),
         "cases": _cases(make_recipe),
@@ -68,7 +100,7 @@ def job(
 
 
 @pytest.fixture(scope="module")
-def results(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
+def everything(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
     """What one rank and what two ranks found, each rank a process."""
     found = {}
     for world_size in (1, 2):
@@ -88,13 +120,19 @@ def results(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
             for rank in range(world_size)
         ]
         try:
-            errors = [process.communicate(timeout=400)[1] for process in processes]
+            errors = [process.communicate(timeout=580)[1] for process in processes]
         finally:
             for process in processes:
                 process.kill()
         assert [p.returncode for p in processes] == [0] * world_size, "\n".join(errors)
         found[world_size] = load_file(path.with_suffix(".out"))
     return found
+
+
+@pytest.fixture(scope="module")
+def results(everything: dict[int, Found]) -> dict[int, Found]:
+    """What FSDP2 found."""
+    return {ranks: _case(found, "fsdp2") for ranks, found in everything.items()}
 
 
 def _case(found: Found, name: str) -> Found:
@@ -169,6 +207,64 @@ def test_plain_pytorch(job: dict[str, Any], results: dict[int, Found]) -> None:
             (loss / num_tokens).backward()
     expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert _relative(_case(results[2], "sft"), expected) < 1e-5
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_has_the_gradients_of_fsdp2(
+    strategy: str, world_size: int, everything: dict[int, Found], results: dict[int, Found]
+) -> None:
+    found = _case(everything[world_size], strategy)
+    for case in SOME:
+        expected = _case(results[1], case if case == "token-mean" else "sft")
+        assert _relative(_case(found, case), expected) < 1e-5, case
+    for name, expected in results[world_size].items():
+        if name.startswith("metrics-"):
+            torch.testing.assert_close(found[name], expected, atol=1e-4, rtol=1e-3, msg=name)
+    assert _relative(_case(found, "weights"), _case(results[1], "weights")) < 1e-3
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_lora_is_the_same_under_zero(world_size: int, everything: dict[int, Found]) -> None:
+    found = everything[world_size]
+    expected, zero = _case(everything[1], "lora-fsdp2"), _case(found, "lora-zero3")
+    assert all(".lora_" in name for name in _case(expected, "sft"))
+    for case in SOME:
+        assert _relative(_case(zero, case), _case(expected, case)) < 1e-5, case
+    assert _relative(_case(zero, "weights"), _case(expected, "weights")) < 1e-3
+    assert zero["metrics-0/ref_kl"] != 0  # the second step of the first update
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_going_on_is_exact(strategy: str, world_size: int, everything: dict[int, Found]) -> None:
+    found = _case(everything[world_size], strategy)
+    torch.testing.assert_close(_case(found, "resumed-1"), _case(found, "metrics-1"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_bad_loss_changes_nothing(
+    strategy: str, world_size: int, everything: dict[int, Found]
+) -> None:
+    assert int(everything[world_size][f"{strategy}/num_changed"]) == 0
+
+
+def test_a_state_does_not_depend_on_strategy_or_ranks(
+    job: dict[str, Any], everything: dict[int, Found]
+) -> None:
+    """One file, so a run may go on under another strategy; `everything` has written them."""
+    assert everything
+    states = {
+        (strategy, ranks): load_file(
+            Path(job["folder"]) / f"{strategy}-{ranks}" / "state" / "learner.safetensors"
+        )
+        for strategy in ("fsdp2", "zero2", "zero3")
+        for ranks in (1, 2)
+    }
+    expected = states["fsdp2", 1]
+    for found in states.values():
+        assert _relative(found, expected) < 1e-3
 
 
 def test_rows_are_dealt_evenly(job: dict[str, Any]) -> None:
