@@ -266,6 +266,9 @@ def _recipe(args: argparse.Namespace, *, stage: str | None = None) -> "Recipe":
 
 
 def _announce(recipe: "Recipe") -> None:
+    from actrep_ray.learner.plan import describe_plan
+
+    _print("\n".join(describe_plan(recipe)))
     _print(f"run folder {recipe.run_dir}; watch it with: tensorboard --logdir {recipe.run_dir}")
     _print("starting the workers ...")
 
