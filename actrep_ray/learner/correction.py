@@ -63,18 +63,13 @@ class TokenWeights:
         """Which of a batch's targets count: bool [A, T]."""
         if not self.masks:
             return batch.target_mask
-        full = [np.ones(int(n)) for n in batch.target_mask.sum(dim=1)]
-        values = [self.masks.get(key, one) for key, one in zip(batch.answers, full, strict=True)]
-        return batch.padded(values).bool()
+        return _laid_out(batch, self.masks).bool()
 
     def weight(self, batch: PackedBatch) -> torch.Tensor | None:
         """The importance weights of a batch's targets, float32 [A, T]; None: 1."""
         if not self.weights:
             return None
-        full = [np.ones(int(n)) for n in batch.target_mask.sum(dim=1)]
-        return batch.padded(
-            [self.weights.get(key, one) for key, one in zip(batch.answers, full, strict=True)]
-        )
+        return _laid_out(batch, self.weights)
 
 
 def token_weights(
@@ -211,3 +206,14 @@ def _corrected(
 def _padded(values: Sequence[np.ndarray]) -> torch.Tensor:
     tensors = [torch.from_numpy(np.asarray(value, dtype=np.float32)) for value in values]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+
+def _laid_out(batch: PackedBatch, values: Mapping[AnswerKey, np.ndarray]) -> torch.Tensor:
+    """Values of tokens, 1 for answers that are not listed, as the batch's targets: [A, T]."""
+    lengths = batch.target_mask.sum(dim=1).tolist()
+    return batch.padded(
+        [
+            values.get(key, np.ones(length))
+            for key, length in zip(batch.answers, lengths, strict=True)
+        ]
+    )

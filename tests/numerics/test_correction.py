@@ -183,3 +183,22 @@ def test_the_ids_of_a_bad_batch_are_left_in_the_run(
     assert content["what"] == "loss"
     assert content["bad"] == [f"bad-row/{a}" for a in range(4)]
     assert content["mini_batch"][:5] == ["row-0/0", "row-0/1", "row-0/2", "row-0/3", "bad-row/0"]
+
+
+def test_two_ranks_agree_with_one() -> None:
+    """Each rank corrects its own rows; numbers and means are those of all."""
+    rows = [_row(), replace(_row(), is_truncated=np.array([True, False]))]
+    old = {**_old(), **{(1, a): value for (_, a), value in _old().items()}}
+    cfg = AlgorithmConfig(
+        rollout_correction="token_reject", mask_truncated=True, rollout_correction_threshold=2.0
+    )
+    alone = token_weights(rows, {0, 1}, old, cfg, lambda value: [value])
+    sent: list[Any] = []
+    for rank in (0, 1):  # what each would send
+        token_weights(rows, {rank}, old, cfg, lambda value: [sent.append(value) or value])
+    found = token_weights(rows, {1}, old, cfg, lambda value: sent)
+    assert dict(found.num_kept) == dict(alone.num_kept) == {
+        (0, 0): 1, (0, 1): 0, (1, 0): 0, (1, 1): 2
+    }  # fmt: skip
+    assert found.metrics["masked_answers"] == alone.metrics["masked_answers"] == 2
+    assert set(found.masks) == {(1, 0), (1, 1)}
