@@ -91,6 +91,7 @@ def _add_api(group: Any) -> None:
     add("fps", float, "X", "frames a second that are sent")
     add("max_frames", int, "N", "most frames of a clip that are sent")
     add("max_pixels", int, "N", "most pixels of a frame that is sent")
+    add("extra_body", str, "JSON", "put over each request; null takes a key out")
 
 
 def _cot(args: argparse.Namespace) -> int:

@@ -140,6 +140,7 @@ class _Run:
         self._key = key
         self._pace = _Pace(settings.requests_per_minute)
         self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
+        self._sampling = _sampling(settings)
         self._jitter = random.Random()  # waits alone depend on it
         self._unanswered = 0  # clips in a row
         self.num_asked = self.num_reused = self.num_sent = self.num_accepted = 0
@@ -230,8 +231,7 @@ class _Run:
     def _key_of(self, clip: Clip, plan: FramePlan, prompt: str, number: int) -> str:
         """Names one candidate by all that its answer depends on; not by where files lie."""
         frames = (plan.num_bytes, plan.indices, plan.fps, plan.height, plan.width)
-        sampling = (self.settings.model, self.settings.temperature, self.settings.max_tokens)
-        named = json.dumps([clip.id, prompt, frames, sampling, number])
+        named = json.dumps([clip.id, prompt, frames, self._sampling, number], sort_keys=True)
         return hashlib.sha256(named.encode()).hexdigest()[:32]
 
     def _check_alive(self, error: _NoAnswerError) -> None:
@@ -249,12 +249,7 @@ class _Run:
         self, content: list[dict[str, Any]], client: httpx.AsyncClient
     ) -> dict[str, Any]:
         """One candidate: text, finish_reason and usage."""
-        body = {
-            "model": self.settings.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": self.settings.temperature,
-            "max_tokens": self.settings.max_tokens,
-        }
+        body = self._sampling | {"messages": [{"role": "user", "content": content}]}
         for attempt in range(self.settings.max_retries + 1):
             await self._pace.turn()
             self.num_sent += 1
@@ -361,6 +356,23 @@ def _first(group: BaseExceptionGroup, kind: type[TeacherError]) -> TeacherError 
     return None
 
 
+def _sampling(settings: ApiSettings) -> dict[str, Any]:
+    """The request without its messages."""
+    try:
+        extra = json.loads(settings.extra_body)
+    except ValueError as error:
+        raise TeacherError(f"extra_body={settings.extra_body!r}: not JSON ({error})") from error
+    if not isinstance(extra, dict):
+        raise TeacherError(f"extra_body={settings.extra_body!r}, expected a JSON object")
+    body = {
+        "model": settings.model,
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        **extra,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
 def _read_key(settings: ApiSettings) -> str:
     if settings.api_key_env is None:
         return ""
@@ -370,6 +382,10 @@ def _read_key(settings: ApiSettings) -> str:
         raise TeacherError(
             "api_key_env: no environment variable of that name holds a key; give the NAME of the "
             "variable, for example OPENAI_API_KEY"
+        )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise TeacherError(
+            f"the key in {settings.api_key_env} holds a space or a character that no key has"
         )
     return key
 

@@ -28,6 +28,7 @@ class ApiSettings:
         max_pixels: Most pixels of one frame.
         jpeg_quality: Of the frames that are sent, 1 to 100.
         dialect: Tag of the reasoning.
+        extra_body: JSON object that is put over the request; null takes a key out.
     """
 
     base_url: str
@@ -47,3 +48,4 @@ class ApiSettings:
     max_pixels: int = 336 * 336
     jpeg_quality: int = 85
     dialect: str = "think"
+    extra_body: str = "{}"

@@ -1,6 +1,7 @@
 """The teacher behind an API, against a real server that misbehaves, is killed and comes back."""
 
 import asyncio
+import email.utils
 import json
 import logging
 import os
@@ -22,7 +23,14 @@ from actrep_ray.cli import main
 from data_prep.cot import read_answers, rejection
 from data_prep.schema import Clip, DataError, write_clips
 from data_prep.synthetic import encode_mp4
-from data_prep.teachers.api import TeacherError, _Pace, ask_api, journal_path
+from data_prep.teachers.api import (
+    TeacherError,
+    _Pace,
+    _retry_after,
+    _sampling,
+    ask_api,
+    journal_path,
+)
 from data_prep.teachers.journal import Journal
 from data_prep.teachers.prompt import prompt_for, says_that_it_was_told
 from data_prep.teachers.settings import ApiSettings
@@ -302,15 +310,39 @@ def test_an_endpoint_of_no_use_stops_the_run(
         ({"api_key_env": SECRET}, "give the NAME of the variable"),
         ({"num_candidates": 0}, "num_candidates=0, expected at least 1"),
         ({"timeout_s": 0.0}, "timeout_s=0.0, expected a number above 0"),
+        ({"extra_body": "[]"}, r"extra_body='\[\]', expected a JSON object"),
+        ({"extra_body": "{"}, "extra_body='{': not JSON"),
+        ({"api_key_env": "BAD_KEY"}, "the key in BAD_KEY holds a space or a character"),
     ],
 )
 def test_wrong_settings_are_refused_without_the_key(
-    changes: dict[str, object], message: str, tmp_path: Path
+    changes: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("BAD_KEY", f"{SECRET}\nX-Other: 1")
     settings = replace(ApiSettings("http://127.0.0.1:9/v1", "tiny"), **changes)
     with pytest.raises(TeacherError, match=message) as error:
         ask_api([], tmp_path / "cot.jsonl", settings)
     assert SECRET not in str(error.value)
+
+
+def test_waits_that_a_server_asks_for() -> None:
+    assert _retry_after("7") == 7.0
+    assert _retry_after("0.5") == 0.5
+    later = email.utils.formatdate(time.time() + 100, usegmt=True)
+    assert 95 < _retry_after(later) <= 100
+    for value in (None, "", "soon", "-3", "inf", "nan", "Wed, 21 Oct 2015 07:28:00 GMT"):
+        assert _retry_after(value) == 0.0
+
+
+def test_a_request_can_be_changed(server: Server, make_clip: MakeClip, tmp_path: Path) -> None:
+    clips, out = [make_clip("plain")], tmp_path / "cot.jsonl"
+    extra = '{"max_tokens": null, "max_completion_tokens": 77}'
+    settings = settings_for(server, extra_body=extra)
+    sampling = _sampling(settings)
+    assert sampling == {"model": "tiny", "temperature": 0.7, "max_completion_tokens": 77}
+    assert ask_api(clips, out, settings).num_accepted == 1
+    again = ask_api(clips, out, settings_for(server))  # another request: another answer
+    assert again.figures["candidates"]["asked"] == 1
 
 
 def test_one_run_at_a_time_writes_a_journal(tmp_path: Path) -> None:
