@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from actrep_ray.learner.worker import LearnerError, LearnerWorker, _Gap
 
-SOME = ("sft", "small", "medium", "shuffled", "token-mean")
+SOME = ("sft", "small", "shuffled", "token-mean")
 
 
 def gradients(worker: LearnerWorker, rows: list[Any], kind: str) -> dict[str, torch.Tensor]:
@@ -54,7 +54,8 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
     """Every case of a job on this rank; the tensors are the same on all ranks."""
     found: dict[str, torch.Tensor] = {}
     workers = []
-    for strategy, recipe in job["strategies"].items():
+    for strategy in job["started"][world_size]:
+        recipe = job["strategies"][strategy]
         worker = LearnerWorker(recipe, job["model"], rank, world_size, 10)
         worker.setup("127.0.0.1", port)
         workers.append(worker)
