@@ -21,7 +21,9 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   quickstart [ARGS]        set up, then `actrep quickstart`: from nothing to a model that counts
   submit RECIPE [--address URL] [--dry-run] [-- ARGS]
                            hand `actrep train RECIPE ARGS` (or `actrep sft`, by the recipe's stage)
-                           to a Ray cluster; without --address, RAY_ADDRESS says which
+                           to a Ray cluster, show its log and end with its exit code; without
+                           --address, RAY_ADDRESS says which. ARGS as `--root /shared/DIR`: where
+                           the cluster's data, models and runs lie (docs/cluster.md)
   lock                     re-compile requirements/*.txt from pyproject.toml
   help                     this text
 TEXT
@@ -270,10 +272,13 @@ command_submit() {
     stage="$(sed -nE 's/^stage:[[:space:]]*"?([a-z]+)"?.*$/\1/p' "$recipe" | head -n 1)"
     [[ "$stage" == sft ]] && command=sft || command=train
     # Anchored at the root: a package folder that happens to be called data must travel.
-    local excludes='["/runs/", "/data/", "/.venv/", "/.git/", "__pycache__/", "*.mp4"]'
+    local excludes='["/runs/", "/data/", "/models/", "/.venv/", "/.git/", "/.hypothesis/", '
+    excludes+='"__pycache__/", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/", "*.egg-info/", '
+    excludes+='"*.mp4", "*.avi", "*.mkv", "*.webm", "*.tar*"]'
+    local environment='{"PYTHONUNBUFFERED": "1"}'
     local line=(
         "$VENV/bin/ray" job submit --address "$address" --working-dir .
-        --runtime-env-json "{\"excludes\": $excludes}"
+        --runtime-env-json "{\"excludes\": $excludes, \"env_vars\": $environment}"
         -- python -m actrep_ray "$command" "$recipe" "${extra[@]}"
     )
     if [[ "$dry_run" == true ]]; then

@@ -109,7 +109,7 @@ def find_hardware(path: Path, gpus: str | None, *, is_cpu: bool) -> tuple[str, l
 def stated_hardware(path: Path) -> str:
     """Hardware of a recipe's first line, `# hardware: 8x80GB ...`; empty if it states none."""
     with path.open(encoding="utf-8") as file:
-        match = re.match(r"#\s*hardware:\s*(\S+)", file.readline())
+        match = re.match(r"#\s*hardware:\s*([^\s,]+)", file.readline())
     return match[1] if match else ""
 
 

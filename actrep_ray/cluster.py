@@ -8,26 +8,42 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actrep_ray.config import Recipe, check_attention
+from actrep_ray.placement import Node, PlacementError, place, pools_of
 
 T = TypeVar("T")
 
 
+_log = logging.getLogger(__name__)
+_POLL_S = 2.0
+
+
 @contextmanager
-def cluster(*recipes: Recipe) -> Iterator[None]:
+def cluster(*recipes: Recipe, roles: Sequence[str] = ()) -> Iterator[None]:
     """Hold a Ray cluster with room for the workers of all the recipes at the same time.
 
     Joins the cluster of RAY_ADDRESS, which Ray sets inside a submitted job; else starts a local
     one, and ends it with all of its processes. SIGTERM ends it as ctrl-C does.
+
+    Args:
+        recipes: Whose workers will be started inside.
+        roles: Only workers of these roles will be; by default all that a recipe's stage has.
+
+    Raises:
+        PlacementError: if a joined cluster cannot hold a recipe, with what is missing.
     """
     joins = bool(os.environ.get("RAY_ADDRESS"))
     # A local cluster is reached from this machine alone; the notice of its token is no news.
@@ -41,10 +57,109 @@ def cluster(*recipes: Recipe) -> Iterator[None]:
     )
     try:
         with _terminate_as_interrupt():  # ray.init has set a handler of its own
+            if joins:
+                for recipe in recipes:
+                    wait_for_room(recipe, roles)
             yield
     finally:
         with _uninterrupted():
             ray.shutdown()
+
+
+def wait_for_room(recipe: Recipe, roles: Sequence[str] = ()) -> None:
+    """Return when the cluster's nodes can hold a recipe: nodes may join up to `placement.wait_s`.
+
+    Raises:
+        PlacementError: if they still cannot then, with what is missing.
+    """
+    deadline = time.monotonic() + recipe.placement.wait_s
+    while True:
+        is_cpu = with_device(recipe).device == "cpu"
+        try:
+            place(pools_of(recipe, roles, is_cpu=is_cpu), _nodes())
+        except PlacementError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            _log.warning("waiting up to %.0f s for more nodes: %s", left, error)
+            time.sleep(min(_POLL_S, left))
+        else:
+            return
+
+
+def nodes_of_cluster() -> list[Node]:
+    """The nodes of the cluster of RAY_ADDRESS, with the memory of their GPUs; joins it briefly."""
+    ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    try:
+        return _nodes(with_memory=True)
+    finally:
+        ray.shutdown()
+
+
+def reserve(recipe: Recipe, role: str) -> PlacementGroup:
+    """Hold the bundles of a pool, all or none, packed onto as few nodes as possible.
+
+    Args:
+        recipe: Settings, with the device resolved.
+        role: `learner`, `rollout` or `reward`.
+
+    Raises:
+        TimeoutError: if the cluster had no room within `learner.timeout_s`.
+    """
+    (pool,) = pools_of(recipe, (role,), is_cpu=recipe.device == "cpu")
+    group = placement_group(
+        [pool.bundle] * pool.num_workers,
+        strategy="PACK",
+        bundle_label_selector=[dict(pool.labels)] * pool.num_workers if pool.labels else None,
+    )
+    if not group.wait(recipe.learner.timeout_s):
+        remove_placement_group(group)
+        raise TimeoutError(
+            f"waited {recipe.learner.timeout_s:g} s (learner.timeout_s) for room for "
+            f"{pool.num_workers} {role} workers of {pool.bundle}: is another job using the cluster?"
+        )
+    return group
+
+
+def bundle_options(group: PlacementGroup, index: int) -> dict[str, Any]:
+    """Options that put an actor into a bundle."""
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+    return {"scheduling_strategy": strategy}
+
+
+def release(group: PlacementGroup) -> None:
+    """Give the bundles back; actors in them end."""
+    remove_placement_group(group)
+
+
+def _nodes(*, with_memory: bool = False) -> list[Node]:
+    """What the living nodes have, in use or not."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    gpus = [node for node in alive if node["Resources"].get("GPU")]
+    gib = {node["NodeID"]: _gpu_gib(node["NodeID"]) for node in gpus} if with_memory else {}
+    return [
+        Node(
+            name=f"node {node['NodeManagerAddress']}",
+            num_gpus=node["Resources"].get("GPU", 0.0),
+            num_cpus=node["Resources"].get("CPU", 0.0),
+            gpu_gib=gib.get(node["NodeID"], 0.0),
+            labels=node.get("Labels", {}),
+        )
+        for node in alive
+    ]
+
+
+def _gpu_gib(node_id: str) -> float:
+    """Memory of the smallest GPU of a node, GiB, asked of its driver."""
+    task = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node_id})(_ask_driver)
+    found: float = ray.get(task.remote())
+    return found
+
+
+def _ask_driver() -> float:
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, check=True, capture_output=True, text=True, timeout=60).stdout
+    return min(float(line) for line in lines.split()) / 1024
 
 
 def num_cpus(recipe: Recipe) -> int:

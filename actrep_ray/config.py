@@ -538,9 +538,6 @@ class CheckpointConfig(_Section):
 class PlacementConfig(_Section):
     """Where in the cluster workers run."""
 
-    mode: Literal["separated", "colocated"] = Field(
-        "separated", description="GPUs of their own for engines, or those of the learner ranks."
-    )
     learner_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may learn.")
     rollout_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may generate.")
     reward_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may score.")
@@ -674,6 +671,26 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if any(text.startswith("algorithm.preset=") for text in overrides):
         _forget_preset(values, recipe.algorithm.preset)
     return _build(values, overrides, "settings")
+
+
+def under_root(recipe: Recipe, root: str | Path) -> Recipe:
+    """The same settings with relative paths of the data, model and runs taken from a folder.
+
+    For a submitted job, whose own folder is a copy of the code alone, `root` lies on storage that
+    all nodes share.
+    """
+    base = Path(root).absolute()
+
+    def at_root(path: str) -> str:
+        return str(base / path) if path else path
+
+    return recipe.model_copy(
+        update={
+            "runs_dir": at_root(recipe.runs_dir),
+            "data": recipe.data.model_copy(update={"path": at_root(recipe.data.path)}),
+            "model": recipe.model.model_copy(update={"path": at_root(recipe.model.path)}),
+        }
+    )
 
 
 def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:

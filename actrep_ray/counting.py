@@ -121,7 +121,7 @@ class EvaluationJob:
         from actrep_ray.rollout.pool import RolloutPool
 
         path = self.out_dir / "predictions.jsonl"
-        with cluster(self.recipe):
+        with cluster(self.recipe, roles=("rollout",)):
             pool = RolloutPool.start(self.recipe, self.model)
             metrics = evaluate(self.clips, pool, self.inputs, self.recipe, path)
         figures = json.dumps(metrics.to_json(), indent=2, allow_nan=False)

@@ -4,12 +4,12 @@ Workers of a role form a pool; each worker is a bundle of CPUs and GPUs that mus
 so an engine's tensor parallelism never crosses a network. Bundles of a pool are packed onto as few
 nodes as possible. The same rule refuses a recipe before anything starts and says what is missing.
 
-Colocated engines have no bundle of their own: each shares the GPU of a learner rank.
+Engines and learner ranks have GPUs of their own; they do not share one.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from actrep_ray.config import ConfigError, Recipe
 
@@ -87,12 +87,12 @@ def parse_gpus(text: str) -> list[Node]:
     return nodes
 
 
-def pools_of(recipe: Recipe, roles: Sequence[str] = ROLES, *, is_cpu: bool = False) -> list[Pool]:
+def pools_of(recipe: Recipe, roles: Sequence[str] = (), *, is_cpu: bool = False) -> list[Pool]:
     """The pools that a recipe starts, largest bundles first.
 
     Args:
         recipe: Settings.
-        roles: Only these; SFT has a learner alone.
+        roles: Only these; by default a learner for SFT and all of them for GRPO.
         is_cpu: Whether workers compute on CPUs.
     """
     gpu = 0.0 if is_cpu else 1.0
@@ -109,10 +109,8 @@ def pools_of(recipe: Recipe, roles: Sequence[str] = ROLES, *, is_cpu: bool = Fal
         ),
         Pool("reward", reward.num_workers, 0.0, reward.num_cpus, cfg.reward_labels),
     ]
-    wanted = ("learner",) if recipe.stage == "sft" else tuple(roles)
+    wanted = tuple(roles) or (("learner",) if recipe.stage == "sft" else ROLES)
     pools = [pool for pool in pools if pool.role in wanted]
-    if cfg.mode == "colocated" and {"learner", "rollout"} <= {pool.role for pool in pools}:
-        pools = _shared(pools)
     return sorted(pools, key=lambda pool: -pool.num_gpus)
 
 
@@ -159,18 +157,6 @@ def describe(placed: Mapping[str, Sequence[int]], nodes: Sequence[Node]) -> list
         where = ", ".join(f"{count} on {nodes[i].name}" for i, count in counts.items())
         lines.append(f"{role}: {where}")
     return lines
-
-
-def _shared(pools: list[Pool]) -> list[Pool]:
-    """One engine beside each rank: the bundle of a rank holds both workers' CPUs."""
-    learner = next(pool for pool in pools if pool.role == "learner")
-    rollout = next(pool for pool in pools if pool.role == "rollout")
-    merged = replace(
-        learner,
-        num_cpus=learner.num_cpus + rollout.num_cpus,
-        labels={**learner.labels, **rollout.labels},
-    )
-    return [merged, *(pool for pool in pools if pool.role not in ("learner", "rollout"))]
 
 
 def _matches(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:

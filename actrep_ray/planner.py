@@ -162,8 +162,6 @@ def _plan(recipe: Recipe, model: Architecture, prompt: PromptSize, nodes: Sequen
             for role, chosen in placed.items():
                 gpu_gib[role] = min(nodes[i].gpu_gib for i in chosen)
             ranks_per_node = max(placed["learner"].count(i) for i in placed["learner"])
-            if recipe.placement.mode == "colocated":
-                gpu_gib["rollout"] = gpu_gib["learner"]
     roles = [plan_learner(recipe, model, prompt, gpu_gib["learner"], ranks_per_node)]
     if recipe.stage == "grpo":
         roles.append(plan_rollout(recipe, model, prompt, gpu_gib["rollout"]))
@@ -174,6 +172,7 @@ def _plan(recipe: Recipe, model: Architecture, prompt: PromptSize, nodes: Sequen
         for role in roles
         if not role.fits
     ]
+    problems += _load_problems(recipe, model, roles[0].limit)
     return Plan(tuple(roles), placement, tuple(problems), tuple(warnings))
 
 
@@ -409,8 +408,8 @@ def _learner_notes(recipe: Recipe, model: Architecture, prompt: PromptSize) -> l
     batch = micro_batch(recipe, prompt, recipe.rollout.max_response_tokens)
     return [
         f"{trained / 1e6:,.0f}M parameters trained, {frozen / 1e6:,.0f}M frozen",
-        f"micro-batch of {batch.num_answers} longest answers: {batch.num_tokens} tokens; activations "
-        f"{on / GIB:.1f} GiB with checkpointing, {off / GIB:.1f} GiB without",
+        f"micro-batch of {batch.num_answers} longest answers: {batch.num_tokens} tokens; "
+        f"activations {on / GIB:.1f} GiB with checkpointing, {off / GIB:.1f} GiB without",
     ]
 
 
@@ -498,6 +497,18 @@ def _length_problems(
     return problems, warnings
 
 
+def _load_problems(recipe: Recipe, model: Architecture, limit: float) -> list[str]:
+    """DeepSpeed splits what lies on the GPU: the whole model passes through it in float32."""
+    trained, frozen = trainable_parameters(recipe, model)
+    size = 4 * trained + _value_bytes(recipe) * frozen
+    if recipe.learner.strategy != "deepspeed" or not limit or size <= limit:
+        return []
+    return [
+        f"learner: DeepSpeed splits a model that lies on the GPU whole, {size / GIB:.1f} GiB at "
+        f"the start, and may use {limit / GIB:.1f} GiB: take learner.strategy=fsdp2"
+    ]
+
+
 def _engine_problems(recipe: Recipe, model: Architecture) -> list[str]:
     shards = recipe.rollout.tensor_parallel_size
     if model.num_heads % shards:
@@ -552,6 +563,7 @@ def _changes(recipe: Recipe, missed: set[str], prompt: PromptSize) -> list[str]:
             "model.freeze=[vision_tower]",
             f"learner.num_workers={2 * learner.num_workers}",
             "learner.offload=all",
+            "learner.strategy=fsdp2",
             "model.freeze=[] model.lora.rank=64",
             "learner.gradient_checkpointing=true model.freeze=[] model.lora.rank=64",
             "learner.offload=all model.freeze=[] model.lora.rank=64",
@@ -570,6 +582,7 @@ def _changes(recipe: Recipe, missed: set[str], prompt: PromptSize) -> list[str]:
         ]
     if not missed:
         changes += [
+            "learner.strategy=fsdp2",
             f"rollout.max_model_len={needed}",
             f"learner.micro_batch_tokens={needed}",
             f"video.max_frames={max(recipe.video.min_frames, recipe.video.max_frames // 2)}",

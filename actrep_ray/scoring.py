@@ -457,6 +457,8 @@ def _actor_options(recipe: Recipe, spec: RewardSpec) -> dict[str, Any]:
         "num_cpus": recipe.reward.num_cpus,
         "concurrency_groups": {_STATUS_GROUP: 1},
         "max_restarts": 0,
+        "label_selector": recipe.placement.reward_labels,
+        "scheduling_strategy": "SPREAD",
     }
     if any(":" in part.name for part in spec.parts):  # import a user's rewards as the driver does
         path = os.pathsep.join(entry for entry in sys.path if entry)

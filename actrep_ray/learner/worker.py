@@ -616,9 +616,9 @@ class LearnerWorker:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.dtype)
-        return Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention).to(
-            self.device
-        )
+        policy = Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention)
+        # FSDP2 moves one layer at a time and keeps its share: the whole need not fit the device.
+        return policy if self.recipe.learner.strategy == "fsdp2" else policy.to(self.device)
 
     def _enable_checkpointing(self, model: Any) -> None:
         # ZeRO-3 frees weights that a checkpoint without re-entering autograd would compare.
@@ -633,9 +633,7 @@ class LearnerWorker:
         model: Any = load_model(self.base_path, dtype=self.recipe.model.dtype)
         model.requires_grad_(False)
         model.eval()
-        policy = Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention).to(
-            self.device
-        )
+        policy = Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention)
         fsdp.shard(policy, self.mesh, self.recipe)
         return policy
 

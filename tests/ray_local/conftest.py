@@ -1,0 +1,130 @@
+"""Real Ray nodes as processes of their own, for tests of clusters."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+StartNode = Callable[..., "RayNode"]
+_START_S = 300.0
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RayNode:
+    """`ray start --block` in a process of its own; the first one is the head.
+
+    Args:
+        head: The node to join; None makes a head with a job server.
+        num_cpus: CPUs that it offers.
+        labels: Ray's node labels.
+        host: Address of this node on the loopback; nodes of one cluster differ in it.
+    """
+
+    def __init__(
+        self,
+        head: "RayNode | None",
+        *,
+        num_cpus: int = 2,
+        labels: str = "",
+        host: str = "127.0.0.1",
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))  # socket paths are short
+        ports = {
+            "--node-manager-port": free_port(),
+            "--object-manager-port": free_port(),
+            "--dashboard-agent-grpc-port": free_port(),
+            "--dashboard-agent-listen-port": free_port(),
+            "--runtime-env-agent-port": free_port(),
+            "--metrics-export-port": free_port(),
+        }
+        if head is None:
+            self.gcs, self.dashboard = f"{host}:{free_port()}", free_port()
+            ports |= {
+                "--port": int(self.gcs.split(":")[1]),
+                "--dashboard-port": self.dashboard,
+                "--ray-client-server-port": free_port(),
+            }
+            line = ["--head", "--include-dashboard=true", f"--temp-dir={self.folder}"]
+        else:
+            self.gcs = head.gcs
+            line = [f"--address={head.gcs}"]
+        line += [f"{flag}={port}" for flag, port in ports.items()]
+        line += ["--object-store-memory=150000000", f"--num-cpus={num_cpus}", "--num-gpus=0"]
+        line += [f"--node-ip-address={host}", "--disable-usage-stats", "--block"]
+        line += [f"--labels={labels}"] if labels else []
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        # Several nodes on one machine look like one that has died and come back.
+        environment["RAY_enable_open_telemetry"] = "0"
+        self.log = (self.folder / "node.log").open("w+")
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("ray")), "start", *line],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+    @property
+    def url(self) -> str:
+        """Of the job server."""
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def wait_ready(self) -> None:
+        """Return when the job server answers."""
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                self.log.seek(0)
+                raise RuntimeError(f"ray start ended:\n{self.log.read()[-3000:]}")
+            with suppress(OSError), urllib.request.urlopen(f"{self.url}/api/jobs/", timeout=5):
+                return
+            time.sleep(0.5)
+        raise TimeoutError(f"waited {_START_S:g} s for the job server at {self.url}")
+
+    def kill(self) -> None:
+        """End the node at once with all of its processes, as a machine that loses power."""
+        tree: list[Any] = []
+        with suppress(psutil.NoSuchProcess):
+            own = psutil.Process(self.process.pid)
+            tree = [own, *own.children(recursive=True)]
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(tree, timeout=30)
+        self.process.wait(timeout=30)
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def start_node() -> Iterator[StartNode]:
+    """`start_node(head, ...)` makes a `RayNode`; all are ended after the module's tests."""
+    nodes: list[RayNode] = []
+
+    def start(head: RayNode | None = None, **options: Any) -> RayNode:
+        nodes.append(RayNode(head, **options))
+        return nodes[-1]
+
+    yield start
+    for node in reversed(nodes):
+        if node.process.poll() is None:
+            node.kill()

@@ -1,0 +1,225 @@
+"""Sizes of models, memory plans, placement: published totals and hand-computed numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from actrep_ray.check import check_recipe, clip_size, model_source, stated_hardware
+from actrep_ray.config import ConfigError, Recipe, load_recipe
+from actrep_ray.models.architecture import read_architecture, shipped_names
+from actrep_ray.placement import Node, PlacementError, describe, parse_gpus, place, pools_of
+from actrep_ray.planner import (
+    GIB,
+    PromptSize,
+    largest_prompt,
+    make_plan,
+    micro_batch,
+    plan_learner,
+    plan_rollout,
+    trainable_parameters,
+)
+from data_prep.schema import Clip
+
+# Billions, from the model cards' safetensors headers.
+PUBLISHED = {
+    "Qwen2-VL-2B-Instruct": 2.209,
+    "Qwen2-VL-7B-Instruct": 8.291,
+    "Qwen2.5-VL-3B-Instruct": 3.755,
+    "Qwen2.5-VL-7B-Instruct": 8.292,
+    "Qwen2.5-VL-32B-Instruct": 33.45,
+    "Qwen2.5-VL-72B-Instruct": 73.41,
+    "Qwen3-VL-2B-Instruct": 2.128,
+    "Qwen3-VL-4B-Instruct": 4.438,
+    "Qwen3-VL-8B-Instruct": 8.767,
+    "Qwen3-VL-32B-Instruct": 33.36,
+    "Qwen3-VL-30B-A3B-Instruct": 31.07,
+}
+MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def recipe(*settings: str) -> Recipe:
+    return load_recipe(None, [f"model.path={MODEL}", *settings])
+
+
+def test_every_shipped_config_is_of_a_published_model() -> None:
+    assert set(shipped_names()) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    total = read_architecture(f"Qwen/{name}").total_parameters / 1e9
+    assert total == pytest.approx(PUBLISHED[name], rel=0.001)
+
+
+def test_sizes_of_one_model() -> None:
+    model = read_architecture(f"models/{MODEL.split('/')[1]}")
+    assert model.kv_bytes_per_token() == 2 * 28 * 4 * 128 * 2
+    assert model.frame_factor == 28
+    assert model.num_visual_tokens(num_frames=9, height=224, width=112) == 5 * 8 * 4
+    moe = read_architecture("Qwen3-VL-30B-A3B-Instruct")
+    assert (moe.num_experts, moe.intermediate) == (128, 8 * 768)
+    assert moe.active_parameters / 1e9 == pytest.approx(3.0, abs=0.1)
+
+
+def test_a_name_that_is_no_model_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"model.path='models/GPT'.*Qwen2-VL-2B-Instruct"):
+        read_architecture("models/GPT")
+
+
+def test_weights_gradients_and_optimiser_of_a_rank() -> None:
+    model = read_architecture(MODEL)
+    plan = plan_learner(recipe("learner.num_workers=8"), model, PromptSize(4096, 42))
+    sizes, total = dict(plan.items), model.total_parameters
+    assert sizes["weights"] == pytest.approx(4 * total / 8)
+    assert sizes["gradients"] == pytest.approx(4 * total / 8)
+    assert sizes["optimiser"] == pytest.approx(8 * total / 8)
+
+
+def test_zero_2_holds_all_weights_and_offload_none_of_the_optimiser() -> None:
+    model, prompt = read_architecture(MODEL), PromptSize(4096, 42)
+    zero = ("learner.num_workers=8", "learner.strategy=deepspeed")
+    two = dict(plan_learner(recipe(*zero, "learner.zero_stage=2"), model, prompt).items)
+    assert two["weights"] == pytest.approx((2 + 4 / 8) * model.total_parameters)
+    off = dict(plan_learner(recipe(*zero, "learner.offload=all"), model, prompt).items)
+    assert off["weights"] == off["optimiser"] == 0
+
+
+def test_adapters_train_rank_times_the_widths() -> None:
+    model = read_architecture(MODEL)
+    trained, frozen = trainable_parameters(recipe("model.lora.rank=16"), model)
+    h, kv, mlp = 3584, 512, 18944
+    widths = 2 * (h + h) + 2 * (h + kv) + 3 * (h + mlp)
+    assert trained == 28 * 16 * widths
+    assert frozen == model.total_parameters
+
+
+def test_checkpointing_and_freezing_lower_the_plan() -> None:
+    model, prompt = read_architecture(MODEL), PromptSize(4096, 42)
+    sizes = [
+        plan_learner(recipe("learner.num_workers=4", *more), model, prompt).num_bytes
+        for more in (
+            (),
+            ("learner.gradient_checkpointing=true",),
+            ("learner.gradient_checkpointing=true", "model.freeze=[vision_tower]"),
+        )
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 2 * sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer", "expected"),
+    [
+        # prompts of 100, 8 answers of 51: 100 + 8 * 50 = 500 tokens a row, 4 rows of a rank's 32
+        ((), 51, (4, 2000, 320, 32, 1632)),
+        (("learner.packing=none",), 51, (14, 14 * 150, 14 * 80, 14, 14 * 51)),
+        # 100 + 8 * 300 exceeds 2200, so a row is cut to 7 answers
+        ((), 301, (1, 2200, 80, 7, 2107)),
+    ],
+)
+def test_the_largest_micro_batch(
+    settings: tuple[str, ...], answer: int, expected: tuple[int, ...]
+) -> None:
+    found = micro_batch(
+        recipe("learner.micro_batch_tokens=2200", *settings), PromptSize(80, 20), answer
+    )
+    assert tuple(vars(found).values()) == expected
+
+
+def test_what_an_engine_leaves_for_the_kv_cache() -> None:
+    model = read_architecture(MODEL)
+    asked = recipe("rollout.tensor_parallel_size=2", "rollout.max_model_len=8192")
+    plan = plan_rollout(asked, model, PromptSize(4096, 42), gpu_gib=76.0)
+    sizes = dict(plan.items)
+    assert sizes["weights"] == model.total_parameters  # 2 bytes over 2 GPUs
+    assert sizes["KV cache of one sequence"] == 8192 * model.kv_bytes_per_token() / 2
+    assert plan.limit == pytest.approx(0.85 * 76.0 * GIB)
+    assert "sequences of 8192 tokens" in plan.notes[0]
+
+
+def test_what_does_not_fit_is_told_with_three_settings_that_help() -> None:
+    model = read_architecture(MODEL)
+    asked = recipe("learner.num_workers=4", "rollout.num_workers=4", "train.prompts_per_step=64")
+    plan = make_plan(asked, model, largest_prompt(asked, model), parse_gpus("8x80GB"))
+    assert not plan.fits
+    assert "learner: needs" in plan.problems[0]
+    assert "most is activations" in plan.problems[0]
+    assert len(plan.remedies) == 3
+    assert plan.remedies[0].endswith("learner.gradient_checkpointing=true: fits")
+
+
+def test_a_prompt_longer_than_the_engine_takes_is_told() -> None:
+    model = read_architecture(MODEL)
+    asked = recipe(
+        "rollout.max_model_len=2048",
+        "learner.gradient_checkpointing=true",
+        "learner.num_workers=4",
+    )
+    prompt = PromptSize(4096, 42, is_of_data=True)
+    plan = make_plan(asked, model, prompt, parse_gpus("8x141GB"))
+    assert "exceed rollout.max_model_len=2048: raise it to 5162" in plan.problems[0]
+    only_allowed = make_plan(asked, model, PromptSize(4096, 42), parse_gpus("8x141GB"))
+    assert only_allowed.fits
+    assert "rollout.max_model_len=2048" in only_allowed.warnings[0]
+
+
+def test_hardware_in_words() -> None:
+    nodes = parse_gpus("2x8x80GB,4x48GB")
+    assert [node.num_gpus for node in nodes] == [8, 8, 4]
+    assert nodes[2].gpu_gib == pytest.approx(45.6)
+    with pytest.raises(ConfigError, match=r"--gpus 'eight': expected"):
+        parse_gpus("eight")
+
+
+def test_ranks_are_packed_and_an_engine_stays_on_one_node() -> None:
+    asked = recipe(
+        "learner.num_workers=4", "rollout.num_workers=2", "rollout.tensor_parallel_size=4"
+    )
+    nodes = [Node("a", 8), Node("b", 4)]
+    placed = place(pools_of(asked), nodes)
+    assert placed == {"rollout": [0, 0], "learner": [1] * 4, "reward": [0]}
+    assert describe(placed, nodes)[1] == "learner: 4 on b"
+    with pytest.raises(PlacementError, match=r"2 rollout workers of 1 CPU and 4 GPU"):
+        place(pools_of(asked), [Node(name, 3) for name in "abcd"])  # 12 GPUs, no four on a node
+
+
+def test_labels_send_roles_to_their_nodes() -> None:
+    asked = recipe("placement.rollout_labels={gpu: small}", "placement.learner_labels={gpu: large}")
+    nodes = [Node("a", 1, labels={"gpu": "small"}), Node("b", 1, labels={"gpu": "large"})]
+    placed = place(pools_of(asked), nodes)
+    assert (placed["rollout"], placed["learner"]) == ([0], [1])
+    with pytest.raises(PlacementError, match=r"no node has the label gpu=large"):
+        place(pools_of(asked), nodes[:1])
+
+
+def test_a_refusal_says_what_is_missing() -> None:
+    asked = recipe("learner.num_workers=8", "rollout.num_workers=4")
+    with pytest.raises(PlacementError, match=r"missing: 4 more GPU. Lower rollout"):
+        place(pools_of(asked), [Node("a", 8)])
+
+
+def test_tokens_of_a_clip_come_from_its_metadata() -> None:
+    """10 s at 4 fps: 40 frames, 20 pairs; 640x360 shrinks to 8x5 cells of 28 pixels."""
+    clip = Clip(
+        id="a", dataset="d", split="train", video="/nowhere.mp4", start_s=0.0, end_s=10.0,
+        video_fps=30.0, num_frames=300, width=640, height=360, action="squat", count=3,
+    )  # fmt: skip
+    size = clip_size(clip, recipe("video.max_pixels=50176"), read_architecture(MODEL))
+    assert size.num_visual == 20 * 10 * 6
+
+
+def test_the_hardware_of_a_recipe_s_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("# hardware: 4x48GB, or more\nstage: sft\n")
+    assert stated_hardware(path) == "4x48GB"
+    path.write_text("# SFT\n")
+    assert stated_hardware(path) == ""
+
+
+def test_a_run_that_does_not_exist_yet_stands_for_the_model_it_starts_from(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"stage: sft\nname: a\nmodel: {{path: {MODEL}}}\n")
+    path = tmp_path / "b.yaml"
+    path.write_text("# hardware: 8x80GB\nname: b\nmodel: {path: runs/a}\n")
+    assert model_source(load_recipe(path), path) == MODEL
+    found = check_recipe(load_recipe(path, ["learner.gradient_checkpointing=true"]), path)
+    assert any("runs/a is trained from it" in line for line in found.lines)
