@@ -250,7 +250,7 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
         raise DataError(f"{error.filename or args.out}: {error.strerror}") from error
     sys.stdout.write(_report(summary, args.out) + "\n")
     if not summary.num_written:
-        sys.stderr.write("actrep: no row could be used\n")
+        sys.stderr.write(f"actrep: no row could be used; the first: {summary.first_rejected}\n")
     return 0 if summary.num_written else 1
 
 

@@ -15,6 +15,7 @@ it should be is written with one or more of `FLAGS`. Rows read = rows written + 
 
 import json
 import math
+import os
 import sqlite3
 import tempfile
 from collections import Counter
@@ -137,7 +138,11 @@ class Source:
 
 @dataclass
 class Summary:
-    """Numbers of one conversion; `num_read == num_written + num_rejected`, always."""
+    """Numbers of one conversion; `num_read == num_written + num_rejected`, always.
+
+    `splits`, `flags`, `rejected` and `counts` count rows by kind; `first_rejected` says where the
+    first rejected row is and what is wrong with it.
+    """
 
     dataset: str
     num_read: int = 0
@@ -149,6 +154,7 @@ class Summary:
     counts: Counter[str] = field(default_factory=Counter)
     num_cycles: int = 0
     num_missing_videos: int = 0
+    first_rejected: str = ""
 
     @property
     def num_rejected(self) -> int:
@@ -220,6 +226,7 @@ class _Conversion:
         self._source = source
         self._videos = videos
         self._out = out
+        self._front = _as_written(videos.root, out)
         self._progress = progress
         self._ids = _SeenNames()
         self._missing = _SeenNames()
@@ -265,7 +272,7 @@ class _Conversion:
             annotation,
             self._videos.header(video),
             dataset=self._source.dataset,
-            video=_as_written(video, self._out),
+            video=os.path.normpath(f"{self._front}/{video}"),
         )
         if not self._ids.add(clip.id):
             raise BadRowError("duplicate_id", f"id={clip.id!r} was used by an earlier row")
@@ -282,6 +289,8 @@ class _Conversion:
 
     def _reject(self, record: Record, error: BadRowError) -> None:
         assert error.reason in REASONS, error.reason
+        if not self.summary.rejected:
+            self.summary.first_rejected = f"{record.source}:{record.row}: {error}"
         self.summary.rejected[error.reason] += 1
         if error.reason == "missing_video":
             self._missing.add(error.video)
@@ -306,9 +315,10 @@ class _Conversion:
         number = self.summary.num_missing_videos
         named = [name for name, _ in zip(self._missing, range(_NUM_NAMED), strict=False)]
         more = ", ..." if number > len(named) else ""
+        are = "1 video is" if number == 1 else f"{number} videos are"
         return (
-            f"{number} of the videos ({self.summary.rejected['missing_video']} of "
-            f"{self.summary.num_read} rows) are not in {self._videos.root}: {', '.join(named)}"
+            f"{are} missing in {self._videos.root} ({self.summary.rejected['missing_video']} of "
+            f"{self.summary.num_read} rows): {', '.join(named)}"
             f"{more}; all are listed in {self._out / 'missing.txt'}; no clips were written; "
             "give --allow-missing to go on without them"
         )
@@ -471,10 +481,10 @@ def _seconds(value: float, annotation: Annotation, fps: float) -> float:
     return (value - annotation.first_frame) / fps
 
 
-def _as_written(video: Path, out: Path) -> str:
+def _as_written(videos: Path, out: Path) -> Path:
     """Relative to `out` if it lies below it, else absolute (symbolic links are not followed)."""
-    video, out = video.absolute(), out.absolute()
-    return str(video.relative_to(out) if video.is_relative_to(out) else video)
+    videos, out = videos.absolute(), out.absolute()
+    return videos.relative_to(out) if videos.is_relative_to(out) else videos
 
 
 def _as_line(clip: Clip) -> str:

@@ -79,6 +79,10 @@ def ucfrep(
 def _parse_table(record: Record, prefix: str) -> Annotation:
     values = record.values
     name = name_of(values, "name").removeprefix(prefix)
+    if name.startswith("/"):
+        raise BadRowError(
+            "absolute_path", f"{name[:200]!r} is absolute; --strip-prefix takes off its front"
+        )
     count = count_of(values, "counts" if "counts" in values else "count")
     cycles, flags = cycles_or_none(marked_cycles(values, first_frame=1), count)
     return _annotation(record, name, count, cycles, flags, fps_of(values, "fps"))

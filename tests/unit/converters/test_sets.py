@@ -179,6 +179,18 @@ def test_ucfrep_tables(run: Callable[..., Summary], tmp_path: Path) -> None:
     )
 
 
+def test_ucfrep_tables_with_paths_of_another_machine(
+    run: Callable[..., Summary], tmp_path: Path
+) -> None:
+    summary = run(ucfrep([FIXTURES / "ucfrep" / "new_val.csv"]), UCFREP)
+    assert dict(summary.rejected) == {"absolute_path": 1}
+    (row,) = rejected_in(tmp_path)
+    assert row["detail"] == (
+        "'/data/UCF-101/FrontCrawl/v_FrontCrawl_g25_c01.avi' is absolute; "
+        "--strip-prefix takes off its front"
+    )
+
+
 def test_ucfrep_mat_files_say_the_same_as_tables(
     run: Callable[..., Summary], tmp_path: Path
 ) -> None:
