@@ -1,0 +1,193 @@
+"""How fast clips are decoded and validated, against bare decord in the same run, per core.
+
+Videos of three sizes are rendered. For each, in turns and in one process:
+
+    decord      the frames of the plan by decord alone: open, one batch, full size, nothing else
+    resized     the same and cv2's area resize of each frame, which is the least that a model needs
+    decode      `decode_frames`: open, the plan's frames one by one at full size
+    read        `read_frames`: what training and evaluation read, resized to the pixel budget
+    validate    `check_video`: hash, open, time stamps, decode; the work of one process of
+                `actrep validate`
+
+and then the whole of `validate_file` with one process on many files, less its start-up.
+
+    python benchmarks/decode.py [--quick]
+
+Seconds are CPU seconds of all threads (decord decodes in one of its own): what one core gives. They
+hold on a busy machine, too; those of `validate_file` count its child. Frames are those of the FILE
+that the decoder passes on its way through the clip: the plan shows 4 a second of them.
+
+The last line is one JSON object: frames/s by size and method, and each as a share of bare decord.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import av
+import cv2
+import decord
+import numpy as np
+
+from data_prep.clip_checks import View
+from data_prep.decode_check import VideoTask, check_video
+from data_prep.schema import Clip, write_clips
+from data_prep.validate import Decoding, validate_file
+from data_prep.video import (
+    FramePlan,
+    clip_of_video,
+    decode_frames,
+    open_video,
+    plan_frames,
+    read_frames,
+)
+
+FPS = 30
+SIZES = {"64x64": (64, 64), "640x360": (640, 360), "1280x720": (1280, 720)}
+VIEW = View(
+    fps=4.0,
+    min_frames=4,
+    max_frames=256,
+    min_pixels=1024,
+    max_pixels=224 * 224,
+    factor=32,
+    frames_per_patch=2,
+    max_visual_tokens=None,
+)
+METHODS = ("decord", "resized", "decode", "read", "validate")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--quick", action="store_true", help="shorter videos, fewer rounds")
+    args = options.parse_args()
+    num_frames, rounds, copies = (120, 3, 20) if args.quick else (600, 5, 60)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        per_second = {}
+        for size, (width, height) in SIZES.items():
+            path = folder / f"{size}.mp4"
+            write_video(path, width, height, num_frames)
+            seconds = measure(path, rounds)
+            per_second[size] = {m: round(num_frames / seconds[m], 1) for m in METHODS}
+            shares = "  ".join(f"{m} {seconds['decord'] / seconds[m]:.2f}" for m in METHODS[1:])
+            print(f"{size:>9}: decord {num_frames / seconds['decord']:>8,.0f} frames/s; {shares}")
+        start = measure_file(folder / "64x64.mp4", 1)  # next to nothing to decode
+        whole = measure_file(folder / "640x360.mp4", copies)
+        whole["start_cpu_s"] = start["cpu_s"]
+    share = {
+        size: {m: round(rates[m] / rates["decord"], 3) for m in METHODS[1:]}
+        for size, rates in per_second.items()
+    }
+    whole_rate = copies * num_frames / (whole["cpu_s"] - whole["start_cpu_s"])
+    result = {
+        "benchmark": "decode",
+        "quick": args.quick,
+        "file_frames": num_frames,
+        "frames_per_s": per_second,
+        "share_of_decord": share,
+        "validate_file": {
+            "videos": copies,
+            "size": "640x360",
+            "frames_per_s": round(whole_rate, 1),
+            "share_of_decord": round(whole_rate / per_second["640x360"]["decord"], 3),
+            **whole,
+        },
+    }
+    print(json.dumps(result))
+
+
+def write_video(path: Path, width: int, height: int, num_frames: int) -> None:
+    """A disc that swings before a textured background that moves: H.264, a key frame a 2 s."""
+    rng = np.random.default_rng(0)
+    grain = rng.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    background = cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.gop_size = 2 * FPS
+        for i in range(num_frames):
+            image = np.roll(background, 2 * i, axis=1)
+            x = int(width * (0.5 + 0.3 * np.sin(i / 8)))
+            cv2.circle(image, (x, height // 2), height // 8, (255, 200, 0), -1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def measure(path: Path, rounds: int) -> dict[str, float]:
+    """Least CPU seconds of each method, in turns."""
+    clip = clip_of_video(path)
+    plan = plan_frames(
+        clip,
+        fps=VIEW.fps,
+        min_frames=VIEW.min_frames,
+        max_frames=VIEW.max_frames,
+        min_pixels=VIEW.min_pixels,
+        max_pixels=VIEW.max_pixels,
+        factor=VIEW.factor,
+    )
+    jobs: dict[str, Callable[[], object]] = {
+        "decord": partial(bare, plan),
+        "resized": partial(bare_resized, plan),
+        "decode": partial(decode, plan),
+        "read": partial(read_frames, plan),
+        "validate": partial(check_video, VideoTask(plan.video, plan.indices)),
+    }
+    best = dict.fromkeys(jobs, float("inf"))
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            began = time.process_time()
+            job()
+            best[name] = min(best[name], time.process_time() - began)
+    return best
+
+
+def bare(plan: FramePlan) -> np.ndarray:
+    reader = decord.VideoReader(plan.video, num_threads=1)
+    return np.asarray(reader.get_batch(list(plan.indices)).asnumpy())
+
+
+def bare_resized(plan: FramePlan) -> np.ndarray:
+    size = (plan.width, plan.height)
+    return np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in bare(plan)])
+
+
+def decode(plan: FramePlan) -> int:
+    return sum(1 for _ in decode_frames(open_video(plan.video), plan.video, plan.indices))
+
+
+def measure_file(video: Path, copies: int) -> dict[str, float]:
+    """CPU and wall seconds of validating many files with one process, its start included."""
+    folder = video.with_suffix(".set")
+    folder.mkdir()
+    clip, content = clip_of_video(video), video.read_bytes()
+    clips: list[Clip] = []
+    for i in range(copies):
+        path = folder / f"{i}.mp4"
+        path.write_bytes(content + i.to_bytes(8, "little"))  # bytes of its own
+        clips.append(replace(clip, id=str(i), video=path.name, count=0, cycles=()))
+    write_clips(folder / "clips.jsonl", clips)
+    began, cpu = time.perf_counter(), _cpu_s()
+    report = validate_file(folder / "clips.jsonl", VIEW, Decoding(1, 600.0))
+    assert (report.num_ok, report.num_videos_checked) == (copies, copies), report.findings[:3]
+    return {
+        "cpu_s": round(_cpu_s() - cpu, 2),
+        "wall_s": round(time.perf_counter() - began, 2),
+    }
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+if __name__ == "__main__":
+    main()
