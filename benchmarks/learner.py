@@ -93,7 +93,8 @@ def measure_ways(
     """Every case in every way; prints a line each."""
     device = torch.device(args.device)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    model = make_model(args.shapes).to(device, dtype)
+    with device:
+        model = make_model(args.shapes).to(dtype)
     ways: dict[str, Way] = {
         "packed": packed_way(copy.deepcopy(model), shares_prefix=True),
         "padded": packed_way(copy.deepcopy(model), shares_prefix=False),
@@ -371,12 +372,14 @@ def measure_quickstart(clips_path: Path, repeats: int) -> dict[str, Any]:
             )
         )
     result: dict[str, Any] = {"benchmark": "learner", "quickstart": True}
+    prompts: list[int] = []
     for packing in ("shared_prefix", "none"):
         recipe = load_recipe(recipe_path, [*settings, f"learner.packing={packing}"])
         worker = LearnerWorker(recipe, str(model), 0, 1, 10)
         worker.setup("127.0.0.1", 0)
         worker.update(rows[:2], 0)  # imports, first allocations, and frames into the cache
         worker.log_probs(rows)
+        prompts = [len(worker.encoder.encode(row).input_ids) for row in rows]
         cpu, wall = [], []
         for step in range(1, repeats + 1):
             start = time.process_time()
@@ -386,6 +389,13 @@ def measure_quickstart(clips_path: Path, repeats: int) -> dict[str, Any]:
         result[packing] = {"cpu_s": round(min(cpu), 2), "wall_s": round(min(wall), 2)}
         print(f"{packing:<14} {min(cpu):6.2f} CPU s {min(wall):6.2f} s", flush=True)
     result["faster"] = round(result["none"]["cpu_s"] / result["shared_prefix"]["cpu_s"], 2)
+    lengths = [[len(response) for response in row.responses] for row in rows]
+    num_packed = sum(packed_length(p, row) for p, row in zip(prompts, lengths, strict=True))
+    num_alone = sum(
+        packed_length(p, [n]) for p, row in zip(prompts, lengths, strict=True) for n in row
+    )
+    result["token_bound"] = round(num_alone / num_packed, 2)
+    result["mean_prompt_tokens"] = round(float(np.mean(prompts)), 1)
     result["mean_answer_tokens"] = round(float(np.mean([len(a) for a in answers])), 1)
     result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return result

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from actrep_ray.config import AlgorithmConfig, Recipe
+from actrep_ray.driver import row_of
 from actrep_ray.learner.correction import take_kl_off_rewards, token_weights
 from actrep_ray.learner.worker import LearnerError
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.types import LearnerRow
+from actrep_ray.types import LearnerRow, Prompt, Rollout, RolloutGroup, RolloutStatus
 from data_prep.video import FramePlan
 
 MakeRecipe = Callable[..., Recipe]
@@ -202,3 +203,15 @@ def test_two_ranks_agree_with_one() -> None:
     }  # fmt: skip
     assert found.metrics["masked_answers"] == alone.metrics["masked_answers"] == 2
     assert set(found.masks) == {(1, 0), (1, 1)}
+
+
+def test_the_driver_hands_on_rewards_and_what_was_cut_off() -> None:
+    statuses = (RolloutStatus.STOPPED, RolloutStatus.TRUNCATED)
+    rollouts = tuple(
+        Rollout(f"p/{g}", np.full(2, 9, np.int32), np.zeros(2, np.float32), "", status, 0)
+        for g, status in enumerate(statuses)
+    )
+    rewards = np.array([0.5, 0.25], np.float32)
+    row = row_of(RolloutGroup(Prompt("p", "c", "?", PLAN), rollouts, 3, rewards, {}, rewards))
+    assert row.is_truncated.tolist() == [False, True]
+    assert row.rewards.tolist() == [0.5, 0.25]
