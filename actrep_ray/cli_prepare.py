@@ -260,8 +260,9 @@ def _report(summary: "Summary", out: Path) -> str:
     from data_prep.converters.common import BINS, bin_name
 
     splits = ", ".join(f"{summary.splits[name]} {name}" for name in _SPLITS if summary.splits[name])
+    clips = "1 clip" if summary.num_written == 1 else f"{summary.num_written:,} clips"
     lines = [
-        f"{out / 'clips.jsonl'}: {summary.num_written} clips" + f" ({splits})" * bool(splits),
+        f"{out / 'clips.jsonl'}: {clips}" + f" ({splits})" * bool(splits),
         "",
         f"{summary.num_read:>9,}  rows read",
         f"{summary.num_written:>9,}  written, {summary.num_cycles:,} cycles marked",

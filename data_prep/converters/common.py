@@ -242,8 +242,7 @@ class _Conversion:
         for record in self._source.records:
             self.summary.num_read += 1
             try:
-                clip = self._clip(record)
-                line = _as_line(clip)
+                clip, line = self._clip(record)
             except BadRowError as error:
                 self._reject(record, error)
             else:
@@ -263,7 +262,7 @@ class _Conversion:
         for line in self._rejected:
             yield line.rstrip("\n")
 
-    def _clip(self, record: Record) -> Clip:
+    def _clip(self, record: Record) -> tuple[Clip, str]:
         if record.problem is not None:
             raise record.problem
         annotation = self._source.parse(record)
@@ -274,9 +273,10 @@ class _Conversion:
             dataset=self._source.dataset,
             video=os.path.normpath(f"{self._front}/{video}"),
         )
+        line = _as_line(clip)
         if not self._ids.add(clip.id):
             raise BadRowError("duplicate_id", f"id={clip.id!r} was used by an earlier row")
-        return clip
+        return clip, line
 
     def _count(self, clip: Clip) -> None:
         summary = self.summary
