@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -95,8 +96,14 @@ class RayNode:
             if self.process.poll() is not None:
                 self.log.seek(0)
                 raise RuntimeError(f"ray start ended:\n{self.log.read()[-3000:]}")
-            with suppress(OSError), urllib.request.urlopen(f"{self.url}/api/jobs/", timeout=5):
-                return
+            try:
+                with urllib.request.urlopen(f"{self.url}/api/jobs/", timeout=5):
+                    return
+            except urllib.error.HTTPError as error:
+                if error.code in (401, 403):  # it is there, and wants Ray's own client
+                    return
+            except OSError:
+                pass
             time.sleep(0.5)
         raise TimeoutError(f"waited {_START_S:g} s for the job server at {self.url}")
 

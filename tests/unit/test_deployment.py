@@ -1,0 +1,103 @@
+"""The Dockerfile and the RayJob manifest: the rules of hadolint and of the API that matter here."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from actrep_ray.config import load_recipe
+from actrep_ray.placement import Node, place, pools_of
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "docker"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, arguments) of the Dockerfile, continued lines joined, comments left out."""
+    text = re.sub(r"^\s*#.*\n", "", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    return [(line.split()[0], line.partition(" ")[2]) for line in lines if line.strip()]
+
+
+def test_the_dockerfile_keeps_the_linter_s_rules() -> None:
+    found = instructions()
+    names = [name for name, _ in found]
+    known = {"FROM", "SHELL", "RUN", "WORKDIR", "COPY", "ENV", "USER", "CMD"}
+    assert set(names) <= known  # no ADD, no MAINTAINER, nothing misspelt
+    assert names[0] == "FROM"
+    assert re.fullmatch(r"\S+:\d\S*", found[0][1])  # DL3006, DL3007: a tag, and not `latest`
+    runs = [arguments for name, arguments in found if name == "RUN"]
+    for run in runs:
+        assert "sudo" not in run  # DL3004
+        assert not re.search(r"(^|&& )cd ", run)  # DL3003: WORKDIR
+        if "apt-get install" in run:  # DL3008 is left: Debian drops old versions
+            assert "--no-install-recommends" in run  # DL3015
+            assert "--yes" in run  # DL3014
+            assert "rm -rf /var/lib/apt/lists" in run  # DL3009
+    piped = any("|" in re.sub(r"\|\|", "", run) for run in runs)
+    assert not piped or "SHELL" in names  # DL4006
+    assert all(a.startswith("/") for n, a in found if n == "WORKDIR")  # DL3000
+    users = [arguments for name, arguments in found if name == "USER"]
+    assert users[-1] != "root"  # DL3002
+    assert found[-1][1].startswith("[")  # DL3025: JSON form
+
+
+def test_the_dockerfile_copies_what_is_there() -> None:
+    for name, arguments in instructions():
+        if name == "COPY":
+            for source in arguments.split()[:-1]:
+                assert (ROOT / source).exists(), source
+
+
+@pytest.fixture(scope="module")
+def job() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DOCKER / "rayjob.yaml").read_text())
+    return found
+
+
+# Keys of RayJobSpec, RayClusterSpec and their groups that KubeRay's CRD knows and this job uses.
+JOB_KEYS = {
+    "entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit",
+    "submissionMode", "runtimeEnvYAML", "rayClusterSpec",
+}  # fmt: skip
+GROUP_KEYS = {
+    "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template",
+}  # fmt: skip
+
+
+def test_the_manifest_has_the_shape_of_a_rayjob(job: dict[str, Any]) -> None:
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?", job["metadata"]["name"])
+    spec = job["spec"]
+    assert set(spec) <= JOB_KEYS
+    assert isinstance(yaml.safe_load(spec["runtimeEnvYAML"]), dict)
+    cluster = spec["rayClusterSpec"]
+    pins = (ROOT / "requirements" / "gpu.txt").read_text()
+    assert f"ray[default]=={cluster['rayVersion']}" in pins or (
+        f"ray=={cluster['rayVersion']}" in pins
+    )
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        assert set(group) <= GROUP_KEYS
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert not container["image"].endswith(":latest")
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def test_the_job_s_recipe_fits_its_nodes(job: dict[str, Any]) -> None:
+    """The entry point is a command of ours, and the nodes hold what it starts."""
+    words = job["spec"]["entrypoint"].split()
+    assert words[:4] == ["python", "-m", "actrep_ray", "train"]
+    recipe = load_recipe(ROOT / "recipes" / Path(words[4]).name)
+    nodes = [Node("head", 0, num_cpus=2)]
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        node = Node("gpu", int(limits["nvidia.com/gpu"]), num_cpus=int(limits["cpu"]))
+        nodes += [node] * group["replicas"]
+    assert set(place(pools_of(recipe), nodes)) == {"learner", "rollout", "reward"}
