@@ -20,6 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import actrep_ray
 from actrep_ray.cli_cot import add_cot
+from actrep_ray.cli_periodicity import (
+    add_baseline,
+    add_count_options,
+    add_method,
+    count_periodicity,
+    cross_check,
+    describe_cross_check,
+    evaluate_periodicity,
+    needs_checkpoint,
+)
 from actrep_ray.cli_prepare import add_converters
 from actrep_ray.cli_rcs import add_rcs
 from actrep_ray.cli_validate import add_validate
@@ -155,31 +165,43 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    if args.method == "periodicity":
+        evaluate_periodicity(args)
+        return
     from actrep_ray.checkpoint import resolve_model
 
+    out_dir = args.out or Path("runs/evaluation")
     with checking_input():
-        model = resolve_model(args.checkpoint)
+        model = resolve_model(needs_checkpoint(args))
         recipe = _recipe_for(args, model, f"data.path={json.dumps(str(args.data))}")
         from actrep_ray.counting import prepare_evaluation
 
-        job = prepare_evaluation(recipe, model, split=args.split, out_dir=args.out)
+        job = prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir)
     job.run()
+    add_baseline(job.clips, out_dir, wanted=not args.no_baseline)
     from actrep_ray.evaluation.report import report_run
 
-    report_run(args.out)
+    report_run(out_dir)
 
 
 def _count(args: argparse.Namespace) -> None:
+    from data_prep.video import clip_of_video
+
+    if args.method == "periodicity":
+        count_periodicity(clip_of_video(args.video, action=args.action), args)
+        return
     from actrep_ray.checkpoint import resolve_model
 
+    if args.plot and not args.cross_check:
+        raise UsageError("--plot shows the detector: use --method periodicity or --cross-check")
     with checking_input():
-        model = resolve_model(args.checkpoint)
+        model = resolve_model(needs_checkpoint(args))
         recipe = _recipe_for(args, model)
         from actrep_ray.counting import count_in
-        from data_prep.video import clip_of_video
 
         clip = clip_of_video(args.video, action=args.action)
     prediction = count_in(clip, model, recipe)
+    check = cross_check(clip, prediction, args) if args.cross_check else None
     if args.json:
         record = {
             "video": str(args.video),
@@ -188,6 +210,8 @@ def _count(args: argparse.Namespace) -> None:
             "cycles": prediction.cycles,
             "text": prediction.text,
         }
+        if check is not None:
+            record["cross_check"] = check
         _print(json.dumps(record))
         return
     answer = "no readable count" if prediction.count is None else f"{prediction.count} repetitions"
@@ -195,6 +219,8 @@ def _count(args: argparse.Namespace) -> None:
     for i, (start, end) in enumerate(prediction.cycles, start=1):
         _print(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
     _print(f"\n{prediction.text}")
+    if check is not None:
+        _print(f"\n{describe_cross_check(check, args.plot)}")
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -256,13 +282,13 @@ def _quickstart(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace, *, stage: str | None = None) -> "Recipe":
-    from actrep_ray.config import load_recipe
+    from actrep_ray.config import load_recipe, under_root
 
     recipe = load_recipe(args.recipe, args.set)
     if stage is not None and recipe.stage != stage:
         command = {"sft": "sft", "grpo": "train"}[recipe.stage]
         raise UsageError(f"{args.recipe}: stage={recipe.stage}, use `actrep {command}` for it")
-    return recipe
+    return under_root(recipe, args.root) if getattr(args, "root", None) else recipe
 
 
 def _announce(recipe: "Recipe") -> None:
@@ -411,6 +437,12 @@ def _add_training_commands(commands: Any) -> None:
         parser.add_argument(
             "--resume", action="store_true", help="go on from the run's last checkpoint"
         )
+        parser.add_argument(
+            "--root",
+            type=Path,
+            metavar="DIR",
+            help="folder that the recipe's relative paths start from (default: the current one)",
+        )
         _add_set(parser)
     train.add_argument(
         "--profile", action="store_true", help="draw who did what when, and name the bottleneck"
@@ -425,13 +457,17 @@ def _add_model_commands(commands: Any) -> None:
         "count in every clip of a split and score the answers",
         "actrep evaluate --checkpoint runs/tiny_grpo --data data/synthetic-easy/clips.jsonl",
     )
-    evaluate.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="model or run folder"
-    )
+    evaluate.add_argument("--checkpoint", type=Path, metavar="DIR", help="model or run folder")
+    add_method(evaluate)
     evaluate.add_argument("--data", type=Path, required=True, metavar="FILE")
     evaluate.add_argument("--split", choices=_SPLITS, default="test")
     evaluate.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path("runs/evaluation"), help="%(default)s"
+        "--out", type=Path, metavar="DIR", help="default: runs/evaluation or runs/periodicity"
+    )
+    evaluate.add_argument(
+        "--no-baseline",
+        action="store_true",
+        help="leave out the row of the periodicity detector",
     )
     count = _command(
         commands,
@@ -441,9 +477,9 @@ def _add_model_commands(commands: Any) -> None:
         "actrep count squats.mp4 --checkpoint runs/tiny_grpo --json",
     )
     count.add_argument("video", type=Path, metavar="VIDEO")
-    count.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="model or run folder"
-    )
+    count.add_argument("--checkpoint", type=Path, metavar="DIR", help="model or run folder")
+    add_method(count)
+    add_count_options(count)
     count.add_argument("--json", action="store_true", help="print one JSON object")
     count.add_argument("--action", default="unknown", help="name for {action} in data.question")
     for parser in (evaluate, count):

@@ -11,10 +11,11 @@ motion. Every pair of moments (i, j) gets a gain for being one repetition::
                a pendulum passes its lowest point twice in a swing, in two directions
 
 and the chain of non-overlapping repetitions with the largest sum wins, found exactly by dynamic
-programming. A change of tempo between neighbours costs TEMPO_COST * |log ratio|, so that speed may
-drift freely and does not jump without need. Time between repetitions is free: it may be a pause, an
-interruption, or the rest before and after. A motion that never returns closes no excursion, which
-is why it counts 0.
+programming. To the gain comes COVERAGE * (way from i to j), so that a chain which explains all of
+the motion beats one that begins half a repetition late. A change of tempo between neighbours costs
+TEMPO_COST * |log ratio|, so that speed may drift freely and does not jump without need. Time
+between repetitions is free: it may be a pause, an interruption, or the rest before and after. A
+motion that never returns closes no excursion, which is why it counts 0.
 
 This differs from RepNet, which sums 1 / period over periodic frames: a chain has borders that can
 be compared with marks, and finds a single repetition, which no period can.
@@ -32,6 +33,7 @@ TOLERANCE = 0.2
 LEAST_GAIN = 0.4
 TEMPO_COST = 0.6
 STILL = 0.06  # share of the amplitude: less is no motion
+COVERAGE = 0.05  # gain for each amplitude of the way that a repetition explains
 HIDDEN_MISMATCH = 0.3  # of a moment that cannot be seen: neither proof nor disproof
 
 # Neighbours of a moment at these distances tell its direction; longer ones for longer cycles.
@@ -47,7 +49,7 @@ class Chain:
 
     Attributes:
         borders: First and last moment of each, [N, 2]; they may touch, and do not overlap.
-        gains: Gain of each. [N]
+        gains: Gain of each, without what it explains. [N]
     """
 
     borders: NDArray[np.int64]
@@ -71,7 +73,9 @@ def find_chain(
     if high < low:
         return Chain(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
     gains = cycle_gains(distances, is_hidden, fps)
-    borders = best_chain(gains, low, high)
+    path = np.concatenate([[0.0], np.cumsum(np.diagonal(distances, 1))])
+    explained = np.asarray(COVERAGE * (path[None] - path[:, None]), np.float32)
+    borders = best_chain(gains + explained, low, high)
     return Chain(borders, gains[borders[:, 0], borders[:, 1]])
 
 

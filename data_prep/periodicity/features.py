@@ -11,6 +11,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import median_filter
 
 from data_prep.schema import Clip
 from data_prep.video import plan_frames, read_frames
@@ -27,6 +28,8 @@ _ROUNDS = 3  # of the registration
 _MAX_SHIFT = 0.08  # of a frame's side, for the camera
 _LEAST_MOTION = 1.0  # grey values over the whole frame; compression alone changes it by up to 0.7
 _OTHER = 25.0  # grey values: a pixel that shows something else than the background
+_LIGHT_S = 1.0  # before and after: within it brightness changes by less than the jump
+_LIGHT_JUMP = 1.5
 _HIDDEN_SHARE = 0.6  # of such pixels: something covers the picture
 
 
@@ -82,8 +85,9 @@ def read_features(clip: Clip, *, flow: bool = False) -> Features:
 def features_of_frames(frames: NDArray[np.uint8], fps: float, *, flow: bool = False) -> Features:
     """Features of frames [T, H, W, 3] (RGB) that are shown `fps` a second."""
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-    still, background = _stabilise(grey.astype(np.float32))
+    still, background, gains = _stabilise(grey.astype(np.float32))
     is_hidden = (np.abs(still - background) > _OTHER).mean(axis=(1, 2)) > _HIDDEN_SHARE
+    is_hidden |= _jumps(gains, fps)
     small = np.stack([_halve(frame) for frame in still])
     flat = small.reshape(len(small), -1)
     if flow:
@@ -136,8 +140,10 @@ def _halve(frame: Array) -> Array:
     return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
 
 
-def _stabilise(grey: Array) -> tuple[Array, Array]:
-    """Undo changes of brightness and shifts of the camera: frames [T, H, W], background [H, W].
+def _stabilise(grey: Array) -> tuple[Array, Array, Array]:
+    """Undo changes of brightness and shifts of the camera.
+
+    Returns frames [T, H, W], the background [H, W] and the brightness of each frame [T].
 
     Each frame is explained as gain * (background moved by dx, dy), linearised in the shift
     (Lucas and Kanade 1981), by least squares in which pixels that fit badly (the moving thing)
@@ -157,7 +163,13 @@ def _stabilise(grey: Array) -> tuple[Array, Array]:
         fixed = np.stack(
             [_move(frame, s) / g for frame, s, g in zip(blurred, shifts, gains, strict=True)]
         )
-    return fixed, background
+    return fixed, background, gains
+
+
+def _jumps(gains: Array, fps: float) -> NDArray[np.bool_]:
+    """Frames that are brighter or darker than those around them: no light changes so fast. [T]"""
+    usual = median_filter(gains, size=2 * round(_LIGHT_S * fps) + 1, mode="nearest")
+    return np.asarray(np.abs(np.log(gains / usual)) > np.log(_LIGHT_JUMP))
 
 
 def _fit(frames: Array, background: Array) -> tuple[Array, Array]:

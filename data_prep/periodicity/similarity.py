@@ -146,9 +146,14 @@ def _spectral_period(values: Array, curve: Array, low: int, high: int) -> float 
     multiples = [k * periods[place] for k in (1, 2, 3, 4) if k * periods[place] <= high]
     if not multiples:
         return None
-    likeness = np.interp(multiples, np.arange(len(curve)), curve)
-    best = likeness.max()
-    return float(next(m for m, s in zip(multiples, likeness, strict=True) if s >= best - 0.05))
+    # A line lies between the bins of the spectrum: look around each multiple.
+    likeness = [
+        float(curve[max(1, int(0.93 * lag)) : int(np.ceil(1.07 * lag)) + 1].max())
+        for lag in multiples
+    ]
+    trough = float(curve[: high + 1].min())
+    good = trough + _HARMONIC_SHARE * (max(likeness) - trough)
+    return float(next(m for m, s in zip(multiples, likeness, strict=True) if s >= good))
 
 
 def _is_same(a: float, b: float) -> bool:
