@@ -30,7 +30,7 @@ Array = NDArray[np.float32]
 
 MISMATCH_COST = 2.0
 TOLERANCE = 0.2
-LEAST_GAIN = 0.4
+LEAST_GAIN = 0.45
 TEMPO_COST = 0.6
 STILL = 0.06  # share of the amplitude: less is no motion
 COVERAGE = 0.05  # gain for each amplitude of the way that a repetition explains

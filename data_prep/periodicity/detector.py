@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 
 MIN_PERIOD_S = 0.35
 MAX_PERIOD_S = 10.0
-MIN_SCORE = 0.3  # below it nothing is counted
+MIN_SCORE = 0.25  # below it nothing is counted
 NO_PERIOD = Period(None, None, None, 0.0, False)
 
 _SMOOTH_S = 0.035  # of the trajectory, standard deviation
