@@ -287,6 +287,10 @@ command_submit() {
         return
     fi
     command_setup
+    # `ray start` protects a cluster where it finds a token; the client has to be told to send it.
+    if [[ -n "${RAY_AUTH_TOKEN:-}" || -f "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]]; then
+        export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
+    fi
     exec "${line[@]}"
 }
 

@@ -1,0 +1,122 @@
+"""A Qwen-VL of real width with random weights, and rows for a learner, on a GPU."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from actrep_ray.config import Recipe, load_recipe
+from actrep_ray.learner.worker import LearnerWorker
+from actrep_ray.models.architecture import build_config, find_config
+from actrep_ray.models.tiny import build_tokenizer, write_tiny_model
+from actrep_ray.types import LearnerRow
+from data_prep.schema import Clip
+from data_prep.synthetic import encode_mp4
+
+SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`random_model("Qwen2.5-VL-3B-Instruct")`: its config, random bfloat16 weights, small tokens.
+
+    The tokenizer is that of the small model, so only token ids below 2,100 occur.
+    """
+    root = tmp_path_factory.mktemp("models")
+
+    def get(name: str) -> Path:
+        folder = root / name
+        if folder.exists():
+            return folder
+        config = find_config(name)[1]
+        write_tiny_model(folder, family=config["model_type"])
+        (folder / "model.safetensors").unlink()
+        ids = build_tokenizer().convert_tokens_to_ids(list(SPECIAL))
+        keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        config |= dict(zip(keys, ids, strict=True))
+        with torch.device("cuda"):
+            model = AutoModelForImageTextToText.from_config(
+                build_config(config), dtype=torch.bfloat16
+            )
+        model.save_pretrained(folder)
+        del model
+        torch.cuda.empty_cache()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    """Eight seconds of noise, 224x224 at 4 fps."""
+    path = tmp_path_factory.mktemp("video") / "noise.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (32, 224, 224, 3), np.uint8)
+    encode_mp4(path, frames, 4)
+    return Clip(
+        id="noise", dataset="noise", split="train", video=str(path), start_s=0.0, end_s=8.0,
+        video_fps=4.0, num_frames=32, width=224, height=224, action="unknown", count=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
+    """Settings on a GPU in bfloat16."""
+    base = ["device=cuda", f"video.cache_dir={tmp_path}", "learner.gradient_checkpointing=true"]
+    return lambda *settings: load_recipe(None, [*base, *settings])
+
+
+@pytest.fixture
+def make_worker() -> Iterator[Callable[..., LearnerWorker]]:
+    """`make_worker(recipe, model)`: the only rank, ended after the test."""
+    workers: list[LearnerWorker] = []
+
+    def make(recipe: Recipe, model: Path) -> LearnerWorker:
+        worker = LearnerWorker(recipe, str(model), 0, 1, 10)
+        worker.setup("127.0.0.1", 0)
+        workers.append(worker)
+        return worker
+
+    yield make
+    for worker in workers:
+        worker.shutdown()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def make_rows(clip: Clip) -> Callable[..., list[LearnerRow]]:
+    """`make_rows(worker, num_rows, group_size, length)`: groups with random answers."""
+
+    def make(worker: Any, num_rows: int, group_size: int, length: int) -> list[LearnerRow]:
+        rng = np.random.default_rng(0)
+        return [
+            LearnerRow(
+                row_id=f"row-{i}",
+                question="How many times?",
+                plan=worker.inputs.plan(clip, worker.recipe.video),
+                num_prompt_tokens=0,
+                responses=tuple(
+                    rng.integers(7, 400, length).astype(np.int32) for _ in range(group_size)
+                ),
+                advantages=rng.normal(size=group_size).astype(np.float32),
+                rollout_log_probs=tuple(np.full(length, -7, np.float32) for _ in range(group_size)),
+            )
+            for i in range(num_rows)
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def needs_gib() -> Callable[[float], None]:
+    """`needs_gib(60)` skips with a reason where the GPU is smaller."""
+    found = torch.cuda.get_device_properties(0).total_memory / 2**30
+
+    def need(gib: float) -> None:
+        if found < gib:
+            pytest.skip(f"needs a GPU of {gib:g} GiB, this one has {found:.0f}")
+
+    return need
