@@ -1,10 +1,11 @@
 """Weights on their way from the learner to the engines: flat buckets of bytes, with checksums.
 
 A bucket holds whole tensors one after the other in one array, which Ray's object store hands to
-readers without a copy. A CRC-32 of each tensor's bytes proves the transfer. What an engine made of
-them is compared by sums of magnitudes, which survive padding and another device.
+readers without a copy. A checksum of each tensor's bytes proves the transfer. What an engine made
+of them is compared by sums of magnitudes, which survive padding and another device.
 """
 
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 BUCKET_BYTES = 256 * 2**20
+_NUM_SUMS = 512
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class WeightBucket:
         names: Hugging Face names.
         shapes: Shape of each.
         dtypes: Dtype of each, as torch calls it: `float32`, `bfloat16`.
-        data: The tensors' bytes, each from a multiple of 16 on. uint8 [num_bytes]
-        checksums: CRC-32 of each tensor's bytes.
+        data: The tensors' bytes, each from a multiple of 16 on, zeros between. uint8 [num_bytes]
+        checksums: `checksum` of each tensor's bytes.
     """
 
     names: tuple[str, ...]
@@ -52,28 +54,44 @@ def pack_weights(
 
 
 def unpack_weights(buckets: Iterable[WeightBucket]) -> dict[str, torch.Tensor]:
-    """The weights of some buckets by name.
+    """The weights of some buckets by name: views of the buckets, not to be written to.
 
     Raises:
         RuntimeError: naming a weight whose checksum is not the one it was sent with.
     """
     weights: dict[str, torch.Tensor] = {}
     for bucket in buckets:
-        data = np.array(bucket.data)  # a copy: the object store is read-only
         start = 0
+        with warnings.catch_warnings():  # that the object store's memory is read-only
+            warnings.simplefilter("ignore", UserWarning)
+            data = torch.from_numpy(bucket.data)
         fields = zip(bucket.names, bucket.shapes, bucket.dtypes, bucket.checksums, strict=True)
         for name, shape, dtype_name, expected in fields:
             dtype: torch.dtype = getattr(torch, dtype_name)
             num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            found = zlib.crc32(data[start : start + num_bytes].data)
+            found = checksum(bucket.data[start : start + _padded(num_bytes)])
             if found != expected:
                 raise RuntimeError(
                     f"{name}: checksum {found:08x} after the transfer, {expected:08x} before it"
                 )
-            tensor = torch.from_numpy(data[start : start + num_bytes])
-            weights[name] = tensor.view(dtype).view(shape)
+            weights[name] = data[start : start + num_bytes].view(dtype).view(shape)
             start += _padded(num_bytes)
     return weights
+
+
+def checksum(data: np.ndarray) -> int:
+    """CRC-32 over 512 interleaved sums of 64-bit words, at twice the speed of copying.
+
+    A changed word always shows; words that change places show unless they are a multiple of 4 KiB
+    apart. A CRC of the bytes themselves is three times slower than copying them.
+
+    Args:
+        data: uint8, a multiple of 8 bytes.
+    """
+    words = data.view(np.uint64)
+    num_whole = len(words) // _NUM_SUMS * _NUM_SUMS
+    sums = words[:num_whole].reshape(-1, _NUM_SUMS).sum(axis=0, dtype=np.uint64)
+    return zlib.crc32(words[num_whole:].tobytes(), zlib.crc32(sums.tobytes()))
 
 
 def magnitude(weight: torch.Tensor) -> float:
@@ -114,8 +132,9 @@ def _pack(weights: list[tuple[str, torch.Tensor]], size: int) -> WeightBucket:
         end = start + weight.nbytes
         # Not `weight.numpy()`: that would forbid FSDP to free the memory of a gathered weight.
         target[start:end].copy_(weight.reshape(-1).view(torch.uint8))
-        checksums.append(zlib.crc32(data[start:end].data))
-        start += _padded(weight.nbytes)
+        padded_end = start + _padded(weight.nbytes)
+        checksums.append(checksum(data[start:padded_end]))
+        start = padded_end
     return WeightBucket(
         names=tuple(name for name, _ in weights),
         shapes=tuple(tuple(weight.shape) for _, weight in weights),

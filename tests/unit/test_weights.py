@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actrep_ray.weights import magnitude, pack_weights, unpack_weights, verify_magnitudes
+from actrep_ray.weights import (
+    checksum,
+    magnitude,
+    pack_weights,
+    unpack_weights,
+    verify_magnitudes,
+)
 
 
 def test_layout_and_checksums() -> None:
@@ -18,7 +24,7 @@ def test_layout_and_checksums() -> None:
     assert bucket.names == ("a", "b")
     assert bucket.shapes == ((1, 3), (2,))
     assert bucket.dtypes == ("float32", "bfloat16")
-    assert bucket.checksums[0] == zlib.crc32(np.array([1, -2, 3], np.float32).tobytes())
+    assert bucket.checksums[0] == checksum(np.array([1, -2, 3, 0], np.float32).view(np.uint8))
     assert magnitude(a) == 6.0
     assert magnitude(b) == 2.0
     assert len(bucket.data) == 32  # 12 bytes and 4 bytes, each padded to 16
@@ -42,6 +48,24 @@ def test_buckets_give_back_what_went_in(
     for name, weight in weights.items():
         assert again[name].dtype == dtype
         assert torch.equal(again[name], weight)
+
+
+def test_checksum_by_hand() -> None:
+    words = np.arange(1026, dtype=np.uint64)  # two rows of 512, and two words more
+    words[0] = 2**64 - 1
+    sums = [(int(words[i]) + int(words[512 + i])) % 2**64 for i in range(512)]
+    expected = zlib.crc32(np.array(sums, np.uint64).tobytes())
+    expected = zlib.crc32(np.array([1024, 1025], np.uint64).tobytes(), expected)
+    assert checksum(words.view(np.uint8)) == expected
+
+
+@given(st.integers(1, 1200), st.data())
+def test_any_changed_bit_changes_the_checksum(num_words: int, data: st.DataObject) -> None:
+    given_bytes = np.random.default_rng(num_words).integers(0, 256, 8 * num_words, dtype=np.uint8)
+    place = data.draw(st.integers(0, len(given_bytes) - 1))
+    changed = given_bytes.copy()
+    changed[place] ^= 1 << data.draw(st.integers(0, 7))
+    assert checksum(changed) != checksum(given_bytes)
 
 
 def test_packing_leaves_the_memory_of_a_weight_free_to_go() -> None:
