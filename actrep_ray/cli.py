@@ -203,7 +203,7 @@ def _count(args: argparse.Namespace) -> None:
     prediction = count_in(clip, model, recipe)
     check = cross_check(clip, prediction, args) if args.cross_check else None
     if args.json:
-        record = {
+        record: dict[str, Any] = {
             "video": str(args.video),
             "checkpoint": str(model),
             "count": prediction.count,

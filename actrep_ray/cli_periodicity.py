@@ -104,7 +104,7 @@ def count_periodicity(clip: "Clip", args: argparse.Namespace) -> None:
         record = {"video": str(args.video), "method": "periodicity", **_as_json(found)}
         _print(json.dumps(record))
         return
-    _print(f"{args.video}: {found.count} repetitions")
+    _print(f"{args.video}: {_repetitions(found.count)}")
     for i, (start, end) in enumerate(found.cycles, start=1):
         _print(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
     period = found.period.period_s
@@ -128,9 +128,13 @@ def describe_cross_check(check: dict[str, Any], plot: Path | None) -> str:
     """The cross-check in words."""
     text = (
         f"cross-check: agreement {check['agreement']:.2f} of 1 with the periodicity detector, "
-        f"which finds {check['count']} repetitions (periodicity {check['score']:.2f})"
+        f"which finds {_repetitions(check['count'])} (periodicity {check['score']:.2f})"
     )
     return f"{text}\npicture: {plot}" if plot else text
+
+
+def _repetitions(count: int) -> str:
+    return f"{count} repetition{'' if count == 1 else 's'}"
 
 
 def _as_json(found: "Detection") -> dict[str, Any]:
