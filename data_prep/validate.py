@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -371,9 +372,14 @@ def _find_leak(report: Report, users: list[_Row], kind: str, *, of_copies: bool)
         kind: Of the findings.
         of_copies: Whether the row there must have another file.
     """
-    firsts = list({(row.clip.split, row.path): row for row in reversed(users)}.values())[::-1]
+    firsts: dict[str, list[_Row]] = {}  # of each split, two with different files
     for row in users:
-        for other in firsts:
+        kept = firsts.setdefault(row.clip.split, [])
+        if len(kept) < 2 and all(row.path != other.path for other in kept):
+            kept.append(row)
+    others = sorted(chain.from_iterable(firsts.values()), key=lambda row: row.number)
+    for row in users:
+        for other in others:
             if other.clip.split == row.clip.split or (of_copies and other.path == row.path):
                 continue
             value = (

@@ -121,12 +121,14 @@ def _mark(axis: Axes, x: float, text: str, *, color: str = _RED) -> None:
 
 
 def _add_legend(axis: Axes) -> None:
-    """Above the panel, where it hides no bar."""
+    """Of the limits, if there are any, else of the splits; above the panel, not over its bars."""
+    limits = list(axis.lines)
     axis.legend(
+        handles=limits or axis.get_legend_handles_labels()[0],
         fontsize=_SMALL,
         frameon=False,
         labelcolor=_INK,
-        ncols=3,
+        ncols=1 if limits else 3,
         handlelength=1.6,
         borderpad=0.1,
         loc="lower left",

@@ -15,6 +15,7 @@ from data_prep.video import (
     VideoError,
     check_videos,
     clip_of_video,
+    decode_frames,
     fit_size,
     open_video,
     plan_frames,
@@ -161,10 +162,31 @@ def test_a_file_shorter_than_its_plan_is_refused(clip: Clip) -> None:
         read_frames(plan)
 
 
-@pytest.mark.parametrize("width", [16, 32, 48, 90, 96, 144, 160])
+@pytest.mark.parametrize("width", [2, 16, 32, 48, 90, 96, 144, 160, 182, 426, 854])
 def test_every_width_is_decoded_to_the_pixels_that_were_written(tmp_path: Path, width: int) -> None:
     written = np.zeros((12, 32, width, 3), np.uint8)
     written[:, :, : width // 2] = np.arange(60, 180, 10)[:, None, None, None]
     encode_mp4(tmp_path / "clip.mp4", written, 10)
     plan = FramePlan(str(tmp_path / "clip.mp4"), 1, tuple(range(12)), 10.0, 32, width)
     assert np.abs(read_frames(plan).astype(int) - written).mean() < 4
+
+
+def test_a_frame_that_is_shown_twice_is_decoded_once(clip: Clip) -> None:
+    reader = open_video(clip.video)
+    frames = list(decode_frames(reader, clip.video, [3, 3, 3, 50, 50]))
+    means = [float(frame.mean()) for frame in frames]
+    assert means == pytest.approx([12, 12, 12, 200, 200], abs=3)  # H.264 is lossy
+    assert frames[0] is frames[2]
+    assert frames[0].shape == (SIZE, SIZE, 3)
+
+
+def test_a_file_that_breaks_off_is_named_when_counting_in_it(clip: Clip, tmp_path: Path) -> None:
+    """Its index comes first and is whole, so that it opens."""
+    whole = Path(clip.video).read_bytes()
+    damaged = bytearray(whole)
+    start = whole.index(b"mdat") + 4
+    damaged[start : start + 500] = bytes(500)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(damaged)
+    with pytest.raises(VideoError, match=r"damaged.mp4: cannot be decoded"):
+        clip_of_video(path)
