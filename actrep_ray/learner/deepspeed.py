@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from actrep_ray.config import Recipe
 from actrep_ray.learner.optimizer import make_optimizer, set_learning_rates
@@ -27,16 +27,15 @@ from actrep_ray.learner.strategy import Moments
 class Zero:
     """`learner.strategy: deepspeed`; see `Strategy`."""
 
-    def __init__(self, policy: Policy, recipe: Recipe) -> None:
+    def __init__(self, policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
         self._policy = policy
-        self._deepspeed = _import_deepspeed(next(policy.parameters()).device)
-        with _float_buffers_kept(policy):
-            self._engine, self._zero, _, _ = self._deepspeed.initialize(
-                model=policy,
-                optimizer=make_optimizer(policy.model, recipe.learner),
-                config=deepspeed_settings(recipe),
-                dist_init_required=False,
-            )
+        self._deepspeed = _import_deepspeed(mesh.device_type)
+        self._engine, self._zero, _, _ = self._deepspeed.initialize(
+            model=policy,
+            optimizer=make_optimizer(policy.model, recipe.learner),
+            config=deepspeed_settings(recipe),
+            dist_init_required=False,
+        )
         self._base = self._zero.optimizer  # PyTorch's AdamW over this rank's flat shares
 
     def forward(
@@ -134,9 +133,9 @@ class Zero:
             yield
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def _import_deepspeed(device_type: str) -> Any:
     """The package, told what it runs on; it looks at its environment when it is imported."""
-    if device.type == "cpu":
+    if device_type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     # Ray shows a rank its own GPU only.
     os.environ["LOCAL_RANK"] = "0"
@@ -150,14 +149,3 @@ def _import_deepspeed(device: torch.device) -> Any:
     # DeepSpeed's matter, not the user's.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     return deepspeed
-
-
-@contextmanager
-def _float_buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Undo what DeepSpeed's bf16 does to buffers: rotary frequencies are useless in bfloat16."""
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    yield
-    for name, buffer in module.named_buffers():
-        if buffer.dtype != kept[name].dtype:
-            owner, _, last = name.rpartition(".")
-            module.get_submodule(owner)._buffers[last] = kept[name].to(buffer.device)

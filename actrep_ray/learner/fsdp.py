@@ -95,7 +95,7 @@ class Fsdp2:
 
 
 def shard(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
-    """Split a policy's weights over a mesh in place.
+    """Move a policy's weights from the CPU to a mesh and split them, in place, layer by layer.
 
     Each decoder layer and vision block is gathered on its own when it is needed; the rest is one
     group. Trained weights and their gradients stay float32; a lower `model.dtype` is for computing

@@ -83,11 +83,15 @@ class Strategy(Protocol):
 
 
 def make_strategy(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> Strategy:
-    """Split a policy over the ranks of a mesh, in place, as `learner.strategy` says."""
+    """Move a policy to the device of a mesh and split it over its ranks, in place.
+
+    FSDP2 moves one layer at a time and keeps its share: the whole need not fit the device.
+    DeepSpeed moves all of it once, in the dtype of computation.
+    """
     if recipe.learner.strategy == "deepspeed":
         from actrep_ray.learner.deepspeed import Zero
 
-        return Zero(policy, recipe)
+        return Zero(policy, mesh, recipe)
     from actrep_ray.learner.fsdp import Fsdp2
 
     return Fsdp2(policy, mesh, recipe)

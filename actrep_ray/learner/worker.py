@@ -599,7 +599,7 @@ class LearnerWorker:
         return self.recipe.model.lora.rank > 0
 
     def _load_policy(self) -> Policy:
-        """What is trained, whole, with its parts frozen and its adapters at their start."""
+        """What is trained, whole, on the CPU: parts frozen, adapters at their start."""
         model: Any = load_model(
             self.base_path if self._has_lora else self.model_path, dtype="float32"
         )
@@ -616,9 +616,7 @@ class LearnerWorker:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.dtype)
-        policy = Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention)
-        # FSDP2 moves one layer at a time and keeps its share: the whole need not fit the device.
-        return policy if self.recipe.learner.strategy == "fsdp2" else policy.to(self.device)
+        return Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention)
 
     def _enable_checkpointing(self, model: Any) -> None:
         # ZeRO-3 frees weights that a checkpoint without re-entering autograd would compare.

@@ -194,6 +194,8 @@ def test_export_and_save(
     assert exported.keys() == files.keys()
     assert ("lm_head.weight" in exported) == (not tied)
     assert all(torch.equal(exported[name], weight) for name, weight in files.items())
+    piecemeal = dict(worker.iter_weights(bucket_bytes=1000))
+    assert all(torch.equal(piecemeal[name], weight) for name, weight in files.items())
 
     rows = make_rows(worker.inputs, 2, 1)
     worker.sft_step(rows)
