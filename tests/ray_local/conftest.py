@@ -36,7 +36,9 @@ class RayNode:
         head: The node to join; None makes a head with a job server.
         num_cpus: CPUs that it offers.
         labels: Ray's node labels.
-        host: Address of this node on the loopback; nodes of one cluster differ in it.
+        host: Address of this node.
+        namespace: Network namespace to run in.
+        own_folder: Folder in whose place the node has an empty one of its own.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class RayNode:
         num_cpus: int = 2,
         labels: str = "",
         host: str = "127.0.0.1",
+        namespace: str = "",
+        own_folder: Path | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))  # socket paths are short
         ports = {
@@ -57,13 +61,14 @@ class RayNode:
             "--metrics-export-port": free_port(),
         }
         if head is None:
-            self.gcs, self.dashboard = f"{host}:{free_port()}", free_port()
+            self.host, self.gcs, self.dashboard = host, f"{host}:{free_port()}", free_port()
             ports |= {
                 "--port": int(self.gcs.split(":")[1]),
                 "--dashboard-port": self.dashboard,
                 "--ray-client-server-port": free_port(),
             }
             line = ["--head", "--include-dashboard=true", f"--temp-dir={self.folder}"]
+            line += [f"--dashboard-host={host}"]
         else:
             self.gcs = head.gcs
             line = [f"--address={head.gcs}"]
@@ -73,29 +78,46 @@ class RayNode:
         line += [f"--labels={labels}"] if labels else []
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        # Several nodes on one machine look like one that has died and come back.
-        environment["RAY_enable_open_telemetry"] = "0"
-        self.log = (self.folder / "node.log").open("w+")
-        self.process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("ray")), "start", *line],
+        self.log = (self.folder / "node.log").open("a")
+        command = [str(Path(sys.executable).with_name("ray")), "start", *line]
+        if own_folder is not None:
+            mount = f'mount -t tmpfs none {own_folder} && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", mount, "sh", *command]
+        if namespace:
+            command = ["ip", "netns", "exec", namespace, *command]
+        self._start = lambda: subprocess.Popen(
+            command,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
         )
+        self.process = self._start()
 
     @property
     def url(self) -> str:
         """Of the job server."""
-        return f"http://127.0.0.1:{self.dashboard}"
+        return f"http://{self.host}:{self.dashboard}"
+
+    def wait_started(self) -> None:
+        """Return when the node runs. On a busy machine Ray gives up after 30 s: start again."""
+        deadline = time.monotonic() + _START_S
+        path = self.folder / "node.log"
+        while "Ray runtime started" not in (text := path.read_text()):
+            if self.process.poll() is not None:
+                if "timed out during startup" not in text[-1000:]:
+                    raise RuntimeError(f"ray start ended:\n{text[-3000:]}")
+                self.log.truncate(0)
+                self.process = self._start()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {_START_S:g} s for a node:\n{text[-3000:]}")
+            time.sleep(0.2)
 
     def wait_ready(self) -> None:
-        """Return when the job server answers."""
+        """Return when the head's job server answers."""
+        self.wait_started()
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                self.log.seek(0)
-                raise RuntimeError(f"ray start ended:\n{self.log.read()[-3000:]}")
             try:
                 with urllib.request.urlopen(f"{self.url}/api/jobs/", timeout=5):
                     return
@@ -107,12 +129,17 @@ class RayNode:
             time.sleep(0.5)
         raise TimeoutError(f"waited {_START_S:g} s for the job server at {self.url}")
 
+    def children(self) -> list[Any]:
+        """Processes of the node."""
+        with suppress(psutil.NoSuchProcess):
+            return list(psutil.Process(self.process.pid).children(recursive=True))
+        return []
+
     def kill(self) -> None:
         """End the node at once with all of its processes, as a machine that loses power."""
-        tree: list[Any] = []
+        tree = self.children()
         with suppress(psutil.NoSuchProcess):
-            own = psutil.Process(self.process.pid)
-            tree = [own, *own.children(recursive=True)]
+            tree.append(psutil.Process(self.process.pid))
         for process in tree:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
@@ -133,5 +160,4 @@ def start_node() -> Iterator[StartNode]:
 
     yield start
     for node in reversed(nodes):
-        if node.process.poll() is None:
-            node.kill()
+        node.kill()

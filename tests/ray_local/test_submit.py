@@ -69,7 +69,7 @@ def test_a_job_runs_to_its_end_and_a_failing_one_says_why(
     checkpoint = shared / "runs" / "tiny" / "checkpoints" / "step-000003"
     assert (checkpoint / "model.safetensors").is_file()
 
-    packages = list(head.folder.glob("session_*/runtime_resources/working_dir_files/*/"))
+    packages = list(head.folder.glob("session_latest/runtime_resources/working_dir_files/*/"))
     (package,) = [path for path in packages if (path / "actrep_ray").is_dir()]
     assert (package / "actrep_ray" / "models" / "qwen_vl.py").is_file()
     for left_out in ("runs", "data", "models", ".venv", ".git", ".mypy_cache"):
