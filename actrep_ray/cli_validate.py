@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,19 +122,16 @@ def _progress(is_quick: bool) -> Iterator["Progress"]:
     from actrep_ray.progress import step_progress
 
     title = "looking at videos" if is_quick else "decoding"
-    bars: list[Any] = []
+    with ExitStack() as stack:
+        shown: list[Any] = []
 
-    def report(done: int, total: int, num_frames: int, num_bad: int) -> None:
-        if not bars:
-            bars.append(step_progress(title, start=0, total=total, console=Console(stderr=True)))
-            bars.append(bars[0].__enter__())
-        bars[1](done, {"frames": num_frames, "problems": num_bad})
+        def report(done: int, total: int, num_frames: int, num_bad: int) -> None:
+            if not shown:
+                bar = step_progress(title, start=0, total=total, console=Console(stderr=True))
+                shown.append(stack.enter_context(bar))
+            shown[0](done, {"frames": num_frames, "problems": num_bad})
 
-    try:
         yield report
-    finally:
-        if bars:
-            bars[0].__exit__(None, None, None)
 
 
 def view_of(recipe: "Recipe") -> tuple["View", str]:
