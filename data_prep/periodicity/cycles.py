@@ -34,6 +34,7 @@ LEAST_GAIN = 0.45
 TEMPO_COST = 0.6
 STILL = 0.06  # share of the amplitude: less is no motion
 COVERAGE = 0.05  # gain for each amplitude of the way that a repetition explains
+GAP = 0.2  # share of a repetition: a shorter gap to its neighbour is no pause
 HIDDEN_MISMATCH = 0.3  # of a moment that cannot be seen: neither proof nor disproof
 
 # Neighbours of a moment at these distances tell its direction; longer ones for longer cycles.
@@ -93,6 +94,21 @@ def trim_rest(borders: NDArray[np.int64], distances: Array) -> NDArray[np.int64]
             moved = distances[end, start : end + 1][::-1] > STILL
             trimmed[k, 1] = end - max(0, int(moved.argmax()) - 1)
     return trimmed
+
+
+def close_gaps(cycles: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Let neighbours share a border where the gap between them is too short for a pause, seconds.
+
+    >>> close_gaps([(0.0, 1.0), (1.1, 2.1), (3.0, 4.0)])
+    [(0.0, 1.05), (1.05, 2.1), (3.0, 4.0)]
+    """
+    closed = list(cycles)
+    for k in range(1, len(closed)):
+        (start, end), (next_start, next_end) = closed[k - 1], closed[k]
+        if next_start - end <= GAP * min(end - start, next_end - next_start):
+            border = round((end + next_start) / 2.0, 3)
+            closed[k - 1], closed[k] = (start, border), (border, next_end)
+    return closed
 
 
 def cycle_gains(distances: Array, is_hidden: NDArray[np.bool_], fps: float) -> Array:

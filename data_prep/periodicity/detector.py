@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from data_prep.periodicity.cycles import LEAST_GAIN, find_chain, trim_rest
+from data_prep.periodicity.cycles import LEAST_GAIN, close_gaps, find_chain, trim_rest
 from data_prep.periodicity.features import Features, read_features
 from data_prep.periodicity.similarity import (
     Period,
@@ -116,8 +116,8 @@ def detect_in(
     borders = trim_rest(chain.borders, distances)
     score = _score(distances, borders, chain.gains)
     borders = borders if score >= MIN_SCORE else borders[:0]
-    cycles = tuple((float(times_s[i]), float(times_s[j])) for i, j in borders)
-    return Detection(cycles, score, period, times_s, distances, signal)
+    cycles = close_gaps([(round(int(i) / fps, 3), round(int(j) / fps, 3)) for i, j in borders])
+    return Detection(tuple(cycles), score, period, times_s, distances, signal)
 
 
 def _refine(features: Features) -> tuple[Array, NDArray[np.bool_], float]:

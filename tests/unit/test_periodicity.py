@@ -25,7 +25,7 @@ from data_prep.periodicity import (
     features_of_signals,
     propose_cycles,
 )
-from data_prep.periodicity.cycles import best_chain, excursions
+from data_prep.periodicity.cycles import best_chain, close_gaps, excursions, trim_rest
 from data_prep.periodicity.similarity import (
     autocorrelation,
     estimate_period,
@@ -184,7 +184,7 @@ def test_wrong_limits_are_named() -> None:
 def test_distances_and_self_similarity() -> None:
     squares = squared_distances(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], np.float32))
     assert squares.tolist() == [[0, 25, 0], [25, 0, 25], [0, 25, 0]]
-    weights = self_similarity(np.sqrt(squares) / 10.0)  # distances 0 and 0.5
+    weights = self_similarity(np.sqrt(squares) / np.float32(10.0))  # distances 0 and 0.5
     unlike = np.exp(-0.25 / 0.125)  # e^-2
     assert weights[0] == pytest.approx(np.array([1.0, unlike, 1.0]) / (2.0 + unlike))
     assert weights.sum(axis=1) == pytest.approx(np.ones(3))
@@ -217,6 +217,23 @@ def test_a_change_of_tempo_has_its_price() -> None:
     assert best_chain(gains, 2, 8).tolist() == [[0, 3], [3, 6]]
 
 
+def test_rest_is_trimmed_and_touching_borders_stay() -> None:
+    place = np.array([0.0, 0.0, 0.0, 0.5, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    distances = np.abs(place[:, None] - place[None]).astype(np.float32)
+    borders = np.array([[0, 5], [5, 9]])
+    assert trim_rest(borders, distances).tolist() == [[2, 5], [5, 7]]
+
+
+def test_a_gap_too_short_for_a_pause_is_shared() -> None:
+    assert close_gaps([(0.0, 1.0), (1.1, 2.1), (3.0, 4.0)]) == [
+        (0.0, 1.05),
+        (1.05, 2.1),
+        (3.0, 4.0),
+    ]
+    assert close_gaps([(0.0, 1.0), (1.3, 2.3)]) == [(0.0, 1.0), (1.3, 2.3)]
+    assert close_gaps([]) == []
+
+
 def test_the_autocorrelation_of_a_square_wave() -> None:
     position = np.array([0.0, 0.0, 1.0, 1.0] * 5)
     distances = np.abs(position[:, None] - position[None]).astype(np.float32)
@@ -229,8 +246,9 @@ def test_a_strong_harmonic_does_not_halve_the_period() -> None:
     times = np.arange(int(12 * FPS)) / FPS
     base = 2 * np.pi * times / 1.5
     values = np.stack([np.sin(base) + 2.0 * np.sin(2 * base), 0.6 * np.cos(base)], axis=1)
-    distances = np.sqrt(squared_distances(values.astype(np.float32)))
-    distances /= np.percentile(distances, 95)
+    values = values.astype(np.float32)
+    distances = np.sqrt(squared_distances(values))
+    distances /= np.float32(np.percentile(distances, 95))
     period = estimate_period(values, distances, FPS, min_s=0.35, max_s=10.0)
     assert period.by_autocorrelation_s == pytest.approx(1.5, abs=1.0 / FPS)
     assert period.by_spectrum_s == pytest.approx(1.5, rel=0.1)
@@ -305,7 +323,8 @@ def clips(data: Path) -> list[Clip]:
 
 def test_rendered_clips_are_counted_without_their_labels(clips: list[Clip]) -> None:
     predictions = predict_periodicity(clips, num_processes=1)
-    errors = [abs(p.count - c.count) for p, c in zip(predictions, clips, strict=True)]
+    errors = [abs((p.count or 0) - c.count) for p, c in zip(predictions, clips, strict=True)]
+    assert [p.clip_id for p in predictions] == [c.id for c in clips]
     assert np.mean([error <= 1 for error in errors]) >= 0.9
     assert np.mean([error == 0 for error in errors]) >= 0.8
     likeness = [
