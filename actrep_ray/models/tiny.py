@@ -214,14 +214,18 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
     if family == "qwen3_vl":
         text |= {"head_dim": 32}
         sections["mrope_interleaved"] = True
+        # Patches of 8 x 8, merged 4 x 4: a frame of 32 x 32 is one token, as with the family's own
+        # 16 and 2, but the tower sees 16 patches of it and not 4.
         vision |= {
-            "hidden_size": 64,
-            "intermediate_size": 192,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "intermediate_size": 96,
             "out_hidden_size": 128,
-            "patch_size": 16,
+            "patch_size": 8,
+            "spatial_merge_size": 4,
             "temporal_patch_size": 2,
             "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
+            "deepstack_visual_indexes": [1],
         }
     elif family == "qwen2_5_vl":
         vision |= {
@@ -250,8 +254,9 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
 
 
 def _processor(family: str, tokenizer: PreTrainedTokenizerFast) -> Any:
-    patch = {"patch_size": 16 if family == "qwen3_vl" else 14, "temporal_patch_size": 2}
-    patch |= {"merge_size": 2}
+    patch = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    if family == "qwen3_vl":
+        patch |= {"patch_size": 8, "merge_size": 4}
     image = Qwen2VLImageProcessor(**patch)
     if family == "qwen3_vl":
         video = Qwen3VLVideoProcessor(**patch)

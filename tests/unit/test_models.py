@@ -8,12 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from actrep_ray.models.pretrain import (
-    NUM_TIMES,
-    describe_motion,
-    describe_places,
-    describe_times,
-)
 from actrep_ray.models.qwen_vl import (
     QwenVLInputs,
     load_model,
@@ -22,6 +16,12 @@ from actrep_ray.models.qwen_vl import (
     read_family,
 )
 from actrep_ray.models.tiny import FAMILIES, build_tokenizer, num_parameters, write_tiny_model
+from actrep_ray.pretrain import (
+    NUM_TIMES,
+    describe_frames,
+    describe_motion,
+    describe_times,
+)
 from data_prep.video import FramePlan
 
 
@@ -67,7 +67,8 @@ def test_a_prompt_has_one_token_for_each_merged_patch(
     frames = np.zeros((7, inputs.factor, 2 * inputs.factor, 3), dtype=np.uint8)
     plan = FramePlan("clip.mp4", 1, tuple(range(7)), 4.0, inputs.factor, 2 * inputs.factor)
     prompt = inputs.encode("How many?", plan, frames)
-    assert prompt.grid_thw.tolist() == [[4, 2, 4]]  # 7 frames are filled up to 8
+    merge = inputs.merge_size
+    assert prompt.grid_thw.tolist() == [[4, merge, 2 * merge]]  # 7 frames are filled up to 8
     assert int((prompt.input_ids == inputs.video_pad_id).sum()) == 4 * 2
     assert prompt.position_ids.shape == (3, len(prompt.input_ids))
     assert prompt.next_position == int(prompt.position_ids.max()) + 1
@@ -150,10 +151,17 @@ def test_parts_of_a_model() -> None:
     assert part_of("model.language_model.layers.0.mlp.up_proj.weight") == "language_model"
 
 
-def test_places_are_those_of_the_middle_of_each_pair_of_frames() -> None:
-    track = {"times_s": [0.0, 1.0, 2.0], "position": [0.0, 1.0, 0.0]}
+def test_frames_are_told_by_place_way_and_time_of_each_pair() -> None:
+    track = {
+        "times_s": [0.0, 0.5, 1.0, 1.5, 2.0],
+        "position": [0.0, 0.5, 1.0, 0.5, 0.0],
+        "moving": [False, True, True, True, True],
+    }
     # pairs at (0, .5), (1, 1.5): middles 0.25 and 1.25, positions 0.25 and 0.75
-    assert describe_places(track, make_plan(4, 2.0, 32)) == " c g"
+    shown = describe_frames(track, make_plan(4, 2.0, 32))
+    assert shown.tolist() == [[2, 1, 0, 2], [6, 2, 1, 2]]
+    # a third frame is paired with itself, at 1 s
+    assert describe_frames(track, make_plan(3, 2.0, 32))[1].tolist()[2:] == [1, 0]
 
 
 def test_times_are_asked_about_in_no_order_and_inside_the_clip() -> None:

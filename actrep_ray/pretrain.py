@@ -2,10 +2,9 @@
 
 The base stands in for what a large Qwen-VL has learned before anybody fine-tunes it. It never sees
 a count, a numbered list or a cycle mark: its labels are the motion tracks of the synthetic
-renderer, put into five kinds of text, each with its own question.
+renderer, put into four kinds of text, each with its own question.
 
-    where   one letter for each temporal patch: a (rest) ... h (furthest)
-    at      some times in no order, each with its letter: ` 3.2 f`; only the letters are learned
+    at      some times in no order, each with where it is, a (rest) to h (furthest): ` 3.2 f`
     how     one line for each stretch: `still 0.0-0.9s`, `out 0.9-1.6s`, `back 1.6-2.4s`
     away    one line for each excursion from the rest pose: ` 0.9-2.4s`
     what    what is seen: `A person squats. ...`
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from actrep_ray.config import VideoConfig
 from actrep_ray.learner.packing import PackedBatch, PackedRow
@@ -40,13 +40,16 @@ from data_prep.video import FramePlan, read_frames
 
 log = logging.getLogger(__name__)
 
-WHERE = "Where is the moving part at each time?"
 AT = "Where is it at each of some times?"
 HOW = "Describe how it moves."
 AWAY = "When is it away from rest?"
 WHAT = "What is shown?"
-QUESTIONS = {"where": WHERE, "at": AT, "how": HOW, "away": AWAY, "what": WHAT}
+QUESTIONS = {"at": AT, "how": HOW, "away": AWAY, "what": WHAT}
 NUM_TIMES = 10  # that `at` asks about
+MOVES = ("still", "out", "back")
+FRAME_NAMES = ("place", "way", "seconds", "tenths")
+FRAME_CLASSES = (len(PLACES), len(MOVES), 32, 10)  # of each of these
+FRAME_WEIGHT = 0.25  # of the loss of each of them
 VIDEO = VideoConfig(fps=4.0, max_frames=96, min_pixels=32 * 32, max_pixels=32 * 32)
 
 
@@ -58,12 +61,23 @@ class Example:
     plan: FramePlan
     frames: np.ndarray  # uint8 [T, H, W, 3]
     texts: dict[str, str]
+    shown: np.ndarray  # int64 [pairs of frames, 4], see `describe_frames`
 
 
-def describe_places(track: dict[str, Any], plan: FramePlan) -> str:
-    """One letter for each pair of frames: in which of `PLACES` the position lies."""
-    times = np.array(plan.timestamps_s[: plan.num_frames // 2 * 2]).reshape(-1, 2).mean(axis=1)
-    return "".join(f" {place}" for place in places_at(track, times))
+def describe_frames(track: dict[str, Any], plan: FramePlan) -> np.ndarray:
+    """What each pair of frames shows, int64 [pairs, 4].
+
+    The columns are those of `FRAME_CLASSES`: place, still/out/back, whole seconds, tenths.
+    """
+    odd = plan.timestamps_s[-1:] * (plan.num_frames % 2)  # the processor repeats the last frame
+    times = np.array([*plan.timestamps_s, *odd]).reshape(-1, 2).mean(axis=1)
+    places = [PLACES.index(place) for place in places_at(track, times)]
+    ways = motion_of(track)[
+        np.searchsorted(track["times_s"], times).clip(max=len(track["times_s"]) - 1)
+    ]
+    tenths = np.floor(times * 10 + 1e-6).astype(int)
+    ways = [MOVES.index(way) for way in ways]
+    return np.stack([places, ways, tenths // 10, tenths % 10], axis=1)
 
 
 def describe_times(track: dict[str, Any], plan: FramePlan, rng: random.Random) -> str:
@@ -81,14 +95,7 @@ def places_at(track: dict[str, Any], times_s: np.ndarray) -> list[str]:
 
 def describe_motion(track: dict[str, Any]) -> str:
     """One line for each stretch in which the part rests, goes out or comes back, with its times."""
-    times, position = np.array(track["times_s"]), np.array(track["position"])
-    is_moving = np.array(track["moving"], dtype=bool)
-    words = np.full(len(times), "still", dtype=object)
-    # A turn has no way back: its second half is called so.
-    is_turn = bool(np.any(np.diff(position) < -0.5))
-    goes_out = position < 0.5 if is_turn else np.gradient(position, times) > 0
-    words[is_moving & goes_out] = "out"
-    words[is_moving & ~goes_out] = "back"
+    times, words = track["times_s"], motion_of(track)
     lines, start = [], 0
     for i in range(1, len(words) + 1):
         if i == len(words) or words[i] != words[start]:
@@ -97,6 +104,19 @@ def describe_motion(track: dict[str, Any]) -> str:
                 lines.append(f"{words[start]} {times[start]:.1f}-{end:.1f}s\n")
             start = i
     return "".join(lines)
+
+
+def motion_of(track: dict[str, Any]) -> np.ndarray:
+    """One of `MOVES` for each video frame."""
+    times, position = np.array(track["times_s"]), np.array(track["position"])
+    is_moving = np.array(track["moving"], dtype=bool)
+    words = np.full(len(times), "still", dtype=object)
+    # A turn has no way back: its second half is called so.
+    is_turn = bool(np.any(np.diff(position) < -0.5))
+    goes_out = position < 0.5 if is_turn else np.gradient(position, times) > 0
+    words[is_moving & goes_out] = "out"
+    words[is_moving & ~goes_out] = "back"
+    return words
 
 
 def describe_excursions(track: dict[str, Any]) -> str:
@@ -138,12 +158,12 @@ def load_examples(folder: Path, split: str, inputs: QwenVLInputs, limit: int) ->
                 plan=plan,
                 frames=read_frames(plan),
                 texts={
-                    "where": describe_places(track, plan),
                     "at": describe_times(track, plan, random.Random(clip.id)),
                     "how": describe_motion(track),
                     "away": describe_excursions(track),
                     "what": "\n".join(wording(clip.action)),
                 },
+                shown=describe_frames(track, plan),
             )
         )
     return examples
@@ -222,8 +242,10 @@ def pretrain(args: argparse.Namespace) -> None:
     held_out = load_examples(Path(args.data[0]), "validation", inputs, 64)
     log.info("%d clips, %d parameters", len(train), sum(p.numel() for p in model.parameters()))
     policy = Policy(model, inputs.visual_token_ids)
+    frames = FrameHeads(model, inputs.video_pad_id)
+    trained = [*model.parameters(), *frames.heads.parameters()]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+        trained, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
     stream = batches(train, args.batch_size, args.seed)
     rng = random.Random(args.seed)
@@ -238,11 +260,13 @@ def pretrain(args: argparse.Namespace) -> None:
             batch = collate(inputs, seen, list(QUESTIONS))
             log_probs, _ = policy(batch, temperature=1.0)
             loss = -log_probs.sum() / batch.num_targets
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            shown = frames.losses(batch, seen)
+            (loss + FRAME_WEIGHT * shown.sum()).backward()
+            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             row = {"step": step + 1, "loss": loss.item()}
+            row |= {f"frame_{n}_loss": x for n, x in zip(FRAME_NAMES, shown.tolist(), strict=True)}
             row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
             if (step + 1) % args.every == 0 or step + 1 == args.steps:
                 row |= validate(policy, inputs, held_out)
@@ -250,6 +274,36 @@ def pretrain(args: argparse.Namespace) -> None:
                 save(model, inputs, out)
             history.write(json.dumps(row) + "\n")
             history.flush()
+
+
+class FrameHeads(torch.nn.Module):
+    """Reads off the second decoder layer what each pair of frames shows; left out of the base.
+
+    Text alone teaches it slowly, since a place is only learned from once it is found, and only
+    found once it is known.
+
+    Args:
+        model: The Qwen-VL model.
+        marker_id: The token of each pair of frames, whose state is read.
+    """
+
+    def __init__(self, model: Any, marker_id: int) -> None:
+        super().__init__()
+        width = model.config.get_text_config().hidden_size
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(width, n) for n in FRAME_CLASSES])
+        self.marker_id = marker_id
+        self.states = torch.empty(0)
+        model.model.language_model.layers[1].register_forward_hook(self._keep)
+
+    def _keep(self, _module: Any, _inputs: Any, output: Any) -> None:
+        self.states = output[0] if isinstance(output, tuple) else output
+
+    def losses(self, batch: PackedBatch, examples: Sequence[Example]) -> torch.Tensor:
+        """Mean cross-entropy of each of `FRAME_CLASSES`, [4], after the model's forward pass."""
+        states = self.states[batch.input_ids == self.marker_id]  # [N, H]
+        truth = torch.from_numpy(np.concatenate([example.shown for example in examples]))
+        pairs = zip(self.heads, truth.T, strict=True)
+        return torch.stack([functional.cross_entropy(head(states), t) for head, t in pairs])
 
 
 def validate(policy: Policy, inputs: QwenVLInputs, examples: Sequence[Example]) -> dict[str, float]:
@@ -275,8 +329,8 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True, help="folder of synthetic clips")
     parser.add_argument("--out", required=True, help="checkpoint folder to write")
     parser.add_argument("--start", help="checkpoint to go on from (random weights without it)")
-    parser.add_argument("--steps", type=int, default=1400)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--clips", type=int, default=1_000_000, help="at most, of each folder")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup", type=int, default=50)
