@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -121,6 +122,8 @@ class AsyncGrpoDriver(GrpoDriver):
         self._failed: list[Place] = []  # may be refilled
         self._is_scoring = False
         self._num_complete = 0
+        self._is_pushing = False
+        self._delivered: dict[str, float] = {}
         self._in_checkpoint: list[tuple[Place, str]] = []  # to ask again, with their ids
 
     def run(self) -> Checkpoint:
@@ -129,6 +132,7 @@ class AsyncGrpoDriver(GrpoDriver):
         step, end = self.restore(), self.recipe.train.num_steps
         with MetricLogger(cfg.run_dir, purge_after_step=step or -1, num_steps=end) as logger:
             self.push(step)
+            self.finish_push()
             if step == 0:
                 self.log_start(logger)
             while step < end:
@@ -146,12 +150,14 @@ class AsyncGrpoDriver(GrpoDriver):
                 metrics |= rollout_metrics(groups, trainable, dropped, self.labels, step)
                 if is_due(cfg.eval.every, step, end):
                     with logger.timer("evaluate"):
+                        self.finish_push()
                         metrics |= self.evaluate(step)
                 if is_due(cfg.checkpoint.every or end, step, end):
                     with logger.timer("checkpoint"):
                         last = self.save(step)
                 log_details(logger, step, groups, trainable, self.labels)
                 logger.log(step, metrics)
+        self.finish_push()
         self.ledger.check(self.num_in_flight)
         assert last is not None, "no step was left to do and no checkpoint exists"
         return last
@@ -164,16 +170,33 @@ class AsyncGrpoDriver(GrpoDriver):
     # ---------------------------------------------------------------- the steps of the loop
 
     def push(self, step: int) -> dict[str, float]:
-        """Give the engines the learners' weights, and with them leave to work ahead."""
+        """Give the engines the learners' weights, and with them leave to work ahead.
+
+        Returns when they are there if the engines are idle until then; else at once, with the
+        figures of the last delivery.
+        """
+        self.finish_push()
         with self.timeline.span("learner", "ranks", "export weights"):
             ref = self.while_working(self.pools.learners.export_weights_ref)
-        is_rolling = self.max_staleness > 0  # else all engines are idle now
-        metrics = self.pools.weight_sync.deliver(ref, step, is_rolling=is_rolling)
-        self.version = step
+        if self.max_staleness == 0:
+            metrics = self.pools.weight_sync.deliver(ref, step)
+            self.version = step
+            return metrics
+        delivered, self._delivered = self._delivered, {}
+        self._is_pushing = True
+        self.pools.weight_sync.start_delivery(ref, step, partial(self._on_delivered, step))
+        return delivered
+
+    def finish_push(self) -> None:
+        """Wait until every engine has the weights that were pushed last."""
+        self.pools.rollouts.wait(
+            lambda: not self._is_pushing, lambda: "the engines to load new weights"
+        )
+
+    def _on_delivered(self, step: int, metrics: dict[str, float]) -> None:
+        self.version, self._delivered, self._is_pushing = step, metrics, False
         self.pools.rollouts.grow()
-        if is_rolling:
-            self.issue_allowed()
-        return metrics
+        self.issue_allowed()
 
     def issue_allowed(self) -> None:
         """Issue the places of every step that the version in the engines is new enough for."""
@@ -204,7 +227,8 @@ class AsyncGrpoDriver(GrpoDriver):
 
     def batch_of(self, step: int) -> list[Place]:
         """The places that a step trains on, once they are complete; they stay in flight."""
-        self.issue_allowed()
+        if not self._is_pushing:
+            self.issue_allowed()
         oldest = step - 1 - self.max_staleness
 
         def find() -> list[Place] | None:

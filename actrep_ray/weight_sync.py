@@ -8,6 +8,7 @@ and that every engine reports the new version.
 """
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,15 +43,12 @@ class WeightSync:
         metrics = {"sync/export_s": time.perf_counter() - start}
         return metrics | self.deliver(ref, policy_version)
 
-    def deliver(
-        self, ref: Any, policy_version: int, *, is_rolling: bool = False
-    ) -> dict[str, float]:
-        """Give every engine weights that were exported.
+    def deliver(self, ref: Any, policy_version: int) -> dict[str, float]:
+        """Give every engine weights that were exported, all at the same time.
 
         Args:
             ref: What `LearnerPool.export_weights_ref` returned.
             policy_version: Version to stamp them with.
-            is_rolling: Let half of the engines generate while the other half loads.
 
         Returns:
             `sync/load_s` (wall clock) and `sync/policy_version`.
@@ -59,8 +57,26 @@ class WeightSync:
             RuntimeError: if a weight changed on its way, or an engine reports another version.
         """
         start = time.perf_counter()
-        half = -(-self.rollouts.num_workers // 2)
-        self.rollouts.load_weights(ref, policy_version, at_once=half if is_rolling else None)
+        self.rollouts.load_weights(ref, policy_version)
+        return self._metrics(policy_version, start)
+
+    def start_delivery(
+        self, ref: Any, policy_version: int, then: Callable[[dict[str, float]], None]
+    ) -> None:
+        """As `deliver`, to half of the engines at a time, while the other half generates.
+
+        Returns at once; `then` is called with the metrics when all engines have the weights, and
+        errors are raised, by whoever waits in the pool's mailbox.
+        """
+        start = time.perf_counter()
+        self.rollouts.start_load(
+            ref,
+            policy_version,
+            lambda: then(self._metrics(policy_version, start)),
+            at_once=-(-self.rollouts.num_workers // 2),
+        )
+
+    def _metrics(self, policy_version: int, start: float) -> dict[str, float]:
         versions = self.rollouts.policy_versions()
         if set(versions) != {policy_version}:
             raise RuntimeError(

@@ -73,6 +73,16 @@ class _Worker:
         return sum(task.settings.group_size for task in self.tasks.values())
 
 
+@dataclass(eq=False)
+class _Push:
+    """New weights on their way: who has to load them yet, and how many may at a time."""
+
+    waiting: deque[_Worker]
+    at_once: int
+    then: Callable[[], None]
+    loading: set[_Worker] = field(default_factory=set)
+
+
 class RolloutPool:
     """Rollout workers; `start` makes a pool whose engines have started.
 
@@ -91,6 +101,7 @@ class RolloutPool:
         self._workers: list[_Worker] = []
         self._waiting: deque[_Task] = deque()
         self._weights: tuple[Any, int] | None = None
+        self._push: _Push | None = None
         self._timeout_s = recipe.rollout.timeout_s
         self._max_in_flight = recipe.rollout.max_in_flight or 2 * recipe.rollout.max_num_seqs
 
@@ -214,16 +225,27 @@ class RolloutPool:
             policy_version: Version that the engines stamp on their answers from now on.
             at_once: How many engines load at the same time; all by default.
         """
+        workers = [w for w in self._workers if w.is_ready]
+        arrived: list[int] = []
+        self.start_load(ref, policy_version, lambda: arrived.append(1), at_once=at_once)
+        what = f"the engines to load the weights of version {policy_version}"
+        self.wait(lambda: arrived, lambda: what)
+        return [worker.load_s for worker in workers if worker in self._workers]
+
+    def start_load(
+        self,
+        ref: Any,
+        policy_version: int,
+        then: Callable[[], None],
+        *,
+        at_once: int | None = None,
+    ) -> None:
+        """As `load_weights`, but returns at once; `then` is called by whoever waits."""
+        assert self._push is None, "the engines are still loading other weights"
         self._weights = (ref, policy_version)
         workers = [w for w in self._workers if w.is_ready]
-        size = max(1, at_once or len(workers))
-        what = f"the engines to load the weights of version {policy_version}"
-        for start in range(0, len(workers), size):
-            wave = workers[start : start + size]
-            for worker in wave:
-                self._call(worker, "load_weights", ref, policy_version, then=self._on_loaded)
-            self.wait(partial(self._have_version, wave, policy_version), lambda: what)
-        return [worker.load_s for worker in workers if worker in self._workers]
+        self._push = _Push(deque(workers), at_once or len(workers), then)
+        self._go_on_with_push()
 
     def policy_versions(self) -> list[int]:
         """The version that each engine at work reported when it had loaded its weights."""
@@ -373,12 +395,14 @@ class RolloutPool:
             return
         worker.is_ready = True
         self._dispatch([worker])
+        self._go_on_with_push()
 
     def _on_loaded(self, worker: _Worker, loaded: Loaded) -> None:
         self._record(worker, "load weights", loaded.began_s, loaded.ended_s)
         worker.load_s = loaded.ended_s - loaded.began_s
         if worker.is_ready:
             worker.policy_version = loaded.policy_version
+            self._go_on_with_push()
         else:
             self._on_version(worker, loaded.policy_version)
 
@@ -400,17 +424,31 @@ class RolloutPool:
         if not worker.is_leaving:
             self.add_workers()
         self._dispatch(self._workers)
+        self._go_on_with_push()
 
-    def _have_version(self, workers: Sequence[_Worker], policy_version: int) -> bool:
-        """Whether those that still live have it, and somebody can work."""
-        living = [w for w in workers if w in self._workers]
-        is_loaded = all(w.policy_version == policy_version for w in living)
-        return is_loaded and any(w.is_ready for w in self._workers)
+    def _go_on_with_push(self) -> None:
+        """Let the next engines load; ends the push when all that live have, and one can work."""
+        push = self._push
+        if push is None or self._weights is None:
+            return
+        push.loading = {w for w in push.loading if w in self._workers and not self._is_current(w)}
+        while push.waiting and len(push.loading) < push.at_once:
+            worker = push.waiting.popleft()
+            if worker in self._workers:
+                push.loading.add(worker)
+                self._call(worker, "load_weights", *self._weights, then=self._on_loaded)
+        if not push.loading and any(w.is_ready for w in self._workers):
+            self._push = None
+            push.then()
+
+    def _is_current(self, worker: _Worker) -> bool:
+        return self._weights is not None and worker.policy_version == self._weights[1]
 
     def _dismiss_if_done(self, worker: _Worker) -> None:
         if worker.is_leaving and not worker.tasks:
             self._workers.remove(worker)
             ray.kill(worker.handle)
+            self._go_on_with_push()
 
     def _record(self, worker: _Worker, what: str, began_s: float, ended_s: float) -> None:
         self.timeline.add("rollout", f"engine {worker.index}", what, began_s, ended_s)
