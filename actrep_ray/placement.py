@@ -178,9 +178,7 @@ def _explain(
 ) -> str:
     labels = "".join(f", {key}={value}" for key, value in pool.labels.items())
     unit = " and ".join(f"{amount:g} {name}" for name, amount in pool.bundle.items())
-    have = "; ".join(
-        f"{node.name}: {node.num_gpus:g} GPU, {node.num_cpus:g} CPU" for node in nodes[:8]
-    )
+    have = "; ".join(map(_describe_node, nodes[:8]))
     if not allowed:
         return (
             f"no node has the label{'s' if len(pool.labels) > 1 else ''}{labels[1:]} that "
@@ -202,3 +200,8 @@ def _explain(
         f"{', '.join(short) or f'a node with {unit} free'}. Lower "
         f"{key if pool.role == 'rollout' else f'{pool.role}.num_workers'} or add nodes"
     )
+
+
+def _describe_node(node: Node) -> str:
+    cpus = "" if node.num_cpus == float("inf") else f", {node.num_cpus:g} CPU"
+    return f"{node.name}: {node.num_gpus:g} GPU{cpus}"

@@ -531,8 +531,9 @@ def _remedies(
     excess = _excess(plan)
     found = []
     for order, change in enumerate(_changes(recipe, missed, prompt)):
+        settings = [setting for setting in change.split() if _changes_something(recipe, setting)]
         try:
-            changed = override(recipe, change.split())
+            changed = override(recipe, settings)
         except ConfigError:
             continue
         size = prompt if "video." not in change else largest_prompt(changed, model)
@@ -540,13 +541,20 @@ def _remedies(
         is_better = _excess(new) < excess if missed else len(new.problems) < len(plan.problems)
         if len(new.problems) > len(plan.problems) or not is_better:
             continue
-        text = f"--set {' --set '.join(change.split())}: "
+        text = f"--set {' --set '.join(settings)}: "
         if new.fits:
             text += "fits"
         else:
             text += ", ".join(f"{r.role} {r.num_bytes / GIB:.1f} GiB" for r in new.roles)
         found.append((not new.fits, order if new.fits else _excess(new), text))
-    return [text for _, _, text in sorted(found)[:3]]
+    return list(dict.fromkeys(text for _, _, text in sorted(found)))[:3]
+
+
+def _changes_something(recipe: Recipe, setting: str) -> bool:
+    try:
+        return override(recipe, [setting]) != recipe
+    except ConfigError:
+        return True  # of use only with the others
 
 
 def _changes(recipe: Recipe, missed: set[str], prompt: PromptSize) -> list[str]:
@@ -563,6 +571,7 @@ def _changes(recipe: Recipe, missed: set[str], prompt: PromptSize) -> list[str]:
             "model.freeze=[vision_tower]",
             f"learner.num_workers={2 * learner.num_workers}",
             "learner.offload=all",
+            f"learner.offload=all learner.micro_batch_tokens={half}",
             "learner.strategy=fsdp2",
             "model.freeze=[] model.lora.rank=64",
             "learner.gradient_checkpointing=true model.freeze=[] model.lora.rank=64",
