@@ -488,7 +488,7 @@ def test_no_process_is_left_when_it_is_stopped(
     paths = f"{root}:{Path(str(bad_decoders.__file__)).parent}"
     run = subprocess.Popen(
         [sys.executable, str(script), str(path)],
-        env=os.environ | {"PYTHONPATH": paths},
+        env=os.environ | {"PYTHONPATH": paths, "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
     )
