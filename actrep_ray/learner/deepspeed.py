@@ -146,6 +146,8 @@ def _import_deepspeed(device_type: str) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # On a CPU it would compile an operator of its own at the first start: two minutes, for nothing.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed's matter, not the user's.
+    # DeepSpeed's matter, not the user's; and checkpointed layers do run without gradients here,
+    # when answers are scored.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+    warnings.filterwarnings("ignore", "None of the inputs have requires_grad", UserWarning)
     return deepspeed

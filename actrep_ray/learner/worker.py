@@ -624,7 +624,9 @@ class LearnerWorker:
         is_reentrant = cfg.strategy == "deepspeed" and cfg.zero_stage == 3
         model.gradient_checkpointing_enable({"use_reentrant": is_reentrant})
         if is_reentrant:
-            model.enable_input_require_grads()
+            # Such a checkpoint gives no gradient to a layer whose input needs none.
+            for first in (model.get_input_embeddings(), model.model.visual.patch_embed):
+                first.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
 
     def _load_reference(self) -> ForwardFn:
         """The frozen policy of the KL term, split by FSDP2 whatever the strategy."""
