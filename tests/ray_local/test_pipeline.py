@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
@@ -103,6 +104,10 @@ class Method:
     name: str
 
     def remote(self, *arguments: Any) -> "Ref":
+        if isinstance(self.handle, MortalHandle) and self.handle.dies(self.name, arguments):
+            dead: Future[Any] = Future()
+            dead.set_exception(ActorDiedError())
+            return Ref(dead)
         function = getattr(self.handle.worker, self.name)
         return Ref(self.handle.thread.submit(function, *arguments))
 
@@ -113,6 +118,20 @@ class Ref:
 
     def future(self) -> "Future[Any]":
         return self.result
+
+
+class MortalHandle(Handle):
+    """Number 0 dies at its third turn, number 1 when it is to load version 2."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+        self.calls = Counter[str]()
+
+    def dies(self, method: str, arguments: tuple[Any, ...]) -> bool:
+        self.calls[method] += 1
+        is_third = self.index == 0 and self.calls["advance"] >= 3
+        return is_third or (self.index == 1 and method == "load_weights" and arguments[1] == 2)
 
 
 class Colleagues:
@@ -162,8 +181,10 @@ class Threads:
     weight_sync: Any
 
     @classmethod
-    def start(cls, recipe: Recipe, colleagues: Colleagues) -> "Threads":
-        pool = RolloutPool(recipe, Handle)
+    def start(
+        cls, recipe: Recipe, colleagues: Colleagues, handle: type[Handle] = Handle
+    ) -> "Threads":
+        pool = RolloutPool(recipe, handle)
         pool.add_workers(3)
         pool.wait_ready()
         return cls(pool, colleagues, colleagues, WeightSync(colleagues, pool))  # type: ignore[arg-type]
@@ -250,6 +271,19 @@ def test_dropped_groups_are_refilled_and_counted(
     rows = read_metrics(recipe.run_dir / "metrics.jsonl")[1:]
     assert sum(row["dropped/groups"] for row in rows) == ledger.dropped.total()
     assert sum(driver.sampler.histogram.values()) == ledger.issued
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_the_groups_of_dead_workers_are_not_lost(
+    base: Recipe, tmp_path: Path, staleness: int
+) -> None:
+    recipe = changed(base, tmp_path, max_staleness=staleness)
+    colleagues = Colleagues()
+    pools = Threads.start(recipe, colleagues, MortalHandle)
+    prepare_grpo(recipe).driver(pools).run()  # type: ignore[arg-type]
+    assert pools.rollouts.num_restarts == 2
+    assert pools.rollouts.num_workers == 3
+    assert numbers(colleagues.trained) == EVERY_PLACE
 
 
 @pytest.mark.parametrize("fails", [0.0, 0.4])
