@@ -80,6 +80,8 @@ class RayNode:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.log = (self.folder / "node.log").open("a")
+        if (Path.home() / ".ray" / "auth_token").is_file():
+            environment["RAY_AUTH_MODE"] = "token"  # a head takes it by itself, a worker does not
         command = [str(Path(sys.executable).with_name("ray")), "start", *line]
         if own_folder is not None:
             mount = f'mount -t tmpfs none {own_folder} && exec "$@"'
