@@ -84,7 +84,12 @@ class RayNode:
             environment["RAY_AUTH_MODE"] = "token"  # a head takes it by itself, a worker does not
         command = [str(Path(sys.executable).with_name("ray")), "start", *line]
         if own_folder is not None:
-            mount = f'mount -t tmpfs none {own_folder} && exec "$@"'
+            # The session's folder is the head's; a node must not clean up what another unpacked.
+            folders = [own_folder]
+            if head is not None:
+                folders.append((head.folder / "session_latest" / "runtime_resources").resolve())
+            mounts = " && ".join(f"mount -t tmpfs none {folder}" for folder in folders)
+            mount = f'{mounts} && exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", mount, "sh", *command]
         if namespace:
             command = ["ip", "netns", "exec", namespace, *command]
