@@ -34,7 +34,12 @@ SETTINGS = (
     "algorithm.entropy_coef=0.05",
 )
 AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
-LORA = ("model.lora.rank=4", "model.lora.alpha=16")
+LORA = (
+    "model.lora.rank=4",
+    "model.lora.alpha=16",
+    "model.lora.parts=[vision_tower,language_model]",
+    "model.lora.target_modules=[qkv,q_proj,down_proj]",
+)
 # By number of ranks; one process start for all of them.
 STARTED = {
     1: ("fsdp2", "zero3", "lora-fsdp2"),
@@ -83,7 +88,12 @@ def _strategies(make_recipe: Callable[..., Recipe], folder: Path, model: Path) -
         "zero2": make_recipe(*zero, "learner.zero_stage=2"),
         "zero3": make_recipe(*zero, f"learner.deepspeed_config={zero3}"),
         "lora-fsdp2": make_recipe(*base, *LORA),
-        "lora-zero3": make_recipe(*zero, *LORA, f"learner.deepspeed_config={zero3}"),
+        "lora-zero3": make_recipe(
+            *zero,
+            *LORA,
+            f"learner.deepspeed_config={zero3}",
+            "learner.gradient_checkpointing=true",  # re-entrant there; adapters in both parts
+        ),
     }
 
 
