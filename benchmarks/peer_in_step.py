@@ -23,8 +23,8 @@ def run_in_step(work: Work) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=work.recipe.learner.lr, weight_decay=0.0)
     notes, score = Notes(), work.scorer()
     torch.manual_seed(work.recipe.seed)
+    notes.begin()
     for clips in work.steps:
-        began = time.perf_counter()
         lengths: list[int] = []
         rewards: list[float] = []
         for clip in clips:
@@ -46,7 +46,7 @@ def run_in_step(work: Work) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), work.recipe.learner.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        notes.seconds.append(time.perf_counter() - began)
+        notes.end_step()
         notes.lengths.append(lengths)
         notes.rewards.append(float(np.mean(rewards)))
     return notes.summary()

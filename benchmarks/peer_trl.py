@@ -14,7 +14,8 @@ from datasets import Dataset
 from peer_work import Notes, Work
 from PIL import Image
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from data_prep.schema import Clip
 from data_prep.video import read_frames
@@ -123,22 +124,20 @@ class Material:
         return [{"role": "user", "content": [*visual, text]}]
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class Clock(TrainerCallback):
     """Notes the seconds between the ends of steps, whatever they were spent on."""
 
     def __init__(self, notes: Notes) -> None:
-        self._notes, self._last = notes, 0.0
+        self._notes = notes
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._last = time.perf_counter()
+        self._notes.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        now = time.perf_counter()
-        self._notes.seconds.append(now - self._last)
-        self._last = now
+        self._notes.end_step()
 
 
-class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
+class TimedTrainer(GRPOTrainer):
     """The stock trainer; notes where the time of a step goes."""
 
     notes: Notes

@@ -1,5 +1,6 @@
 """What the systems of peers.py have in common: the clips of each step, the reward, the notes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,7 @@ class Notes:
 
     Attributes:
         seconds: Of each step.
+        cpu_s: CPU seconds of each step, of all threads.
         lengths: Tokens of each answer, by step.
         rewards: Mean of each step.
         prompt_tokens: Mean length of prompts, by batch.
@@ -89,10 +91,22 @@ class Notes:
     """
 
     seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     lengths: list[Sequence[int]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     prompt_tokens: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """The first step begins now."""
+        self._last, self._last_cpu = time.perf_counter(), time.process_time()
+
+    def end_step(self) -> None:
+        """A step ends now, and the next one begins."""
+        last, last_cpu = self._last, self._last_cpu
+        self.begin()
+        self.seconds.append(self._last - last)
+        self.cpu_s.append(self._last_cpu - last_cpu)
 
     def add(self, phase: str, seconds: float) -> None:
         """Count seconds to a phase of the step that is going on."""
@@ -106,6 +120,7 @@ class Notes:
         total = sum(self.seconds[1:])
         return {
             "step_s": total / len(self.seconds[1:]),
+            "cpu_s": float(np.mean(self.cpu_s[1:])),
             "samples_per_s": len(lengths) / total,
             "tokens_per_s": sum(lengths) / total,
             "mean_length": float(np.mean(lengths)),

@@ -9,7 +9,10 @@
 Each runs in a process of its own, one after the other, in float32, from the same checkpoint, on the
 same clips in the same order, with the same group size, cap of an answer's length and number of
 optimiser steps (one a step), no reference model. Two threads compute in each: one of the engine and
-one of the learner in ours, two of PyTorch in the peers. The first step of each is not counted.
+one of the learner in ours, which the synchronous driver keeps busy by turns; two of PyTorch in the
+peers (`--peer-threads`). The first step of each is not counted. CPU seconds are those of all
+processes and threads of a system: on a machine that is busy with other work they say more than
+seconds do, with one thread for the peers, since a thread that waits for another one spins.
 
     python benchmarks/peers.py --model CHECKPOINT --data CLIPS.jsonl [--quick]
 
@@ -27,11 +30,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 NAMES = {
     "ours": "ours",
@@ -151,7 +157,7 @@ def make_recipe(args: argparse.Namespace, name: str) -> Any:
         f"name={name}",
         f"video.cache_dir={json.dumps(str(args.folder / f'frames-{name}'))}",
         f"rollout.max_response_tokens={args.max_tokens}",
-        f"train.num_steps={args.steps + 1}",
+        f"train.num_steps={args.steps + (2 if name.startswith('ours') else 1)}",
         f"train.prompts_per_step={args.prompts}",
         f"train.group_size={args.group_size}",
         "train.mini_batch_size=null",
@@ -168,18 +174,23 @@ def run_ours(recipe: Any) -> dict[str, Any]:
     from actrep_ray.driver import run_grpo
     from actrep_ray.metrics import read_metrics
 
+    path = recipe.run_dir / "metrics.jsonl"
+    meter = CpuMeter(path)
+    meter.start()
     run_grpo(recipe)
-    rows = [row for row in read_metrics(recipe.run_dir / "metrics.jsonl") if row["step"] > 1]
+    # The first step is a warm-up; the last one writes a checkpoint.
+    rows = [row for row in read_metrics(path) if 1 < row["step"] < recipe.train.num_steps]
 
     def mean(key: str) -> float:
         return float(np.mean([row.get(key) or 0.0 for row in rows]))
 
-    seconds = mean("time/step_s") - mean("time/checkpoint_s")
+    seconds = mean("time/step_s")
     answers = recipe.train.prompts_per_step * recipe.train.group_size
     length = mean("rollout/response_tokens")
     keys = [key for key in rows[-1] if key.startswith("time/") and key.endswith("_s")]
     return {
         "step_s": seconds,
+        "cpu_s": float(np.mean([meter.spent[row["step"]] for row in rows])),
         "samples_per_s": answers / seconds,
         "tokens_per_s": answers * length / seconds,
         "mean_length": length,
@@ -189,24 +200,60 @@ def run_ours(recipe: Any) -> dict[str, Any]:
     }
 
 
+class CpuMeter(threading.Thread):
+    """CPU seconds of each logged step, of this process and all that it started.
+
+    Args:
+        path: The file that gets a line at the end of each step; the first line is step 0.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.spent: dict[int, float] = {}
+        self._path = path
+
+    def run(self) -> None:
+        step, last = -1, 0.0
+        while True:
+            lines = self._path.read_text("utf-8").count("\n") if self._path.exists() else 0
+            if lines - 1 > step:
+                now = self._total()
+                step, self.spent[lines - 1], last = lines - 1, now - last, now
+            time.sleep(0.02)
+
+    @staticmethod
+    def _total() -> float:
+        this = psutil.Process()
+        total = 0.0
+        for process in [this, *this.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+
 def report(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Print the table; returns the JSON object."""
     base = results.get("ours")
     print(
         f"\n{args.prompts} prompts x {args.group_size} answers of at most {args.max_tokens} tokens "
         f"a step, {args.steps} steps, float32, {args.peer_threads} threads of the peers\n"
-        f"{'':<11}{'s/step':>8}{'samples/s':>11}{'tokens/s':>10}{'length':>8}"
-        f"{'ours, samples':>15}{'tokens':>8}"
+        f"{'':<11}{'s/step':>8}{'CPU s':>8}{'samples/s':>11}{'tokens/s':>10}{'length':>8}"
+        f"{'ours: samples':>15}{'tokens':>8}{'tokens/CPU s':>14}"
     )
     for name, row in results.items():
         line = (
-            f"{NAMES[name]:<11}{row['step_s']:>8.2f}{row['samples_per_s']:>11.2f}"
-            f"{row['tokens_per_s']:>10.0f}{row['mean_length']:>8.1f}"
+            f"{NAMES[name]:<11}{row['step_s']:>8.2f}{row['cpu_s']:>8.2f}"
+            f"{row['samples_per_s']:>11.2f}{row['tokens_per_s']:>10.0f}{row['mean_length']:>8.1f}"
         )
+        row["tokens_per_cpu_s"] = row["tokens_per_s"] * row["step_s"] / row["cpu_s"]
         if base:
-            row["ours_by_samples"] = base["samples_per_s"] / row["samples_per_s"]
-            row["ours_by_tokens"] = base["tokens_per_s"] / row["tokens_per_s"]
-            line += f"{row['ours_by_samples']:>14.2f}x{row['ours_by_tokens']:>7.2f}x"
+            for key in ("samples_per_s", "tokens_per_s", "tokens_per_cpu_s"):
+                row[f"ours_by_{key}"] = base[key] / row[key]
+            line += (
+                f"{row['ours_by_samples_per_s']:>14.2f}x{row['ours_by_tokens_per_s']:>7.2f}x"
+                f"{row['ours_by_tokens_per_cpu_s']:>13.2f}x"
+            )
         print(line)
     return {
         "benchmark": "peers",
