@@ -1,4 +1,4 @@
-"""GRPO by four systems on the same model, clips and answers: samples and tokens per second.
+"""GRPO by several systems on the same model and clips: samples and tokens per second.
 
     ours        the synchronous driver: vLLM engine, reward worker, FSDP2 learner (Ray actors)
     ours async  the asynchronous driver, rollouts one step behind at most
@@ -16,10 +16,10 @@ seconds do, with one thread for the peers, since a thread that waits for another
 
     python benchmarks/peers.py --model CHECKPOINT --data CLIPS.jsonl [--quick]
 
-`--model` should be an SFT checkpoint, whose answers end by themselves and earn different rewards.
-Without one the shipped base model is used: its answers earn nothing, so that a text's hash is
-its reward, by which every group has something to learn from. Five systems have to be started
-(vLLM and TRL take half a minute and more each), so `--quick` takes two to three minutes.
+Give `--model` an SFT checkpoint, whose answers earn different rewards. Without one the shipped base
+model is used: its answers earn nothing, so that a hash of the text is the reward, by which every
+group has something to learn from. Starting five systems takes minutes, far beyond the steps that
+`--quick` measures: name a few with `--only`.
 
 The last line is one JSON object.
 """
@@ -39,6 +39,10 @@ from typing import Any
 import numpy as np
 import psutil
 
+EPILOG = (
+    "Give an SFT checkpoint: with the base model a hash of the text is the reward. Starting five "
+    "systems takes minutes, with --quick too; --only names a few."
+)
 NAMES = {
     "ours": "ours",
     "ours-async": "ours async",
@@ -49,9 +53,7 @@ NAMES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], epilog=__doc__.partition("`--model`")[2]
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=EPILOG)
     parser.add_argument("--quick", action="store_true", help="fewer prompts, fewer steps")
     parser.add_argument("--model", type=Path, help="checkpoint to start from; the base by default")
     parser.add_argument("--data", type=Path, help="clips.jsonl; 64 easy clips by default")
@@ -68,6 +70,11 @@ def main() -> None:
     args.prompts = args.prompts or (4 if args.quick else 16)
     args.max_tokens = args.max_tokens or (96 if args.quick else 256)
     args.steps = args.steps or (1 if args.quick else 4)
+    if args.prompts * args.group_size % min(args.trl_micro_batch, args.prompts * args.group_size):
+        parser.error(
+            f"--trl-micro-batch {args.trl_micro_batch}: expected a divisor of --prompts x "
+            f"--group-size = {args.prompts * args.group_size}"
+        )
     if args.child:
         result = run(args.child, args)
         (args.folder / f"{args.child}.json").write_text(json.dumps(result), encoding="utf-8")
@@ -103,8 +110,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]
                 log.seek(0)
                 raise SystemExit(f"{name} failed:\n{log.read()[-4000:]}")
         results[name] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        results[name]["load"] = os.getloadavg()[1]
         seconds, all_s = results[name]["step_s"], time.perf_counter() - began
-        print(f"{NAMES[name]:<11} {seconds:7.2f} s a step ({all_s:.0f} s in all)", flush=True)
+        load = results[name]["load"]
+        print(
+            f"{NAMES[name]:<11} {seconds:7.2f} s a step ({all_s:.0f} s in all, load {load:.0f})",
+            flush=True,
+        )
     return results
 
 
