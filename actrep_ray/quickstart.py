@@ -31,6 +31,8 @@ from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.counting import evaluate
 from actrep_ray.driver import GrpoJob, Pools, prepare_grpo
 from actrep_ray.evaluation.metrics import FIGURES
+from actrep_ray.evaluation.periodicity import NAME as BASELINE
+from actrep_ray.evaluation.periodicity import write_baseline
 from actrep_ray.evaluation.report import Report, read_run, write_report
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -123,9 +125,12 @@ class Quickstart:
         self.keys = self.find_keys()
         self.inputs = QwenVLInputs(resolve_model(self.sft.model.path))
         self.clips = load_clips(self.grpo, self.grpo.eval.split, limit=self.grpo.eval.num_clips)
-        if not all(self.stages.is_done(name, key) for name, key in self.keys.items()):
+        if any(self.is_needed(name) for name in self.keys if name != BASELINE):
             with cluster(self.sft, self.grpo):
                 self.train()
+        if self.is_needed(BASELINE):
+            with self.stages.doing(BASELINE, self.keys[BASELINE]):
+                write_baseline(self.clips, self.folder)
         return self.report()
 
     def prepare(self) -> None:
@@ -149,6 +154,7 @@ class Quickstart:
         sft = hash_of(base, self.sft.model_dump_json())
         grpo = hash_of(sft, self.grpo.model_dump_json())
         return {
+            BASELINE: hash_of(data, shown),
             "untrained": hash_of(base, shown),
             "sft": sft,
             "sft evaluation": hash_of(sft, shown),

@@ -243,7 +243,33 @@ def file_problem(path: str | Path) -> FileProblem | None:
         return FileProblem("unreadable_video", "permission denied")
     if status.st_size == 0:
         return FileProblem("empty_video", "the file is empty")
+    if missing := _missing_bytes(Path(path), status.st_size):
+        return FileProblem("undecodable_video", f"cut short: {missing:,} bytes are missing")
     return None
+
+
+def _missing_bytes(path: Path, size: int) -> int:
+    """By how much the index or the frames of an mp4 reach beyond the end of its file; else 0.
+
+    The decoder does not always say so: from a file whose index comes first it may hand out other
+    frames than those that are not there.
+    """
+    with path.open("rb") as file:
+        start = 0
+        while start + 8 <= size:
+            file.seek(start)
+            head = file.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if start == 0 and kind != b"ftyp":
+                return 0  # not an mp4
+            if length == 1:  # a 64-bit length follows
+                length = int.from_bytes(head[8:16], "big")
+            if length < 8:  # 0: up to the end of the file; else not a box
+                return 0
+            start += length
+            if start > size and kind in (b"mdat", b"moov"):
+                return start - size
+    return 0
 
 
 def open_video(path: str | Path) -> decord.VideoReader:

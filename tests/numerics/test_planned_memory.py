@@ -92,7 +92,7 @@ def rows_of(worker: LearnerWorker, clip: Clip, group_size: int) -> list[LearnerR
     ("dtype", "checkpointing", "group_size"),
     [("float32", False, 2), ("bfloat16", True, 4)],
 )
-def test_the_plan_is_within_15_percent_of_the_measured_peak(
+def test_the_plan_holds_the_measured_peak_and_at_most_a_fifth_more(
     model: Path,
     clips: list[Clip],
     make_recipe: Callable[..., Recipe],
@@ -127,7 +127,7 @@ def test_the_plan_is_within_15_percent_of_the_measured_peak(
     prompt = planner.PromptSize(num_visual, len(encoded.input_ids) - num_visual)
     monkeypatch.setattr(planner, "_SHORT_ANSWER", ANSWER)  # all answers here are of one length
     plan = planner.plan_learner(recipe, read_architecture(str(model)), prompt)
-    assert plan.num_bytes / counted.peak == pytest.approx(1, abs=0.15)
+    assert 0.95 < plan.num_bytes / counted.peak < 1.2
 
 
 def test_inputs_agree_with_the_planned_grid(model: Path, clips: list[Clip]) -> None:

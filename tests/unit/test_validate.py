@@ -457,12 +457,15 @@ def children_of(pid: int) -> list[int]:
 
 
 STOPPED = """
+import signal
 import sys
 from bad_decoders import check
 from data_prep.clip_checks import View
 from data_prep.validate import Decoding, validate_file
 
 if __name__ == "__main__":
+    # Started in the background of a shell, a process ignores ctrl-C until it says otherwise.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     view = View(4.0, 4, 256, 1024, 4096, 32, 2, None)
     try:
         validate_file(sys.argv[1], view, Decoding(2, 600.0, check=check))
