@@ -174,6 +174,7 @@ class RewardPool:
         self._part_names = [part.name for part in make_spec(recipe).parts]
         self.workers = [start_worker() for _ in range(recipe.reward.num_workers)]
         self._running: dict[Any, _Batch] = {}  # calls, oldest first
+        self._held: dict[int, list[tuple[int, ...]]] = {}  # what replaced workers get next
         self._groups: list[RolloutGroup] = []
         self._tasks: list[ScoringTask] = []
         self._results: dict[int, ScoredTask | FailedTask] = {}
@@ -241,6 +242,7 @@ class RewardPool:
             ]
         finally:
             self._running, self._groups, self._tasks, self._results = {}, [], [], {}
+            self._held = {worker: [] for worker in self._held}
 
     def shutdown(self) -> None:
         """End the workers; the pool cannot be used afterwards."""
@@ -262,6 +264,15 @@ class RewardPool:
         self._send(tuple(range(first, len(self._groups))), int(np.argmin(load)))
 
     def _send(self, places: tuple[int, ...], worker: int) -> None:
+        """Hand a call to a worker; one that took another's place gets a call at a time.
+
+        Its end may come before the reply of the call that it finished last, and the blame would
+        be that call's.
+        """
+        is_busy = any(batch.worker == worker for batch in self._running.values())
+        if worker in self._held and is_busy:
+            self._held[worker].append(places)
+            return
         ref = self.workers[worker].score.remote([self._tasks[place] for place in places])
         self._running[ref] = _Batch(worker, time.monotonic() + self._timeout_s, places)
 
@@ -277,6 +288,8 @@ class RewardPool:
         worker = self._running[done[0]].worker
         if self._receive(done[0]):
             self._extend_deadlines(worker)
+            if self._held.get(worker):
+                self._send(self._held[worker].pop(0), worker)
         else:
             self._replace_dead_worker(worker)
 
@@ -368,9 +381,11 @@ class RewardPool:
         lost = [(ref, batch) for ref, batch in self._running.items() if batch.worker == worker]
         for ref, _ in lost:
             del self._running[ref]
-        suspects, *others = [batch.places for _, batch in lost]
+        suspects, *others = [*(batch.places for _, batch in lost), *self._held.get(worker, [])]
+        is_sure = len(suspects) == 1 and (worker in self._held or not others)
+        self._held[worker] = []
         is_last = self.recipe.reward.max_failures == 0  # it stops the run, guilty or not
-        if not guilty and (is_last or len(suspects) == 1):
+        if not guilty and (is_last or is_sure):
             guilty = suspects[:1]
         for place in guilty:
             self._results[place] = failed
