@@ -22,11 +22,8 @@ import torch
 
 from actrep_ray.config import AlgorithmConfig
 from actrep_ray.learner.algorithms import estimate_advantages, kl_to_reference
-from actrep_ray.learner.packing import PackedBatch
+from actrep_ray.learner.packing import AnswerKey, PackedBatch
 from actrep_ray.types import LearnerRow
-
-AnswerKey = tuple[int, int]
-"""(number of the row, number of the answer)"""
 
 Gather = Callable[[Any], list[Any]]
 """A value of this rank to the values of all ranks."""

@@ -24,6 +24,9 @@ import torch
 from actrep_ray.learner.attention import PrefixLayout, prefix_mask
 from actrep_ray.models.qwen_vl import EncodedPrompt
 
+AnswerKey = tuple[int, int]
+"""(number of the learner row, number of the answer in it)"""
+
 
 @dataclass(frozen=True)
 class PackedRow:
@@ -63,7 +66,7 @@ class PackedBatch:
         predictors: int64 [A, T], place in the flat [B * L] of the token that predicts each target
         targets: int64 [A, T], the answers' tokens
         target_mask: bool [A, T], False on padding
-        answers: (number of the learner row, number of the answer in it) of each of the A answers
+        answers: Which each of the A answers is
     """
 
     input_ids: torch.Tensor
@@ -74,7 +77,7 @@ class PackedBatch:
     predictors: torch.Tensor
     targets: torch.Tensor
     target_mask: torch.Tensor
-    answers: tuple[tuple[int, int], ...]
+    answers: tuple[AnswerKey, ...]
 
     @property
     def num_targets(self) -> int:

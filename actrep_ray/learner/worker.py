@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +25,15 @@ from actrep_ray.config import Recipe
 from actrep_ray.frame_cache import FrameCache
 from actrep_ray.learner import algorithms, fsdp, optimizer
 from actrep_ray.learner.algorithms import BatchCounts
+from actrep_ray.learner.batches import (
+    LogProbGap,
+    Share,
+    TokenValues,
+    by_answer,
+    check_rows,
+    deal,
+    mini_batches,
+)
 from actrep_ray.learner.correction import TokenWeights, take_kl_off_rewards, token_weights
 from actrep_ray.learner.folders import complete_folder, copy_processor_files
 from actrep_ray.learner.packing import (
@@ -32,7 +41,6 @@ from actrep_ray.learner.packing import (
     PackedRow,
     collate,
     micro_batches,
-    packed_length,
     split_row,
 )
 from actrep_ray.learner.plan import optimizer_steps_per_step
@@ -46,9 +54,6 @@ from actrep_ray.weights import BUCKET_BYTES
 
 _log = logging.getLogger(__name__)
 
-TokenValues = dict[tuple[int, int], np.ndarray]
-"""Values of an answer's tokens, float32 [R_i], by (number of the row, number of the answer)."""
-
 LossFn = Callable[[PackedBatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
 """(batch, log_probs, entropy) to a share of the loss and sums over tokens."""
 
@@ -58,15 +63,6 @@ ForwardFn = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 class LearnerError(RuntimeError):
     """Training cannot go on; the message says why and which rows were at hand."""
-
-
-@dataclass(frozen=True)
-class _Share:
-    """A micro-batch of this rank; its weight is 0 if it only keeps step with the other ranks."""
-
-    rows: list[PackedRow]
-    weight: float
-    is_last: bool = False
 
 
 class LearnerWorker:
@@ -183,7 +179,7 @@ class LearnerWorker:
         is_single = len(minis) * cfg.num_updates_per_batch == 1 and not self._compares_old
         old = None if is_single else self._score(rows, self.strategy.forward, temperature)
         own = {i for m in minis for i in deal(rows, m, self.world_size)[self.rank]}
-        gap = _Gap(rows, own)
+        gap = LogProbGap(rows, own)
         if old is not None:
             gap.add(old)
         algorithm = self.recipe.algorithm
@@ -227,9 +223,7 @@ class LearnerWorker:
         is_sft = self.recipe.stage == "sft"
         temperature = 1.0 if is_sft else self.recipe.rollout.temperature
         values = self._score(rows, forward, temperature)
-        parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, values)
-        everything = {key: value for part in parts for key, value in part.items()}
+        everything = {key: value for part in self._gather(values) for key, value in part.items()}
         return [
             tuple(everything[i, a] for a in range(len(row.responses))) for i, row in enumerate(rows)
         ]
@@ -320,7 +314,7 @@ class LearnerWorker:
         mini: Sequence[int],
         old: TokenValues | None,
         ref: TokenValues | None,
-        gap: "_Gap",
+        gap: LogProbGap,
         weights: TokenWeights,
     ) -> dict[str, float]:
         """One optimiser step on a mini-batch of groups."""
@@ -352,7 +346,7 @@ class LearnerWorker:
         counts: BatchCounts,
         old: TokenValues | None,
         ref: TokenValues | None,
-        gap: "_Gap",
+        gap: LogProbGap,
         weights: TokenWeights | None = None,
     ) -> LossFn:
         """Policy loss, entropy bonus and KL of a mini-batch; `old` None: the weights are those."""
@@ -368,7 +362,7 @@ class LearnerWorker:
             )
             if old is None:
                 before = log_probs.detach()
-                gap.add(_by_answer(batch, before))
+                gap.add(by_answer(batch, before))
             else:
                 before = batch.padded([old[key] for key in batch.answers])
             loss, sums = algorithms.policy_loss(
@@ -480,7 +474,7 @@ class LearnerWorker:
 
     def _batches(
         self, rows: Sequence[LearnerRow], chosen: Sequence[int]
-    ) -> Iterator[tuple[_Share, PackedBatch]]:
+    ) -> Iterator[tuple[Share, PackedBatch]]:
         """This rank's micro-batches of the chosen rows, as many on every rank.
 
         Each is collated in the background while the one before it is computed.
@@ -494,15 +488,15 @@ class LearnerWorker:
                     ahead = background.submit(collate, shares[i + 1].rows)
                 yield share, batch.to(self.device)
 
-    def _shares(self, rows: Sequence[LearnerRow], chosen: Sequence[int]) -> list[_Share]:
+    def _shares(self, rows: Sequence[LearnerRow], chosen: Sequence[int]) -> list[Share]:
         cfg = self.recipe.learner
         mine = deal(rows, chosen, self.world_size)[self.rank]
         packed = [piece for i in mine for piece in self._pack(i, rows[i])]
-        shares = [_Share(batch, 1.0) for batch in micro_batches(packed, cfg.micro_batch_tokens)]
-        most = self._max(len(shares))
+        shares = [Share(batch, 1.0) for batch in micro_batches(packed, cfg.micro_batch_tokens)]
+        most = int(self._max(len(shares)))
         # FSDP's ranks run forward and backward together: who has less repeats without weight.
         filler = shares[-1].rows if shares else self._pack(chosen[0], rows[chosen[0]])[:1]
-        shares += [_Share(filler, 0.0)] * (most - len(shares))
+        shares += [Share(filler, 0.0)] * (most - len(shares))
         return [*shares[:-1], replace(shares[-1], is_last=True)]
 
     def _pack(self, i: int, row: LearnerRow) -> list[PackedRow]:
@@ -517,33 +511,10 @@ class LearnerWorker:
 
     def _check(self, rows: Sequence[LearnerRow]) -> None:
         """Refuse rows that cannot be trained on; every rank looks at all of them."""
-        if not rows:
-            raise ValueError("no group or clip to train on")
-        visual = set(self.inputs.visual_token_ids)
-        for row in rows:
-            for a, response in enumerate(row.responses):
-                if found := visual.intersection(response.tolist()):
-                    raise ValueError(
-                        f"{row.row_id}: answer {a} holds the visual token {min(found)}; "
-                        "an answer is text"
-                    )
-            num_answers = len(row.responses)
-            if len(row.advantages) != num_answers:
-                raise ValueError(
-                    f"{row.row_id}: {num_answers} answers and {len(row.advantages)} advantages"
-                )
-            if not np.isfinite(row.advantages).all():
-                raise ValueError(
-                    f"{row.row_id}: advantages={row.advantages}, expected finite numbers"
-                )
+        check_rows(rows, self.inputs.visual_token_ids)
 
     def _mini_batches(self, rows: Sequence[LearnerRow]) -> list[list[int]]:
-        cfg = self.recipe.train
-        size = len(rows)
-        if cfg.mini_batch_size is not None:
-            size = cfg.mini_batch_size // cfg.group_size
-        numbers = list(range(len(rows)))
-        return [numbers[start : start + size] for start in range(0, len(rows), size)]
+        return mini_batches(len(rows), self.recipe.train)
 
     @torch.no_grad()
     def _score(
@@ -556,7 +527,7 @@ class LearnerWorker:
             for share, batch in self._batches(rows, mini):
                 log_probs, _ = forward(batch, temperature=temperature)
                 if share.weight or any(key not in values for key in batch.answers):
-                    values |= _by_answer(batch, log_probs)
+                    values |= by_answer(batch, log_probs)
         return values
 
     def _counts(self, rows: Sequence[LearnerRow]) -> BatchCounts:
@@ -578,21 +549,13 @@ class LearnerWorker:
             max_answer_tokens=self.recipe.rollout.max_response_tokens,
         )
 
-    # ---------------------------------------------------------------- before the first step
+    # ---------------------------------------------------------------- the rest
 
     @property
     def _compares_old(self) -> bool:
         """Whether the old log-probabilities are needed before the first forward pass."""
         cfg = self.recipe.algorithm
         return cfg.rollout_correction != "off" or (cfg.kl_in == "reward" and cfg.kl_coef > 0)
-
-    def _gather(self, value: Any) -> list[Any]:
-        """A value of every rank, on every rank."""
-        parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, value)
-        return parts
-
-    # ---------------------------------------------------------------- the rest
 
     @property
     def _has_lora(self) -> bool:
@@ -670,6 +633,12 @@ class LearnerWorker:
             if self.rank == 0:
                 yield name, weight.to("cpu", self.dtype, copy=True).contiguous()
 
+    def _gather(self, value: Any) -> list[Any]:
+        """A value of every rank, on every rank."""
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, value)
+        return parts
+
     def _sum(self, values: dict[str, float]) -> dict[str, float]:
         """Sum over ranks; every rank has the same keys."""
         keys = sorted(values)
@@ -677,20 +646,19 @@ class LearnerWorker:
         dist.all_reduce(tensor)
         return dict(zip(keys, tensor.tolist(), strict=True))
 
-    def _max(self, value: float) -> int:
+    def _max(self, value: float) -> float:
+        """Maximum over ranks."""
         tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return int(tensor.item())
+        return float(tensor.item())
 
-    def _log_prob_gap(self, gap: "_Gap") -> dict[str, float]:
+    def _log_prob_gap(self, gap: LogProbGap) -> dict[str, float]:
         if not gap.num_expected:
             return {}
         sums = self._sum({"total": gap.total, "tokens": float(gap.num_tokens)})
-        largest = torch.tensor([gap.largest], dtype=torch.float64, device=self.device)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return {
             "log_prob_gap_mean": sums["total"] / sums["tokens"],
-            "log_prob_gap_max": float(largest.item()),
+            "log_prob_gap_max": self._max(gap.largest),
         }
 
     def _finish(self, metrics: dict[str, float], num_tokens: int, start: float) -> dict[str, float]:
@@ -701,55 +669,6 @@ class LearnerWorker:
             "tokens_per_s": num_tokens / seconds,
             "seconds": seconds,
         }
-
-
-class _Gap:
-    """|learner - rollout| of the log-probabilities of this rank's tokens, each answer once."""
-
-    def __init__(self, rows: Sequence[LearnerRow], own: set[int]) -> None:
-        self.rows = rows
-        self.own = own
-        self.num_expected = sum(len(row.rollout_log_probs) for row in rows)
-        self.total, self.largest, self.num_tokens = 0.0, 0.0, 0
-        self._seen: set[tuple[int, int]] = set()
-
-    def add(self, values: TokenValues) -> None:
-        """Compare what was scored with what the engine said."""
-        for (i, a), value in values.items():
-            if i not in self.own or not self.rows[i].rollout_log_probs or (i, a) in self._seen:
-                continue
-            self._seen.add((i, a))
-            gap = np.abs(value - self.rows[i].rollout_log_probs[a])
-            self.total += float(gap.sum())
-            self.largest = max(self.largest, float(gap.max()))
-            self.num_tokens += len(gap)
-
-
-def deal(rows: Sequence[LearnerRow], chosen: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Deal rows to ranks: equally many each, as far as they go, and about as many tokens.
-
-    Longest first, to the rank that has fewest tokens among those with fewest rows. The same rows
-    give the same shares on every rank.
-    """
-    lengths = {i: _estimated_tokens(rows[i]) for i in chosen}
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    for i in sorted(chosen, key=lambda i: (-lengths[i], i)):
-        rank = min(range(num_ranks), key=lambda r: (len(shares[r]), loads[r], r))
-        shares[rank].append(i)
-        loads[rank] += lengths[i]
-    return shares
-
-
-def _estimated_tokens(row: LearnerRow) -> int:
-    prompt = row.num_prompt_tokens or row.plan.num_frames * row.plan.height * row.plan.width // 2048
-    return packed_length(prompt, [len(response) for response in row.responses])
-
-
-def _by_answer(batch: PackedBatch, values: torch.Tensor) -> TokenValues:
-    lengths = batch.target_mask.sum(dim=1).tolist()
-    table = values.detach().float().cpu().numpy()
-    return {key: table[a, : lengths[a]].copy() for a, key in enumerate(batch.answers)}
 
 
 def _device(name: str) -> torch.device:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from actrep_ray.learner.worker import LearnerError, LearnerWorker, _Gap
+from actrep_ray.learner.batches import LogProbGap
+from actrep_ray.learner.worker import LearnerError, LearnerWorker
 
 SOME = ("sft", "small", "shuffled", "token-mean")
 
@@ -30,7 +31,7 @@ def gradients(worker: LearnerWorker, rows: list[Any], kind: str) -> dict[str, to
             for i, values in enumerate(old)
             for a, value in enumerate(values)
         }
-        loss_of = worker._grpo_loss_of(rows, counts, shifted, shifted, _Gap(rows, set()))
+        loss_of = worker._grpo_loss_of(rows, counts, shifted, shifted, LogProbGap(rows, set()))
         worker._accumulate(rows, range(len(rows)), loss_of, temperature=1.0, with_entropy_grad=True)
     found = {name: gradient.clone() for name, gradient in worker.strategy.gradients()}
     forget(worker)
