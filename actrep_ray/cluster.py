@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
+import psutil
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -130,6 +131,19 @@ def bundle_options(group: PlacementGroup, index: int) -> dict[str, Any]:
 def release(group: PlacementGroup) -> None:
     """Give the bundles back; actors in them end."""
     remove_placement_group(group)
+
+
+def use_node_network() -> None:
+    """Let gloo of this process speak on the network that Ray reaches this node at.
+
+    Left alone, gloo announces what the host's own name resolves to; on many machines that is a
+    loopback address, at which ranks of other nodes find nobody. GLOO_SOCKET_IFNAME, if it is set,
+    is left as it is.
+    """
+    address = ray.util.get_node_ip_address()
+    for name, found in psutil.net_if_addrs().items():
+        if any(one.address == address for one in found):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _nodes(*, with_memory: bool = False) -> list[Node]:

@@ -1,6 +1,6 @@
 """The ranks of the learner as Ray actors: start, rendezvous, calls with deadlines, end.
 
-Every rank gets the same rows and takes its own share (`learner.worker.deal`), so a call here is
+Every rank gets the same rows and takes its own share (`learner.batches.deal`), so a call here is
 the same call on every rank; rank 0's answer is the pool's.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import ray
 
 from actrep_ray.checkpoint import resolve_model
-from actrep_ray.cluster import bundle_options, release, reserve, with_device
+from actrep_ray.cluster import bundle_options, release, reserve, use_node_network, with_device
 from actrep_ray.config import Recipe
 from actrep_ray.learner.plan import check_plan
 from actrep_ray.learner.worker import LearnerWorker
@@ -34,6 +34,11 @@ class _Rank(LearnerWorker):
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+    def setup(self, master_addr: str, master_port: int) -> None:
+        """See `LearnerWorker.setup`."""
+        use_node_network()
+        super().setup(master_addr, master_port)
 
     def export_buckets(self) -> list[WeightBucket]:
         """The weights on rank 0, nothing on the others."""
