@@ -13,13 +13,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import actrep_ray
 from actrep_ray.cli_cot import add_cot
+from actrep_ray.cli_parts import UsageError, add_command, add_set, checking_input, show
 from actrep_ray.cli_periodicity import (
     add_baseline,
     add_count_options,
@@ -33,15 +33,10 @@ from actrep_ray.cli_periodicity import (
 from actrep_ray.cli_prepare import add_converters
 from actrep_ray.cli_rcs import add_rcs
 from actrep_ray.cli_validate import add_validate
+from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
-
-_SPLITS = ("train", "validation", "test")
-
-
-class UsageError(ValueError):
-    """What was asked cannot be done; the message is for the person who asked."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,15 +76,6 @@ def _is_no_device_notice(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
-@contextmanager
-def checking_input() -> Iterator[None]:
-    """Within it, a ValueError or OSError is about what the user gave."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
-
-
 def _is_usage_error(error: ValueError) -> bool:
     from actrep_ray.config import ConfigError
     from data_prep.schema import DataError
@@ -118,7 +104,7 @@ def _prepare_synthetic(args: argparse.Namespace) -> None:
     from data_prep.synthetic import write_dataset
 
     out = args.out or Path("data") / f"synthetic-{args.level}"
-    num_clips = {split: getattr(args, split) for split in _SPLITS}
+    num_clips = {split: getattr(args, split) for split in SPLITS}
     with checking_input(), Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("rendering", total=None)
         path = write_dataset(
@@ -129,7 +115,7 @@ def _prepare_synthetic(args: argparse.Namespace) -> None:
             num_processes=args.processes,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    _print(f"{path}: {_summary_of(path)}")
+    show(f"{path}: {_summary_of(path)}")
 
 
 def _prepare_tiny_model(args: argparse.Namespace) -> None:
@@ -141,7 +127,7 @@ def _prepare_tiny_model(args: argparse.Namespace) -> None:
             write_tiny_model(out, family=args.family, seed=args.seed, tied=not args.untied)
         else:
             write_base_model(out, family=args.family)
-    _print(f"{out}: {args.family} with {num_parameters(out):,} parameters")
+    show(f"{out}: {args.family} with {num_parameters(out):,} parameters")
 
 
 def _sft(args: argparse.Namespace) -> None:
@@ -151,7 +137,7 @@ def _sft(args: argparse.Namespace) -> None:
     with checking_input():
         job = prepare_sft(recipe, resume=args.resume)
     _announce(recipe)
-    _print(f"last checkpoint: {job.run().folder}")
+    show(f"last checkpoint: {job.run().folder}")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -161,7 +147,7 @@ def _train(args: argparse.Namespace) -> None:
     with checking_input():
         job = prepare_grpo(recipe, resume=args.resume)
     _announce(recipe)
-    _print(f"last checkpoint: {job.run(profile=args.profile).folder}")
+    show(f"last checkpoint: {job.run(profile=args.profile).folder}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -212,15 +198,15 @@ def _count(args: argparse.Namespace) -> None:
         }
         if check is not None:
             record["cross_check"] = check
-        _print(json.dumps(record))
+        show(json.dumps(record))
         return
     answer = "no readable count" if prediction.count is None else f"{prediction.count} repetitions"
-    _print(f"{args.video}: {answer}")
+    show(f"{args.video}: {answer}")
     for i, (start, end) in enumerate(prediction.cycles, start=1):
-        _print(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
-    _print(f"\n{prediction.text}")
+        show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
+    show(f"\n{prediction.text}")
     if check is not None:
-        _print(f"\n{describe_cross_check(check, args.plot)}")
+        show(f"\n{describe_cross_check(check, args.plot)}")
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -241,7 +227,7 @@ def _check(args: argparse.Namespace) -> int:
             from actrep_ray.check import check_recipe
 
             found = check_recipe(recipe, args.recipe, args.gpus)
-            _print("\n" + "\n".join(found.lines))
+            show("\n" + "\n".join(found.lines))
             checks += [
                 check_reward(part.name, is_penalty=part.is_penalty, options=dict(part.options))
                 for part in parts
@@ -251,7 +237,7 @@ def _check(args: argparse.Namespace) -> int:
         seen = "never applied"
         if check.lowest is not None:
             seen = f"{check.lowest:g} to {check.highest:g}"
-        _print(
+        show(
             f"reward {check.name}: keeps its contract on {check.num_calls} answers "
             f"({check.num_skipped} not applicable), values {seen}, "
             f"{check.seconds_per_call * 1e6:.0f} µs each"
@@ -294,9 +280,9 @@ def _recipe(args: argparse.Namespace, *, stage: str | None = None) -> "Recipe":
 def _announce(recipe: "Recipe") -> None:
     from actrep_ray.learner.plan import describe_plan
 
-    _print("\n".join(describe_plan(recipe)))
-    _print(f"run folder {recipe.run_dir}; watch it with: tensorboard --logdir {recipe.run_dir}")
-    _print("starting the workers ...")
+    show("\n".join(describe_plan(recipe)))
+    show(f"run folder {recipe.run_dir}; watch it with: tensorboard --logdir {recipe.run_dir}")
+    show("starting the workers ...")
 
 
 def _recipe_for(args: argparse.Namespace, model: Path, *overrides: str) -> "Recipe":
@@ -318,7 +304,7 @@ def _summary_of(path: Path) -> str:
     splits = Counter(clip.split for clip in clips)
     counts = [clip.count for clip in clips]
     marked = sum(clip.cycles is not None for clip in clips)
-    of_split = ", ".join(f"{splits[split]} {split}" for split in _SPLITS if splits[split])
+    of_split = ", ".join(f"{splits[split]} {split}" for split in SPLITS if splits[split])
     return (
         f"{len(clips)} clips ({of_split}), counts {min(counts)} to {max(counts)}, "
         f"{marked} with cycle marks"
@@ -334,9 +320,9 @@ def _print_settings(recipe: "Recipe") -> None:
     for key in sorted(values):
         value, default = values[key], defaults.get(key)
         note = "" if value == default else f"    # default {default!r}"
-        _print(f"{'*' if note else ' '} {key:<{width}}  {value!r}{note}")
+        show(f"{'*' if note else ' '} {key:<{width}}  {value!r}{note}")
     changed = sum(values[key] != defaults.get(key) for key in values)
-    _print(f"{changed} of {len(values)} settings differ from the defaults (marked *)")
+    show(f"{changed} of {len(values)} settings differ from the defaults (marked *)")
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -350,14 +336,7 @@ def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-
-
 # --- arguments
-
-
-_Command = Callable[[argparse.Namespace], int | None]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -379,7 +358,7 @@ def _add_data_commands(commands: Any) -> None:
     prepare = commands.add_parser("prepare", help="write data sets and small checkpoints")
     kinds = prepare.add_subparsers(title="what", metavar="WHAT", required=True)
 
-    synthetic = _command(
+    synthetic = add_command(
         kinds,
         "synthetic",
         _prepare_synthetic,
@@ -387,13 +366,13 @@ def _add_data_commands(commands: Any) -> None:
         "actrep prepare synthetic --level hard --train 600 --test 200",
     )
     synthetic.add_argument("--level", choices=("easy", "medium", "hard"), default="easy")
-    for split, number in zip(_SPLITS, (600, 64, 200), strict=True):
+    for split, number in zip(SPLITS, (600, 64, 200), strict=True):
         synthetic.add_argument(f"--{split}", type=int, default=number, metavar="N")
     synthetic.add_argument("--seed", type=int, default=0)
     synthetic.add_argument("--processes", type=int, default=2, metavar="N")
     synthetic.add_argument("--out", type=Path, help="folder (default: data/synthetic-LEVEL)")
 
-    tiny = _command(
+    tiny = add_command(
         kinds,
         "tiny-model",
         _prepare_tiny_model,
@@ -410,22 +389,22 @@ def _add_data_commands(commands: Any) -> None:
     tiny.add_argument("--untied", action="store_true", help="an output layer of its own (random)")
     tiny.add_argument("--out", type=Path, help="folder (default: data/tiny-FAMILY)")
 
-    add_converters(kinds, _command)
-    add_rcs(kinds, _command, _add_set)
+    add_converters(kinds)
+    add_rcs(kinds)
 
-    add_validate(commands, _command)
-    add_cot(commands, _command)
+    add_validate(commands)
+    add_cot(commands)
 
 
 def _add_training_commands(commands: Any) -> None:
-    sft = _command(
+    sft = add_command(
         commands,
         "sft",
         _sft,
         "supervised fine-tuning on reference answers",
         "actrep sft recipes/tiny_sft.yaml --set sft.num_steps=100",
     )
-    train = _command(
+    train = add_command(
         commands,
         "train",
         _train,
@@ -443,14 +422,14 @@ def _add_training_commands(commands: Any) -> None:
             metavar="DIR",
             help="folder that the recipe's relative paths start from (default: the current one)",
         )
-        _add_set(parser)
+        add_set(parser)
     train.add_argument(
         "--profile", action="store_true", help="draw who did what when, and name the bottleneck"
     )
 
 
 def _add_model_commands(commands: Any) -> None:
-    evaluate = _command(
+    evaluate = add_command(
         commands,
         "evaluate",
         _evaluate,
@@ -460,7 +439,7 @@ def _add_model_commands(commands: Any) -> None:
     evaluate.add_argument("--checkpoint", type=Path, metavar="DIR", help="model or run folder")
     add_method(evaluate)
     evaluate.add_argument("--data", type=Path, required=True, metavar="FILE")
-    evaluate.add_argument("--split", choices=_SPLITS, default="test")
+    evaluate.add_argument("--split", choices=SPLITS, default="test")
     evaluate.add_argument(
         "--out", type=Path, metavar="DIR", help="default: runs/evaluation or runs/periodicity"
     )
@@ -469,7 +448,7 @@ def _add_model_commands(commands: Any) -> None:
         action="store_true",
         help="leave out the row of the periodicity detector",
     )
-    count = _command(
+    count = add_command(
         commands,
         "count",
         _count,
@@ -489,11 +468,11 @@ def _add_model_commands(commands: Any) -> None:
             metavar="RECIPE",
             help="settings (default: those that the checkpoint was trained with)",
         )
-        _add_set(parser)
+        add_set(parser)
 
 
 def _add_other_commands(commands: Any) -> None:
-    check = _command(
+    check = add_command(
         commands,
         "check",
         _check,
@@ -509,9 +488,9 @@ def _add_other_commands(commands: Any) -> None:
         "cluster of RAY_ADDRESS, or the first line of the recipe",
     )
     check.add_argument("--reward", action="append", default=[], metavar="NAME")
-    _add_set(check)
+    add_set(check)
 
-    report = _command(
+    report = add_command(
         commands,
         "report",
         _report,
@@ -520,14 +499,14 @@ def _add_other_commands(commands: Any) -> None:
     )
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
 
-    _command(
+    add_command(
         commands,
         "doctor",
         _doctor,
         "show versions and devices, what can run here, and why the rest cannot",
         "actrep doctor",
     )
-    quickstart = _command(
+    quickstart = add_command(
         commands,
         "quickstart",
         _quickstart,
@@ -540,28 +519,4 @@ def _add_other_commands(commands: Any) -> None:
         action="store_true",
         help="the long recipes (tiny_sft.yaml, tiny_grpo.yaml; at most 90 minutes on 2 cores)",
     )
-    _add_set(quickstart)
-
-
-def _command(
-    commands: Any, name: str, run: _Command, summary: str, example: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting, for example --set learner.lr=2e-6; may be given again",
-    )
+    add_set(quickstart)

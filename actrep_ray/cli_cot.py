@@ -8,14 +8,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actrep_ray.cli_parts import add_command, show
+from data_prep.schema import SPLITS
 from data_prep.teachers.settings import GEMINI_URL, ApiSettings
 
 if TYPE_CHECKING:
     from data_prep.schema import Clip
     from data_prep.teachers.answers import CotReport
 
-_AddCommand = Callable[..., argparse.ArgumentParser]
-_SPLITS = ("train", "validation", "test")
 _EXAMPLES = f"""\
 actrep cot data/synthetic-easy/clips.jsonl --variety 5 --out cot.jsonl
   actrep cot data/repcount/clips.jsonl --split train --teacher api --out cot.jsonl \\
@@ -25,12 +25,11 @@ actrep cot data/synthetic-easy/clips.jsonl --variety 5 --out cot.jsonl
       --model gemini-2.5-flash --api-key-env GEMINI_API_KEY --requests-per-minute 100"""
 
 
-def add_cot(commands: Any, add_command: _AddCommand) -> None:
+def add_cot(commands: Any) -> None:
     """Add `actrep cot`.
 
     Args:
         commands: The sub-parsers of `actrep`.
-        add_command: Makes one from (commands, name, run, summary, example).
     """
     parser = add_command(
         commands, "cot", _cot, "write the reasoning that SFT teaches (data.answers)", _EXAMPLES
@@ -44,7 +43,7 @@ def add_cot(commands: Any, add_command: _AddCommand) -> None:
         "in clips without, where they agree with the count; api: a model behind an "
         "OpenAI-compatible endpoint, checked against the labels; default: %(default)s",
     )
-    parser.add_argument("--split", choices=_SPLITS, help="only its clips")
+    parser.add_argument("--split", choices=SPLITS, help="only its clips")
     parser.add_argument("--dialect", choices=("think", "thinking"), default="think")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     group = parser.add_argument_group("--teacher annotations, periodicity")
@@ -204,7 +203,7 @@ def _show(report: "CotReport", out: Path) -> None:
             f"requests: {figures['requests']['sent']:,} sent; failed: {failed or 'none'}; tokens: "
             f"{tokens.get('prompt', 0):,} in, {tokens.get('completion', 0):,} out"
         )
-    sys.stdout.write("\n".join(lines) + "\n")
+    show("\n".join(lines))
 
 
 def _rows(numbers: "dict[str, int]") -> list[str]:

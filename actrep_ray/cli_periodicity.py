@@ -2,11 +2,12 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from actrep_ray.cli_parts import show
 
 if TYPE_CHECKING:
     from actrep_ray.evaluation.predictions import Prediction
@@ -102,16 +103,16 @@ def count_periodicity(clip: "Clip", args: argparse.Namespace) -> None:
         _plot(found, args)
     if args.json:
         record = {"video": str(args.video), "method": "periodicity", **_as_json(found)}
-        _print(json.dumps(record))
+        show(json.dumps(record))
         return
-    _print(f"{args.video}: {_repetitions(found.count)}")
+    show(f"{args.video}: {_repetitions(found.count)}")
     for i, (start, end) in enumerate(found.cycles, start=1):
-        _print(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
+        show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
     period = found.period.period_s
     length = "none that repeats" if period is None else f"{period:.2f} s"
-    _print(f"periodicity {found.score:.2f} of 1, typical period: {length}")
+    show(f"periodicity {found.score:.2f} of 1, typical period: {length}")
     if args.plot:
-        _print(f"picture: {args.plot}")
+        show(f"picture: {args.plot}")
 
 
 def cross_check(clip: "Clip", prediction: "Prediction", args: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +156,3 @@ def _plot(found: "Detection", args: argparse.Namespace, model: "Prediction | Non
         plot_detection(found, args.plot, title=args.video.name, others=others)
     except (OSError, ValueError) as error:  # a folder that may not be written, an unknown ending
         raise DataError(f"--plot {args.plot}: {error}") from error
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")

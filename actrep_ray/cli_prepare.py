@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actrep_ray.cli_parts import add_command, show
+from data_prep.schema import SPLITS
+
 if TYPE_CHECKING:
     from data_prep.converters import Source, Summary
 
-_SPLITS = ("train", "validation", "test")
-_AddCommand = Callable[..., argparse.ArgumentParser]
 _BAR = 30  # characters of the longest bar
 
 
-def add_converters(kinds: Any, add_command: _AddCommand) -> None:
+def add_converters(kinds: Any) -> None:
     """Add the sub-commands of `actrep prepare` that convert a set.
 
     Args:
         kinds: The sub-parsers of `prepare`.
-        add_command: Makes one from (kinds, name, run, summary, example).
     """
     repcount = add_command(
         kinds,
@@ -93,10 +93,10 @@ def add_converters(kinds: Any, add_command: _AddCommand) -> None:
         "actrep prepare actrep train.jsonl --videos videos --out data/actrep",
     )
     _add_common(actrep, "FILE", ".csv or .jsonl files")
-    _add_csv(kinds, add_command)
+    _add_csv(kinds)
 
 
-def _add_csv(kinds: Any, add_command: _AddCommand) -> None:
+def _add_csv(kinds: Any) -> None:
     parser = add_command(
         kinds,
         "csv",
@@ -143,7 +143,7 @@ def _add_common(parser: argparse.ArgumentParser, metavar: str, what: str) -> Non
     )
     parser.add_argument(
         "--split",
-        choices=_SPLITS,
+        choices=SPLITS,
         help="of all rows (default: as the files' names or their column say)",
     )
     parser.add_argument(
@@ -248,7 +248,7 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
             )
     except OSError as error:  # a folder that may not be read or written
         raise DataError(f"{error.filename or args.out}: {error.strerror}") from error
-    sys.stdout.write(_report(summary, args.out) + "\n")
+    show(_report(summary, args.out))
     if not summary.num_written:
         sys.stderr.write(f"actrep: no row could be used; the first: {summary.first_rejected}\n")
     return 0 if summary.num_written else 1
@@ -259,7 +259,7 @@ def _report(summary: "Summary", out: Path) -> str:
     from data_prep.converters import FLAGS, REASONS
     from data_prep.converters.common import BINS, bin_name
 
-    splits = ", ".join(f"{summary.splits[name]} {name}" for name in _SPLITS if summary.splits[name])
+    splits = ", ".join(f"{summary.splits[name]} {name}" for name in SPLITS if summary.splits[name])
     clips = "1 clip" if summary.num_written == 1 else f"{summary.num_written:,} clips"
     lines = [
         f"{out / 'clips.jsonl'}: {clips}" + f" ({splits})" * bool(splits),

@@ -1,25 +1,21 @@
 """`actrep prepare {rcs-report,rcs-export}`: what is typed and shown of `sampling_report`."""
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from actrep_ray.cli_parts import add_command, add_set, checking_input, show
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
     from data_prep.schema import Clip
 
-_AddCommand = Callable[..., argparse.ArgumentParser]
 
-
-def add_rcs(kinds: Any, add_command: _AddCommand, add_set: Callable[..., None]) -> None:
+def add_rcs(kinds: Any) -> None:
     """Add both commands.
 
     Args:
         kinds: The sub-parsers of `prepare`.
-        add_command: Makes one from (kinds, name, run, summary, example).
-        add_set: Adds `--set`.
     """
     report = add_command(
         kinds,
@@ -65,11 +61,11 @@ def _report(args: argparse.Namespace) -> None:
 
     recipe = _recipe(args)
     clips = _clips(args.data, "train")
-    with _as_usage():
+    with checking_input():
         report = rcs_report(clips, recipe.sampling, seed=recipe.seed, num_draws=args.draws)
         picture = args.out or args.data.with_name("rcs-report.png")
         plot_report(report, picture)
-    sys.stdout.write(f"{report.text()}\npicture: {picture}\n")
+    show(f"{report.text()}\npicture: {picture}")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -81,16 +77,16 @@ def _export(args: argparse.Namespace) -> None:
     recipe = _recipe(args)
     clips = _clips(args.data, "train")
     folder = args.out.parent
-    with _as_usage():
+    with checking_input():
         drawn = export_clips(clips, recipe.sampling, seed=recipe.seed, num=args.num, folder=folder)
         others = _clips(args.data, "validation") if args.with_validation else []
         others = [replace(clip, video=portable(clip.video, folder)) for clip in others]
         write_clips(args.out, [*drawn, *others])
     crops = sum("cropped" in clip.flags for clip in drawn)
     also = f", and {len(others):,} of validation as they are" if args.with_validation else ""
-    sys.stdout.write(
+    show(
         f"{args.out}: {len(drawn):,} draws from {len(clips):,} clips of train, {crops:,} of them "
-        f"crops{also}\n"
+        f"crops{also}"
     )
 
 
@@ -107,9 +103,3 @@ def _clips(path: Path, split: str) -> "list[Clip]":
     if not clips:
         raise DataError(f"{path}: no clip has split={split!r}")
     return clips
-
-
-def _as_usage() -> Any:
-    from actrep_ray.cli import checking_input
-
-    return checking_input()

@@ -3,10 +3,13 @@
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from actrep_ray.cli_parts import UsageError, add_command, add_set, checking_input
+from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,8 +19,6 @@ if TYPE_CHECKING:
     from data_prep.clip_checks import Finding, View
     from data_prep.validate import Progress, Report
 
-_AddCommand = Callable[..., argparse.ArgumentParser]
-_SPLITS = ("train", "validation", "test")
 _NUM_EXAMPLES = 2  # of each kind, in the table
 _WIDTH = 120  # of a table that is not for a terminal
 
@@ -26,12 +27,11 @@ _PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14}
 _NEWER_PATCH, _MERGE, _FRAMES = 16, 2, 2
 
 
-def add_validate(commands: Any, add_command: _AddCommand) -> None:
+def add_validate(commands: Any) -> None:
     """Add `actrep validate`.
 
     Args:
         commands: The sub-parsers of `actrep`.
-        add_command: Makes one from (commands, name, run, summary, example).
     """
     parser = add_command(
         commands,
@@ -42,7 +42,7 @@ def add_validate(commands: Any, add_command: _AddCommand) -> None:
     )
     add = parser.add_argument
     add("data", type=Path, metavar="FILE", help="JSONL of clips")
-    add("--split", choices=_SPLITS, help="only its rows; the others are looked at for leaks")
+    add("--split", choices=SPLITS, help="only its rows; the others are looked at for leaks")
     add(
         "--recipe",
         type=Path,
@@ -73,7 +73,7 @@ def add_validate(commands: Any, add_command: _AddCommand) -> None:
         help="folder of report.json, report.png and estimates.jsonl; default: %(default)s",
     )
     add("--strict", action="store_true", help="warnings fail, too")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+    add_set(parser)
 
 
 def _at_least_one(text: str) -> int:
@@ -93,7 +93,6 @@ def _positive(text: str) -> float:
 def _validate(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from actrep_ray.cli import UsageError, checking_input
     from actrep_ray.config import load_recipe
     from data_prep.validate import Decoding, is_failure, validate_file, write_report
 
