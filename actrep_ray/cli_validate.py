@@ -252,7 +252,7 @@ def _draw(report: "Report", path: Path) -> str:
     if not report.estimates:
         return "no picture: no clip could be read"
     from actrep_ray.evaluation.data_plots import draw_report
-    from actrep_ray.evaluation.plots import save
+    from actrep_ray.evaluation.plot_style import save
 
     save(draw_report(report), path)
     return str(path)

@@ -7,14 +7,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from actrep_ray.evaluation.plots import make_figure
+from actrep_ray.evaluation.plot_style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    RED,
+    SMALL,
+    TITLE,
+    VIOLET,
+    make_figure,
+    style_axis,
+)
 from data_prep.clip_checks import SAMPLES_PER_CYCLE
 from data_prep.validate import Report
 
-_INK, _MUTED, _GRID = "#1d2433", "#6b7385", "#e3e6ec"
-_RED, _VIOLET = "#c9423a", "#7a5bb5"
-_SPLIT_COLORS = {"train": "#2a6fb8", "validation": "#2f9468", "test": "#e07b28"}
-_SMALL, _TITLE = 8, 10
+_SPLIT_COLORS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 _MOST_BINS = 40
 
 
@@ -23,13 +32,13 @@ def draw_report(report: Report) -> Figure:
     and visual tokens, with the limits that the recipe sets."""
     figure = make_figure(10.0, 6.4)
     axes = figure.subplots(2, 2)
-    figure.suptitle(_headline(report), fontsize=_TITLE, color=_INK, x=0.01, ha="left")
+    figure.suptitle(_headline(report), fontsize=TITLE, color=INK, x=0.01, ha="left")
     _draw_counts(axes[0, 0], report)
     _draw_durations(axes[0, 1], report)
     _draw_cycles(axes[1, 0], report)
     _draw_tokens(axes[1, 1], report)
     for axis in axes.flat:
-        _style(axis)
+        style_axis(axis)
         if axis.get_legend_handles_labels()[0] and (axis is axes[0, 0] or axis.lines):
             _add_legend(axis)
     return figure
@@ -68,7 +77,7 @@ def _draw_cycles(axis: Axes, report: Report) -> None:
     lengths = np.asarray(report.cycle_lengths_s)
     _label(axis, "length of a cycle, seconds", "cycles")
     if not len(lengths):
-        axis.text(0.5, 0.5, "no cycle marks", transform=axis.transAxes, ha="center", color=_MUTED)
+        axis.text(0.5, 0.5, "no cycle marks", transform=axis.transAxes, ha="center", color=MUTED)
         axis.set_xticks([])
         axis.set_yticks([])
         return
@@ -77,14 +86,14 @@ def _draw_cycles(axis: Axes, report: Report) -> None:
     view = report.view
     limit_s = SAMPLES_PER_CYCLE / view.fps
     merged = limit_s * view.frames_per_patch
-    for x, what, color in ((limit_s, "frames", _RED), (merged, "temporal patches", _VIOLET)):
+    for x, what, color in ((limit_s, "frames", RED), (merged, "temporal patches", VIOLET)):
         shorter = f"{100 * (lengths < x).mean():.0f}% of cycles shorter"
         _mark(axis, x, f"2 {what} at {view.fps:g} fps: {shorter}", color=color)
     axis.set_xlim(left=0)
     if len(shown) < len(lengths):
         more = f"{len(lengths) - len(shown):,} longer ones, up to {lengths.max():.3g} s"
         axis.text(
-            0.99, 0.02, more, transform=axis.transAxes, ha="right", fontsize=_SMALL, color=_MUTED
+            0.99, 0.02, more, transform=axis.transAxes, ha="right", fontsize=SMALL, color=MUTED
         )
 
 
@@ -115,7 +124,7 @@ def _edges(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.linspace(low, high, min(_MOST_BINS, max(8, len(values) // 4)) + 1)
 
 
-def _mark(axis: Axes, x: float, text: str, *, color: str = _RED) -> None:
+def _mark(axis: Axes, x: float, text: str, *, color: str = RED) -> None:
     """A limit as a dashed line, named in the legend."""
     axis.axvline(x, color=color, linewidth=1.2, linestyle=(0, (4, 3)), label=text)
 
@@ -125,9 +134,9 @@ def _add_legend(axis: Axes) -> None:
     limits = list(axis.lines)
     axis.legend(
         handles=limits or axis.get_legend_handles_labels()[0],
-        fontsize=_SMALL,
+        fontsize=SMALL,
         frameon=False,
-        labelcolor=_INK,
+        labelcolor=INK,
         ncols=1 if limits else 3,
         handlelength=1.6,
         borderpad=0.1,
@@ -137,15 +146,5 @@ def _add_legend(axis: Axes) -> None:
 
 
 def _label(axis: Axes, x: str, y: str) -> None:
-    axis.set_xlabel(x, fontsize=_SMALL, color=_MUTED)
-    axis.set_ylabel(y, fontsize=_SMALL, color=_MUTED)
-
-
-def _style(axis: Axes) -> None:
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color("#b9bfca")
-    axis.tick_params(which="both", labelsize=_SMALL, colors=_MUTED, length=3)
-    axis.grid(visible=True, color=_GRID, linewidth=0.7)
-    axis.set_axisbelow(True)
+    axis.set_xlabel(x, fontsize=SMALL, color=MUTED)
+    axis.set_ylabel(y, fontsize=SMALL, color=MUTED)

@@ -7,14 +7,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from actrep_ray.evaluation.plots import make_figure, save
+from actrep_ray.evaluation.plot_style import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    SMALL,
+    TITLE,
+    draw_cycles,
+    make_figure,
+    save,
+    style_axis,
+    style_lanes,
+)
 from data_prep.periodicity import Detection
 from data_prep.schema import Cycle
-
-_INK, _MUTED, _GRID = "#1d2433", "#6b7385", "#e3e6ec"
-_BLUE, _ORANGE = "#2a6fb8", "#e07b28"
-_SMALL, _NORMAL, _TITLE = 8, 9, 10
-_MOST_NUMBERED = 40  # cycles that get their number written on them
 
 
 def plot_detection(
@@ -41,7 +48,10 @@ def plot_detection(
     _draw_matrix(figure.add_subplot(grid[:, 0]), found)
     signal = figure.add_subplot(grid[0, 1])
     _draw_signal(signal, found, title)
-    _draw_lanes(figure.add_subplot(grid[1, 1], sharex=signal), lanes, _end_of(found))
+    lower = figure.add_subplot(grid[1, 1], sharex=signal)
+    for place, (color, cycles) in enumerate(zip((BLUE, ORANGE), lanes.values(), strict=False)):
+        draw_cycles(lower, place, cycles, [color] * len(cycles))
+    style_lanes(lower, list(lanes), _end_of(found))
     save(figure, path)
 
 
@@ -64,15 +74,13 @@ def _draw_matrix(axis: Axes, found: Detection) -> None:
         axis.add_patch(
             Rectangle((start, start), size, size, fill=False, edgecolor="white", linewidth=0.9)
         )
-    axis.set_title(
-        "Self-similarity (squares: repetitions)", fontsize=_TITLE, color=_INK, loc="left"
-    )
-    axis.set_xlabel("seconds", fontsize=_SMALL, color=_MUTED)
-    axis.set_ylabel("seconds", fontsize=_SMALL, color=_MUTED)
-    axis.tick_params(labelsize=_SMALL, colors=_MUTED, length=3)
+    axis.set_title("Self-similarity (squares: repetitions)", fontsize=TITLE, color=INK, loc="left")
+    axis.set_xlabel("seconds", fontsize=SMALL, color=MUTED)
+    axis.set_ylabel("seconds", fontsize=SMALL, color=MUTED)
+    axis.tick_params(labelsize=SMALL, colors=MUTED, length=3)
     bar = axis.figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03)
     bar.set_ticks([0.0, 0.5, 1.0], labels=["unlike", "0.5", "same"])
-    bar.ax.tick_params(labelsize=_SMALL, colors=_MUTED, length=2)
+    bar.ax.tick_params(labelsize=SMALL, colors=MUTED, length=2)
 
 
 def _draw_signal(axis: Axes, found: Detection, title: str) -> None:
@@ -80,59 +88,16 @@ def _draw_signal(axis: Axes, found: Detection, title: str) -> None:
     length = "no period" if period is None else f"period {period:.2f} s"
     axis.set_title(
         f"{title}: {found.count} repetitions, periodicity {found.score:.2f}, {length}",
-        fontsize=_TITLE,
-        color=_INK,
+        fontsize=TITLE,
+        color=INK,
         loc="left",
     )
     for i, (start, stop) in enumerate(found.cycles):
-        axis.axvspan(start, stop, color=_BLUE, alpha=(0.16, 0.07)[i % 2], linewidth=0)
-    axis.plot(found.times_s, found.signal, color=_BLUE, linewidth=1.4)
+        axis.axvspan(start, stop, color=BLUE, alpha=(0.16, 0.07)[i % 2], linewidth=0)
+    axis.plot(found.times_s, found.signal, color=BLUE, linewidth=1.4)
     borders = sorted({border for cycle in found.cycles for border in cycle})
     heights = np.interp(borders, found.times_s, found.signal)
-    axis.plot(borders, heights, "o", color=_ORANGE, markersize=4.0)
+    axis.plot(borders, heights, "o", color=ORANGE, markersize=4.0)
     axis.set_xlim(0.0, _end_of(found))
-    axis.set_ylabel("first principal component", fontsize=_SMALL, color=_MUTED)
-    _style(axis)
-
-
-def _draw_lanes(axis: Axes, lanes: Mapping[str, tuple[Cycle, ...]], end: float) -> None:
-    for place, (color, cycles) in enumerate(zip((_BLUE, _ORANGE), lanes.values(), strict=False)):
-        for i, (start, stop) in enumerate(cycles):
-            axis.add_patch(
-                Rectangle(
-                    (start, place - 0.3),
-                    stop - start,
-                    0.6,
-                    color=color,
-                    alpha=0.85 if i % 2 == 0 else 0.55,  # touching cycles stay apart
-                    linewidth=0,
-                )
-            )
-            if len(cycles) <= _MOST_NUMBERED:
-                axis.text(
-                    (start + stop) / 2,
-                    place,
-                    str(i + 1),
-                    color="white",
-                    fontsize=_SMALL,
-                    ha="center",
-                    va="center",
-                    clip_on=True,
-                )
-    axis.set_xlim(0.0, end)
-    axis.set_ylim(len(lanes) - 0.4, -0.6)
-    axis.set_yticks(range(len(lanes)), list(lanes), fontsize=_NORMAL)
-    axis.set_xlabel("seconds", fontsize=_SMALL, color=_MUTED)
-    _style(axis)
-    axis.grid(visible=False, axis="y")
-    axis.tick_params(axis="y", length=0, labelsize=_NORMAL, labelcolor=_INK)
-
-
-def _style(axis: Axes) -> None:
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color("#b9bfca")
-    axis.tick_params(which="both", labelsize=_SMALL, colors=_MUTED, length=3)
-    axis.grid(visible=True, color=_GRID, linewidth=0.7)
-    axis.set_axisbelow(True)
+    axis.set_ylabel("first principal component", fontsize=SMALL, color=MUTED)
+    style_axis(axis)

@@ -1,37 +1,44 @@
 """Pictures of a run: training curves, predicted against true counts, and a clip with its cycles.
 
 Every `draw_*` draws into a figure or subfigure that it is given, so that a report can put several
-on one page; `save` writes a figure as PNG. No global state of matplotlib is touched.
+on one page. `plot_style` makes figures and saves them.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Rectangle
+from matplotlib.figure import FigureBase
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import linear_sum_assignment
 
+from actrep_ray.evaluation.plot_style import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    RED,
+    SMALL,
+    TITLE,
+    VIOLET,
+    draw_cycles,
+    style_axis,
+    style_lanes,
+)
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.types import Labels
 from data_prep.schema import Clip, Cycle
 from data_prep.video import plan_frames, read_frames
 from rewards.cycles import close_pairs
 
-DPI = 150
-
-_INK, _MUTED, _GRID = "#1d2433", "#6b7385", "#e3e6ec"
-_BLUE, _ORANGE, _GREEN, _RED, _VIOLET = "#2a6fb8", "#e07b28", "#2f9468", "#c9423a", "#7a5bb5"
 _TEAL, _ROSE, _OLIVE = "#1c98a8", "#c2558a", "#8d8a2b"
-_EXTRA = (_ORANGE, _GREEN, _VIOLET, _TEAL, _ROSE, _OLIVE)
-_SMALL, _NORMAL, _TITLE = 8, 9, 10
+_EXTRA = (ORANGE, GREEN, VIOLET, _TEAL, _ROSE, _OLIVE)
 _SMOOTH_SHARE = 0.025  # of the curve's length: how far the smoothing looks back
 
 Row = Mapping[str, Any]
@@ -90,18 +97,6 @@ def read_strip(
     )
 
 
-def make_figure(width: float, height: float) -> Figure:
-    """A white figure, inches."""
-    engine = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.05)
-    return Figure(figsize=(width, height), layout=engine, facecolor="white")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
-
-
 # --- (a) curves
 
 
@@ -126,13 +121,13 @@ def draw_curves(figure: FigureBase, stages: Mapping[str, Sequence[Row]]) -> None
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, draw, rows) in zip(axes, panels, strict=True):
         draw(axis, title, rows)
-        axis.set_xlabel("step", fontsize=_SMALL, color=_MUTED)
-        _style(axis)
+        axis.set_xlabel("step", fontsize=SMALL, color=MUTED)
+        style_axis(axis)
         axis.margins(x=0.02)
         axis.legend(
-            fontsize=_SMALL,
+            fontsize=SMALL,
             frameon=False,
-            labelcolor=_INK,
+            labelcolor=INK,
             handlelength=1.4,
             ncols=2,
             loc="upper center",
@@ -156,8 +151,8 @@ def _loss_panel(axis: Axes | None, title: str, rows: Sequence[Row]) -> bool:
         axis,
         f"{title}: loss per token",
         rows,
-        {"sft/loss": ("train", _BLUE)},
-        points={"sft/validation_loss": ("validation", _ORANGE)},
+        {"sft/loss": ("train", BLUE)},
+        points={"sft/validation_loss": ("validation", ORANGE)},
         is_log=True,
     )
 
@@ -169,19 +164,19 @@ def _reward_panel(axis: Axes | None, title: str, rows: Sequence[Row]) -> bool:
         key: (key.removeprefix("reward/"), _EXTRA[i % len(_EXTRA)])
         for i, key in enumerate(sorted(keys))
     }
-    lines = {"reward/mean": ("total", _BLUE), **parts}
+    lines = {"reward/mean": ("total", BLUE), **parts}
     return _panel(axis, f"{title}: reward and its parts", rows, lines)
 
 
 def _accuracy_panel(axis: Axes | None, title: str, rows: Sequence[Row]) -> bool:
-    lines = {"train/obo": ("within one, sampled", _BLUE), "train/obz": ("exact, sampled", _ORANGE)}
-    points = {"eval/obo": ("within one, held out", _BLUE), "eval/obz": ("exact, held out", _ORANGE)}
+    lines = {"train/obo": ("within one, sampled", BLUE), "train/obz": ("exact, sampled", ORANGE)}
+    points = {"eval/obo": ("within one, held out", BLUE), "eval/obz": ("exact, held out", ORANGE)}
     return _panel(axis, f"{title}: accuracy of counts", rows, lines, points=points)
 
 
 def _error_panel(axis: Axes | None, title: str, rows: Sequence[Row]) -> bool:
-    lines = {"train/mae": ("sampled", _BLUE)}
-    points = {"eval/mae": ("held out, greedy", _ORANGE)}
+    lines = {"train/mae": ("sampled", BLUE)}
+    points = {"eval/mae": ("held out, greedy", ORANGE)}
     return _panel(axis, f"{title}: MAE (lower is better)", rows, lines, points=points)
 
 
@@ -200,7 +195,7 @@ def _panel(
         return False
     if axis is None:
         return True
-    axis.set_title(title, fontsize=_TITLE, color=_INK, loc="left")
+    axis.set_title(title, fontsize=TITLE, color=INK, loc="left")
     for key, (label, color) in lines.items():
         steps, values = _series(rows, key)
         if not len(steps):
@@ -261,9 +256,9 @@ def draw_counts(
     top = max(known.count for known in labels.values())
     for axis, (name, predictions) in zip(axes, sets.items(), strict=True):
         _counts_panel(axis, name, predictions, labels, top)
-        _style(axis)
+        style_axis(axis)
         axis.grid(visible=False)
-    axes[0].set_ylabel("predicted count", fontsize=_SMALL, color=_MUTED)
+    axes[0].set_ylabel("predicted count", fontsize=SMALL, color=MUTED)
 
 
 def _counts_panel(
@@ -281,20 +276,20 @@ def _counts_panel(
     total = len(predictions)
     axis.set_title(
         f"{name}\nexact {exact / total:.2f}, within one {near / total:.2f}, n = {total}",
-        fontsize=_TITLE,
-        color=_INK,
+        fontsize=TITLE,
+        color=INK,
         loc="left",
     )
     ends = np.array([-0.5, top + 0.5])
-    axis.fill_between(ends, ends - 1, ends + 1, color=_BLUE, alpha=0.08, linewidth=0)
-    axis.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    axis.fill_between(ends, ends - 1, ends + 1, color=BLUE, alpha=0.08, linewidth=0)
+    axis.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     largest = max(cells.values())
     for (true, count), number in sorted(cells.items(), key=lambda cell: -cell[1]):
         if count is None:
-            y, color, marker = missing, _MUTED, "X"
+            y, color, marker = missing, MUTED, "X"
         else:
             y, marker = float(min(count, ceiling)), "^" if count > ceiling else "o"
-            color = (_BLUE, _ORANGE, _RED)[min(abs(true - count), 2)]
+            color = (BLUE, ORANGE, RED)[min(abs(true - count), 2)]
         size = 14 + 250 * number / max(largest, 12)
         axis.scatter(
             true,
@@ -306,14 +301,14 @@ def _counts_panel(
             linewidth=0.6,
             edgecolor="white",
         )
-    axis.axhline(missing / 2, color=_GRID, linewidth=0.8)
+    axis.axhline(missing / 2, color=GRID, linewidth=0.8)
     axis.set_xlim(-0.03 * top - 0.8, top + 0.03 * top + 0.8)
     axis.set_ylim(missing * 1.7, ceiling * 1.05)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     ticks = MaxNLocator(integer=True, nbins=8).tick_values(0, ceiling)
     ticks = [tick for tick in ticks if 0 <= tick <= ceiling]
     axis.set_yticks([missing, *ticks], ["none", *(f"{tick:.0f}" for tick in ticks)])
-    axis.set_xlabel("true count", fontsize=_SMALL, color=_MUTED)
+    axis.set_xlabel("true count", fontsize=SMALL, color=MUTED)
 
 
 # --- (c) a clip with its cycles
@@ -332,28 +327,21 @@ def draw_clip(figure: FigureBase, strip: ClipStrip) -> None:
     for time_s, frame in zip(strip.times_s, strip.frames, strict=True):
         half = 0.49 * share
         axes[0].imshow(frame, extent=(time_s - half, time_s + half, 0, 1), aspect="auto", zorder=2)
-    axes[0].set_title(strip.title, fontsize=_TITLE, color=_INK, loc="left")
+    axes[0].set_title(strip.title, fontsize=TITLE, color=INK, loc="left")
     # The axis box gets the shape that leaves the frames' pixels square.
     axes[0].set_box_aspect(height / (width * len(strip.frames)) * 0.98)
     axes[0].axis("off")
     axes[0].set_ylim(0, 1)
     lane = axes[1]
-    _draw_cycles(lane, 0, strip.truth, [_BLUE] * len(strip.truth))
+    draw_cycles(lane, 0, strip.truth, [BLUE] * len(strip.truth))
     texts = [f"true: {len(strip.truth)}"]
     for place, (name, prediction) in enumerate(strip.rows.items(), start=1):
         cycles = tuple(c for c in prediction.cycles if 0 <= c[0] < c[1] <= strip.duration_s * 1.2)
         hits = _matches(cycles, strip.truth)
-        _draw_cycles(lane, place, cycles, [_GREEN if hit else _RED for hit in hits])
+        draw_cycles(lane, place, cycles, [GREEN if hit else RED for hit in hits])
         count = "none" if prediction.count is None else str(prediction.count)
         texts.append(f"{name}: {count}")
-    lane.set_yticks(range(lanes), texts, fontsize=_NORMAL)
-    lane.set_ylim(lanes - 0.4, -0.6)
-    lane.set_xlim(0, strip.duration_s)
-    lane.set_xlabel("seconds", fontsize=_SMALL, color=_MUTED)
-    _style(lane)
-    lane.grid(visible=True, axis="x", color=_GRID, linewidth=0.7)
-    lane.grid(visible=False, axis="y")
-    lane.tick_params(axis="y", length=0, labelsize=_NORMAL, labelcolor=_INK)
+    style_lanes(lane, texts, strip.duration_s)
 
 
 def _matches(cycles: tuple[Cycle, ...], truth: tuple[Cycle, ...]) -> np.ndarray:
@@ -365,34 +353,3 @@ def _matches(cycles: tuple[Cycle, ...], truth: tuple[Cycle, ...]) -> np.ndarray:
     annotated, listed = linear_sum_assignment(close, maximize=True)
     hits[listed] = close[annotated, listed]
     return hits
-
-
-def _draw_cycles(axis: Axes, lane: int, cycles: Sequence[Cycle], colors: Sequence[str]) -> None:
-    for i, ((start, end), color) in enumerate(zip(cycles, colors, strict=True)):
-        alpha = 0.85 if i % 2 == 0 else 0.55  # touching cycles stay apart
-        box = Rectangle(
-            (start, lane - 0.3), end - start, 0.6, color=color, alpha=alpha, linewidth=0, zorder=2
-        )
-        axis.add_patch(box)
-        if len(cycles) <= 40:
-            axis.text(
-                (start + end) / 2,
-                lane,
-                str(i + 1),
-                color="white",
-                fontsize=_SMALL,
-                ha="center",
-                va="center",
-                clip_on=True,
-                zorder=3,
-            )
-
-
-def _style(axis: Axes) -> None:
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color("#b9bfca")
-    axis.tick_params(which="both", labelsize=_SMALL, colors=_MUTED, length=3)
-    axis.grid(visible=True, color=_GRID, linewidth=0.7)
-    axis.set_axisbelow(True)

@@ -412,6 +412,7 @@ def _write_pictures(
 ) -> dict[str, Path]:
     # matplotlib takes a second to import, and the tables do without it.
     from actrep_ray.evaluation import plots
+    from actrep_ray.evaluation.plot_style import make_figure, save
 
     parts: list[tuple[str, float, Any]] = []
     if num_panels := plots.count_panels(given.stages):
@@ -432,15 +433,15 @@ def _write_pictures(
     width = max(11.0, 2.9 * num_panels)
     paths = {name: folder / f"{name}.png" for name, _, _ in parts}
     for name, height, draw in parts:
-        figure = plots.make_figure(width, height)
+        figure = make_figure(width, height)
         draw(figure)
-        plots.save(figure, paths[name])
-    sheet = plots.make_figure(width, sum(height for _, height, _ in parts))
+        save(figure, paths[name])
+    sheet = make_figure(width, sum(height for _, height, _ in parts))
     rows = sheet.subfigures(len(parts), 1, squeeze=False, height_ratios=[h for _, h, _ in parts])
     for row, (_, _, draw) in zip(rows[:, 0], parts, strict=True):
         draw(row)
     paths["summary"] = folder / "summary.png"
-    plots.save(sheet, paths["summary"])
+    save(sheet, paths["summary"])
     return paths
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from actrep_ray.config import Recipe, write_resolved
 from actrep_ray.evaluation import plots
+from actrep_ray.evaluation.plot_style import make_figure
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
 from actrep_ray.evaluation.report import (
     ReportInput,
@@ -191,4 +192,4 @@ def test_a_predicted_cycle_matches_at_most_one() -> None:
 
 def test_no_curves_is_an_error() -> None:
     with pytest.raises(ValueError, match="the metrics of SFT hold no curve"):
-        plots.draw_curves(plots.make_figure(2, 2), {"SFT": [{"step": 1}]})
+        plots.draw_curves(make_figure(2, 2), {"SFT": [{"step": 1}]})
