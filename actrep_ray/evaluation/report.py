@@ -31,6 +31,7 @@ from actrep_ray.evaluation.metrics import (
     paired_difference,
     score_predictions,
 )
+from actrep_ray.evaluation.periodicity import NAME as DETECTOR
 from actrep_ray.evaluation.predictions import (
     Prediction,
     constant_predictions,
@@ -108,8 +109,9 @@ class ReportInput:
     Attributes:
         title: Name of the run.
         clips: The held-out clips that were answered.
-        sets: Predictions on them by the name of the predictor, in the order to show; the first is
-            what the others are compared with, and the last is shown by bin and action.
+        sets: Predictions on them by the name of the predictor, in the order to show. Each is
+            compared with the one before it, but for the periodicity detector, which is a baseline
+            and no stage of training; the last is shown by bin and action.
         stages: Rows of `metrics.jsonl` by the name of the stage.
         train_counts: Counts of the train split, for the constant predictor; may be empty.
         facts: What else a reader should know (settings, versions), by name.
@@ -134,7 +136,7 @@ class Report:
     Attributes:
         tables: To be shown, the most important first.
         metrics: Figures of every predictor, the constant one included.
-        differences: Each predictor against the one before it, by "before → after".
+        differences: Each stage against the one before it, by "before → after".
         pictures: Paths of the PNG files, by name.
         page: Path of the HTML page.
     """
@@ -179,7 +181,7 @@ def write_report(given: ReportInput, folder: Path) -> Report:
     names = list(given.sets)
     differences = {
         f"{a} → {b}": paired_difference(given.sets[a], given.sets[b], labels, **options)
-        for a, b in pairwise(names)
+        for a, b in pairwise(name for name in names if name != DETECTOR)
     }
     tables: list[TableData] = []
     if metrics:
@@ -213,13 +215,13 @@ def comparison_table(metrics: Mapping[str, CountMetrics]) -> TableData:
 
 
 def difference_table(differences: Mapping[str, Mapping[str, Interval]]) -> TableData:
-    """One row for each pair of predictors and figure: what changed, with paired intervals."""
+    """One row for each pair of stages and figure: what changed, with paired intervals."""
     rows = []
     for pair, intervals in differences.items():
         for key, interval in intervals.items():
             change = f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
             rows.append((f"{pair}: {_HEADERS[key]}", change, _verdict(key, interval)))
-    note = "Both predictors on the same resampled clips; sure if the interval leaves 0 out."
+    note = "Both stages on the same resampled clips; sure if the interval leaves 0 out."
     return TableData("Paired differences", ("", "change", "verdict"), tuple(rows), note)
 
 
@@ -349,7 +351,7 @@ def _read_sets(folder: Path) -> dict[str, list[Prediction]]:
 
 def _place(name: str) -> int:
     """The baseline, stages in the order in which they are trained, other names as they come."""
-    order = ("periodicity", "untrained", "sft", "grpo")
+    order = (DETECTOR, "untrained", "sft", "grpo")
     return next((i for i, stage in enumerate(order) if stage in name), len(order))
 
 
@@ -419,7 +421,7 @@ def _write_pictures(
         parts.append(("curves", 3.1, lambda figure: plots.draw_curves(figure, given.stages)))
     if given.sets:
         shown = dict(list(given.sets.items())[-3:])
-        parts.append(("counts", 3.6, lambda figure: plots.draw_counts(figure, shown, labels)))
+        parts.append(("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, labels)))
         if (clip := choose_clip(given.clips)) is not None:
             answers = {
                 name: next(p for p in predictions if p.clip_id == clip.id)

@@ -108,6 +108,13 @@ def test_a_report_holds_all_of_a_run(runs: Path) -> None:
     assert max(len(line) for line in printed.splitlines() if "/" not in line) <= 80
 
 
+def test_the_detector_is_a_baseline_and_no_stage_of_training(runs: Path) -> None:
+    write_predictions(runs / "predictions-periodicity.jsonl", answers(0, 2, 4, 4, 5, 6))
+    report = report_run(runs, console=Console(file=io.StringIO()))
+    assert list(report.metrics) == ["constant 4", "periodicity", "untrained", "sft", "grpo"]
+    assert list(report.differences) == ["untrained → sft", "sft → grpo"]
+
+
 def test_the_page_needs_no_other_file_and_escapes_what_it_shows(runs: Path) -> None:
     page = report_run(runs, console=Console(file=io.StringIO())).page.read_text(encoding="utf-8")
     assert set(re.findall(r"(?:src|href)=(.{6})", page)) == {'"data:'}
