@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import linear_sum_assignment
 
@@ -39,6 +40,8 @@ from rewards.cycles import close_pairs
 
 _TEAL, _ROSE, _OLIVE = "#1c98a8", "#c2558a", "#8d8a2b"
 _EXTRA = (ORANGE, GREEN, VIOLET, _TEAL, _ROSE, _OLIVE)
+_MISSED_BY = (BLUE, ORANGE, RED)
+_MISSED_TEXTS = ("exact", "one off", "further off")
 _SMOOTH_SHARE = 0.025  # of the curve's length: how far the smoothing looks back
 
 Row = Mapping[str, Any]
@@ -259,6 +262,20 @@ def draw_counts(
         style_axis(axis)
         axis.grid(visible=False)
     axes[0].set_ylabel("predicted count", fontsize=SMALL, color=MUTED)
+    kinds = [("o", color, text) for color, text in zip(_MISSED_BY, _MISSED_TEXTS, strict=True)]
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color=color, alpha=0.75, label=text)
+        for marker, color, text in (*kinds, ("X", MUTED, "no count"))
+    ]
+    figure.legend(
+        handles=handles,
+        fontsize=SMALL,
+        frameon=False,
+        labelcolor=INK,
+        handletextpad=0.2,
+        ncols=len(handles),
+        loc="outside lower center",
+    )
 
 
 def _counts_panel(
@@ -289,7 +306,7 @@ def _counts_panel(
             y, color, marker = missing, MUTED, "X"
         else:
             y, marker = float(min(count, ceiling)), "^" if count > ceiling else "o"
-            color = (BLUE, ORANGE, RED)[min(abs(true - count), 2)]
+            color = _MISSED_BY[min(abs(true - count), 2)]
         size = 14 + 250 * number / max(largest, 12)
         axis.scatter(
             true,
@@ -342,6 +359,8 @@ def draw_clip(figure: FigureBase, strip: ClipStrip) -> None:
         count = "none" if prediction.count is None else str(prediction.count)
         texts.append(f"{name}: {count}")
     style_lanes(lane, texts, strip.duration_s)
+    legend = "seconds; green: matches a true cycle, red: matches none"
+    lane.set_xlabel(legend if strip.rows else "seconds", fontsize=SMALL, color=MUTED)
 
 
 def _matches(cycles: tuple[Cycle, ...], truth: tuple[Cycle, ...]) -> np.ndarray:
