@@ -24,7 +24,6 @@ import torch
 
 # Dense bfloat16 peak, TFLOP/s, of the vendors' data sheets, by a part of the device's name.
 PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}
-SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 ANSWER, GROUP_SIZE = 256, 8
 
 
@@ -38,10 +37,18 @@ def main() -> None:
     if not torch.cuda.is_available():
         print(json.dumps({"skipped": f"no CUDA device (torch {torch.__version__})"}))
         return
+    # Not before: a machine without a GPU has its answer at once.
+    from actrep_ray.models.architecture import find_config
+    from actrep_ray.models.tiny import write_random_model
+
     name = args.model or ("Qwen3-VL-2B-Instruct" if args.quick else "Qwen2.5-VL-3B-Instruct")
     steps = 3 if args.quick else 10
     with tempfile.TemporaryDirectory() as folder:
-        model = write_random_model(name, Path(folder) / "model")
+        config = find_config(name)[1]
+        model = write_random_model(
+            Path(folder) / "model", config, dtype=torch.bfloat16, device="cuda"
+        )
+        torch.cuda.empty_cache()
         video = write_video(Path(folder) / "noise.mp4")
         found = {
             packing: measure(model, video, packing, args.set, steps)
@@ -58,27 +65,6 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def write_random_model(name: str, folder: Path) -> Path:
-    """A checkpoint of a published architecture with random weights and the small tokenizer."""
-    from transformers import AutoModelForImageTextToText
-
-    from actrep_ray.models.architecture import build_config, find_config
-    from actrep_ray.models.tiny import build_tokenizer, write_tiny_model
-
-    config = find_config(name)[1]
-    write_tiny_model(folder, family=config["model_type"])
-    (folder / "model.safetensors").unlink()
-    ids = build_tokenizer().convert_tokens_to_ids(list(SPECIAL))
-    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    config |= dict(zip(keys, ids, strict=True))
-    with torch.device("cuda"):
-        model = AutoModelForImageTextToText.from_config(build_config(config), dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    del model
-    torch.cuda.empty_cache()
-    return folder
-
-
 def write_video(path: Path) -> Path:
     """Sixteen seconds of noise, 224x224 at 4 fps."""
     from data_prep.synthetic import encode_mp4
@@ -93,9 +79,11 @@ def measure(
 ) -> dict[str, float]:
     """Seconds, tokens, FLOPs and memory of optimiser steps of one way of packing."""
     from actrep_ray.config import load_recipe
+    from actrep_ray.learner.noise import noise_rows
     from actrep_ray.learner.worker import LearnerWorker
     from actrep_ray.models.architecture import read_architecture
     from actrep_ray.planner import PromptSize, plan_learner
+    from data_prep.video import clip_of_video
 
     recipe = load_recipe(
         None,
@@ -113,7 +101,14 @@ def measure(
     )
     worker = LearnerWorker(recipe, str(model), 0, 1, 100)
     worker.setup("127.0.0.1", 0)
-    rows = make_rows(worker, video)
+    rows = noise_rows(
+        worker.inputs,
+        clip_of_video(video),
+        recipe.video,
+        num_rows=4,
+        group_size=GROUP_SIZE,
+        answer_tokens=ANSWER,
+    )
     worker.update(rows, 1)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -154,28 +149,6 @@ def measure(
         "planned_gib": planned / 2**30,
         "export_gib_per_s": exported / 2**30 / export_s,
     }
-
-
-def make_rows(worker: Any, video: Path) -> list[Any]:
-    """Four groups of random answers to the noise video."""
-    from actrep_ray.types import LearnerRow
-    from data_prep.video import clip_of_video
-
-    clip, rng = clip_of_video(video), np.random.default_rng(0)
-    return [
-        LearnerRow(
-            row_id=f"row-{i}",
-            question="How many times?",
-            plan=worker.inputs.plan(clip, worker.recipe.video),
-            num_prompt_tokens=0,
-            responses=tuple(
-                rng.integers(7, 400, ANSWER).astype(np.int32) for _ in range(GROUP_SIZE)
-            ),
-            advantages=rng.normal(size=GROUP_SIZE).astype(np.float32),
-            rollout_log_probs=tuple(np.full(ANSWER, -7, np.float32) for _ in range(GROUP_SIZE)),
-        )
-        for i in range(4)
-    ]
 
 
 def attention_flops(sizes: Any, prompt: int, num_rows: int, copies: int) -> float:

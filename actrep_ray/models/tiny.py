@@ -12,7 +12,7 @@ has never seen falls back to bytes.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from actrep_ray.models.architecture import build_config
 from data_prep.cot import wording
 from data_prep.synthetic import MOTIONS
 
@@ -123,8 +124,34 @@ def write_tiny_model(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
-    _processor(family, tokenizer).save_pretrained(folder)
+    _processor(config, tokenizer).save_pretrained(folder)
     return folder
+
+
+def write_random_model(
+    folder: str | Path,
+    config: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Path:
+    """Write a checkpoint of any sizes with random weights and the small tokenizer.
+
+    It can answer nothing, but steps of it cost what steps of the real one do.
+
+    Args:
+        folder: Where to.
+        config: Values of a `config.json`; the ids of its visual tokens become the tokenizer's.
+        dtype: Of the weights.
+        device: Where they are drawn.
+    """
+    tokenizer = build_tokenizer()
+    built = build_config({**config, **_visual_token_ids(tokenizer)})
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(built, dtype=dtype)
+    model.save_pretrained(folder)
+    _processor(built, tokenizer).save_pretrained(folder)
+    return Path(folder)
 
 
 def _shape_time_embeddings(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -195,7 +222,6 @@ def _corpus() -> Iterator[str]:
 
 def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
     """The family's own configuration with small numbers."""
-    ids = dict(zip(_SPECIAL, tokenizer.convert_tokens_to_ids(list(_SPECIAL)), strict=True))
     text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
@@ -205,9 +231,9 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
         "tie_word_embeddings": tied,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
+        "bos_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
     sections: dict[str, Any] = {"mrope_section": [8, 4, 4], "rope_type": "default"}
     vision: dict[str, Any] = {"depth": 2, "num_heads": 4, "spatial_merge_size": 2}
@@ -245,20 +271,32 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
         family,
         text_config=text,
         vision_config=vision,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tied,
+        **_visual_token_ids(tokenizer),
     )
 
 
-def _processor(family: str, tokenizer: PreTrainedTokenizerFast) -> Any:
-    patch = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
-    if family == "qwen3_vl":
-        patch |= {"patch_size": 8, "merge_size": 4}
+def _visual_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """As a config names them."""
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    return {key: int(tokenizer.convert_tokens_to_ids(token)) for key, token in names.items()}
+
+
+def _processor(config: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The family's processor for the patches of a model."""
+    family, vision = config.model_type, config.vision_config
+    patch = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
     image = Qwen2VLImageProcessor(**patch)
-    if family == "qwen3_vl":
+    if family.startswith("qwen3_vl"):
         video = Qwen3VLVideoProcessor(**patch)
         return Qwen3VLProcessor(image, tokenizer, video, chat_template=_CHAT_TEMPLATE)
     cls = Qwen2_5_VLProcessor if family == "qwen2_5_vl" else Qwen2VLProcessor

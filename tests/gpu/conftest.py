@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
 
 from actrep_ray.config import Recipe, load_recipe
+from actrep_ray.learner.noise import noise_rows
 from actrep_ray.learner.worker import LearnerWorker
-from actrep_ray.models.architecture import build_config, find_config
-from actrep_ray.models.tiny import build_tokenizer, write_tiny_model
+from actrep_ray.models.architecture import find_config
+from actrep_ray.models.tiny import write_random_model
 from actrep_ray.types import LearnerRow
 from data_prep.schema import Clip
 from data_prep.synthetic import encode_mp4
-
-SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
 @pytest.fixture(scope="session")
@@ -33,17 +31,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         if folder.exists():
             return folder
         config = find_config(name)[1]
-        write_tiny_model(folder, family=config["model_type"])
-        (folder / "model.safetensors").unlink()
-        ids = build_tokenizer().convert_tokens_to_ids(list(SPECIAL))
-        keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        config |= dict(zip(keys, ids, strict=True))
-        with torch.device("cuda"):
-            model = AutoModelForImageTextToText.from_config(
-                build_config(config), dtype=torch.bfloat16
-            )
-        model.save_pretrained(folder)
-        del model
+        write_random_model(folder, config, dtype=torch.bfloat16, device="cuda")
         torch.cuda.empty_cache()
         return folder
 
@@ -91,21 +79,14 @@ def make_rows(clip: Clip) -> Callable[..., list[LearnerRow]]:
     """`make_rows(worker, num_rows, group_size, length)`: groups with random answers."""
 
     def make(worker: Any, num_rows: int, group_size: int, length: int) -> list[LearnerRow]:
-        rng = np.random.default_rng(0)
-        return [
-            LearnerRow(
-                row_id=f"row-{i}",
-                question="How many times?",
-                plan=worker.inputs.plan(clip, worker.recipe.video),
-                num_prompt_tokens=0,
-                responses=tuple(
-                    rng.integers(7, 400, length).astype(np.int32) for _ in range(group_size)
-                ),
-                advantages=rng.normal(size=group_size).astype(np.float32),
-                rollout_log_probs=tuple(np.full(length, -7, np.float32) for _ in range(group_size)),
-            )
-            for i in range(num_rows)
-        ]
+        return noise_rows(
+            worker.inputs,
+            clip,
+            worker.recipe.video,
+            num_rows=num_rows,
+            group_size=group_size,
+            answer_tokens=length,
+        )
 
     return make
 

@@ -6,20 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoModelForImageTextToText
 
 from actrep_ray import planner
 from actrep_ray.config import Recipe
+from actrep_ray.learner.noise import noise_rows
 from actrep_ray.learner.worker import LearnerWorker
-from actrep_ray.models.architecture import build_config, read_architecture
+from actrep_ray.models.architecture import read_architecture
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.types import LearnerRow
+from actrep_ray.models.tiny import write_random_model
 from data_prep.schema import Clip
 
 NUM_ROWS, ANSWER = 2, 150
@@ -52,12 +51,7 @@ class PeakBytes(TorchDispatchMode):
 @pytest.fixture(scope="module")
 def model(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide enough for layers to matter: 256 x 1024, 6 layers, 7 million parameters."""
-    folder = tmp_path_factory.mktemp("wide")
-    source = tiny_model("qwen3_vl")
-    for path in source.iterdir():
-        if path.suffix in (".json", ".jinja"):
-            (folder / path.name).write_bytes(path.read_bytes())
-    config = json.loads((source / "config.json").read_bytes())
+    config = json.loads((tiny_model("qwen3_vl") / "config.json").read_bytes())
     config["text_config"] |= {
         "hidden_size": 256,
         "intermediate_size": 1024,
@@ -65,27 +59,7 @@ def model(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
         "num_attention_heads": 8,
     }
     config["vision_config"]["out_hidden_size"] = 256
-    whole = AutoModelForImageTextToText.from_config(build_config(config), dtype=torch.float32)
-    whole.save_pretrained(folder)
-    return folder
-
-
-def rows_of(worker: LearnerWorker, clip: Clip, group_size: int) -> list[LearnerRow]:
-    rng = np.random.default_rng(0)
-    return [
-        LearnerRow(
-            row_id=f"row-{i}",
-            question="How many times?",
-            plan=worker.inputs.plan(clip, worker.recipe.video),
-            num_prompt_tokens=0,
-            responses=tuple(
-                rng.integers(7, 400, ANSWER).astype(np.int32) for _ in range(group_size)
-            ),
-            advantages=rng.normal(size=group_size).astype(np.float32),
-            rollout_log_probs=tuple(np.full(ANSWER, -1, np.float32) for _ in range(group_size)),
-        )
-        for i in range(NUM_ROWS)
-    ]
+    return write_random_model(tmp_path_factory.mktemp("wide"), config)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +86,14 @@ def test_the_plan_holds_the_measured_peak_and_at_most_a_fifth_more(
         "learner.micro_batch_tokens=1500",
     )
     worker = make_worker(recipe, model)
-    rows = rows_of(worker, clips[-1], group_size)
+    rows = noise_rows(
+        worker.inputs,
+        clips[-1],
+        recipe.video,
+        num_rows=NUM_ROWS,
+        group_size=group_size,
+        answer_tokens=ANSWER,
+    )
     worker.update(rows, 1)  # the optimiser has its state from now on
     counted = PeakBytes()
     for parameter in worker.policy.model.parameters():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from actrep_ray.models.architecture import find_config
 from actrep_ray.models.qwen_vl import (
     QwenVLInputs,
     load_model,
@@ -15,7 +16,13 @@ from actrep_ray.models.qwen_vl import (
     part_of,
     read_family,
 )
-from actrep_ray.models.tiny import FAMILIES, build_tokenizer, num_parameters, write_tiny_model
+from actrep_ray.models.tiny import (
+    FAMILIES,
+    build_tokenizer,
+    num_parameters,
+    write_random_model,
+    write_tiny_model,
+)
 from actrep_ray.pretrain import (
     NUM_TIMES,
     describe_frames,
@@ -51,6 +58,22 @@ def test_time_steps_are_multiplied_before_they_are_cut_to_integers() -> None:
     positions, following = mrope_positions(is_visual, [(3, 1, 1)], 1.5)
     assert positions[0].tolist() == [0, 1, 3, 4]  # 0, 1.5, 3.0
     assert following == 5
+
+
+@pytest.mark.parametrize("name", ["Qwen3-VL-2B-Instruct", "Qwen2.5-VL-3B-Instruct"])
+def test_random_weights_read_the_patches_of_the_published_model(name: str, tmp_path: Path) -> None:
+    config = find_config(name)[1]
+    config["text_config"] |= {"num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 2500}
+    config["vision_config"] |= {"depth": 1, "intermediate_size": 8}
+    config["vision_config"] |= {"deepstack_visual_indexes": [0], "fullatt_block_indexes": [0]}
+    folder = write_random_model(tmp_path / name, config, dtype=torch.bfloat16)
+    inputs, model = QwenVLInputs(folder), load_model(folder, dtype="bfloat16")
+    plan = make_plan(2, 4.0, 2 * inputs.factor)
+    prompt = inputs.encode("q", plan, np.zeros((2, plan.height, plan.width, 3), np.uint8))
+    assert model.config.video_token_id == inputs.video_pad_id
+    assert (prompt.input_ids == inputs.video_pad_id).sum() == 4
+    with torch.no_grad():  # the tower takes the processor's patches
+        model.get_video_features(prompt.pixel_values.bfloat16(), prompt.grid_thw)
 
 
 @pytest.mark.parametrize("blocks", [[(1, 1, 1)], [(1, 1, 3)], [(1, 1, 1), (1, 1, 1), (1, 1, 1)]])
