@@ -62,6 +62,9 @@ class Zero:
         assert norm is not None, "DeepSpeed computed no gradient norm"
         return float(norm) if self._engine.was_step_applied() else float("inf")
 
+    def reshard(self) -> None:
+        """Nothing: a parameter stays the same object here."""
+
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole gradient) of every trained parameter."""
         for name, parameter in self._policy.model.named_parameters():

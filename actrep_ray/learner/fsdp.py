@@ -57,6 +57,12 @@ class Fsdp2:
         return float(norm)
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def reshard(self) -> None:
+        """A forward pass without a backward leaves them where a layer is not freed at once."""
+        for module in self._policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
         """(name, whole gradient) of every parameter that has one."""
         for name, parameter in self._policy.model.named_parameters():
             if parameter.grad is not None:

@@ -57,6 +57,13 @@ class Strategy(Protocol):
         """
         ...
 
+    def reshard(self) -> None:
+        """Free whole copies that scoring has left in the place of parameters.
+
+        To be called before the model's parameters are asked for their optimiser's state.
+        """
+        ...
+
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole gradient) after the last backward and before the step."""
         ...

@@ -277,6 +277,7 @@ class LearnerWorker:
         with complete_folder(Path(folder), is_writer=is_writer) as target:
             optimizer.save_optimizer(
                 target,
+        self.strategy.reshard()
                 self.policy.model,
                 self.strategy,
                 state,
@@ -312,6 +313,7 @@ class LearnerWorker:
         self,
         rows: Sequence[LearnerRow],
         mini: Sequence[int],
+        self.strategy.reshard()
         old: TokenValues | None,
         ref: TokenValues | None,
         gap: LogProbGap,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, LearnerConfig, Recipe, load_recipe
 from actrep_ray.learner.optimizer import make_optimizer, set_learning_rates
@@ -190,3 +191,23 @@ def test_settings_of_fsdp2_change_nothing(
         worker.sft_step(rows)
         weights.append(dict(worker.export_weights()))
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+
+
+def test_scoring_before_saving_loses_nothing(
+    make_worker: Any,
+    make_recipe: Callable[..., Recipe],
+    make_rows: Callable[..., list[Any]],
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """FSDP2 leaves whole copies in the dtype of computation where nothing is split."""
+    rows = make_rows(QwenVLInputs(tiny_model()), 3, 2)
+    recipe = make_recipe("stage=sft", "learner.lr=1e-3", "model.dtype=bfloat16")
+    worker = make_worker(recipe, tiny_model())
+    worker.sft_step(rows)
+    worker.save_state(tmp_path / "expected")
+    worker.sft_loss(rows)
+    worker.save_state(tmp_path / "found")
+    files = [load_file(tmp_path / n / "learner.safetensors") for n in ("expected", "found")]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
