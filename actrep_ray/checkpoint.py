@@ -2,6 +2,7 @@
 
     RUN_DIR/checkpoints/step-000050/     an ordinary Hugging Face folder: config, weights, processor
         recipe.json                      the settings it was trained with
+        ema/                             such a folder of averaged weights (learner.ema_decay)
         training/                        what a resumed run needs beside the weights
             driver.json                  step and sampler state
             ...                          the learner's own files
@@ -93,7 +94,9 @@ class CheckpointStore:
         training.mkdir(parents=True)
         learners.save_model(partial)
         learners.save_state(training)
-        (partial / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
+        for folder in (partial, partial / "ema"):
+            if folder.is_dir():
+                (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
         (training / "driver.json").write_text(json.dumps({"step": step, **driver_state}) + "\n")
         if target.exists():
             shutil.rmtree(target)

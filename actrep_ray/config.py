@@ -71,11 +71,18 @@ class LoraConfig(_Section):
     parts: tuple[Part, ...] = Field(
         ("language_model",), description="Parts in which layers are looked for."
     )
+    send: Literal["merged", "adapter"] = Field(
+        "merged", description="What engines are given: all weights, adapters merged, or adapters."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _require(bool(self.target_modules), "model.lora.target_modules: expected a layer's name")
         _require(bool(self.parts), "model.lora.parts: expected a part of the model")
+        _require(
+            self.send == "merged" or self.rank > 0,
+            "model.lora.send=adapter: model.lora.rank is 0, so there is no adapter to send",
+        )
         return self
 
 
@@ -477,6 +484,9 @@ class SftConfig(_Section):
     clips_per_step: Count = Field(32, description="Clips of one optimiser step, over all ranks.")
     validate_every: Count = Field(50, description="Steps between validation losses.")
     num_validation_clips: Count = Field(64, description="Clips of the validation loss.")
+    ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Keep a moving average of the weights with this decay; null: none."
+    )
 
 
 class TrainConfig(_Section):
@@ -644,6 +654,12 @@ def check_attention(recipe: Recipe) -> None:
 
 
 def _has_flash_attn() -> bool:
+        _require(
+            not self.sends_adapters or self.rollout.engine != "vllm" or self.model.lora.rank <= 512,
+            f"model.lora.rank={self.model.lora.rank}: vLLM takes adapters of at most 512; set "
+            "model.lora.send=merged",
+        )
+        self._check_colocated()
     return importlib.util.find_spec("flash_attn") is not None
 
 
@@ -688,6 +704,11 @@ def under_root(recipe: Recipe, root: str | Path) -> Recipe:
         update={
             "runs_dir": at_root(recipe.runs_dir),
             "data": recipe.data.model_copy(update={"path": at_root(recipe.data.path)}),
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether the engines hold the base model and are given adapters only."""
+        return self.stage == "grpo" and self.model.lora.send == "adapter"
+
             "model": recipe.model.model_copy(update={"path": at_root(recipe.model.path)}),
         }
     )

@@ -89,7 +89,16 @@ class Zero:
         with self._gathered(parameter, modifier_rank=0), torch.no_grad():
             parameter.copy_(whole)
         if parameter.requires_grad:
-            self._deepspeed.utils.safe_set_full_fp32_param(parameter, whole)
+            self.write_master(parameter, whole)
+
+    def write_master(self, parameter: torch.Tensor, whole: torch.Tensor) -> None:
+        """Give a parameter a value in the optimiser alone."""
+        whole = whole.to(self._engine.device)
+        self._deepspeed.utils.safe_set_full_fp32_param(parameter, whole)
+
+    def shares(self) -> list[torch.Tensor]:
+        """This rank's flat shares of the optimiser's weights."""
+        return [flat.detach() for flat in self._flat_masters()]
 
     def moments(self, parameter: torch.Tensor) -> Moments | None:
         """AdamW's state of a parameter."""
@@ -108,19 +117,31 @@ class Zero:
             value = getattr(moments, key).to(self._engine.device)
             self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
 
+    @property
+    def _is_split(self) -> bool:
+        """Whether the weights are split as well: ZeRO-3."""
+        return hasattr(self._zero, "fp32_partitioned_groups_flat")
+
+    def _flat_masters(self) -> list[torch.Tensor]:
+        zero = self._zero
+        found: list[torch.Tensor] = (
+            zero.fp32_partitioned_groups_flat
+            if self._is_split
+            else zero.single_partition_of_fp32_groups
+        )
+        return found
+
     def _make_states(self) -> None:
         """AdamW makes its states in its first step; make them now, empty."""
         if self._base.state:
             return
-        is_split = hasattr(self._zero, "fp32_partitioned_groups_flat")  # ZeRO-3
-        names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups")
-        for flat in getattr(self._zero, names[0 if is_split else 1]):
+        for flat in self._flat_masters():
             self._base.state[flat] = {
                 "step": torch.zeros((), device=flat.device),
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
             }
-        if not is_split:
+        if not self._is_split:
             self._zero._lazy_init_hp_params_optimizer_state()
 
     @contextmanager

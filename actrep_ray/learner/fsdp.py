@@ -82,6 +82,16 @@ class Fsdp2:
             parameter.copy_(_split_like(whole, parameter))
 
     def moments(self, parameter: torch.Tensor) -> Moments | None:
+    def write_master(self, parameter: torch.Tensor, whole: torch.Tensor) -> None:
+        """As `set_master`: a parameter is its own master."""
+        self.set_master(parameter, whole)
+
+    def shares(self) -> list[torch.Tensor]:
+        """This rank's shares of the trained parameters."""
+        self.reshard()
+        groups = self._optimizer.param_groups
+        return [p.detach().to_local() for group in groups for p in group["params"]]
+
         """AdamW's state of a parameter."""
         state: dict[str, Any] = self._optimizer.state.get(parameter, {})
         if not state:

@@ -163,11 +163,13 @@ def _describe_strategy(recipe: Recipe) -> str:
     lora = recipe.model.lora
     if lora.rank:
         text += f", LoRA of rank {lora.rank} in {', '.join(lora.parts)}"
+        text += ", sent as adapters" if recipe.sends_adapters else ""
     elif recipe.model.freeze:
         text += f", without {', '.join(recipe.model.freeze)}"
     rates = {"vision tower": cfg.lr_vision_tower, "merger": cfg.lr_merger}
     own = [f"{lr:g} in the {part}" for part, lr in rates.items() if lr is not None]
-    return f"{text}, lr {', '.join([f'{cfg.lr:g}', *own])}"
+    text += f", lr {', '.join([f'{cfg.lr:g}', *own])}"
+    return text if cfg.ema_decay is None else f"{text}, moving average with {cfg.ema_decay:g}"
 
 
 def _read(path: Path) -> dict[str, Any]:

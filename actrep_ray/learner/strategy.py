@@ -80,6 +80,14 @@ class Strategy(Protocol):
         """Give a parameter a value, here and in the optimiser."""
         ...
 
+    def write_master(self, parameter: torch.Tensor, whole: torch.Tensor) -> None:
+        """Give a parameter a value where the optimiser keeps it, and there alone."""
+        ...
+
+    def shares(self) -> list[torch.Tensor]:
+        """This rank's shares of all that the optimiser keeps, float32: to be changed in place."""
+        ...
+
     def moments(self, parameter: torch.Tensor) -> Moments | None:
         """AdamW's state of a parameter; None before its first step."""
         ...

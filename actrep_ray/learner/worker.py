@@ -35,6 +35,7 @@ from actrep_ray.learner.batches import (
     mini_batches,
 )
 from actrep_ray.learner.correction import TokenWeights, take_kl_off_rewards, token_weights
+from actrep_ray.learner.ema import Ema
 from actrep_ray.learner.folders import complete_folder, copy_processor_files
 from actrep_ray.learner.packing import (
     PackedBatch,
@@ -119,6 +120,8 @@ class LearnerWorker:
         self.encoder = PromptEncoder(self.inputs, frames)
         self.policy = self._load_policy()
         self.strategy = make_strategy(self.policy, self.mesh, self.recipe)
+        decay = self.recipe.learner.ema_decay
+        self.ema = None if decay is None else Ema(self.strategy, decay)
         self.reference: ForwardFn | None = None
         if self.recipe.stage == "grpo":
             if self.recipe.algorithm.kl_coef > 0:
@@ -238,12 +241,16 @@ class LearnerWorker:
         """(name in the checkpoint's files, whole weight on the CPU in the model's dtype).
 
         Gathered piece by piece, so that no more than `bucket_bytes` of them exist beside what the
-        caller keeps. A tied output layer is left out; adapters are merged. Rank 0 gets them, the
-        others nothing; every rank must go through to the end.
+        caller keeps. A tied output layer is left out; adapters are merged, or come alone, under
+        the model's own names, where the recipe sends them. Rank 0 gets them, the others nothing;
+        every rank must go through to the end.
         """
         bucket: dict[str, torch.Tensor] = {}
         size = 0
         for name, weight in self._model_weights():
+        if self.recipe.sends_adapters:
+            yield from self._on_rank_0(lora.adapter_weights(self.policy.model, self.strategy.whole))
+            return
             bucket[name], size = weight, size + weight.nbytes
             if size >= bucket_bytes:
                 yield from revert_weight_conversion(self.policy.model, bucket).items()
@@ -253,13 +260,15 @@ class LearnerWorker:
     def save_model(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face folder: config, weights, tokenizer, processor.
 
-        Adapters are merged into the weights.
+        Adapters are merged into the weights. The moving average, if there is one, becomes such a
+        folder in it: `ema`.
         """
-        weights = dict(self._model_weights())
-        if self.rank == 0:
-            with complete_folder(Path(folder)) as target:
-                copy_processor_files(self.model_path, target)
-                self.policy.model.save_pretrained(target, state_dict=weights)
+        with complete_folder(Path(folder), is_writer=self.rank == 0) as target:
+            self._write_model(target, self._model_weights())
+            if self.ema is not None:
+                with self.ema.in_place():
+                    whole = lora.merged_weights(self.policy.model, self.strategy.whole_master)
+                    self._write_model(target / "ema", self._on_rank_0(whole))
         dist.barrier()
 
     def save_state(self, folder: str | Path) -> None:
@@ -284,6 +293,8 @@ class LearnerWorker:
                 is_writer=is_writer,
                 weights_of=self._is_saved_exactly,
             )
+            if self.ema is not None:
+                self.ema.save(target, self.policy.model, is_writer=is_writer)
             if self._has_lora:
                 adapter = {
                     name: self.strategy.whole_master(parameter).to("cpu", copy=True)
@@ -304,6 +315,8 @@ class LearnerWorker:
             self._check_base(Path(folder))
         state = optimizer.load_optimizer(Path(folder), self.policy.model, self.strategy)
         self.num_optimizer_steps = int(state["num_optimizer_steps"])
+        if self.ema is not None:
+            self.ema.load(Path(folder), self.policy.model)
         if self.recipe.algorithm.kl_target is not None and "kl_coef" in state:
             self.kl_coef = float(state["kl_coef"])
 
@@ -409,6 +422,8 @@ class LearnerWorker:
         norm = self.strategy.step(optimizer.lr_factor(step, cfg, self.total_optimizer_steps))
         if not np.isfinite(norm):
             self._stop(bad, rollouts)
+        if self.ema is not None:
+            self.ema.update()
         self.num_optimizer_steps += 1
         num_tokens = num_tokens or self._counts([rows[i] for i in chosen]).num_tokens
         means = {key: value / num_tokens for key, value in self._sum(sums).items()}
@@ -631,7 +646,21 @@ class LearnerWorker:
 
     def _model_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole weights by their names in the Hugging Face model, adapters merged; on rank 0."""
-        for name, weight in lora.merged_weights(self.policy.model, self.strategy.whole):
+        yield from self._on_rank_0(lora.merged_weights(self.policy.model, self.strategy.whole))
+
+    def _write_model(self, folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Write a model folder on rank 0; the other ranks take part in gathering."""
+        gathered = dict(weights)
+        if self.rank == 0:
+            folder.mkdir(exist_ok=True)
+            copy_processor_files(self.model_path, folder)
+            self.policy.model.save_pretrained(folder, state_dict=gathered)
+
+    def _on_rank_0(
+        self, weights: Iterator[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole weights on the CPU in the model's dtype; the other ranks only gather them."""
+        for name, weight in weights:
             if self.rank == 0:
                 yield name, weight.to("cpu", self.dtype, copy=True).contiguous()
 

@@ -7,7 +7,7 @@ peft's own format.
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,27 @@ def add_adapters(model: nn.Module, cfg: LoraConfig) -> None:
 def is_adapter(parameter_name: str) -> bool:
     """Whether a parameter belongs to an adapter."""
     return ".lora_A." in parameter_name or ".lora_B." in parameter_name
+
+
+def check_adapter(weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that are not those of an adapter alone.
+
+    Raises:
+        ValueError: naming the first other one.
+    """
+    others = sorted(name for name in weights if not is_adapter(name))
+    if others or not weights:
+        raise ValueError(
+            f"{others[0] if others else 'no weight'}: expected adapters alone, since "
+            "model.lora.send=adapter"
+        )
+
+
+def adapter_weights(model: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the model, whole weight) of the adapters, one after another."""
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            yield name, whole(parameter)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ class Engine(Protocol):
     def load_weights(self, weights: Weights, policy_version: int) -> None:
         """Replace all weights by those given under their Hugging Face names.
 
+        An engine that was started for adapters is given these alone, under the learner's names.
         A tied output layer need not be given. Caches that depend on weights are emptied; answers
         that are being generated go on with the new weights, their tokens so far computed again.
         After an error the engine's weights are undefined.

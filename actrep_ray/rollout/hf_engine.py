@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from actrep_ray.config import RolloutConfig, VideoConfig
+from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.frame_cache import FrameCache
+from actrep_ray.models.lora import add_adapters, check_adapter, is_adapter
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs, load_model
 from actrep_ray.rollout.engine import (
     Engine,
@@ -41,6 +42,7 @@ class HfEngine(Engine):
         device: Where to compute.
         seed: Seed of the engine's stream of random numbers.
         dtype: Dtype of computation; float32 on a CPU and bfloat16 on a GPU by default.
+        lora: Given if `load_weights` brings adapters of this make, not all weights.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class HfEngine(Engine):
         device: Literal["cpu", "cuda"],
         seed: int,
         dtype: Literal["float32", "bfloat16"] | None = None,
+        lora: LoraConfig | None = None,
     ) -> None:
         if rollout_cfg.tensor_parallel_size != 1:
             raise ValueError(
@@ -65,6 +68,9 @@ class HfEngine(Engine):
         self._cfg = rollout_cfg
         self._device = torch.device(device)
         self._model: Any = load_model(model_path, dtype=dtype or default_dtype(device))
+        self._has_adapters = lora is not None
+        if lora is not None:
+            add_adapters(self._model, lora)
         self._model.to(self._device).eval()
         self._random = torch.Generator(self._device).manual_seed(seed)
         self._policy_version = 0
@@ -109,6 +115,9 @@ class HfEngine(Engine):
     def load_weights(self, weights: Weights, policy_version: int) -> None:
         """Replace the weights; see `Engine.load_weights`."""
         held = dict(self._model.named_parameters())
+        if self._has_adapters:
+            check_adapter(weights)
+            held = {name: held[name] for name in held if is_adapter(name)}
         given = {_module_name(name): weight for name, weight in weights.items()}
         if self._model.config.tie_word_embeddings:
             given.pop("lm_head.weight", None)
@@ -124,8 +133,8 @@ class HfEngine(Engine):
                         f"expected {tuple(held[name].shape)}"
                     )
                 held[name].copy_(weight)
-        norms = {name: magnitude(held[name]) for name in given if name.endswith("norm.weight")}
-        verify_magnitudes(norms, given, self._model.dtype)
+        compared = [n for n in given if self._has_adapters or n.endswith("norm.weight")]
+        verify_magnitudes({n: magnitude(held[n]) for n in compared}, given, self._model.dtype)
         self._policy_version = policy_version
 
     def shutdown(self) -> None:

@@ -6,10 +6,11 @@ hash of its plan.
 
 Where vLLM is deviated from: the processor may neither sample nor resize (the plan has done both),
 Qwen2.5-VL is given the frame rate in the one way that its positions follow, and weights are
-replaced through `actrep_ray.rollout.vllm_transfer`.
+replaced through `actrep_ray.rollout.vllm_transfer`. Adapters come as vLLM has them, in a folder.
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from actrep_ray.config import RolloutConfig, VideoConfig
+from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.rollout.engine import (
@@ -38,6 +39,8 @@ _GIB = 2**30
 _CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
 _CPU_BATCH_TOKENS = 4096
 _PROCESSED_CLIPS_GIB = 1.0
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+_ADAPTER_ID = 1
 
 
 class VllmEngine(Engine):
@@ -50,6 +53,8 @@ class VllmEngine(Engine):
         device: Where to compute.
         seed: Seed of the engine's stream of random numbers.
         dtype: Dtype of computation; float32 on a CPU and bfloat16 on a GPU by default.
+        lora: Given if `load_weights` brings adapters of this make, not all weights.
+        shares_gpu: Whether `sleep` has to free the GPU for others.
     """
 
     def __init__(
@@ -61,16 +66,25 @@ class VllmEngine(Engine):
         device: Literal["cpu", "cuda"],
         seed: int,
         dtype: Literal["float32", "bfloat16"] | None = None,
+        lora: LoraConfig | None = None,
+        shares_gpu: bool = False,
     ) -> None:
         self.inputs = QwenVLInputs(model_path)
         self.frames = FrameCache(video_cfg.cache_dir, int(video_cfg.cache_gib * _GIB))
         self._max_model_len = rollout_cfg.max_model_len
         self._policy_version = 0
+        self._lora = lora
+        self._adapter: Any = None  # what requests refer to it by, once there is one
         self._running: dict[str, _Running] = {}  # by vLLM's number of the request
         _set_environment(device, rollout_cfg.num_threads)
         from vllm import LLM  # takes 10-25 s and reads the environment
 
         options = _engine_options(str(model_path), self.inputs.family, rollout_cfg, device)
+        if lora is not None:
+            options |= _lora_options(lora)
+        self._can_sleep = shares_gpu and device == "cuda"  # vLLM for CPUs cannot
+        if self._can_sleep:
+            options["enable_sleep_mode"] = True
         self._dtype = getattr(torch, dtype or default_dtype(device))
         self._llm: Any = LLM(**options, dtype=self._dtype, seed=seed)
 
@@ -90,7 +104,12 @@ class VllmEngine(Engine):
             num_visual = num_visual_tokens(self.inputs, prompt)
             check_length(prompt, num_visual, settings.max_tokens, self._max_model_len)
         requests = [self._request(prompt) for prompt in prompts]
-        ids = self._llm.enqueue(requests, self._sampling_params(settings), use_tqdm=False)
+        ids = self._llm.enqueue(
+            requests,
+            self._sampling_params(settings),
+            use_tqdm=False,
+            lora_request=self._adapter,
+        )
         for prompt, request_id in zip(prompts, ids, strict=True):
             number = request_id.partition("-")[0]  # vLLM has added random letters to it
             self._running[number] = _Running(
@@ -110,14 +129,21 @@ class VllmEngine(Engine):
 
     def load_weights(self, weights: Weights, policy_version: int) -> None:
         """Replace the weights; see `Engine.load_weights`."""
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"weights": list(weights.items())}})
-        self._llm.finish_weight_update(weight_version=str(policy_version))
+        if self._lora is None:
+            self._load_all(weights, policy_version)
+        else:
+            self._load_adapter(weights, self._lora)
         # Answers at work are put back, so that prompt, video and tokens are computed again.
         if not self._llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
             raise RuntimeError("vLLM did not empty its prefix cache after new weights were loaded")
         # Processed clips are kept: pixels do not depend on weights.
         self._llm.llm_engine.reset_encoder_cache()
+        self._policy_version = policy_version
+
+    def _load_all(self, weights: Weights, policy_version: int) -> None:
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": {"weights": list(weights.items())}})
+        self._llm.finish_weight_update(weight_version=str(policy_version))
         for missing in self._llm.collective_rpc("actrep_missing_weights"):
             if missing:
                 raise ValueError(
@@ -125,7 +151,43 @@ class VllmEngine(Engine):
                 )
         for loaded in self._llm.collective_rpc("actrep_magnitudes", args=(list(weights),)):
             verify_magnitudes(loaded, weights, self._dtype)
-        self._policy_version = policy_version
+
+    def _load_adapter(self, weights: Weights, cfg: LoraConfig) -> None:
+        """Replace the adapter in its place, so that answers at work go on with the new one."""
+        from vllm.lora.request import LoRARequest
+
+        from actrep_ray.models.lora import check_adapter, save_adapter
+
+        check_adapter(weights)
+        if self._running and self._adapter is None:
+            raise RuntimeError("answers are at work without an adapter; give the first one before")
+        with tempfile.TemporaryDirectory(prefix="actrep-adapter-") as folder:
+            save_adapter(Path(folder), cfg, dict(weights))
+            request = LoRARequest("policy", _ADAPTER_ID, folder, load_inplace=True)
+            self._llm.llm_engine.add_lora(request)
+        self._adapter = LoRARequest("policy", _ADAPTER_ID, folder)  # is there: nothing is read
+        scale = cfg.alpha / cfg.rank  # vLLM has it in the second matrix
+        scaled = {
+            name: weight.to(self._dtype) * (scale if ".lora_B." in name else 1.0)
+            for name, weight in weights.items()
+        }
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        arguments = (_ADAPTER_ID, shapes)
+        for loaded in self._llm.collective_rpc("actrep_adapter_magnitudes", args=arguments):
+            verify_magnitudes(loaded, scaled, self._dtype)
+
+    def sleep(self) -> None:
+        """Move the weights to the CPU and drop the KV cache; see `Engine.sleep`.
+
+        On a CPU it keeps them: there is no memory of another kind to move them to.
+        """
+        if self._can_sleep:
+            self._llm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Move the weights back; the KV cache is empty."""
+        if self._can_sleep:
+            self._llm.wake_up()
 
     def shutdown(self) -> None:
         """Free the engine, so that another one can start in this process."""
@@ -211,6 +273,19 @@ def _set_environment(device: str, num_threads: int) -> None:
         # The sampler's one compiled function: 11 s and a C++ compiler at the first batch, for 7%.
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
         torch.set_num_threads(num_threads)
+
+
+def _lora_options(cfg: LoraConfig) -> dict[str, Any]:
+    """What makes room for one adapter."""
+    options: dict[str, Any] = {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= cfg.rank),
+    }
+    if set(cfg.parts) == {"language_model"}:
+        return options | {"lora_target_modules": list(cfg.target_modules)}
+    # A name may stand for a convolution as well there, at which vLLM would give up.
+    return options | {"enable_tower_connector_lora": True}
 
 
 def _engine_options(

@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.utils import parse_fine_tuned_lora_name
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -112,6 +113,31 @@ class WorkerExtension:
             mapped = model.hf_to_vllm_mapper.apply_list([name])
             if name.endswith(suffixes) and mapped and mapped[0] in held:
                 sums[name] = magnitude(held[mapped[0]])
+        return sums
+
+    def actrep_adapter_magnitudes(
+        self, adapter_id: int, shapes: dict[str, tuple[int, ...]]
+    ) -> dict[str, float]:
+        """Sums of magnitudes of an adapter's matrices in use, by the names that were given.
+
+        Only of those that are not split over workers; what pads them to vLLM's rank is zero.
+        """
+        manager = self.model_runner.lora_manager._adapter_manager
+        slot = manager.lora_index_to_id.index(adapter_id)
+        held: dict[tuple[str, bool], torch.Tensor] = {}
+        for name, module in manager.modules.items():
+            layers = manager.packed_modules.get(name, [name])
+            stacks = zip(layers, module.lora_a_stacked, module.lora_b_stacked, strict=True)
+            for layer, a, b in stacks:
+                held[layer, True], held[layer, False] = a[slot], b[slot]
+        mapper = manager.model.hf_to_vllm_mapper.get_unstacked_mapper()
+        sums = {}
+        for name, shape in shapes.items():
+            peft_name = name.replace(".default.", ".")
+            layer, is_a = parse_fine_tuned_lora_name(f"base_model.model.{peft_name}", mapper)
+            matrix = held[layer, is_a]
+            if (matrix.shape[-1] == shape[1]) if is_a else (matrix.shape[-2] == shape[0]):
+                sums[name] = magnitude(matrix)
         return sums
 
 

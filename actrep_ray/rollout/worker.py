@@ -113,3 +113,4 @@ def _make_engine(recipe: Recipe, model_path: str | Path, seed: int) -> Engine:
         seed=seed,
         dtype=recipe.model.dtype,
     )
+        lora=recipe.model.lora if recipe.sends_adapters else None,

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actrep_ray.config import RolloutConfig, VideoConfig
+from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.models.lora import adapter_weights, add_adapters, merged_weights
+from actrep_ray.models.qwen_vl import load_model
 from actrep_ray.models.tiny import FAMILIES
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine, _nucleus
@@ -38,6 +40,40 @@ def test_agrees_with_one_full_forward(
         for group in groups:
             assert make_reference(path).gap([group]) < MAX_GAP
             assert {answer.policy_version for answer in group.rollouts} == {version}
+
+
+def test_adapters_alone_are_the_merged_model(
+    checkpoint: Any, rollout: RolloutConfig, video: VideoConfig, make_prompts: Any
+) -> None:
+    path = checkpoint("qwen3_vl", 0, True)
+    cfg = LoraConfig(rank=4, alpha=8, parts=("merger", "language_model"), send="adapter",
+                     target_modules=("q_proj", "down_proj", "linear_fc1"))  # fmt: skip
+    model = load_model(path, dtype="float32")
+    add_adapters(model, cfg)
+    torch.manual_seed(0)
+    adapter = {
+        name: torch.randn_like(weight) * 0.1 for name, weight in adapter_weights(model, torch.clone)
+    }
+    model.load_state_dict(adapter, strict=False)
+    with torch.no_grad():
+        merged = dict(merged_weights(model, torch.clone))
+    plain = HfEngine(path, rollout, video, device="cpu", seed=0)
+    engine = HfEngine(path, rollout, video, device="cpu", seed=0, lora=cfg)
+    prompts = make_prompts(engine.inputs)[:3]
+    base, before = plain.generate(prompts, SETTINGS), engine.generate(prompts, SETTINGS)
+    engine.load_weights(adapter, policy_version=1)
+    plain.load_weights(merged, policy_version=1)
+    expected, found = plain.generate(prompts, SETTINGS), engine.generate(prompts, SETTINGS)
+    for wanted, groups in ((base, before), (expected, found)):
+        for a, b in zip(wanted, groups, strict=True):
+            for i in range(2):
+                np.testing.assert_allclose(
+                    a.rollouts[i].rollout_log_probs, b.rollouts[i].rollout_log_probs, atol=MAX_GAP
+                )
+    with pytest.raises(ValueError, match=r"expected adapters alone"):
+        engine.load_weights(merged, policy_version=2)
+    with pytest.raises(ValueError, match=r"1 weights were not given"):
+        engine.load_weights(dict(list(adapter.items())[1:]), policy_version=2)
 
 
 def test_batching_and_order_do_not_change_greedy_answers(
