@@ -443,6 +443,9 @@ class LearnerConfig(_Section):
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's betas.")
     max_grad_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
+    ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Keep a moving average of the weights with this decay; null: none."
+    )
     micro_batch_tokens: Count = Field(
         16384, description="Most tokens, padding included, of one forward pass on one rank."
     )
@@ -484,9 +487,6 @@ class SftConfig(_Section):
     clips_per_step: Count = Field(32, description="Clips of one optimiser step, over all ranks.")
     validate_every: Count = Field(50, description="Steps between validation losses.")
     num_validation_clips: Count = Field(64, description="Clips of the validation loss.")
-    ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Keep a moving average of the weights with this decay; null: none."
-    )
 
 
 class TrainConfig(_Section):
@@ -602,6 +602,11 @@ class Recipe(_Section):
                 f"learner.num_workers={ranks}: change one of them",
             )
             return self
+        _require(
+            not self.sends_adapters or self.rollout.engine != "vllm" or self.model.lora.rank <= 512,
+            f"model.lora.rank={self.model.lora.rank}: vLLM takes adapters of at most 512; set "
+            "model.lora.send=merged",
+        )
         train = self.train
         _require(
             train.prompts_per_step % ranks == 0,
@@ -624,6 +629,11 @@ class Recipe(_Section):
             return self.sft.clips_per_step
         train = self.train
         return train.mini_batch_size or train.prompts_per_step * train.group_size
+
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether the engines hold the base model and are given adapters only."""
+        return self.stage == "grpo" and self.model.lora.send == "adapter"
 
     @property
     def run_dir(self) -> Path:
@@ -654,12 +664,6 @@ def check_attention(recipe: Recipe) -> None:
 
 
 def _has_flash_attn() -> bool:
-        _require(
-            not self.sends_adapters or self.rollout.engine != "vllm" or self.model.lora.rank <= 512,
-            f"model.lora.rank={self.model.lora.rank}: vLLM takes adapters of at most 512; set "
-            "model.lora.send=merged",
-        )
-        self._check_colocated()
     return importlib.util.find_spec("flash_attn") is not None
 
 
@@ -704,11 +708,6 @@ def under_root(recipe: Recipe, root: str | Path) -> Recipe:
         update={
             "runs_dir": at_root(recipe.runs_dir),
             "data": recipe.data.model_copy(update={"path": at_root(recipe.data.path)}),
-    @property
-    def sends_adapters(self) -> bool:
-        """Whether the engines hold the base model and are given adapters only."""
-        return self.stage == "grpo" and self.model.lora.send == "adapter"
-
             "model": recipe.model.model_copy(update={"path": at_root(recipe.model.path)}),
         }
     )

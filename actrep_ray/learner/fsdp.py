@@ -56,13 +56,13 @@ class Fsdp2:
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
     def reshard(self) -> None:
         """A forward pass without a backward leaves them where a layer is not freed at once."""
         for module in self._policy.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole gradient) of every parameter that has one."""
         for name, parameter in self._policy.model.named_parameters():
             if parameter.grad is not None:
@@ -81,7 +81,6 @@ class Fsdp2:
         with torch.no_grad():
             parameter.copy_(_split_like(whole, parameter))
 
-    def moments(self, parameter: torch.Tensor) -> Moments | None:
     def write_master(self, parameter: torch.Tensor, whole: torch.Tensor) -> None:
         """As `set_master`: a parameter is its own master."""
         self.set_master(parameter, whole)
@@ -92,6 +91,7 @@ class Fsdp2:
         groups = self._optimizer.param_groups
         return [p.detach().to_local() for group in groups for p in group["params"]]
 
+    def moments(self, parameter: torch.Tensor) -> Moments | None:
         """AdamW's state of a parameter."""
         state: dict[str, Any] = self._optimizer.state.get(parameter, {})
         if not state:

@@ -245,12 +245,12 @@ class LearnerWorker:
         the model's own names, where the recipe sends them. Rank 0 gets them, the others nothing;
         every rank must go through to the end.
         """
-        bucket: dict[str, torch.Tensor] = {}
-        size = 0
-        for name, weight in self._model_weights():
         if self.recipe.sends_adapters:
             yield from self._on_rank_0(lora.adapter_weights(self.policy.model, self.strategy.whole))
             return
+        bucket: dict[str, torch.Tensor] = {}
+        size = 0
+        for name, weight in self._model_weights():
             bucket[name], size = weight, size + weight.nbytes
             if size >= bucket_bytes:
                 yield from revert_weight_conversion(self.policy.model, bucket).items()
@@ -277,6 +277,7 @@ class LearnerWorker:
         With LoRA also the adapter in peft's format, in `adapter/`.
         """
         is_writer = self.rank == 0
+        self.strategy.reshard()
         state: dict[str, Any] = {
             "num_optimizer_steps": self.num_optimizer_steps,
             "kl_coef": self.kl_coef,
@@ -286,7 +287,6 @@ class LearnerWorker:
         with complete_folder(Path(folder), is_writer=is_writer) as target:
             optimizer.save_optimizer(
                 target,
-        self.strategy.reshard()
                 self.policy.model,
                 self.strategy,
                 state,
@@ -313,10 +313,11 @@ class LearnerWorker:
         """
         if self._has_lora:
             self._check_base(Path(folder))
+        self.strategy.reshard()
         state = optimizer.load_optimizer(Path(folder), self.policy.model, self.strategy)
-        self.num_optimizer_steps = int(state["num_optimizer_steps"])
         if self.ema is not None:
             self.ema.load(Path(folder), self.policy.model)
+        self.num_optimizer_steps = int(state["num_optimizer_steps"])
         if self.recipe.algorithm.kl_target is not None and "kl_coef" in state:
             self.kl_coef = float(state["kl_coef"])
 
@@ -326,7 +327,6 @@ class LearnerWorker:
         self,
         rows: Sequence[LearnerRow],
         mini: Sequence[int],
-        self.strategy.reshard()
         old: TokenValues | None,
         ref: TokenValues | None,
         gap: LogProbGap,

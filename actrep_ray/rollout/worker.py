@@ -112,5 +112,5 @@ def _make_engine(recipe: Recipe, model_path: str | Path, seed: int) -> Engine:
         device=recipe.device,
         seed=seed,
         dtype=recipe.model.dtype,
-    )
         lora=recipe.model.lora if recipe.sends_adapters else None,
+    )
