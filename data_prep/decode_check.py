@@ -9,7 +9,6 @@ Linux: a worker also dumps no core, may take no more than `_MEMORY_LIMIT_BYTES`,
 to go where memory runs out.
 """
 
-import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -27,13 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.processes import die_with
 from data_prep.video import VideoError, decode_frames, file_problem, open_video, without_prefix
 
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _REAP_LIMIT_S = 10.0
 _MEMORY_LIMIT_BYTES = 12 * 2**30
 _HASHED_AT_ONCE = 2**20
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -290,11 +289,9 @@ def _serve(connection: Connection, check: Check, log: str, parent: int) -> None:
 def _bind_to(parent: int) -> None:
     """Die with the parent, leave no core, and take no more memory than allowed."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    die_with(parent)
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before we could ask
-        os._exit(1)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
     with suppress(OSError):  # where /proc is not ours to write, the kernel chooses by itself
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

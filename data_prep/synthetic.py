@@ -38,6 +38,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.processes import die_with
 from data_prep.schema import SPLITS, Clip, Cycle, write_clips
 
 # Raise it whenever the same (level, seed, split, index) would give another video or other labels.
@@ -382,7 +383,9 @@ def _render_all(
             yield _render_chunk(out_dir, level, seed, chunk)
         return
     # spawn: the caller may hold threads (Ray, torch), which a forked child must not inherit
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        num_processes, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
+    ) as pool:
         waiting = iter(chunks)
         running = [
             pool.submit(_render_chunk, out_dir, level, seed, c)

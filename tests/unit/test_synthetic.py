@@ -1,8 +1,13 @@
 """The synthetic videos: exact labels, agreement with the files, determinism, what a level adds."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -295,3 +300,45 @@ def test_bad_settings_are_refused(tmp_path: Path, change: dict, message: str) ->
     with pytest.raises(ValueError, match=message):
         write_dataset(tmp_path / "out", **(arguments | change))
     assert not (tmp_path / "out").exists()
+
+
+KILLED = """
+import sys
+from data_prep.synthetic import write_dataset
+
+if __name__ == "__main__":
+    write_dataset(
+        sys.argv[1], level="easy", num_clips={"train": 4000}, seed=7, num_processes=2
+    )
+"""
+
+
+def test_no_process_is_left_when_rendering_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    out_dir = tmp_path / "data"
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.Popen(
+        [sys.executable, str(script), str(out_dir)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list((out_dir / "videos").glob("*.mp4"))) < 2:
+        assert run.poll() is None
+        assert time.monotonic() < deadline, "nothing was rendered in 60 s"
+    run.kill()
+    run.wait()
+    while any(sessions_of(run.pid)):  # the workers, and multiprocessing's own helper
+        assert time.monotonic() < deadline, "processes were left"
+
+
+def sessions_of(session: int) -> Iterator[int]:
+    """Living processes of a session."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            yield int(stat.parent.name)
