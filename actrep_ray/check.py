@@ -26,7 +26,7 @@ from actrep_ray.planner import (
     prompt_size,
 )
 from data_prep.schema import Clip, read_clips
-from data_prep.video import fit_size
+from data_prep.video import fit_size, plan_indices
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,9 @@ def _prompt_of(recipe: Recipe, model: Architecture) -> tuple[PromptSize, str]:
 def clip_size(clip: Clip, recipe: Recipe, model: Architecture) -> PromptSize:
     """Tokens of a clip from its metadata alone; the video need not be here."""
     video = recipe.video
-    wanted = int(clip.duration_s * video.fps + 1e-6)
-    num_frames = min(max(wanted, video.min_frames), video.max_frames)
+    indices, _ = plan_indices(
+        clip, fps=video.fps, min_frames=video.min_frames, max_frames=video.max_frames
+    )
     height, width = fit_size(
         clip.height,
         clip.width,
@@ -154,8 +155,8 @@ def clip_size(clip: Clip, recipe: Recipe, model: Architecture) -> PromptSize:
         min_pixels=video.min_pixels,
         max_pixels=video.max_pixels,
     )
-    pairs = -(-num_frames // model.temporal_patch_size)
-    tokens = model.num_visual_tokens(num_frames, height, width)
+    pairs = -(-len(indices) // model.temporal_patch_size)
+    tokens = model.num_visual_tokens(len(indices), height, width)
     return prompt_size(recipe, model, num_visual=tokens, num_pairs=pairs, is_of_data=True)
 
 
