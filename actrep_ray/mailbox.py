@@ -52,8 +52,3 @@ class Mailbox:
             except queue.Empty:
                 raise TimeoutError(explain()) from None
             call()
-
-    def run_waiting(self) -> None:
-        """Run the calls that are there, without waiting for more."""
-        for _ in range(self._calls.qsize()):
-            self._calls.get()()
