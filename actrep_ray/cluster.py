@@ -178,11 +178,11 @@ def _ask_driver() -> float:
 
 def num_cpus(recipe: Recipe) -> int:
     """Logical CPUs that the workers of a recipe reserve; more than the machine has is no harm."""
-    learner = recipe.learner.num_workers * recipe.learner.num_cpus
-    if recipe.stage == "sft":
-        return math.ceil(learner) + 1
-    rollout = recipe.rollout.num_workers * recipe.rollout.num_cpus
-    return math.ceil(learner + rollout + recipe.reward.num_workers * recipe.reward.num_cpus) + 1
+    needed = sum(pool.num_workers * pool.num_cpus for pool in pools_of(recipe))
+    if recipe.stage == "grpo" and recipe.rollout.max_workers:
+        num_more = recipe.rollout.max_workers - recipe.rollout.num_workers
+        needed += num_more * recipe.rollout.num_cpus
+    return math.ceil(needed) + 1
 
 
 def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:

@@ -176,7 +176,9 @@ class RolloutConfig(_Section):
     """The engines that generate."""
 
     engine: Literal["vllm", "hf"] = Field("vllm", description="What generates.")
-    num_workers: Count = Field(1, description="Engines.")
+    num_workers: Count = Field(
+        1, description="Engines; `{min: 1, max: 4}` stands for this and max_workers."
+    )
     tensor_parallel_size: Count = Field(1, description="GPUs of one engine.")
     num_cpus: Positive = Field(1.0, description="CPUs that Ray reserves for one engine.")
     num_threads: Count = Field(1, description="Computing threads of one engine on CPU.")
@@ -192,12 +194,34 @@ class RolloutConfig(_Section):
         None, description="Answers handed to one engine at a time; twice max_num_seqs by default."
     )
     max_workers: Count | None = Field(
-        None, description="An asynchronous run starts engines up to this many where there is room."
+        None, description="A run starts engines up to this many where there is room for them."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="Engines that died and are replaced in a run, before it stops."
     )
     timeout_s: Positive = Field(1800.0, description="Longest wait for one batch of groups.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_range(cls, values: Any) -> Any:
+        given = values.get("num_workers") if isinstance(values, dict) else None
+        if not isinstance(given, dict):
+            return values
+        _require(
+            set(given) == {"min", "max"} and values.get("max_workers") is None,
+            f"rollout.num_workers={given}: expected a number, or {{min: 1, max: 4}} without "
+            "rollout.max_workers",
+        )
+        return {**values, "num_workers": given["min"], "max_workers": given["max"]}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(
+            self.max_workers is None or self.max_workers >= self.num_workers,
+            f"rollout.max_workers={self.max_workers}: expected at least rollout.num_workers="
+            f"{self.num_workers}",
+        )
+        return self
 
 
 class RewardConfig(_Section):
@@ -316,6 +340,17 @@ PRESET_PENALTIES: dict[str, dict[str, float]] = {"dapo": {"overlong": 1.0}}
 """What a preset adds to the default `reward.weights`."""
 
 
+class TemporalContrastConfig(_Section):
+    """T-GRPO (Video-R1, arXiv 2503.21776): every clip is shown with its frames shuffled, too."""
+
+    weight: Annotated[Float, Field(ge=0)] = Field(
+        0.0, description="Bonus of a right count where order helps (T-GRPO: 0.3); 0: no contrast."
+    )
+    margin: Annotated[Float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Order helps where its share of right counts is higher by more than this."
+    )
+
+
 class AlgorithmConfig(_Section):
     """Advantages and policy loss, by their names in verl's registries."""
 
@@ -364,6 +399,7 @@ class AlgorithmConfig(_Section):
     mask_truncated: bool = Field(
         False, description="Leave answers that were cut off at max_response_tokens out of the loss."
     )
+    temporal_contrast: TemporalContrastConfig = TemporalContrastConfig()
     rollout_correction: Literal[
         "off", "token_truncate", "sequence_truncate", "token_reject", "sequence_reject"
     ] = Field("off", description="What is done about engine and learner computing other ratios.")
@@ -394,6 +430,11 @@ class AlgorithmConfig(_Section):
             self.kl_target is None or self.kl_coef > 0,
             f"algorithm.kl_target={self.kl_target} adapts algorithm.kl_coef, which is 0: give its "
             "first value",
+        )
+        _require(
+            self.temporal_contrast.weight == 0 or self.advantage != "gdpo",
+            "algorithm.advantage=gdpo normalises each reward of its own, so there is no one reward "
+            "to add a bonus to: set algorithm.temporal_contrast.weight=0",
         )
         _require(
             self.clip_cov_range[0] < self.clip_cov_range[1],

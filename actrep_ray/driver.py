@@ -31,6 +31,7 @@ from actrep_ray.profile import profiled
 from actrep_ray.run_dir import open_run
 from actrep_ray.sampling import CountSampler, SampledClip
 from actrep_ray.scoring import RewardPool, make_spec
+from actrep_ray.temporal_contrast import contrast_metrics, generate_pairs, score_pairs
 from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup, RolloutStatus
 from data_prep.schema import Clip
 from rewards.response import parse
@@ -201,6 +202,7 @@ class GrpoDriver:
         self.timeline = pools.rollouts.timeline
         self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
         self.settings = training_settings(recipe)
+        self.contrast = recipe.algorithm.temporal_contrast
         self.store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
 
     def run(self) -> Checkpoint:
@@ -221,6 +223,7 @@ class GrpoDriver:
                     metrics |= self.update(trainable, step)
                 with logger.timer("sync"):
                     metrics |= self.pools.weight_sync.push(step)
+                self.pools.rollouts.grow()
                 metrics |= rollout_metrics(groups, trainable, dropped, labels, step)
                 if is_due(cfg.eval.every, step, end):
                     with logger.timer("evaluate"):
@@ -270,16 +273,31 @@ class GrpoDriver:
         while prompts:
             with logger.timer("rollout"):
                 began = time.perf_counter()
-                answered = self.pools.rollouts.generate(prompts, self.settings)
+                answered = self.generate(prompts)
                 seconds += time.perf_counter() - began
-            with logger.timer("reward"), self.timeline.span("reward", "workers", "score"):
-                answered = self.pools.rewards.score(answered, labels)
+            with logger.timer("reward"):
+                answered = self.score(answered, labels)
             groups += answered
             failed = [g for g in answered if drop_reason(g, cfg.pass_rate_window)][:num_left]
             num_left -= len(failed)
             prompts = self.refill(step, len(groups), [g.prompt for g in failed], labels)
         num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
         return groups, labels, {"rollout/tokens_per_s": num_tokens / seconds}
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """The groups of some prompts, with answers about shuffled frames if the recipe says so."""
+        if self.contrast.weight == 0:
+            return self.pools.rollouts.generate(prompts, self.settings)
+        return generate_pairs(self.pools.rollouts, prompts, self.settings)
+
+    def score(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    ) -> list[RolloutGroup]:
+        """The groups with their rewards."""
+        with self.timeline.span("reward", "workers", "score"):
+            if self.contrast.weight == 0:
+                return self.pools.rewards.score(groups, labels)
+            return score_pairs(self.pools.rewards, groups, labels, self.contrast)
 
     def issue(self, step: int) -> tuple[list[Prompt], dict[str, Labels]]:
         """The prompts of a step, drawn by Random Count Sampling, and the labels of their clips.
@@ -309,7 +327,7 @@ class GrpoDriver:
         return prompts
 
     def prefetch(self) -> None:
-        """Decode the clips of the next step while the engines are idle."""
+        """Have the clips of the next step decoded meanwhile."""
         drawn = self.sampler.peek(self.size)
         plans = [self.inputs.plan(sampled.clip, self.recipe.video) for sampled in drawn]
         self.pools.rollouts.prefetch(plans)
@@ -458,6 +476,7 @@ def rollout_metrics(
         if not np.isnan(values).all():
             metrics[f"reward/{name}"] = np.nanmean(values)
     metrics |= {f"dropped/{reason}": number for reason, number in dropped.items()}
+    metrics |= contrast_metrics(groups, labels)
     metrics["sampling/refilled"] = sum(group.prompt.attempt > 0 for group in groups)
     issued = Counter(group.prompt.stratum for group in groups)
     trained = Counter(group.prompt.stratum for group in trainable)

@@ -28,7 +28,7 @@ the places in flight, so that a resumed run asks them again and no others twice.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +49,7 @@ from actrep_ray.driver import (
 from actrep_ray.learner.algorithms import compute_advantages
 from actrep_ray.metrics import MetricLogger
 from actrep_ray.sampling import SampledClip
+from actrep_ray.temporal_contrast import submit_pairs
 from actrep_ray.types import Labels, Prompt, RolloutGroup
 from data_prep.schema import parse_clip
 
@@ -111,6 +112,7 @@ class AsyncGrpoDriver(GrpoDriver):
         assert self.recipe.train.max_staleness is not None, "train.max_staleness is not set"
         self.max_staleness = self.recipe.train.max_staleness
         self.mailbox = self.pools.rollouts.mailbox
+        self.groups_per_place = 2 if self.contrast.weight else 1
         self.ledger = Ledger()
         self.version = 0  # in the engines
         self.num_batches = 0  # issued
@@ -177,14 +179,14 @@ class AsyncGrpoDriver(GrpoDriver):
         """
         self.finish_push()
         with self.timeline.span("learner", "ranks", "export weights"):
-            ref = self.while_working(self.pools.learners.export_weights_ref)
+            refs = self.while_working(self.pools.learners.export_weights_refs)
         if self.max_staleness == 0:
-            metrics = self.pools.weight_sync.deliver(ref, step)
+            metrics = self.pools.weight_sync.deliver(refs, step)
             self.version = step
             return metrics
         delivered, self._delivered = self._delivered, {}
         self._is_pushing = True
-        self.pools.weight_sync.start_delivery(ref, step, partial(self._on_delivered, step))
+        self.pools.weight_sync.start_delivery(refs, step, partial(self._on_delivered, step))
         return delivered
 
     def finish_push(self) -> None:
@@ -211,6 +213,8 @@ class AsyncGrpoDriver(GrpoDriver):
             places = [Place(first + i, sampled) for i, sampled in enumerate(drawn)]
             self.places += places
             self.ask(places, [f"{self.num_batches:06d}-{i:04d}" for i in range(len(places))])
+            if self.num_batches < self.recipe.train.num_steps:
+                self.prefetch()
 
     def ask(self, places: Sequence[Place], ids: Sequence[str]) -> None:
         """Issue places under the given starts of prompt ids."""
@@ -218,12 +222,15 @@ class AsyncGrpoDriver(GrpoDriver):
         for place, prompt_id in zip(places, ids, strict=True):
             place.prompt = self.prompt(prompt_id, place.sampled, place.round)
             place.policy_version = self.version
-            place.num_issued += 1
+            place.num_issued += self.groups_per_place
             self._asked[place.prompt.prompt_id] = place
             self.labels |= labels_of([place.sampled.clip])
             prompts.append(place.prompt)
-        self.ledger.issued += len(places)
-        self.pools.rollouts.submit(prompts, self.settings, self.on_group)
+        self.ledger.issued += len(places) * self.groups_per_place
+        if self.contrast.weight == 0:
+            self.pools.rollouts.submit(prompts, self.settings, self.on_group)
+        else:
+            submit_pairs(self.pools.rollouts, prompts, self.settings, self.on_group)
 
     def batch_of(self, step: int) -> list[Place]:
         """The places that a step trains on, once they are complete; they stay in flight."""
@@ -266,6 +273,7 @@ class AsyncGrpoDriver(GrpoDriver):
         """Enter what became of some places into the ledger and forget them."""
         self.ledger.trained += len(trained)
         self.ledger.dropped += dropped
+        self.ledger.dropped += self._num_shuffled(len(place.groups) for place in places)
         gone = set(places)
         self.places = [place for place in self.places if place not in gone]
         self._num_complete -= len(gone)
@@ -298,8 +306,7 @@ class AsyncGrpoDriver(GrpoDriver):
 
     def _score(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
         labels = {g.prompt.clip_id: self.labels[g.prompt.clip_id] for g in groups}
-        with self.timeline.span("reward", "workers", "score"):
-            return self.pools.rewards.score(groups, labels)
+        return self.score(groups, labels)
 
     def _on_scored(self, future: "Future[list[RolloutGroup]]") -> None:
         self._is_scoring = False
@@ -337,6 +344,10 @@ class AsyncGrpoDriver(GrpoDriver):
     def _complete(self, place: Place) -> None:
         place.is_complete = True
         self._num_complete += 1
+
+    def _num_shuffled(self, num_groups: Iterable[int]) -> Counter[str]:
+        """Groups of the temporal contrast beside so many others, none of which is trained on."""
+        return Counter(shuffled=sum(num_groups)) if self.contrast.weight else Counter()
 
     # ---------------------------------------------------------------- figures
 
@@ -378,10 +389,12 @@ class AsyncGrpoDriver(GrpoDriver):
             and place.prompt is not None
             and group.prompt.prompt_id != place.prompt.prompt_id
         )
+        early += self._num_shuffled([early.total()])
         steps = {place.number // self.size + 1 for place in self.places}
         pipeline = {
             "prompts_per_step": self.size,
             "num_batches": self.num_batches,
+            "groups_per_place": self.groups_per_place,
             "issued": self.ledger.issued,
             "trained": self.ledger.trained,
             "dropped": dict(self.ledger.dropped + early),
@@ -402,7 +415,9 @@ class AsyncGrpoDriver(GrpoDriver):
         self.num_batches = saved["num_batches"]
         self.num_refilled = Counter({int(n): count for n, count in saved["num_refilled"].items()})
         self.ledger = Ledger(
-            saved["issued"] - len(places), saved["trained"], Counter(saved["dropped"])
+            saved["issued"] - len(places) * saved.get("groups_per_place", 1),
+            saved["trained"],
+            Counter(saved["dropped"]),
         )
         self.places = places
         ids = [row["prompt_id"] for row in saved["places"]]

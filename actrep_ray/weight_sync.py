@@ -1,6 +1,6 @@
 """Carries the learners' weights to the rollout engines and proves that they arrived.
 
-    LearnerPool ──export_weights_ref()──► object store (buckets) ──► every engine loads, verifies
+    LearnerPool ──export_weights_refs()──► object store (buckets) ──► every engine loads, verifies
 
 What is proved at each push: that each tensor's checksum is the same before and after the transfer
 (`unpack_weights`), that weights in use by the engine are those it was given (`verify_magnitudes`),
@@ -8,7 +8,7 @@ and that every engine reports the new version.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,15 +39,15 @@ class WeightSync:
         """
         start = time.perf_counter()
         with self.rollouts.timeline.span("learner", "ranks", "export weights"):
-            ref = self.learners.export_weights_ref()
+            refs = self.learners.export_weights_refs()
         metrics = {"sync/export_s": time.perf_counter() - start}
-        return metrics | self.deliver(ref, policy_version)
+        return metrics | self.deliver(refs, policy_version)
 
-    def deliver(self, ref: Any, policy_version: int) -> dict[str, float]:
+    def deliver(self, refs: Sequence[Any], policy_version: int) -> dict[str, float]:
         """Give every engine weights that were exported, all at the same time.
 
         Args:
-            ref: What `LearnerPool.export_weights_ref` returned.
+            refs: What `LearnerPool.export_weights_refs` returned.
             policy_version: Version to stamp them with.
 
         Returns:
@@ -57,11 +57,11 @@ class WeightSync:
             RuntimeError: if a weight changed on its way, or an engine reports another version.
         """
         start = time.perf_counter()
-        self.rollouts.load_weights(ref, policy_version)
+        self.rollouts.load_weights(refs, policy_version)
         return self._metrics(policy_version, start)
 
     def start_delivery(
-        self, ref: Any, policy_version: int, then: Callable[[dict[str, float]], None]
+        self, refs: Sequence[Any], policy_version: int, then: Callable[[dict[str, float]], None]
     ) -> None:
         """As `deliver`, to half of the engines at a time, while the other half generates.
 
@@ -70,7 +70,7 @@ class WeightSync:
         """
         start = time.perf_counter()
         self.rollouts.start_load(
-            ref,
+            refs,
             policy_version,
             lambda: then(self._metrics(policy_version, start)),
             at_once=-(-self.rollouts.num_workers // 2),

@@ -1,8 +1,9 @@
-"""Weights on their way from the learner to the engines: flat buckets of bytes, with checksums.
+"""Weights on their way from the learner to the engines: buckets of tensors, with checksums.
 
-A bucket holds whole tensors one after the other in one array, which Ray's object store hands to
-readers without a copy. A checksum of each tensor's bytes proves the transfer. What an engine made
-of them is compared by sums of magnitudes, which survive padding and another device.
+A bucket holds whole tensors as views of their bytes. Put into Ray's object store, they are copied
+once, each right into shared memory, where readers use them without another copy. A checksum of each
+tensor's bytes proves the transfer. What an engine made of them is compared by sums of magnitudes,
+which survive padding and another device.
 """
 
 import warnings
@@ -15,6 +16,7 @@ import torch
 
 BUCKET_BYTES = 256 * 2**20
 _NUM_SUMS = 512
+_PIECE = 2**18  # numbers that are summed at a time
 
 
 @dataclass(frozen=True)
@@ -25,32 +27,34 @@ class WeightBucket:
         names: Hugging Face names.
         shapes: Shape of each.
         dtypes: Dtype of each, as torch calls it: `float32`, `bfloat16`.
-        data: The tensors' bytes, each from a multiple of 16 on, zeros between. uint8 [num_bytes]
+        data: Bytes of each, which are the tensor's own until they are sent. uint8 [num_bytes]
         checksums: `checksum` of each tensor's bytes.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
-    data: np.ndarray
+    data: tuple[np.ndarray, ...]
     checksums: tuple[int, ...]
 
 
 def pack_weights(
     weights: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int = BUCKET_BYTES
 ) -> Iterator[WeightBucket]:
-    """Copy weights into buckets of at most `bucket_bytes` (or of one larger tensor)."""
+    """Gather weights in buckets of at most `bucket_bytes` (or of one larger tensor).
+
+    Nothing is copied that is contiguous and on the CPU: the caller must leave it as it is.
+    """
     pending: list[tuple[str, torch.Tensor]] = []
     size = 0
     for name, weight in weights:
-        num_bytes = _padded(weight.nbytes)
-        if pending and size + num_bytes > bucket_bytes:
-            yield _pack(pending, size)
+        if pending and size + weight.nbytes > bucket_bytes:
+            yield _bucket(pending)
             pending, size = [], 0
         pending.append((name, weight.detach().cpu().contiguous()))
-        size += num_bytes
+        size += weight.nbytes
     if pending:
-        yield _pack(pending, size)
+        yield _bucket(pending)
 
 
 def unpack_weights(buckets: Iterable[WeightBucket]) -> dict[str, torch.Tensor]:
@@ -61,21 +65,18 @@ def unpack_weights(buckets: Iterable[WeightBucket]) -> dict[str, torch.Tensor]:
     """
     weights: dict[str, torch.Tensor] = {}
     for bucket in buckets:
-        start = 0
-        with warnings.catch_warnings():  # that the object store's memory is read-only
-            warnings.simplefilter("ignore", UserWarning)
-            data = torch.from_numpy(bucket.data)
-        fields = zip(bucket.names, bucket.shapes, bucket.dtypes, bucket.checksums, strict=True)
-        for name, shape, dtype_name, expected in fields:
-            dtype: torch.dtype = getattr(torch, dtype_name)
-            num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            found = checksum(bucket.data[start : start + _padded(num_bytes)])
+        fields = zip(
+            bucket.names, bucket.shapes, bucket.dtypes, bucket.data, bucket.checksums, strict=True
+        )
+        for name, shape, dtype, data, expected in fields:
+            found = checksum(data)
             if found != expected:
                 raise RuntimeError(
                     f"{name}: checksum {found:08x} after the transfer, {expected:08x} before it"
                 )
-            weights[name] = data[start : start + num_bytes].view(dtype).view(shape)
-            start += _padded(num_bytes)
+            with warnings.catch_warnings():  # that the object store's memory is read-only
+                warnings.simplefilter("ignore", UserWarning)
+                weights[name] = torch.from_numpy(data).view(getattr(torch, dtype)).view(shape)
     return weights
 
 
@@ -86,17 +87,19 @@ def checksum(data: np.ndarray) -> int:
     apart. A CRC of the bytes themselves is three times slower than copying them.
 
     Args:
-        data: uint8, a multiple of 8 bytes.
+        data: uint8 [num_bytes]
     """
-    words = data.view(np.uint64)
-    num_whole = len(words) // _NUM_SUMS * _NUM_SUMS
-    sums = words[:num_whole].reshape(-1, _NUM_SUMS).sum(axis=0, dtype=np.uint64)
-    return zlib.crc32(words[num_whole:].tobytes(), zlib.crc32(sums.tobytes()))
+    num_whole = len(data) // (8 * _NUM_SUMS) * _NUM_SUMS
+    words = data[: 8 * num_whole].view(np.uint64)
+    sums = words.reshape(-1, _NUM_SUMS).sum(axis=0, dtype=np.uint64)
+    rest = data[8 * num_whole :].tobytes()
+    return zlib.crc32(rest, zlib.crc32(sums.tobytes()))
 
 
 def magnitude(weight: torch.Tensor) -> float:
     """Sum of magnitudes in float64, equal to 12 digits wherever it is computed."""
-    return float(weight.detach().double().abs().sum())
+    pieces = weight.detach().reshape(-1).split(_PIECE)  # at once it would be copied whole
+    return float(sum(piece.abs().sum(dtype=torch.float64) for piece in pieces))
 
 
 def verify_magnitudes(
@@ -123,26 +126,12 @@ def verify_magnitudes(
     return len(loaded)
 
 
-def _pack(weights: list[tuple[str, torch.Tensor]], size: int) -> WeightBucket:
-    data = np.zeros(size, dtype=np.uint8)
-    target = torch.from_numpy(data)
-    start = 0
-    checksums = []
-    for _, weight in weights:
-        end = start + weight.nbytes
-        # Not `weight.numpy()`: that would forbid FSDP to free the memory of a gathered weight.
-        target[start:end].copy_(weight.reshape(-1).view(torch.uint8))
-        padded_end = start + _padded(weight.nbytes)
-        checksums.append(checksum(data[start:padded_end]))
-        start = padded_end
+def _bucket(weights: list[tuple[str, torch.Tensor]]) -> WeightBucket:
+    data = tuple(weight.reshape(-1).view(torch.uint8).numpy() for _, weight in weights)
     return WeightBucket(
         names=tuple(name for name, _ in weights),
         shapes=tuple(tuple(weight.shape) for _, weight in weights),
         dtypes=tuple(str(weight.dtype).removeprefix("torch.") for _, weight in weights),
         data=data,
-        checksums=tuple(checksums),
+        checksums=tuple(checksum(array) for array in data),
     )
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // 16) * 16

@@ -60,6 +60,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="prompts of a step")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, help="cap of an answer")
+    parser.add_argument(
+        "--pixels", type=int, default=1024, help="of a frame; 1024 are one token for two frames"
+    )
     parser.add_argument("--steps", type=int, help="steps that count, after one of warm-up")
     parser.add_argument("--trl-micro-batch", type=int, default=32, help="answers, divides the step")
     parser.add_argument("--peer-threads", type=int, default=2, help="threads of each peer")
@@ -95,6 +98,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]
             "prompts",
             "group_size",
             "max_tokens",
+            "pixels",
             "steps",
             "trl_micro_batch",
             "peer_threads",
@@ -172,6 +176,10 @@ def make_recipe(args: argparse.Namespace, name: str) -> Any:
         f"train.num_steps={args.steps + (2 if name.startswith('ours') else 1)}",
         f"train.prompts_per_step={args.prompts}",
         f"train.group_size={args.group_size}",
+        f"video.min_pixels={args.pixels}",
+        f"video.max_pixels={args.pixels}",
+        f"rollout.max_model_len={max(1024, 3 * args.pixels // 16)}",
+        f"learner.micro_batch_tokens={max(2048, args.pixels // 4)}",
         "train.mini_batch_size=null",
         "checkpoint.every=0",
         f"train.max_staleness={1 if name == 'ours-async' else 'null'}",
@@ -249,7 +257,8 @@ def report(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -> dict
     base = results.get("ours")
     print(
         f"\n{args.prompts} prompts x {args.group_size} answers of at most {args.max_tokens} tokens "
-        f"a step, {args.steps} steps, float32, {args.peer_threads} threads of the peers\n"
+        f"a step, frames of {args.pixels} pixels, {args.steps} steps, float32, "
+        f"{args.peer_threads} threads of the peers\n"
         f"{'':<11}{'s/step':>8}{'CPU s':>8}{'samples/s':>11}{'tokens/s':>10}{'length':>8}"
         f"{'ours: samples':>15}{'tokens':>8}{'tokens/CPU s':>14}"
     )
@@ -274,6 +283,7 @@ def report(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -> dict
         "prompts_per_step": args.prompts,
         "group_size": args.group_size,
         "max_tokens": args.max_tokens,
+        "pixels": args.pixels,
         "steps": args.steps,
         "peer_threads": args.peer_threads,
         "systems": {name: _rounded(row) for name, row in results.items()},

@@ -26,6 +26,7 @@ from actrep_ray.scoring import RewardPool
 from actrep_ray.types import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.weight_sync import WeightSync
 from data_prep.synthetic import write_dataset
+from data_prep.video import FramePlan
 from rewards.response import Response, render
 
 _LONGEST_WAIT_S = 0.25  # of one step, as of one forward pass
@@ -105,6 +106,9 @@ class SimulatedWorker(RolloutWorker):
     def __init__(self, latency: Latency, index: int) -> None:
         self.engine = SimulatedEngine(latency, seed=index)
 
+    def prefetch(self, plans: Sequence[FramePlan]) -> None:
+        """There is nothing to decode for."""
+
 
 class SimulatedLearners:
     """What a driver calls."""
@@ -115,10 +119,8 @@ class SimulatedLearners:
     def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
         return {"tokens": ray.get(self._actor.update.remote(rows)), "log_prob_gap_mean": 0.0}
 
-    def export_weights_ref(self) -> Any:
-        ref = self._actor.export.remote()
-        ray.wait([ref])
-        return ref
+    def export_weights_refs(self) -> Any:
+        return ray.get(self._actor.export.remote())
 
     def save_model(self, folder: Path) -> None:
         (folder / "config.json").write_text("{}")

@@ -4,10 +4,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ray
 import torch
 
 from actrep_ray.types import LearnerRow
-from actrep_ray.weights import WeightBucket, pack_weights
+from actrep_ray.weights import pack_weights
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,6 @@ class SimulatedLearner:
         time.sleep(self._latency.update_s)
         return sum(len(response) for row in rows for response in row.responses)
 
-    def export(self) -> list[WeightBucket]:
+    def export(self) -> list["ray.ObjectRef"]:
         """The weights as a learner gives them away."""
-        return list(pack_weights(self._weights.items()))
+        return [ray.put(bucket) for bucket in pack_weights(self._weights.items())]

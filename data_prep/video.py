@@ -39,7 +39,7 @@ class FramePlan:
     Attributes:
         video: Path of the file.
         num_bytes: Size of the file when the plan was made; a file that changes changes its hash.
-        indices: Frame numbers in the file, T of them, not decreasing.
+        indices: Frame numbers in the file, T of them, in the order in which they are shown.
         fps: Frames per second at which the clip is shown (after the limits on T).
         height: Height of a shown frame, pixels.
         width: Width of a shown frame, pixels.
@@ -157,7 +157,9 @@ def read_frames(plan: FramePlan) -> np.ndarray:
     """
     reader = open_video(plan.video)
     frames = np.empty((plan.num_frames, plan.height, plan.width, 3), dtype=np.uint8)
-    for i, frame in enumerate(decode_frames(reader, plan.video, plan.indices)):
+    places = np.argsort(plan.indices, kind="stable")  # the file is read from front to back
+    indices = [plan.indices[i] for i in places]
+    for i, frame in zip(places, decode_frames(reader, plan.video, indices), strict=True):
         frames[i] = _resize(frame, plan.height, plan.width)
     return frames
 

@@ -19,7 +19,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.learner.plan import check_plan
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.types import LearnerRow
-from actrep_ray.weights import WeightBucket, pack_weights
+from actrep_ray.weights import pack_weights
 
 
 class LearnerWorkerError(RuntimeError):
@@ -40,9 +40,9 @@ class _Rank(LearnerWorker):
         use_node_network()
         super().setup(master_addr, master_port)
 
-    def export_buckets(self) -> list[WeightBucket]:
-        """The weights on rank 0, nothing on the others."""
-        return list(pack_weights(self.iter_weights()))
+    def export_buckets(self) -> list["ray.ObjectRef"]:
+        """The weights on rank 0, nothing on the others; sent off bucket by bucket."""
+        return [ray.put(bucket) for bucket in pack_weights(self.iter_weights())]
 
 
 class LearnerPool:
@@ -122,11 +122,12 @@ class LearnerPool:
         )
         return values
 
-    def export_weights_ref(self) -> "ray.ObjectRef":
-        """Reference of a list of `WeightBucket`s with the current weights, when they are there."""
-        refs = [worker.export_buckets.remote() for worker in self.workers]
-        self._wait(refs, range(len(refs)), "export_buckets", "the weights to be exported")
-        return refs[0]
+    def export_weights_refs(self) -> list["ray.ObjectRef"]:
+        """References of `WeightBucket`s with the current weights, when they are there."""
+        refs: list[ray.ObjectRef] = self._call_all(
+            "export_buckets", what="the weights to be exported"
+        )
+        return refs
 
     def save_model(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face folder."""

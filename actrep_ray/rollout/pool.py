@@ -100,7 +100,7 @@ class RolloutPool:
         self._numbers = itertools.count()
         self._workers: list[_Worker] = []
         self._waiting: deque[_Task] = deque()
-        self._weights: tuple[Any, int] | None = None
+        self._weights: tuple[Sequence[Any], int] | None = None
         self._push: _Push | None = None
         self._timeout_s = recipe.rollout.timeout_s
         self._max_in_flight = recipe.rollout.max_in_flight or 2 * recipe.rollout.max_num_seqs
@@ -202,7 +202,7 @@ class RolloutPool:
         return f"{len(self._waiting)} groups wait for a worker; " + (", ".join(parts) or "all idle")
 
     def prefetch(self, plans: Sequence[FramePlan]) -> None:
-        """Have clips decoded into the nodes' frame caches while the engines are idle.
+        """Have clips decoded into the nodes' frame caches, beside what the engines do.
 
         Every worker gets its share; a clip that cannot be decoded is an error where it is used.
         """
@@ -213,7 +213,7 @@ class RolloutPool:
     # ---------------------------------------------------------------- weights
 
     def load_weights(
-        self, ref: Any, policy_version: int, *, at_once: int | None = None
+        self, refs: Sequence[Any], policy_version: int, *, at_once: int | None = None
     ) -> list[float]:
         """Replace every engine's weights; returns each worker's seconds.
 
@@ -221,20 +221,20 @@ class RolloutPool:
         generating is finished with the new weights.
 
         Args:
-            ref: A list of `WeightBucket`s in the object store; kept for workers that come later.
+            refs: `WeightBucket`s in the object store; kept for workers that come later.
             policy_version: Version that the engines stamp on their answers from now on.
             at_once: How many engines load at the same time; all by default.
         """
         workers = [w for w in self._workers if w.is_ready]
         arrived: list[int] = []
-        self.start_load(ref, policy_version, lambda: arrived.append(1), at_once=at_once)
+        self.start_load(refs, policy_version, lambda: arrived.append(1), at_once=at_once)
         what = f"the engines to load the weights of version {policy_version}"
         self.wait(lambda: arrived, lambda: what)
         return [worker.load_s for worker in workers if worker in self._workers]
 
     def start_load(
         self,
-        ref: Any,
+        refs: Sequence[Any],
         policy_version: int,
         then: Callable[[], None],
         *,
@@ -242,7 +242,7 @@ class RolloutPool:
     ) -> None:
         """As `load_weights`, but returns at once; `then` is called by whoever waits."""
         assert self._push is None, "the engines are still loading other weights"
-        self._weights = (ref, policy_version)
+        self._weights = (refs, policy_version)
         workers = [w for w in self._workers if w.is_ready]
         self._push = _Push(deque(workers), at_once or len(workers), then)
         self._go_on_with_push()
@@ -391,7 +391,7 @@ class RolloutPool:
         """A started worker takes prompts once it holds the weights in use."""
         worker.policy_version = policy_version
         if self._weights is not None and self._weights[1] != policy_version:
-            self._call(worker, "load_weights", *self._weights, then=self._on_loaded)
+            self._load(worker)
             return
         worker.is_ready = True
         self._dispatch([worker])
@@ -436,10 +436,22 @@ class RolloutPool:
             worker = push.waiting.popleft()
             if worker in self._workers:
                 push.loading.add(worker)
-                self._call(worker, "load_weights", *self._weights, then=self._on_loaded)
+                self._load(worker)
         if not push.loading and any(w.is_ready for w in self._workers):
             self._push = None
             push.then()
+
+    def _tell_all(self, method: str) -> None:
+        """Call a method of every worker and wait until those that live have done it."""
+        left = set(self._workers)
+        for worker in list(left):
+            self._call(worker, method, then=lambda worker, _: left.discard(worker))
+        self.wait(lambda: not left.intersection(self._workers), lambda: f"the engines to {method}")
+
+    def _load(self, worker: _Worker) -> None:
+        assert self._weights is not None
+        refs, policy_version = self._weights
+        self._call(worker, "load_weights", policy_version, *refs, then=self._on_loaded)
 
     def _is_current(self, worker: _Worker) -> bool:
         return self._weights is not None and worker.policy_version == self._weights[1]

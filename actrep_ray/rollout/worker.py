@@ -1,7 +1,9 @@
 """A rollout worker: one engine behind the methods that a pool calls. A plain class, without Ray."""
 
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from actrep_ray.rollout.hf_engine import HfEngine
 from actrep_ray.rollout.vllm_engine import VllmEngine
 from actrep_ray.types import Prompt, RolloutGroup
 from actrep_ray.weights import WeightBucket, unpack_weights
-from data_prep.video import FramePlan
+from data_prep.video import FramePlan, VideoError
 
 _TURN_S = 1.0  # new weights and prompts wait at most this long for their turn (and one step)
 
@@ -86,11 +88,15 @@ class RolloutWorker:
         return self.engine.generate(prompts, settings)
 
     def prefetch(self, plans: Sequence[FramePlan]) -> None:
-        """Decode clips into this node's frame cache, where they are not in it."""
-        for plan in plans:
-            self.engine.frames.get(plan)
+        """Decode clips into this node's frame cache in the background; returns at once."""
+        threading.Thread(target=self._decode, args=(plans,), name="prefetch", daemon=True).start()
 
-    def load_weights(self, buckets: Sequence[WeightBucket], policy_version: int) -> Loaded:
+    def _decode(self, plans: Sequence[FramePlan]) -> None:
+        for plan in plans:
+            with suppress(VideoError):  # raised where the clip is used
+                self.engine.frames.get(plan)
+
+    def load_weights(self, policy_version: int, *buckets: WeightBucket) -> Loaded:
         """Replace the weights and verify them."""
         began = time.time()
         self.engine.load_weights(unpack_weights(buckets), policy_version)

@@ -70,7 +70,7 @@ def pool(ray_session: Any, recipe: Recipe, model: Path) -> Iterator[LearnerPool]
 
 
 def _weights(pool: LearnerPool, ray: Any) -> dict[str, torch.Tensor]:
-    return unpack_weights(ray.get(pool.export_weights_ref()))
+    return unpack_weights(ray.get(pool.export_weights_refs()))
 
 
 def test_two_ranks_train_export_and_go_on(

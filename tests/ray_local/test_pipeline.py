@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
 
@@ -33,6 +34,7 @@ from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup
 from actrep_ray.weight_sync import WeightSync
 from actrep_ray.weights import pack_weights
 from data_prep.synthetic import write_dataset
+from data_prep.video import FramePlan
 
 NUM_STEPS, SIZE = 6, 4
 
@@ -40,7 +42,7 @@ NUM_STEPS, SIZE = 6, 4
 class Threaded(Engine):
     """Finishes one of its prompts at each step, in an order of its own."""
 
-    frames: Any = None  # it reads none
+    frames: Any = SimpleNamespace(get=lambda plan: None)  # it reads none
 
     def __init__(self, index: int) -> None:
         self.random = np.random.default_rng(index)
@@ -131,7 +133,7 @@ class MortalHandle(Handle):
     def dies(self, method: str, arguments: tuple[Any, ...]) -> bool:
         self.calls[method] += 1
         is_third = self.index == 0 and self.calls["advance"] >= 3
-        return is_third or (self.index == 1 and method == "load_weights" and arguments[1] == 2)
+        return is_third or (self.index == 1 and method == "load_weights" and arguments[0] == 2)
 
 
 class Colleagues:
@@ -158,7 +160,7 @@ class Colleagues:
         self.trained[step] = [row.row_id for row in rows]
         return {"log_prob_gap_mean": 0.0}
 
-    def export_weights_ref(self) -> Any:
+    def export_weights_refs(self) -> list[Any]:
         return []
 
     def save_model(self, folder: Path) -> None:
@@ -258,6 +260,29 @@ def test_every_place_is_trained_once_and_none_is_too_old(
         assert max(row["pipeline/staleness_max"] for row in rows) > 0
 
 
+def test_clips_are_decoded_before_they_are_asked_about(
+    base: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = changed(base, tmp_path, max_staleness=1)
+    pools = Threads.start(recipe, Colleagues())
+    events: list[tuple[str, list[str]]] = []
+    submit = pools.rollouts.submit
+
+    def note_submit(prompts: Sequence[Prompt], *arguments: Any) -> None:
+        events.append(("asked", [prompt.plan.hash for prompt in prompts]))
+        submit(prompts, *arguments)
+
+    def note_prefetch(plans: Sequence[FramePlan]) -> None:
+        events.append(("decoded", [plan.hash for plan in plans]))
+
+    monkeypatch.setattr(pools.rollouts, "submit", note_submit)
+    monkeypatch.setattr(pools.rollouts, "prefetch", note_prefetch)
+    prepare_grpo(recipe).run(pools)  # type: ignore[arg-type]
+    asked = [hashes for what, hashes in events if what == "asked"]
+    assert events[0] == ("asked", asked[0])
+    assert events[1:] == [(what, hashes) for hashes in asked[1:] for what in ("decoded", "asked")]
+
+
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_dropped_groups_are_refilled_and_counted(
     base: Recipe, tmp_path: Path, staleness: int
@@ -286,11 +311,13 @@ def test_the_groups_of_dead_workers_are_not_lost(
     assert numbers(colleagues.trained) == EVERY_PLACE
 
 
-@pytest.mark.parametrize("fails", [0.0, 0.4])
+@pytest.mark.parametrize(("fails", "contrast"), [(0.0, False), (0.4, False), (0.4, True)])
 def test_a_resumed_run_loses_and_repeats_no_prompt(
-    base: Recipe, tmp_path: Path, fails: float
+    base: Recipe, tmp_path: Path, fails: float, contrast: bool
 ) -> None:
     recipe = changed(base, tmp_path, max_staleness=2, max_refill_factor=1 if fails else 0)
+    if contrast:
+        recipe = override(recipe, ["algorithm.temporal_contrast.weight=0.3"])
     first = Colleagues(stops_at=4, fails=fails)
     with pytest.raises(KeyboardInterrupt):
         drive(recipe, first)
@@ -305,7 +332,9 @@ def test_a_resumed_run_loses_and_repeats_no_prompt(
         assert together == EVERY_PLACE
     assert driver.ledger.trained == together.total()
     assert driver.ledger.issued == driver.ledger.trained + driver.ledger.dropped.total()
-    assert sum(driver.sampler.histogram.values()) == driver.ledger.issued
+    num_drawn = sum(driver.sampler.histogram.values())
+    assert driver.ledger.dropped["shuffled"] == num_drawn * contrast
+    assert driver.ledger.issued == num_drawn * (1 + contrast)
 
 
 def letters(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
@@ -343,7 +372,7 @@ class OneRank(Colleagues):
         metrics: dict[str, float] = self.call(self.worker.update, rows, step)
         return metrics
 
-    def export_weights_ref(self) -> Any:
+    def export_weights_refs(self) -> list[Any]:
         return list(pack_weights(self.call(self.worker.export_weights)))
 
     def save_model(self, folder: Path) -> None:

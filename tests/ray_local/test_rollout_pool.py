@@ -69,9 +69,9 @@ class Learner:
     path: Path
     change: Callable[[WeightBucket], WeightBucket] = lambda bucket: bucket
 
-    def export_weights_ref(self) -> Any:
+    def export_weights_refs(self) -> list[Any]:
         weights = load_file(self.path / "model.safetensors")
-        return self.put([self.change(bucket) for bucket in pack_weights(weights.items(), 2**20)])
+        return [self.put(self.change(bucket)) for bucket in pack_weights(weights.items(), 2**20)]
 
 
 def test_groups_come_in_the_order_of_the_prompts(
@@ -126,9 +126,9 @@ def test_a_weight_damaged_on_its_way_is_an_error(
     ray_session: Any, pool: RolloutPool, models: list[Path]
 ) -> None:
     def flip(bucket: WeightBucket) -> WeightBucket:
-        data = bucket.data.copy()
-        data[3] ^= 1
-        return replace(bucket, data=data)
+        first = bucket.data[0].copy()
+        first[3] ^= 1
+        return replace(bucket, data=(first, *bucket.data[1:]))
 
     # The last test of this pool: after such an error it is of no use.
     learner = Learner(ray_session.put, models[0], flip)
@@ -158,7 +158,8 @@ def test_workers_die_come_and_go(
     tmp_path: Path,
 ) -> None:
     """A killed worker's groups are answered by others; a new one loads the weights first."""
-    pool = RolloutPool.start(with_rollout(recipe, max_restarts=1), models[0], num_workers=1)
+    recipe = with_rollout(recipe, num_workers=1, max_workers=2, max_restarts=1)
+    pool = RolloutPool.start(recipe, models[0])
     try:
         WeightSync(Learner(ray_session.put, models[1]), pool).push(3)  # type: ignore[arg-type]
         seen: list[RolloutGroup] = []
@@ -173,17 +174,48 @@ def test_workers_die_come_and_go(
         late = {group.rollouts[0].policy_version for group in seen if group.prompt.attempt}
         assert late == {3}, "the new worker did not load the weights before it took prompts"
 
-        pool.add_workers()
-        pool.wait_ready()
-        assert pool.policy_versions() == [3, 3]
-        pool.submit(prompts, SETTINGS, seen.append)
-        pool.remove_workers()
-        assert pool.num_workers == 1
-        pool.wait(lambda: len(seen) == 2 * len(prompts), lambda: "the groups")
+        check_growth_and_shrinkage(pool, prompts)
         with pytest.raises(ValueError, match="one must stay"):
             pool.remove_workers()
     finally:
         pool.shutdown()
+
+
+def check_growth_and_shrinkage(pool: RolloutPool, prompts: Sequence[Prompt]) -> None:
+    """A worker that comes while others work loads first; one that goes loses and repeats nothing.
+
+    Work goes on, each finished group followed by another, until the new worker has had a part.
+    """
+    pool.timeline.is_on = True
+    newest = pool._workers[0].index + 1
+    asked: list[str] = []
+    answered: list[RolloutGroup] = []
+
+    def done_by_new() -> list[str]:
+        return [s.what for s in pool.timeline.spans if s.lane == f"engine {newest}"]
+
+    def ask(prompt: Prompt) -> None:
+        asked.append(f"q{len(asked)}")
+        pool.submit([replace(prompt, prompt_id=asked[-1])], SETTINGS, on_group)
+
+    def on_group(group: RolloutGroup) -> None:
+        answered.append(group)
+        if "generate" not in done_by_new():
+            ask(group.prompt)
+
+    for prompt in prompts:
+        ask(prompt)
+    assert (pool.grow(), pool.grow()) == (1, 0)  # up to rollout.max_workers
+    pool.wait(lambda: "generate" in done_by_new(), lambda: "the new worker to take part")
+    for prompt in prompts:
+        ask(prompt)
+    pool.remove_workers()
+    assert pool.num_workers == 1
+    pool.wait(lambda: len(answered) == len(asked), lambda: "the groups")
+    assert sorted(group.prompt.prompt_id for group in answered) == sorted(asked)
+    assert {r.policy_version for group in answered for r in group.rollouts} == {3}
+    assert done_by_new()[:2] == ["load weights", "generate"]
+    pool.wait(lambda: len(pool._workers) == 1, lambda: "the worker to leave")
 
 
 def test_a_worker_that_cannot_start_says_why(ray_session: Any, recipe: Recipe) -> None:

@@ -101,6 +101,15 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "absent.yaml")
 
 
+def test_a_range_of_engines() -> None:
+    rollout = load_recipe(None, ["rollout.num_workers={min: 2, max: 5}"]).rollout
+    assert (rollout.num_workers, rollout.max_workers) == (2, 5)
+    with pytest.raises(ConfigError, match=r"rollout.num_workers=.*expected a number, or"):
+        load_recipe(None, ["rollout.num_workers={min: 2}"])
+    with pytest.raises(ConfigError, match=r"rollout.max_workers=1: expected at least .*=2"):
+        load_recipe(None, ["rollout.num_workers={min: 2, max: 1}"])
+
+
 def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
     assert load_recipe(recipe_file(tmp_path, "# nothing\n")) == Recipe()
 

@@ -145,6 +145,9 @@ class Book:
         self.prefetched: list[str] = []
 
     # the rollout pool
+    def grow(self) -> int:
+        return 0
+
     def prefetch(self, plans: list[FramePlan]) -> None:
         self.prefetched = [plan.hash for plan in plans]
 

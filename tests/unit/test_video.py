@@ -70,6 +70,12 @@ def test_decoded_frames_are_those_of_the_plan(clip: Clip) -> None:
     assert np.abs(frames.mean(axis=(1, 2, 3)) - expected).max() < 3  # H.264 is lossy
 
 
+def test_frames_come_in_the_order_of_the_plan(clip: Clip) -> None:
+    plan = plan_of(clip, fps=2)
+    backwards = replace(plan, indices=plan.indices[::-1])
+    np.testing.assert_array_equal(read_frames(backwards), read_frames(plan)[::-1])
+
+
 def test_a_plan_has_a_name_that_follows_all_of_it(clip: Clip) -> None:
     plan = plan_of(clip, fps=4)
     assert plan.hash == plan_of(clip, fps=4).hash

@@ -1,0 +1,122 @@
+"""The contrast of T-GRPO: a bonus worked out by hand, pairs that find each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actrep_ray.config import ConfigError, TemporalContrastConfig, load_recipe
+from actrep_ray.rollout.engine import SamplingSettings, make_rollout
+from actrep_ray.temporal_contrast import (
+    contrast_metrics,
+    generate_pairs,
+    score_pairs,
+    shuffled,
+    submit_pairs,
+)
+from actrep_ray.types import Labels, Prompt, RolloutGroup
+from data_prep.video import FramePlan
+
+PLAN = FramePlan("a.mp4", 1, tuple(range(0, 48, 3)), 4.0, 32, 32)
+LABELS = {"clip": Labels(count=5, cycles=None, duration_s=4.0, action="wave")}
+PROMPT = Prompt("000001-0000-clip", "clip", "How many?", PLAN)
+
+
+def group_of(counts: Sequence[int | None], prompt: Prompt = PROMPT) -> RolloutGroup:
+    rollouts = tuple(
+        make_rollout(
+            prompt,
+            i,
+            token_ids=[1],
+            log_probs=[-1.0],
+            text="" if count is None else f"<answer>{count}</answer>",
+            is_stopped=True,
+            policy_version=0,
+        )
+        for i, count in enumerate(counts)
+    )
+    return RolloutGroup(prompt, rollouts, 10)
+
+
+class Pool:
+    """Answers 0, 1, 2 ... to every prompt, the later ones first; every answer earns 0.25."""
+
+    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
+        return [group_of(range(settings.group_size), prompt) for prompt in prompts]
+
+    def submit(self, prompts: Sequence[Prompt], settings: SamplingSettings, on_group: Any) -> None:
+        for prompt in reversed(prompts):
+            on_group(group_of(range(settings.group_size), prompt))
+
+    def score(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    ) -> list[RolloutGroup]:
+        return [
+            replace(group, rewards=np.full(len(group.rollouts), 0.25, np.float32))
+            for group in groups
+        ]
+
+
+@pytest.mark.parametrize(
+    ("in_order", "in_disorder", "margin", "rewards"),
+    [
+        # 2 of 4 right against 0 of 2: the two right ones earn 0.3 more
+        ([5, 4, None, 5], [4, 6], 0.0, [0.55, 0.25, 0.25, 0.55]),
+        # 2 of 4 against 1 of 2: order does not help
+        ([5, 4, None, 5], [5, 6], 0.0, [0.25, 0.25, 0.25, 0.25]),
+        # 3 of 4 against 1 of 2, 0.25 more: that is not more than the margin
+        ([5, 5, 5, 0], [5, 6], 0.25, [0.25, 0.25, 0.25, 0.25]),
+        ([5, 5, 5, 0], [5, 6], 0.2, [0.55, 0.55, 0.55, 0.25]),
+        # nothing is right
+        ([1, 2, 3, 4], [1, 2], 0.0, [0.25, 0.25, 0.25, 0.25]),
+    ],
+)
+def test_the_bonus_by_hand(
+    in_order: list[int | None], in_disorder: list[int | None], margin: float, rewards: list[float]
+) -> None:
+    group = replace(group_of(in_order), contrast=group_of(in_disorder, shuffled(PROMPT)))
+    cfg = TemporalContrastConfig(weight=0.3, margin=margin)
+    pool: Any = Pool()
+    (scored,) = score_pairs(pool, [group], LABELS, cfg)
+    assert scored.rewards.tolist() == pytest.approx(rewards)
+    assert scored.reward_parts["temporal"].tolist() == pytest.approx(np.array(rewards) - 0.25)
+    assert scored.contrast is not None
+    assert scored.contrast.rewards.tolist() == [0.25, 0.25]
+    shares = [np.mean(np.array(counts) == 5) for counts in (in_order, in_disorder)]
+    assert contrast_metrics([scored], LABELS) == {
+        "temporal/ordered": shares[0],
+        "temporal/shuffled": shares[1],
+        "temporal/shuffled_groups": 1.0,
+    }
+
+
+def test_the_same_frames_in_another_order_at_the_same_times() -> None:
+    other = shuffled(PROMPT)
+    assert other.plan.indices != PLAN.indices
+    assert sorted(other.plan.indices) == list(PLAN.indices)
+    assert other.plan.timestamps_s == PLAN.timestamps_s
+    assert other.plan.hash != PLAN.hash
+    assert other == shuffled(PROMPT)
+    assert other.plan != shuffled(replace(PROMPT, prompt_id="000002-0000-clip")).plan
+
+
+def test_a_group_and_its_contrast_find_each_other() -> None:
+    prompts = [replace(PROMPT, prompt_id=f"p{i}") for i in range(3)]
+    pool: Any = Pool()
+    settings = SamplingSettings(max_tokens=4, group_size=5)
+    submitted: list[RolloutGroup] = []
+    submit_pairs(pool, prompts, settings, submitted.append)
+    for groups in (submitted[::-1], generate_pairs(pool, prompts, settings)):
+        assert [group.prompt for group in groups] == prompts
+        for group in groups:
+            assert group.contrast is not None
+            assert group.contrast.prompt == shuffled(group.prompt)
+            assert (len(group.rollouts), len(group.contrast.rollouts)) == (5, 2)
+
+
+def test_it_cannot_be_normalised_with_the_other_rewards() -> None:
+    settings = ["algorithm.advantage=gdpo", "algorithm.temporal_contrast.weight=0.3"]
+    with pytest.raises(ConfigError, match=r"set algorithm.temporal_contrast.weight=0"):
+        load_recipe(None, settings)
