@@ -23,13 +23,15 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actrep_ray.config import Recipe, check_attention
-from actrep_ray.placement import Node, PlacementError, place, pools_of
+from actrep_ray.placement import Node, PlacementError, place, pools_of, shares_bundles
 
 T = TypeVar("T")
 
 
 _log = logging.getLogger(__name__)
 _POLL_S = 2.0
+_PAUSE_S = 0.5
+_CAUSE_S = 120.0  # Ray gives a node up after about 15 s
 
 
 @contextmanager
@@ -97,17 +99,19 @@ def nodes_of_cluster() -> list[Node]:
         ray.shutdown()
 
 
-def reserve(recipe: Recipe, role: str) -> PlacementGroup:
-    """Hold the bundles of a pool, all or none, packed onto as few nodes as possible.
+def reserve(recipe: Recipe) -> PlacementGroup:
+    """Hold the bundles of the learner ranks, all or none, packed onto as few nodes as possible.
+
+    Where engines share them (`placement.shares_bundles`), there is room for one in each.
 
     Args:
         recipe: Settings, with the device resolved.
-        role: `learner`, `rollout` or `reward`.
 
     Raises:
         TimeoutError: if the cluster had no room within `learner.timeout_s`.
     """
-    (pool,) = pools_of(recipe, (role,), is_cpu=recipe.device == "cpu")
+    roles = ("learner", "rollout") if shares_bundles(recipe) else ("learner",)
+    (pool,) = pools_of(recipe, roles, is_cpu=recipe.device == "cpu")
     group = placement_group(
         [pool.bundle] * pool.num_workers,
         strategy="PACK",
@@ -117,13 +121,14 @@ def reserve(recipe: Recipe, role: str) -> PlacementGroup:
         remove_placement_group(group)
         raise TimeoutError(
             f"waited {recipe.learner.timeout_s:g} s (learner.timeout_s) for room for "
-            f"{pool.num_workers} {role} workers of {pool.bundle}: is another job using the cluster?"
+            f"{pool.num_workers} {pool.role} workers of {pool.bundle}: is another job using the "
+            "cluster?"
         )
     return group
 
 
 def bundle_options(group: PlacementGroup, index: int) -> dict[str, Any]:
-    """Options that put an actor into a bundle."""
+    """Options that put an actor into a bundle; -1 is any that has room."""
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
     return {"scheduling_strategy": strategy}
 
@@ -131,6 +136,38 @@ def bundle_options(group: PlacementGroup, index: int) -> dict[str, Any]:
 def release(group: PlacementGroup) -> None:
     """Give the bundles back; actors in them end."""
     remove_placement_group(group)
+
+
+def cause_of_loss(actor: Any, error: Exception) -> Exception:
+    """Why calls of an actor fail, when Ray knows; the actor has ended then.
+
+    Of an actor whose node was lost Ray says at first only that it cannot be reached; a little
+    later, whether its process or its node has died. An actor that answers again is ended: whoever
+    asks has given its work to others.
+
+    Args:
+        actor: Its handle.
+        error: What a call raised.
+    """
+    deadline = time.monotonic() + _CAUSE_S
+    while isinstance(error, ray.exceptions.ActorUnavailableError):
+        try:
+            ray.get(actor.__ray_ready__.remote(), timeout=_POLL_S)
+            break
+        except ray.exceptions.GetTimeoutError:
+            pass
+        except ray.exceptions.RayActorError as found:
+            error = found
+            time.sleep(_PAUSE_S)
+        if time.monotonic() > deadline:
+            break
+    ray.kill(actor)
+    return error
+
+
+def has_died_with_node(error: Exception) -> bool:
+    """Whether an actor ended because its node did, and not by its own fault."""
+    return isinstance(error, ray.exceptions.ActorDiedError) and "node has died" in str(error)
 
 
 def use_node_network() -> None:

@@ -497,6 +497,9 @@ class LearnerConfig(_Section):
         "sdpa", description="Kernels of the decoder's attention; the last two need a GPU."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="Times that a run goes on from its last checkpoint after a rank was lost."
+    )
     timeout_s: Positive = Field(1800.0, description="Longest wait for one update.")
 
     @model_validator(mode="after")
@@ -589,6 +592,11 @@ class CheckpointConfig(_Section):
 class PlacementConfig(_Section):
     """Where in the cluster workers run."""
 
+    mode: Literal["separated", "colocated"] = Field(
+        "separated",
+        description="GPUs of their own for engines and learner ranks, or one for a pair of them "
+        "that takes turns: the engine sleeps while its rank works.",
+    )
     learner_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may learn.")
     rollout_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may generate.")
     reward_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may score.")
@@ -648,6 +656,7 @@ class Recipe(_Section):
             f"model.lora.rank={self.model.lora.rank}: vLLM takes adapters of at most 512; set "
             "model.lora.send=merged",
         )
+        self._check_colocated()
         train = self.train
         _require(
             train.prompts_per_step % ranks == 0,
@@ -662,6 +671,31 @@ class Recipe(_Section):
             f"= {train.group_size * ranks}",
         )
         return self
+
+    def _check_colocated(self) -> None:
+        """What cannot take turns is refused."""
+        if self.placement.mode == "separated":
+            return
+        rollout, ranks, mode = self.rollout, self.learner.num_workers, "placement.mode=colocated"
+        _require(
+            self.train.max_staleness is None,
+            f"{mode}: engines sleep while learners work, so nothing can run ahead: unset "
+            f"train.max_staleness={self.train.max_staleness}, or set placement.mode=separated",
+        )
+        _require(
+            rollout.num_workers == ranks and rollout.tensor_parallel_size == 1,
+            f"{mode}: each rank shares its GPU with one engine of one GPU: expected "
+            f"rollout.num_workers={ranks} (learner.num_workers) and tensor_parallel_size=1, got "
+            f"{rollout.num_workers} and {rollout.tensor_parallel_size}",
+        )
+        _require(
+            rollout.max_workers is None,
+            f"{mode}: each rank has one engine: unset rollout.max_workers={rollout.max_workers}",
+        )
+        _require(
+            not self.placement.rollout_labels,
+            f"{mode}: engines are where the ranks are: use placement.learner_labels alone",
+        )
 
     @property
     def answers_per_optimizer_step(self) -> int:

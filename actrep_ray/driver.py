@@ -12,7 +12,7 @@ answers of step s + 1 carry version s.
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from actrep_ray.learner.algorithms import compute_advantages
 from actrep_ray.learner.plan import check_plan
 from actrep_ray.metrics import MetricLogger
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.placement import shares_bundles
 from actrep_ray.profile import profiled
 from actrep_ray.run_dir import open_run
 from actrep_ray.sampling import CountSampler, SampledClip
@@ -37,6 +38,8 @@ from data_prep.schema import Clip
 from rewards.response import parse
 
 if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
     from actrep_ray.learner.pool import LearnerPool
     from actrep_ray.rollout.pool import RolloutPool
     from actrep_ray.weight_sync import WeightSync
@@ -56,6 +59,12 @@ class Pools:
     rewards: "RewardPool"
     learners: "LearnerPool"
     weight_sync: "WeightSync"
+
+    def shutdown(self) -> None:
+        """End all of them."""
+        self.rollouts.shutdown()
+        self.rewards.shutdown()
+        self.learners.shutdown()
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,20 @@ class GrpoJob:
             with profiled(driver.timeline, self.recipe):
                 return driver.run()
         from actrep_ray.cluster import cluster
+        from actrep_ray.learner.pool import LearnerWorkerError
+        from actrep_ray.recovery import outlive_losses
 
-        model = self.start.folder if self.start else resolve_model(self.recipe.model.path)
+        def attempt(start: Checkpoint | None) -> Checkpoint:
+            model = start.folder if start else resolve_model(self.recipe.model.path)
+            pools = start_pools(self.recipe, model)
+            try:
+                return replace(self, start=start).run(pools, profile=profile)
+            except LearnerWorkerError:
+                pools.shutdown()
+                raise
+
         with cluster(self.recipe):
-            return self.run(start_pools(self.recipe, model), profile=profile)
+            return outlive_losses(self.recipe, attempt, self.start)
 
     def driver(self, pools: Pools) -> "GrpoDriver":
         """The synchronous driver, or with `train.max_staleness` the asynchronous one."""
@@ -162,16 +181,34 @@ def run_grpo(recipe: Recipe, *, pools: Pools | None = None, resume: bool = False
 
 def start_pools(recipe: Recipe, model: Path) -> Pools:
     """Start engines, reward workers and learners at the same time, in the current cluster."""
-    from actrep_ray.cluster import in_background
+    from actrep_ray.cluster import in_background, reserve, with_device
     from actrep_ray.learner.pool import LearnerPool
     from actrep_ray.rollout.pool import RolloutPool
     from actrep_ray.weight_sync import WeightSync
 
-    rollouts = in_background(RolloutPool.start, recipe, model)
-    learners = in_background(LearnerPool.start, recipe, model, recipe.train.num_steps)
+    base = resolve_model(recipe.model.path) if recipe.sends_adapters else model
+    bundles = reserve(with_device(recipe))  # all or none, before engines take the room
+    if shares_bundles(recipe):
+        return start_turns(recipe, model, base, bundles)
+    rollouts = in_background(RolloutPool.start, recipe, base)
+    steps = recipe.train.num_steps
+    learners = in_background(LearnerPool.start, recipe, model, steps, bundles)
     rewards = RewardPool.start(recipe)
     sync = WeightSync(learners.result(), rollouts.result())
     return Pools(rollouts.result(), rewards, learners.result(), sync)
+
+
+def start_turns(recipe: Recipe, model: Path, base: Path, bundles: "PlacementGroup") -> Pools:
+    """As `start_pools`, one after the other: an engine measures the memory that it finds free."""
+    from actrep_ray.learner.pool import LearnerPool
+    from actrep_ray.rollout.pool import RolloutPool
+    from actrep_ray.weight_sync import WeightSync
+
+    rewards = RewardPool.start(recipe)
+    rollouts = RolloutPool.start(recipe, base, bundles=bundles)
+    with rollouts.asleep():
+        learners = LearnerPool.start(recipe, model, recipe.train.num_steps, bundles)
+    return Pools(rollouts, rewards, learners, WeightSync(learners, rollouts))
 
 
 class GrpoDriver:
@@ -340,7 +377,8 @@ class GrpoDriver:
         """
         if not groups:
             return {}
-        with self.timeline.span("learner", "ranks", "update"):
+        turn = self.pools.rollouts.asleep()  # where engines and ranks share a GPU
+        with turn, self.timeline.span("learner", "ranks", "update"):
             metrics = self.pools.learners.update([row_of(group) for group in groups], step)
         if all(r.policy_version == step - 1 for group in groups for r in group.rollouts):
             check_log_prob_gap(metrics["log_prob_gap_mean"], self.recipe)  # same weights

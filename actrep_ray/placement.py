@@ -4,12 +4,13 @@ Workers of a role form a pool; each worker is a bundle of CPUs and GPUs that mus
 so an engine's tensor parallelism never crosses a network. Bundles of a pool are packed onto as few
 nodes as possible. The same rule refuses a recipe before anything starts and says what is missing.
 
-Engines and learner ranks have GPUs of their own; they do not share one.
+Engines and learner ranks have GPUs of their own, or with `placement.mode: colocated` an engine and
+a rank share a bundle and take turns.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actrep_ray.config import ConfigError, Recipe
 
@@ -52,6 +53,7 @@ class Pool:
         num_gpus: Of one bundle.
         num_cpus: Of one bundle.
         labels: That a node must have.
+        guest: Role whose workers share these bundles, one each; "" if none do.
     """
 
     role: str
@@ -59,6 +61,7 @@ class Pool:
     num_gpus: float
     num_cpus: float
     labels: Mapping[str, str]
+    guest: str = ""
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -111,7 +114,21 @@ def pools_of(recipe: Recipe, roles: Sequence[str] = (), *, is_cpu: bool = False)
     ]
     wanted = tuple(roles) or (("learner",) if recipe.stage == "sft" else ROLES)
     pools = [pool for pool in pools if pool.role in wanted]
+    if shares_bundles(recipe) and {"learner", "rollout"} <= set(wanted):
+        shared = replace(pools[0], num_cpus=max(learner.num_cpus, rollout.num_cpus))
+        pools[:2] = [replace(shared, guest="rollout")]
     return sorted(pools, key=lambda pool: -pool.num_gpus)
+
+
+def shares_bundles(recipe: Recipe) -> bool:
+    """Whether an engine and a rank take turns in one bundle."""
+    return recipe.stage == "grpo" and recipe.placement.mode == "colocated"
+
+
+def share_of_bundle(recipe: Recipe) -> dict[str, float]:
+    """What Ray gives an engine, and a rank, of the bundle that they share: half of it each."""
+    (pool,) = pools_of(recipe, ("learner", "rollout"), is_cpu=recipe.device == "cpu")
+    return {"num_cpus": pool.num_cpus / 2, "num_gpus": pool.num_gpus / 2}
 
 
 def place(pools: Sequence[Pool], nodes: Sequence[Node]) -> dict[str, list[int]]:
@@ -146,6 +163,8 @@ def place(pools: Sequence[Pool], nodes: Sequence[Node]) -> dict[str, list[int]]:
                 free[best][resource] -= amount * room[best]
             chosen += [best] * room[best]
         placed[pool.role] = chosen
+        if pool.guest:
+            placed[pool.guest] = chosen
     return placed
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from actrep_ray.config import ConfigError, Recipe, override
 from actrep_ray.models.architecture import Architecture
-from actrep_ray.placement import Node, PlacementError, describe, place, pools_of
+from actrep_ray.placement import Node, PlacementError, describe, place, pools_of, shares_bundles
 
 GIB = 2**30
 
@@ -164,7 +164,11 @@ def _plan(recipe: Recipe, model: Architecture, prompt: PromptSize, nodes: Sequen
             ranks_per_node = max(placed["learner"].count(i) for i in placed["learner"])
     roles = [plan_learner(recipe, model, prompt, gpu_gib["learner"], ranks_per_node)]
     if recipe.stage == "grpo":
-        roles.append(plan_rollout(recipe, model, prompt, gpu_gib["rollout"]))
+        resting = 0.0
+        if shares_bundles(recipe):
+            resting = resting_bytes(recipe, model)
+            roles = [_beside_sleeping_engine(recipe, roles[0])]
+        roles.append(plan_rollout(recipe, model, prompt, gpu_gib["rollout"], resting))
         problems += _engine_problems(recipe, model)
     problems += [
         f"{role.role}: needs {role.num_bytes / GIB:.1f} GiB of a GPU, may use "
@@ -172,6 +176,8 @@ def _plan(recipe: Recipe, model: Architecture, prompt: PromptSize, nodes: Sequen
         for role in roles
         if not role.fits
     ]
+    if shares_bundles(recipe):
+        problems += _turn_problems(recipe, model, gpu_gib["rollout"])
     problems += _load_problems(recipe, model, roles[0].limit)
     return Plan(tuple(roles), placement, tuple(problems), tuple(warnings))
 
@@ -204,6 +210,24 @@ def plan_learner(
     return RolePlan(
         "learner", tuple(items), gpu_gib * GIB, tuple(_learner_notes(recipe, model, prompt))
     )
+
+
+def resting_bytes(recipe: Recipe, model: Architecture) -> float:
+    """What a rank holds of its GPU while the engine that shares it is awake, bytes.
+
+    Gathered weights, gradients and activations are gone between two steps.
+    """
+    kept = ("weights", "optimiser", "reference policy")
+    held = sum(size for name, size in _state_bytes(recipe, model) if name in kept)
+    return held + (_CUDA_GIB * GIB if recipe.device != "cpu" else 0.0)
+
+
+def _beside_sleeping_engine(recipe: Recipe, learner: RolePlan) -> RolePlan:
+    """A rank that takes turns: the engine sleeps on the CPU and leaves its context and graphs."""
+    left = _engine_overhead(recipe) if recipe.device != "cpu" else 0.0
+    note = f"takes turns with an engine, which leaves {left / GIB:.1f} GiB behind when it sleeps"
+    limit = max(learner.limit - left, 1.0) if learner.limit else 0.0
+    return replace(learner, limit=limit, notes=(*learner.notes, note))
 
 
 def trainable_parameters(recipe: Recipe, model: Architecture) -> tuple[int, int]:
@@ -417,7 +441,11 @@ def _learner_notes(recipe: Recipe, model: Architecture, prompt: PromptSize) -> l
 
 
 def plan_rollout(
-    recipe: Recipe, model: Architecture, prompt: PromptSize, gpu_gib: float = 0.0
+    recipe: Recipe,
+    model: Architecture,
+    prompt: PromptSize,
+    gpu_gib: float = 0.0,
+    taken: float = 0.0,
 ) -> RolePlan:
     """Memory of one GPU of an engine, bytes; the KV cache is the least that an engine starts with.
 
@@ -426,6 +454,7 @@ def plan_rollout(
         model: Sizes of its model.
         prompt: The longest prompt.
         gpu_gib: Memory of the GPU; 0 if not known.
+        taken: Bytes of it that a learner rank holds all the time.
     """
     cfg, size = recipe.rollout, _value_bytes(recipe)
     shards = cfg.tensor_parallel_size
@@ -443,8 +472,10 @@ def plan_rollout(
         ("KV cache of one sequence", cfg.max_model_len * kv),
     ]
     limit = gpu_gib * GIB * cfg.gpu_memory_utilization
-    left = limit - sum(size for _, size in items[:3])
     notes = []
+    if limit and taken:
+        notes.append(f"a learner rank keeps {taken / GIB:.1f} GiB of the same GPU")
+    left = limit - sum(size for _, size in items[:3])
     if limit and left > 0:
         sequences = left / kv / cfg.max_model_len
         average = prompt.num_tokens + recipe.train.group_size * cfg.max_response_tokens / 2
@@ -506,6 +537,20 @@ def _load_problems(recipe: Recipe, model: Architecture, limit: float) -> list[st
     return [
         f"learner: DeepSpeed splits a model that lies on the GPU whole, {size / GIB:.1f} GiB at "
         f"the start, and may use {limit / GIB:.1f} GiB: take learner.strategy=fsdp2"
+    ]
+
+
+def _turn_problems(recipe: Recipe, model: Architecture, gpu_gib: float) -> list[str]:
+    """An engine takes its whole share of the GPU when it wakes; a rank's weights are there then."""
+    resting = resting_bytes(recipe, model) / GIB
+    asked = recipe.rollout.gpu_memory_utilization * gpu_gib
+    if asked <= gpu_gib - resting or not gpu_gib:
+        return []
+    share = max(math.floor(100 * (gpu_gib - resting) / gpu_gib) / 100, 0.0)
+    return [
+        f"rollout: needs {asked:.1f} GiB of a GPU when it wakes up, and a learner rank keeps "
+        f"{resting:.1f} of its {gpu_gib:.1f} GiB: set rollout.gpu_memory_utilization to at most "
+        f"{share:.2f}, or learner.offload=all"
     ]
 
 
@@ -591,6 +636,8 @@ def _changes(recipe: Recipe, missed: set[str], prompt: PromptSize) -> list[str]:
         ]
     if not missed:
         changes += [
+            "placement.mode=colocated",
+            *(f"placement.mode=colocated rollout.gpu_memory_utilization={u}" for u in (0.5, 0.3)),
             "learner.strategy=fsdp2",
             f"rollout.max_model_len={needed}",
             f"learner.micro_batch_tokens={needed}",

@@ -286,27 +286,28 @@ class RewardPool:
             self._end_hanging_worker()
             return
         worker = self._running[done[0]].worker
-        if self._receive(done[0]):
+        error = self._receive(done[0])
+        if error is None:
             self._extend_deadlines(worker)
             if self._held.get(worker):
                 self._send(self._held[worker].pop(0), worker)
         else:
-            self._replace_dead_worker(worker)
+            self._replace_lost_worker(worker, error)
 
-    def _receive(self, ref: Any) -> bool:
-        """Take the results of a finished call; False if its worker died before it finished."""
+    def _receive(self, ref: Any) -> Exception | None:
+        """Take the results of a finished call; an error if its worker was lost before that."""
         import ray
 
         try:
             results = ray.get(ref)
-        except ray.exceptions.ActorDiedError:
-            return False
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            return error
         batch = self._running.pop(ref)
         for place, result in zip(batch.places, results, strict=True):
             self._results[place] = result
             if isinstance(result, FailedTask):
                 self._count_failure(result, f"reward worker {batch.worker}: {result.message}")
-        return True
+        return None
 
     def _extend_deadlines(self, worker: int | None = None) -> None:
         until = time.monotonic() + self._timeout_s
@@ -357,13 +358,22 @@ class RewardPool:
         guilty = [p for p in batch.places if rollout_id in self._tasks[p].rollout_ids]
         self._go_on_without(batch.worker, guilty[:1], FailedTask("reward_timeout", message))
 
-    def _replace_dead_worker(self, worker: int) -> None:
-        """What it finished counts; the oldest call that it did not is the one that ended it."""
+    def _replace_lost_worker(self, worker: int, error: Exception) -> None:
+        """What it finished counts; the oldest call that it did not is the one that ended it.
+
+        If it went with its node, no call did.
+        """
         import ray
 
+        from actrep_ray.cluster import cause_of_loss, has_died_with_node
+
+        is_blameless = has_died_with_node(cause_of_loss(self.workers[worker], error))
         mine = [ref for ref, batch in self._running.items() if batch.worker == worker]
         for ref in ray.wait(mine, num_returns=len(mine), timeout=0)[0]:
             self._receive(ref)
+        if is_blameless:
+            self._go_on_elsewhere(worker)
+            return
         oldest = next(batch for batch in self._running.values() if batch.worker == worker)
         names = [self._groups[place].prompt.prompt_id for place in oldest.places]
         message = (
@@ -371,6 +381,18 @@ class RewardPool:
             f"{' and more' if len(names) > 3 else ''}"
         )
         self._go_on_without(worker, [], FailedTask("reward_worker_died", message))
+
+    def _go_on_elsewhere(self, worker: int) -> None:
+        """Start a worker in place of one whose node was lost, and give it what that one held."""
+        _log.warning("reward worker %d was lost with its node", worker)
+        lost = [(ref, batch) for ref, batch in self._running.items() if batch.worker == worker]
+        for ref, _ in lost:
+            del self._running[ref]
+        calls = [*(batch.places for _, batch in lost), *self._held.pop(worker, [])]
+        self.workers[worker] = self._start_worker()
+        self._wait_ready([worker])
+        for places in calls:
+            self._send(places, worker)
 
     def _go_on_without(self, worker: int, guilty: Sequence[int], failed: FailedTask) -> None:
         """Start a worker in place of one that was lost, and give it what that one held.
@@ -407,7 +429,7 @@ class RewardPool:
             return "", "something that holds up even its second thread"
         try:
             return ray.get(ref) or ("", "nothing: it is idle")
-        except ray.exceptions.ActorDiedError:
+        except ray.exceptions.RayActorError:
             return "", "its end: it died"
 
     def _wait_ready(self, numbers: Iterable[int]) -> None:

@@ -11,7 +11,7 @@ the clips that the killed one would have seen.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,12 +76,20 @@ class SftJob:
         if learners is not None:
             return _train(self.recipe, self.data, learners, self.start)
         from actrep_ray.cluster import cluster
-        from actrep_ray.learner.pool import LearnerPool
+        from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
+        from actrep_ray.recovery import outlive_losses
 
-        model = self.start.folder if self.start else resolve_model(self.recipe.model.path)
+        def attempt(start: Checkpoint | None) -> Checkpoint:
+            model = start.folder if start else resolve_model(self.recipe.model.path)
+            learners = LearnerPool.start(self.recipe, model, self.recipe.sft.num_steps)
+            try:
+                return replace(self, start=start).run(learners)
+            except LearnerWorkerError:
+                learners.shutdown()
+                raise
+
         with cluster(self.recipe):
-            steps = self.recipe.sft.num_steps
-            return self.run(LearnerPool.start(self.recipe, model, steps))
+            return outlive_losses(self.recipe, attempt, self.start)
 
 
 class SftData:

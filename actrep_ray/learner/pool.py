@@ -6,20 +6,25 @@ the same call on every rank; rank 0's answer is the pool's.
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import ray
+import torch
+from ray.util.placement_group import PlacementGroup
 
 from actrep_ray.checkpoint import resolve_model
 from actrep_ray.cluster import bundle_options, release, reserve, use_node_network, with_device
 from actrep_ray.config import Recipe
 from actrep_ray.learner.plan import check_plan
 from actrep_ray.learner.worker import LearnerWorker
+from actrep_ray.placement import share_of_bundle, shares_bundles
 from actrep_ray.types import LearnerRow
 from actrep_ray.weights import pack_weights
+
+_LOSS_S = 10.0  # from the first rank's failure to the news that another one was lost
 
 
 class LearnerWorkerError(RuntimeError):
@@ -39,6 +44,13 @@ class _Rank(LearnerWorker):
         """See `LearnerWorker.setup`."""
         use_node_network()
         super().setup(master_addr, master_port)
+
+    def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
+        """See `LearnerWorker.update`; an engine on the same GPU gets what is free afterwards."""
+        metrics = super().update(rows, step)
+        if shares_bundles(self.recipe) and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return metrics
 
     def export_buckets(self) -> list["ray.ObjectRef"]:
         """The weights on rank 0, nothing on the others; sent off bucket by bucket."""
@@ -61,13 +73,20 @@ class LearnerPool:
         self._timeout_s = recipe.learner.timeout_s
 
     @classmethod
-    def start(cls, recipe: Recipe, model_path: str | Path, total_steps: int) -> Self:
+    def start(
+        cls,
+        recipe: Recipe,
+        model_path: str | Path,
+        total_steps: int,
+        bundles: PlacementGroup | None = None,
+    ) -> Self:
         """Start the ranks and wait until each has its share of the model.
 
         Args:
             recipe: Settings; `recipe.stage` says whether `sft_step` or `update` is meant.
             model_path: Checkpoint to start or go on from.
             total_steps: Steps of the loop, for the learning rate.
+            bundles: What `reserve` held for the ranks; by default it is reserved now.
 
         Raises:
             ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
@@ -82,7 +101,7 @@ class LearnerPool:
         path = str(Path(model_path).absolute())
         base = str(resolve_model(recipe.model.path)) if _needs_base(recipe) else path
         check_plan(recipe)
-        group = reserve(recipe, "learner")
+        group = bundles or reserve(recipe)
         ranks = [actor.options(**bundle_options(group, rank)) for rank in range(size)]
         pool = cls(
             recipe,
@@ -174,7 +193,8 @@ class LearnerPool:
                     f"waited {self._timeout_s:g} s (learner.timeout_s) for {what}; still missing: "
                     f"rank {missing}"
                 )
-            _raise_if_failed(done[0], ranks[refs.index(done[0])], method)
+            rank_of = dict(zip(refs, ranks, strict=True))
+            _raise_if_failed(done[0], rank_of, method)
         results: list[Any] = ray.get(refs)
         return results
 
@@ -186,14 +206,28 @@ def _needs_base(recipe: Recipe) -> bool:
     return bool(recipe.model.path) and (has_reference or recipe.model.lora.rank > 0)
 
 
-def _raise_if_failed(ref: Any, rank: int, method: str) -> None:
+def _raise_if_failed(ref: Any, rank_of: Mapping[Any, int], method: str) -> None:
     try:
         ray.get(ref)
     except ray.exceptions.RayTaskError as error:
+        # Where a rank is lost, those that were to talk to it fail first.
+        if others := [other for other in rank_of if other != ref]:
+            done, _ = ray.wait(others, num_returns=len(others), timeout=_LOSS_S)
+            for other in done:
+                _raise_if_lost(other, rank_of[other], method)
         raise error.cause from error  # as the rank raised it, its traceback behind
-    except ray.exceptions.ActorDiedError as error:
+    except ray.exceptions.RayActorError:
+        _raise_if_lost(ref, rank_of[ref], method)
+
+
+def _raise_if_lost(ref: Any, rank: int, method: str) -> None:
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayActorError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise LearnerWorkerError(f"learner rank {rank} died in `{method}`: {lines[-1]}") from error
+    except ray.exceptions.RayTaskError:
+        return
 
 
 def _actor_options(recipe: Recipe) -> dict[str, Any]:
@@ -208,6 +242,7 @@ def _actor_options(recipe: Recipe) -> dict[str, Any]:
     return {
         "num_cpus": cfg.num_cpus,
         "num_gpus": 1 if recipe.device == "cuda" else 0,
+        **(share_of_bundle(recipe) if shares_bundles(recipe) else {}),
         "max_restarts": 0,
         "max_task_retries": 0,
         "runtime_env": {"env_vars": env},

@@ -122,6 +122,14 @@ class Engine(Protocol):
         """
         ...
 
+    def sleep(self) -> None:
+        """Free the GPU until `wake`: a learner works there. Nothing may be unfinished."""
+        ...
+
+    def wake(self) -> None:
+        """Take the GPU again, with the weights from before."""
+        ...
+
     def shutdown(self) -> None:
         """Free what the engine holds; it cannot be used afterwards."""
         ...

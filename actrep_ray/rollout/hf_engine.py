@@ -137,6 +137,16 @@ class HfEngine(Engine):
         verify_magnitudes({n: magnitude(held[n]) for n in compared}, given, self._model.dtype)
         self._policy_version = policy_version
 
+    def sleep(self) -> None:
+        """Move the weights to the CPU; see `Engine.sleep`."""
+        self._model.to("cpu")
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Move them back."""
+        self._model.to(self._device)
+
     def shutdown(self) -> None:
         """Free the model."""
         del self._model

@@ -9,26 +9,36 @@ The pool has no thread of its own: results arrive in its `mailbox` and are handl
 there. A worker has two calls at a time, so that it goes on while the first one's result travels.
 
 A worker that dies gives its prompts back to the others, with `attempt` one higher, and is replaced,
-at most `rollout.max_restarts` times in a run. A new worker loads the weights in use before it takes
-prompts. Every wait has a deadline and says what it waited for.
+at most `rollout.max_restarts` times in a run; one that is lost with its node does not count. A new
+worker loads the weights in use before it takes prompts. Every wait has a deadline and says what it
+waited for.
 """
 
 import heapq
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
-from actrep_ray.cluster import with_device
+from actrep_ray.cluster import (
+    bundle_options,
+    cause_of_loss,
+    has_died_with_node,
+    in_background,
+    with_device,
+)
 from actrep_ray.config import Recipe
 from actrep_ray.mailbox import Mailbox
+from actrep_ray.placement import share_of_bundle, shares_bundles
 from actrep_ray.profile import Timeline
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import Loaded, Request, RolloutWorker, Turn
@@ -36,6 +46,7 @@ from actrep_ray.types import Prompt, RolloutGroup
 from data_prep.video import FramePlan
 
 OnGroup = Callable[[RolloutGroup], None]
+_LOSSES = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
 _CALLS_AT_ONCE = 2
 _IDLE_TURN_S = 1e-3  # a turn without anything to do is shorter
 
@@ -107,7 +118,12 @@ class RolloutPool:
 
     @classmethod
     def start(
-        cls, recipe: Recipe, model_path: str | Path, *, num_workers: int | None = None
+        cls,
+        recipe: Recipe,
+        model_path: str | Path,
+        *,
+        num_workers: int | None = None,
+        bundles: PlacementGroup | None = None,
     ) -> Self:
         """Start the workers and wait until their engines are ready.
 
@@ -115,6 +131,7 @@ class RolloutPool:
             recipe: Settings.
             model_path: Folder of the checkpoint that the engines start from.
             num_workers: Workers, if not `rollout.num_workers`.
+            bundles: Those of the learner ranks, if each shares its own with an engine.
 
         Raises:
             RolloutWorkerError: if a worker dies at its start.
@@ -122,7 +139,15 @@ class RolloutPool:
         """
         recipe = with_device(recipe)
         actor = ray.remote(**_actor_options(recipe))(RolloutWorker)
-        pool = cls(recipe, lambda index: actor.remote(recipe, str(model_path), index))
+
+        def spawn(index: int) -> Any:
+            if bundles is None:
+                return actor.remote(recipe, str(model_path), index)
+            shares = share_of_bundle(recipe)
+            place = bundle_options(bundles, index if index < bundles.bundle_count else -1)
+            return actor.options(**shares, **place).remote(recipe, str(model_path), index)
+
+        pool = cls(recipe, spawn)
         try:
             pool.add_workers(num_workers or recipe.rollout.num_workers)
             pool.wait_ready()
@@ -209,6 +234,20 @@ class RolloutPool:
         workers = [w for w in self._workers if w.is_ready]
         for i, worker in enumerate(workers):
             worker.handle.prefetch.remote(plans[i :: len(workers)])
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Have the engines free the GPUs that they share with ranks, for as long as these work.
+
+        Engines that have GPUs of their own stay awake.
+        """
+        if not shares_bundles(self.recipe):
+            yield
+            return
+        self.wait_ready()  # nor may one start meanwhile
+        self._tell_all("sleep")
+        yield
+        self._tell_all("wake")
 
     # ---------------------------------------------------------------- weights
 
@@ -368,8 +407,8 @@ class RolloutPool:
         error = future.exception()
         if error is None:
             then(worker, future.result())
-        elif isinstance(error, ray.exceptions.RayActorError):
-            self._on_death(worker, method, error)
+        elif isinstance(error, _LOSSES):
+            self._on_loss(worker, method, error)
         else:
             worker.tasks.clear()  # the engine has forgotten them
             if isinstance(error, ray.exceptions.RayTaskError):
@@ -406,16 +445,16 @@ class RolloutPool:
         else:
             self._on_version(worker, loaded.policy_version)
 
-    def _on_death(self, worker: _Worker, method: str, error: Exception) -> None:
-        """Replace a dead worker and give its prompts to others."""
+    def _on_loss(self, worker: _Worker, method: str, error: Exception) -> None:
+        """Replace a worker that is lost and give its prompts to others."""
         self._workers.remove(worker)
-        limit = self.recipe.rollout.max_restarts
-        died = f"rollout worker {worker.index} died in `{method}`: {_last_line(error)}"
-        # One that never started would not start the second time either.
-        if worker.policy_version is None or self.num_restarts >= limit:
-            raise RolloutWorkerError(f"{died} (restarts used: {self.num_restarts} of {limit})")
-        self.num_restarts += 1
-        _log.warning("%s; restart %d of %d", died, self.num_restarts, limit)
+        if isinstance(error, ray.exceptions.ActorUnavailableError):  # Ray does not know more yet
+            cause = in_background(cause_of_loss, worker.handle, error)
+            self.mailbox.post_when_done(
+                cause, lambda done: self._count_loss(worker, method, done.result())
+            )
+        else:
+            self._count_loss(worker, method, error)
         lost = [
             replace(task, prompt=replace(task.prompt, attempt=task.prompt.attempt + 1))
             for task in worker.tasks.values()
@@ -425,6 +464,23 @@ class RolloutPool:
             self.add_workers()
         self._dispatch(self._workers)
         self._go_on_with_push()
+
+    def _count_loss(self, worker: _Worker, method: str, error: Exception) -> None:
+        """Stop the run if workers die too often; that a node was lost is not their fault.
+
+        Raises:
+            RolloutWorkerError: if this one may not be replaced.
+        """
+        if has_died_with_node(error):
+            _log.warning("rollout worker %d was lost with its node", worker.index)
+            return
+        limit = self.recipe.rollout.max_restarts
+        died = f"rollout worker {worker.index} died in `{method}`: {_last_line(error)}"
+        # One that never started would not start the second time either.
+        if worker.policy_version is None or self.num_restarts >= limit:
+            raise RolloutWorkerError(f"{died} (restarts used: {self.num_restarts} of {limit})")
+        self.num_restarts += 1
+        _log.warning("%s; restart %d of %d", died, self.num_restarts, limit)
 
     def _go_on_with_push(self) -> None:
         """Let the next engines load; ends the push when all that live have, and one can work."""

@@ -2,12 +2,14 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from actrep_ray.config import Recipe
+from actrep_ray.placement import shares_bundles
 from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine
 from actrep_ray.rollout.vllm_engine import VllmEngine
@@ -102,6 +104,14 @@ class RolloutWorker:
         self.engine.load_weights(unpack_weights(buckets), policy_version)
         return Loaded(self.engine.policy_version, began, time.time())
 
+    def sleep(self) -> None:
+        """Free what the engine holds of its GPU until `wake`; nothing may be at work."""
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        """Take it back."""
+        self.engine.wake()
+
     def shutdown(self) -> None:
         """Free the engine."""
         self.engine.shutdown()
@@ -109,8 +119,9 @@ class RolloutWorker:
 
 def _make_engine(recipe: Recipe, model_path: str | Path, seed: int) -> Engine:
     assert recipe.device != "auto", "the pool resolves the device"
-    engine_class: type[HfEngine] | type[VllmEngine]
-    engine_class = VllmEngine if recipe.rollout.engine == "vllm" else HfEngine
+    engine_class: Callable[..., Engine] = HfEngine
+    if recipe.rollout.engine == "vllm":
+        engine_class = partial(VllmEngine, shares_gpu=shares_bundles(recipe))
     return engine_class(
         model_path,
         recipe.rollout,

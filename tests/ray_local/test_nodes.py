@@ -1,7 +1,10 @@
-"""Three nodes with addresses of their own: GRPO spread over them, one lost in mid-run.
+"""Three nodes with addresses of their own: GRPO spread over them, two of them lost in mid-run.
 
-    bridge 10.210.0.1: head, driver, rank 0 ── 10.210.0.2: rank 1, engine 0
-                                            └─ 10.210.0.3: engine 1, killed when step 1 is done
+    bridge 10.210.0.1: head, driver, a rank ── 10.210.0.2: a rank, an engine, a reward worker
+                                            └─ 10.210.0.3: an engine, a reward worker
+
+The third node is killed after step 1: the others take over what was at work there. Then the second
+one is killed and with it a rank: a new node joins, and the run goes on from its last checkpoint.
 
 Each worker node is a network namespace with a frame cache of its own (a memory file system). It
 needs root and Linux network namespaces; elsewhere the test is skipped with the reason.
@@ -9,9 +12,10 @@ needs root and Linux network namespaces; elsewhere the test is skipped with the 
 
 import json
 import os
+import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +27,20 @@ from data_prep.synthetic import write_dataset
 ROOT = Path(__file__).resolve().parents[2]
 SUBNET = "10.210.0"
 BRIDGE = "actrepbr0"
-NUM_STEPS = 4
+NUM_STEPS = 30
+# A node of 5 CPUs has room for one rank and one engine, not for two of either.
 RECIPE = f"""\
 # GRPO of a small random model over three nodes, for tests.
 name: nodes
 model: {{path: models/tiny, dtype: float32}}
 data: {{path: data/clips.jsonl}}
 video: {{max_pixels: 1024, max_frames: 16, cache_dir: CACHE}}
-rollout: {{engine: hf, num_workers: 2, max_response_tokens: 8, max_model_len: 512}}
-learner: {{num_workers: 2, num_cpus: 2}}
+rollout: {{engine: hf, num_workers: 2, num_cpus: 1.5, max_response_tokens: 8, max_model_len: 512}}
+reward: {{num_workers: 2, timeout_s: 300, weights: {{"REWARD:letters": 1}}}}
+learner: {{num_workers: 2, num_cpus: 3}}
 train: {{num_steps: {NUM_STEPS}, prompts_per_step: 4, group_size: 2}}
+checkpoint: {{every: 1}}
+placement: {{wait_s: 600}}
 """
 
 
@@ -42,8 +50,8 @@ def run(*line: str) -> None:
 
 @pytest.fixture(scope="module")
 def namespaces() -> Iterator[list[str]]:
-    """Two network namespaces beside a bridge; their names."""
-    names = [f"actrep{i}" for i in (2, 3)]
+    """Three network namespaces beside a bridge; their names."""
+    names = [f"actrep{i}" for i in (2, 3, 4)]
     try:
         run("ip", "link", "add", BRIDGE, "type", "bridge")
     except (OSError, subprocess.CalledProcessError) as error:
@@ -51,7 +59,7 @@ def namespaces() -> Iterator[list[str]]:
     try:
         run("ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")
-        for i, name in zip((2, 3), names, strict=True):
+        for i, name in enumerate(names, start=2):
             run("ip", "netns", "add", name)
             run("ip", "link", "add", f"arv{i}", "type", "veth", "peer", "name", f"arw{i}")
             run("ip", "link", "set", f"arv{i}", "master", BRIDGE)
@@ -95,43 +103,61 @@ def frames_in(node: Any, cache: Path) -> int:
     return len(list(Path(f"/proc/{children[-1].pid}/root{cache}").glob("*.npy")))
 
 
+def wait_until(is_there: Callable[[], bool], job: "subprocess.Popen[bytes]") -> None:
+    """Return when it is, or when the job has ended."""
+    while not is_there() and job.poll() is None:
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_run_spans_three_nodes_and_outlives_one(
+def test_a_run_spans_three_nodes_and_outlives_two_of_them(
     namespaces: list[str], shared: Path, start_node: Any, tmp_path: Path
 ) -> None:
     cache = shared / "cache"
+
+    def join(number: int, num_cpus: int) -> Any:
+        host, namespace = f"{SUBNET}.{number}", namespaces[number - 2]
+        options = {"host": host, "namespace": namespace, "own_folder": cache}
+        return start_node(head, num_cpus=num_cpus, **options)
+
     head = start_node(num_cpus=3, host=f"{SUBNET}.1")
     head.wait_ready()
-    nodes = [
-        start_node(head, num_cpus=cpus, host=f"{SUBNET}.{i}", namespace=name, own_folder=cache)
-        for i, cpus, name in zip((2, 3), (3, 1), namespaces, strict=True)
-    ]
-    for node in nodes:
+    with_rank, with_engine = join(2, 5), join(3, 2)
+    for node in (with_rank, with_engine):
         node.wait_started()
     recipe = ROOT / f".test-nodes-{os.getpid()}.yaml"
-    recipe.write_text(RECIPE.replace("CACHE", str(cache)))
-    log = (tmp_path / "job.log").open("w+")
+    reward = ROOT / f"letters_{os.getpid()}.py"  # travels with the job, as a user's own would
+    reward.write_text(Path(__file__).with_name("letters.py").read_text())
+    recipe.write_text(RECIPE.replace("CACHE", str(cache)).replace("REWARD", reward.stem))
+    log_path = tmp_path / "job.log"
     job = subprocess.Popen(
         [
             str(ROOT / "launch.sh"), "submit", str(recipe), "--address", head.url, "--",
-            "--root", str(shared), "--set", "placement.wait_s=300",
+            "--root", str(shared),
         ],
-        stdout=log,
+        stdout=log_path.open("wb"),
         stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        while steps_done(shared) < 1 and job.poll() is None:
-            time.sleep(0.2)
-        counts = [frames_in(node, cache) for node in nodes]
-        nodes[1].kill()
+        wait_until(lambda: steps_done(shared) >= 1, job)
+        counts = [frames_in(node, cache) for node in (with_rank, with_engine)]
+        with_engine.kill()
+        lost_at = steps_done(shared)
+        wait_until(lambda: "reward worker" in log_path.read_text(), job)
+        wait_until(lambda: steps_done(shared) >= lost_at + 2, job)
+        with_rank.kill()
+        join(4, 5).wait_started()
         code = job.wait(timeout=1200)
     finally:
         job.kill()
         recipe.unlink()
-    log.seek(0)
-    text = log.read()
+        reward.unlink()
+    text = log_path.read_text()
     assert code == 0, text[-6000:]
     assert steps_done(shared) == NUM_STEPS
     assert all(counts), counts  # each node has decoded for itself
-    assert f"node {SUBNET}.3" in text or "rollout worker" in text  # the loss is told
+    for role in ("rollout", "reward"):
+        assert re.search(rf"{role} worker \d was lost with its node", text)
+    assert "restart 1 of 3 (learner.max_restarts), from the checkpoint of step" in text
+    assert "restart 2 of 3" not in text

@@ -1,6 +1,7 @@
 """The phases of the GRPO loop, each alone, and the loop itself over fakes that keep its books."""
 
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,9 @@ class Book:
         self.prefetched: list[str] = []
 
     # the rollout pool
+    def asleep(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def grow(self) -> int:
         return 0
 

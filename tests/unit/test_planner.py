@@ -5,9 +5,17 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.check import check_recipe, clip_size, model_source, stated_hardware
-from actrep_ray.config import ConfigError, Recipe, load_recipe
+from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.models.architecture import read_architecture, shipped_names
-from actrep_ray.placement import Node, PlacementError, describe, parse_gpus, place, pools_of
+from actrep_ray.placement import (
+    Node,
+    PlacementError,
+    describe,
+    parse_gpus,
+    place,
+    pools_of,
+    share_of_bundle,
+)
 from actrep_ray.planner import (
     GIB,
     PromptSize,
@@ -16,6 +24,7 @@ from actrep_ray.planner import (
     micro_batch,
     plan_learner,
     plan_rollout,
+    resting_bytes,
     trainable_parameters,
 )
 from data_prep.schema import Clip
@@ -223,3 +232,62 @@ def test_a_run_that_does_not_exist_yet_stands_for_the_model_it_starts_from(tmp_p
     assert model_source(load_recipe(path), path) == MODEL
     found = check_recipe(load_recipe(path, ["learner.gradient_checkpointing=true"]), path)
     assert any("runs/a is trained from it" in line for line in found.lines)
+
+
+COLOCATED = ("placement.mode=colocated", "learner.gradient_checkpointing=true")
+
+
+def test_an_engine_and_a_rank_share_one_gpu() -> None:
+    nodes = [Node("a", 1, num_cpus=2)]
+    with pytest.raises(PlacementError, match="missing: 1 more GPU"):
+        place(pools_of(recipe()), nodes)
+    pools = pools_of(recipe(*COLOCATED, "learner.num_cpus=1", "rollout.num_cpus=1.5"))
+    assert place(pools, nodes) == {"learner": [0], "rollout": [0], "reward": [0]}
+    assert pools[0].bundle == {"CPU": 1.5, "GPU": 1}
+    assert share_of_bundle(recipe(*COLOCATED)) == {"num_cpus": 0.5, "num_gpus": 0.5}
+    alone = pools_of(recipe(*COLOCATED), ("rollout",))  # evaluation: nobody to share with
+    assert [pool.role for pool in alone] == ["rollout"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("train.max_staleness=1", "engines sleep while learners work.*unset train.max_staleness=1"),
+        ("rollout.num_workers=2", r"expected rollout.num_workers=1 \(learner.num_workers\)"),
+        ("rollout.tensor_parallel_size=2", "one engine of one GPU"),
+        ("placement.rollout_labels={gpu: small}", "use placement.learner_labels alone"),
+    ],
+)
+def test_what_cannot_take_turns_is_refused(setting: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        recipe(*COLOCATED, setting)
+
+
+def test_taking_turns_needs_the_larger_of_both_and_what_stays() -> None:
+    model = read_architecture("Qwen2-VL-2B-Instruct")
+    asked = recipe(*COLOCATED, "model.path=Qwen2-VL-2B-Instruct", "learner.offload=all")
+    prompt = PromptSize(4096, 42)
+    assert resting_bytes(asked, model) == 1.5 * GIB  # everything is in CPU memory between steps
+    alone = [plan_learner(asked, model, prompt), plan_rollout(asked, model, prompt)]
+    larger, both = max(r.num_bytes for r in alone), sum(r.num_bytes for r in alone)
+    gpu_gib = (0.3 * larger + 0.7 * both) / GIB  # one after the other fits, both do not
+    plan = make_plan(asked, model, prompt, [Node("a", 1, gpu_gib=gpu_gib)])
+    assert plan.fits, plan.problems
+    assert plan.roles[0].limit == pytest.approx((gpu_gib - 0.9 - 1.2) * GIB)  # context and graphs
+    kept = resting_bytes(recipe(*COLOCATED, "model.path=Qwen2-VL-2B-Instruct"), model)
+    assert kept == pytest.approx(12 * model.total_parameters + 1.5 * GIB)
+
+
+def test_an_engine_that_could_not_wake_up_is_told() -> None:
+    """12 bytes of 2.2G parameters and CUDA's 1.5 GiB stay; 0.85 x 76 GiB does not fit beside."""
+    model = read_architecture("Qwen2-VL-2B-Instruct")
+    asked = recipe(*COLOCATED, "model.path=Qwen2-VL-2B-Instruct")
+    plan = make_plan(asked, model, PromptSize(4096, 42), parse_gpus("1x80GB"))
+    assert "a learner rank keeps 26.2 of its 76.0 GiB" in plan.problems[0]
+    assert "rollout.gpu_memory_utilization to at most 0.65" in plan.problems[0]
+    assert make_plan(
+        override(asked, ["rollout.gpu_memory_utilization=0.65"]),
+        model,
+        PromptSize(4096, 42),
+        parse_gpus("1x80GB"),
+    ).fits

@@ -1,0 +1,55 @@
+"""Engines and ranks that take turns in one bundle, with the transformers engine on a CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.util import placement_group_table
+
+from actrep_ray.config import load_recipe
+from actrep_ray.driver import prepare_grpo, start_pools
+from actrep_ray.models.tiny import write_tiny_model
+from data_prep.synthetic import write_dataset
+
+
+def test_they_share_a_bundle_and_train(
+    ray_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"train": 4, "validation": 2}
+    settings = {
+        "placement.mode": "colocated",
+        "device": "cpu",
+        "runs_dir": tmp_path / "runs",
+        "model.path": write_tiny_model(tmp_path / "model"),
+        "model.dtype": "float32",
+        "data.path": write_dataset(
+            tmp_path / "data", level="easy", num_clips=sizes, seed=0, num_processes=1
+        ),
+        "video.max_pixels": 1024,
+        "video.cache_dir": tmp_path / "frames",
+        "rollout.engine": "hf",
+        "rollout.max_model_len": 512,
+        "rollout.max_response_tokens": 8,
+        "reward.weights": "{'letters:letters': 1}",
+        "learner.num_cpus": 2,
+        "train.prompts_per_step": 2,
+        "train.group_size": 2,
+        "train.num_steps": 2,
+        "checkpoint.every": 0,
+    }
+    recipe = load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
+    job = prepare_grpo(recipe)
+    pools = start_pools(recipe, tmp_path / "model")
+    try:
+        table: Any = placement_group_table(pools.learners._group)
+        assert table["bundles"] == {0: {"CPU": 2.0}}  # for both, so a CPU is left of four
+        assert ray_session.available_resources()["CPU"] == 4 - 2 - recipe.reward.num_cpus
+        told: list[str] = []
+        tell_all = pools.rollouts._tell_all
+        monkeypatch.setattr(
+            pools.rollouts, "_tell_all", lambda what: (told.append(what), tell_all(what))
+        )
+        assert job.run(pools).step == 2
+        assert told == ["sleep", "wake"] * 2  # at each update
+    finally:
+        pools.shutdown()
