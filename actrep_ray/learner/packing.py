@@ -27,6 +27,8 @@ from actrep_ray.models.qwen_vl import EncodedPrompt
 AnswerKey = tuple[int, int]
 """(number of the learner row, number of the answer in it)"""
 
+BATCH_COST = 1 / 16  # of a micro-batch, as a share of a full one; see docs/decisions/006
+
 
 @dataclass(frozen=True)
 class PackedRow:
@@ -158,15 +160,27 @@ def split_row(
 def micro_batches(rows: Sequence[PackedRow], budget: int) -> list[list[PackedRow]]:
     """Group rows of like length so that rows times the longest is at most `budget` tokens.
 
-    Longest first: if memory does not suffice, the first batch says so.
+    Longest first: if memory does not suffice, the first batch says so. Of all ways to cut the
+    sorted rows, the one that computes least: padding included, and a fixed cost for each batch.
     """
+    ordered = sorted(rows, key=lambda row: (-row.num_tokens, row.row, row.answers))
+    best = [(0.0, 0)]  # cost of the first n rows, and where the last batch of them begins
+    for end in range(1, len(ordered) + 1):
+        choices = [(best[end - 1][0] + ordered[end - 1].num_tokens, end - 1)]
+        for start in range(end - 2, -1, -1):
+            tokens = (end - start) * ordered[start].num_tokens
+            if tokens > budget:
+                break
+            choices.append((best[start][0] + tokens, start))
+        cost, start = min(choices)
+        best.append((cost + budget * BATCH_COST, start))
     batches: list[list[PackedRow]] = []
-    for row in sorted(rows, key=lambda row: (-row.num_tokens, row.row, row.answers)):
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].num_tokens <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+    end = len(ordered)
+    while end:
+        start = best[end][1]
+        batches.append(ordered[start:end])
+        end = start
+    return batches[::-1]
 
 
 def collate(rows: Sequence[PackedRow]) -> PackedBatch:

@@ -5,7 +5,7 @@ right-padded sequence for each answer, and logits of every token.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from actrep_ray.learner.attention import (
 )
 from actrep_ray.learner.optimizer import freeze
 from actrep_ray.learner.packing import (
+    BATCH_COST,
+    PackedRow,
     collate,
     micro_batches,
     packed_length,
@@ -156,9 +158,9 @@ def test_an_answer_that_cannot_fit_is_refused_with_the_key_to_change() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    prompts=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    prompts=st.lists(st.integers(1, 90), min_size=1, max_size=12),
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6),
-    budget=st.integers(50, 300),
+    budget=st.integers(110, 600),
     shares_prefix=st.booleans(),
 )
 def test_every_answer_is_in_one_micro_batch_within_the_budget(
@@ -173,9 +175,35 @@ def test_every_answer_is_in_one_micro_batch_within_the_budget(
         )
     ]
     batches = micro_batches(rows, budget)
-    assert all(len(b) * max(row.num_tokens for row in b) <= budget for b in batches)
+    computed = [len(b) * max(row.num_tokens for row in b) for b in batches]
+    assert all(size <= budget for size in computed)
+    padding = sum(computed) - sum(row.num_tokens for row in rows)
+    assert padding <= (len(rows) - len(batches)) * budget * BATCH_COST
     found = sorted((row.row, a) for b in batches for row in b for a in row.answers)
     assert found == [(r, a) for r in range(len(prompts)) for a in range(len(lengths))]
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9), budget=st.integers(60, 400))
+def test_micro_batches_compute_least(lengths: list[int], budget: int) -> None:
+    """Against every way to cut the sorted rows."""
+    rows = [PackedRow(i, _prompt(n), (0,), (torch.ones(1, dtype=torch.long),))
+            for i, n in enumerate(lengths)]  # fmt: skip
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(groups: list[list[int]]) -> float:
+        return sum(len(g) * max(g) for g in groups) + len(groups) * budget * BATCH_COST
+
+    every = []
+    for cuts in product([False, True], repeat=len(ordered) - 1):
+        groups = [[ordered[0]]]
+        for length, is_cut in zip(ordered[1:], cuts, strict=True):
+            groups.append([length]) if is_cut else groups[-1].append(length)
+        if all(len(g) * max(g) <= budget for g in groups):
+            every.append(cost(groups))
+    found = [[row.num_tokens for row in batch] for batch in micro_batches(rows, budget)]
+    assert [n for group in found for n in group] == ordered
+    assert cost(found) == pytest.approx(min(every))
 
 
 def test_packed_length_leaves_out_last_tokens() -> None:
