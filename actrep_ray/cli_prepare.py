@@ -257,7 +257,7 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
 def _report(summary: "Summary", out: Path) -> str:
     """The summary as text: numbers, remarks by kind, and the histogram of counts."""
     from data_prep.converters import FLAGS, REASONS
-    from data_prep.converters.common import BINS, bin_name
+    from data_prep.strata import BINS
 
     splits = ", ".join(f"{summary.splits[name]} {name}" for name in SPLITS if summary.splits[name])
     clips = "1 clip" if summary.num_written == 1 else f"{summary.num_written:,} clips"
@@ -274,10 +274,10 @@ def _report(summary: "Summary", out: Path) -> str:
         "   counts",
     ]
     highest = max(summary.counts.values(), default=0)
-    for bounds in BINS:
-        number = summary.counts[bin_name(bounds)]
+    for stratum in BINS:
+        number = summary.counts[stratum.name]
         bar = "█" * -(-_BAR * number // max(highest, 1))
-        lines.append(f"{bin_name(bounds):>9}  {number:>7,}  {bar}".rstrip())
+        lines.append(f"{stratum.name:>9}  {number:>7,}  {bar}".rstrip())
     return "\n".join(lines)
 
 

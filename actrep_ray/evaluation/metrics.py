@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 
 from actrep_ray.evaluation.predictions import Prediction
-from actrep_ray.sampling import make_strata, stratum_of
 from actrep_ray.types import Labels
+from data_prep.strata import BINS, stratum_of
 
-BINS = make_strata((0, 5, 10, 20, 40))
 FIGURES = ("mae", "obo", "obz", "rmse", "parse_rate")
 
 _LEVEL = (2.5, 97.5)

@@ -30,6 +30,7 @@ from data_prep.converters.rows import BadRowError, Record, read_table, size_of
 from data_prep.converters.values import Pairs, split_of_path
 from data_prep.converters.videos import VideoFolder, VideoHeader
 from data_prep.schema import Clip, DataError, write_lines
+from data_prep.strata import BINS, stratum_of
 
 FLAGS = {
     "count_differs_from_cycles": "the count and the number of usable marks disagree; both are kept",
@@ -71,8 +72,6 @@ REASONS = {
     "bad_annotation": "the annotation file cannot be read",
     "no_annotations": "the video has no annotation",
 }
-
-BINS = ((0, 0), (1, 5), (6, 10), (11, 20), (21, 40), (41, None))
 
 _DIGITS = 6  # of seconds in the output
 _SLACK_S = 1e-6  # differences of rounding
@@ -174,7 +173,7 @@ class Summary:
             "splits": _ordered(self.splits),
             "flags": _ordered(self.flags),
             "rejected": _ordered(self.rejected),
-            "counts": {name: self.counts[name] for name in map(bin_name, BINS)},
+            "counts": {stratum.name: self.counts[stratum.name] for stratum in BINS},
         }
         return json.dumps(values, indent=2)
 
@@ -284,7 +283,7 @@ class _Conversion:
         summary.num_flagged += bool(clip.flags)
         summary.flags.update(clip.flags)
         summary.splits[clip.split] += 1
-        summary.counts[bin_name(bin_of(clip.count))] += 1
+        summary.counts[stratum_of(clip.count, BINS).name] += 1
         summary.num_cycles += len(clip.cycles or ())
 
     def _reject(self, record: Record, error: BadRowError) -> None:
@@ -505,17 +504,6 @@ def _kept(value: Any) -> Any:
         return value
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
-
-
-def bin_of(count: int) -> tuple[int, int | None]:
-    """The bin of the histogram that a count falls into."""
-    return next((low, high) for low, high in BINS if high is None or count <= high)
-
-
-def bin_name(bounds: tuple[int, int | None]) -> str:
-    """ "0", "1-5", "41+"."""
-    low, high = bounds
-    return f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
 
 
 def _ordered(counter: Counter[str]) -> dict[str, int]:

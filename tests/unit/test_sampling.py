@@ -14,11 +14,10 @@ from actrep_ray.config import SamplingConfig
 from actrep_ray.sampling import (
     CountSampler,
     crop_clip,
-    make_strata,
     quantile_bins,
-    stratum_of,
 )
 from data_prep.schema import Clip
+from data_prep.strata import make_strata, stratum_of
 
 
 def make_clip(

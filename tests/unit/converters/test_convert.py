@@ -25,10 +25,11 @@ from data_prep.converters import (
     convert,
     repcount,
 )
-from data_prep.converters.common import bin_name, bin_of, clean_cycles, to_clip
+from data_prep.converters.common import clean_cycles, to_clip
 from data_prep.converters.rows import read_json_array
 from data_prep.converters.videos import VideoFolder, VideoHeader, read_header
 from data_prep.schema import DataError, parse_clip, read_clips
+from data_prep.strata import BINS, stratum_of
 from data_prep.video import open_video
 
 MakeVideo = Callable[..., Path]
@@ -332,7 +333,7 @@ def test_marks_within_a_frame_of_the_ends_are_no_remark() -> None:
 
 def test_bins_of_the_histogram() -> None:
     counts = [0, 1, 5, 6, 10, 11, 20, 21, 40, 41, 302]
-    assert [bin_name(bin_of(count)) for count in counts] == [
+    assert [stratum_of(count, BINS).name for count in counts] == [
         "0", "1-5", "1-5", "6-10", "6-10", "11-20", "11-20", "21-40", "21-40", "41+", "41+",
     ]  # fmt: skip
 
