@@ -250,6 +250,7 @@ def _state_bytes(recipe: Recipe, model: Architecture) -> list[tuple[str, float]]
     is_zero = cfg.strategy == "deepspeed"
     master, moments, gradients = 4 * trained / ranks, 8 * trained / ranks, 4 * trained / ranks
     weights: float = master + size * frozen / ranks
+    average = master if cfg.ema_decay is not None and cfg.offload == "none" else 0.0
     unit = max(model.layer_parameters, model.block_parameters)
     root = sum(model.root_parameters.values())
     if is_zero and cfg.zero_stage == 2:
@@ -272,6 +273,8 @@ def _state_bytes(recipe: Recipe, model: Architecture) -> list[tuple[str, float]]
         weights = 0.0
     items = [("weights", max(weights, 0.0)), ("gathered weights", gathered)]
     items += [("gradients", gradients), ("optimiser", moments)]
+    if average:
+        items.append(("moving average", average))
     if _has_reference(recipe):
         items.append(("reference policy", size * (model.total_parameters / ranks + root)))
     return items

@@ -82,6 +82,9 @@ def test_weights_gradients_and_optimiser_of_a_rank() -> None:
     assert sizes["weights"] == pytest.approx(4 * total / 8)
     assert sizes["gradients"] == pytest.approx(4 * total / 8)
     assert sizes["optimiser"] == pytest.approx(8 * total / 8)
+    averaged = recipe("learner.num_workers=8", "learner.ema_decay=0.999")
+    sizes = dict(plan_learner(averaged, model, PromptSize(4096, 42)).items)
+    assert sizes["moving average"] == pytest.approx(4 * total / 8)
 
 
 def test_zero_2_holds_all_weights_and_offload_none_of_the_optimiser() -> None:
