@@ -219,6 +219,7 @@ command_test() {
     check "ruff check" "$VENV/bin/ruff" check --quiet .
     check "ruff format" "$VENV/bin/ruff" format --check --quiet .
     check "shellcheck" "$VENV/bin/shellcheck" launch.sh .ci/run
+    check "hadolint" "$VENV/bin/hadolint" docker/Dockerfile
     check "mypy" "$VENV/bin/mypy"
     check "pytest" "$VENV/bin/python" -m pytest -m "not slow" "$@"
     report_checks
