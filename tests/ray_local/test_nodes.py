@@ -119,13 +119,13 @@ def test_a_run_spans_three_nodes_and_outlives_two_of_them(
     def join(number: int, num_cpus: int) -> Any:
         host, namespace = f"{SUBNET}.{number}", namespaces[number - 2]
         options = {"host": host, "namespace": namespace, "own_folder": cache}
-        return start_node(head, num_cpus=num_cpus, **options)
+        node = start_node(head, num_cpus=num_cpus, **options)
+        node.wait_started()
+        return node
 
     head = start_node(num_cpus=3, host=f"{SUBNET}.1")
     head.wait_ready()
     with_rank, with_engine = join(2, 5), join(3, 2)
-    for node in (with_rank, with_engine):
-        node.wait_started()
     recipe = ROOT / f".test-nodes-{os.getpid()}.yaml"
     reward = ROOT / f"letters_{os.getpid()}.py"  # travels with the job, as a user's own would
     reward.write_text(Path(__file__).with_name("letters.py").read_text())
@@ -147,7 +147,7 @@ def test_a_run_spans_three_nodes_and_outlives_two_of_them(
         wait_until(lambda: "reward worker" in log_path.read_text(), job)
         wait_until(lambda: steps_done(shared) >= lost_at + 2, job)
         with_rank.kill()
-        join(4, 5).wait_started()
+        join(4, 5)
         code = job.wait(timeout=1200)
     finally:
         job.kill()

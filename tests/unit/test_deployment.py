@@ -1,4 +1,4 @@
-"""The Dockerfile, under hadolint, and the RayJob manifest: the rules of its API that matter here."""
+"""The Dockerfile, under hadolint, and the RayJob manifest: the rules of its API that matter."""
 
 import re
 import subprocess
