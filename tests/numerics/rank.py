@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from actrep_ray.learner.batches import LogProbGap
 from actrep_ray.learner.worker import LearnerError, LearnerWorker
@@ -65,6 +65,7 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
         parts |= updates(worker, job["rows"], folder)
         parts |= {f"weights/{name}": value for name, value in worker.export_weights()}
         parts |= going_on(recipe, job["rows"], folder, rank, world_size, port)
+        parts |= moving_average(worker, job["rows"])
         parts |= bad_loss(worker, job["rows"])
         found |= {f"{strategy}/{name}": value for name, value in parts.items()}
     workers[0].shutdown()
@@ -94,6 +95,8 @@ def updates(worker: LearnerWorker, rows: list[Any], folder: Path) -> dict[str, t
         if step == 0:
             worker.save_model(folder / "model")
             worker.save_state(folder / "state")
+    worker.save_model(folder / "end")
+    found |= averages_in(folder / "end", "ema")
     found |= _metrics("metrics-sft", worker.sft_step(rows))
     return found
 
@@ -106,7 +109,44 @@ def going_on(
     worker = LearnerWorker(recipe, model, rank, world_size, 10, base_path=recipe.model.path)
     worker.setup("127.0.0.1", port)
     worker.load_state(folder / "state")
-    return _metrics("resumed-1", worker.update(rows, 1))
+    found = _metrics("resumed-1", worker.update(rows, 1))
+    worker.save_model(folder / "resumed")
+    return found | averages_in(folder / "resumed", "resumed-ema")
+
+
+def averages_in(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """The weights of the moving average that a model folder holds; rank 0 has written them."""
+    file = folder / "ema" / "model.safetensors"
+    return {f"{name}/{k}": v for k, v in load_file(file).items()}
+
+
+def moving_average(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Tensor]:
+    """How far two steps' average is from its formula, and from the weights."""
+    assert worker.ema is not None
+    expected, weights = averages(worker), {}
+    for _ in range(2):
+        worker.sft_step(rows)
+        weights = masters(worker)
+        expected = {n: 0.9 * average + 0.1 * weights[n] for n, average in expected.items()}
+    found = averages(worker)
+    assert all(torch.equal(w, weights[n]) for n, w in masters(worker).items())
+    return {
+        "ema-error": torch.stack([(found[n] - expected[n]).abs().max() for n in found]).max(),
+        "ema-distance": torch.stack([(found[n] - weights[n]).abs().max() for n in found]).min(),
+    }
+
+
+def averages(worker: LearnerWorker) -> dict[str, torch.Tensor]:
+    with worker.ema.in_place():
+        return masters(worker)
+
+
+def masters(worker: LearnerWorker) -> dict[str, torch.Tensor]:
+    return {
+        name: worker.strategy.whole_master(parameter).clone()
+        for name, parameter in worker.policy.model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def bad_loss(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Tensor]:

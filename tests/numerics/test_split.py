@@ -26,6 +26,7 @@ RANK = Path(__file__).with_name("rank.py")
 SETTINGS = (
     "stage=grpo",
     "learner.lr=1e-3",
+    "learner.ema_decay=0.9",
     "train.num_updates_per_batch=2",
     "train.group_size=3",
     "train.prompts_per_step=6",
@@ -252,6 +253,18 @@ def test_lora_is_the_same_under_zero(everything: dict[int, Found]) -> None:
 def test_going_on_is_exact(strategy: str, world_size: int, everything: dict[int, Found]) -> None:
     found = _case(everything[world_size], strategy)
     torch.testing.assert_close(_case(found, "resumed-1"), _case(found, "metrics-1"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("world_size", "strategy"), EVERY_ONE)
+def test_moving_average(strategy: str, world_size: int, everything: dict[int, Found]) -> None:
+    """Of two steps it is the formula, it goes on to the bit, and a folder of it can be loaded."""
+    found = _case(everything[world_size], strategy)
+    assert float(found["ema-error"]) < 1e-6
+    assert float(found["ema-distance"]) > 1e-4  # from the weights
+    torch.testing.assert_close(_case(found, "resumed-ema"), _case(found, "ema"), rtol=0, atol=0)
+    assert _case(found, "ema").keys() == _case(found, "weights").keys()
+    expected = _case(everything[1], "lora-fsdp2" if "lora" in strategy else "fsdp2")
+    assert _relative(_case(found, "ema"), _case(expected, "ema")) < 1e-3
 
 
 @pytest.mark.parametrize(("world_size", "strategy"), EVERY_ONE)
