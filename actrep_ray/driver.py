@@ -102,15 +102,14 @@ class GrpoJob:
             with profiled(driver.timeline, self.recipe):
                 return driver.run()
         from actrep_ray.cluster import cluster
-        from actrep_ray.learner.pool import LearnerWorkerError
-        from actrep_ray.recovery import outlive_losses
+        from actrep_ray.recovery import RANK_LOSSES, outlive_losses
 
         def attempt(start: Checkpoint | None) -> Checkpoint:
             model = start.folder if start else resolve_model(self.recipe.model.path)
             pools = start_pools(self.recipe, model)
             try:
                 return replace(self, start=start).run(pools, profile=profile)
-            except LearnerWorkerError:
+            except RANK_LOSSES:
                 pools.shutdown()
                 raise
 

@@ -13,8 +13,12 @@ from actrep_ray.checkpoint import Checkpoint, CheckpointStore
 from actrep_ray.cluster import wait_for_room
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerWorkerError
+from actrep_ray.rollout.pool import WeightsLostError
 
 T = TypeVar("T")
+
+RANK_LOSSES = (LearnerWorkerError, WeightsLostError)
+"""How the loss of a rank is noticed: by a call of it, or where its weights are asked for."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +35,8 @@ def outlive_losses(
         start: Where the first attempt starts.
 
     Raises:
-        LearnerWorkerError: if one more rank is lost than `learner.max_restarts` allows.
+        LearnerWorkerError: if one more rank is lost than `learner.max_restarts` allows; or
+        WeightsLostError: likewise, if it was noticed by an engine.
         PlacementError: if the nodes that are left cannot hold the recipe.
     """
     store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
@@ -39,7 +44,7 @@ def outlive_losses(
     while True:
         try:
             return attempt(start)
-        except LearnerWorkerError as error:
+        except RANK_LOSSES as error:
             if num_restarts >= limit:
                 raise
             num_restarts += 1

@@ -57,6 +57,10 @@ class RolloutWorkerError(RuntimeError):
     """A rollout worker died and may not be replaced; the message says which and at what."""
 
 
+class WeightsLostError(RuntimeError):
+    """The weights in use are gone with the rank that gave them; no engine can be given them."""
+
+
 @dataclass(eq=False)
 class _Task:
     """A prompt on its way."""
@@ -407,6 +411,11 @@ class RolloutPool:
         error = future.exception()
         if error is None:
             then(worker, future.result())
+        elif method == "load_weights" and isinstance(error, ray.exceptions.ObjectLostError):
+            raise WeightsLostError(
+                f"rollout worker {worker.index} cannot load weights: the learner rank that gave "
+                f"them was lost ({_last_line(error)})"
+            ) from error
         elif isinstance(error, _LOSSES):
             self._on_loss(worker, method, error)
         else:

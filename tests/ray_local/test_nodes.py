@@ -27,7 +27,7 @@ from data_prep.synthetic import write_dataset
 ROOT = Path(__file__).resolve().parents[2]
 SUBNET = "10.210.0"
 BRIDGE = "actrepbr0"
-NUM_STEPS = 30
+NUM_STEPS = 16
 # A node of 5 CPUs has room for one rank and one engine, not for two of either.
 RECIPE = f"""\
 # GRPO of a small random model over three nodes, for tests.
