@@ -75,7 +75,7 @@ def wait_for_room(recipe: Recipe, roles: Sequence[str] = ()) -> None:
     Raises:
         PlacementError: if they still cannot then, with what is missing.
     """
-    deadline = time.monotonic() + recipe.placement.wait_s
+    deadline, told = time.monotonic() + recipe.placement.wait_s, ""
     while True:
         is_cpu = with_device(recipe).device == "cpu"
         try:
@@ -84,7 +84,9 @@ def wait_for_room(recipe: Recipe, roles: Sequence[str] = ()) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise
-            _log.warning("waiting up to %.0f s for more nodes: %s", left, error)
+            if str(error) != told:  # once, and again when nodes have come or gone
+                told = str(error)
+                _log.warning("waiting up to %.0f s for more nodes: %s", left, told)
             time.sleep(min(_POLL_S, left))
         else:
             return

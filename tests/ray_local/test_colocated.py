@@ -46,9 +46,12 @@ def test_they_share_a_bundle_and_train(
         assert ray_session.available_resources()["CPU"] == 4 - 2 - recipe.reward.num_cpus
         told: list[str] = []
         tell_all = pools.rollouts._tell_all
-        monkeypatch.setattr(
-            pools.rollouts, "_tell_all", lambda what: (told.append(what), tell_all(what))
-        )
+
+        def note(what: str) -> None:
+            told.append(what)
+            tell_all(what)
+
+        monkeypatch.setattr(pools.rollouts, "_tell_all", note)
         assert job.run(pools).step == 2
         assert told == ["sleep", "wake"] * 2  # at each update
     finally:
