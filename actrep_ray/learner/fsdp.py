@@ -17,6 +17,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from actrep_ray.config import Recipe
+from actrep_ray.learner.loading import receive
 from actrep_ray.learner.optimizer import make_optimizer, set_learning_rates
 from actrep_ray.learner.packing import PackedBatch
 from actrep_ray.learner.policy import Policy
@@ -111,7 +112,7 @@ class Fsdp2:
 
 
 def shard(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
-    """Move a policy's weights from the CPU to a mesh and split them, in place, layer by layer.
+    """Move a policy's weights from rank 0's CPU to a mesh and split them, layer by layer.
 
     Each decoder layer and vision block is gathered on its own when it is needed; the rest is one
     group. Trained weights and their gradients stay float32; a lower `model.dtype` is for computing
@@ -130,7 +131,9 @@ def shard(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
     reshard = mesh.size() > 1 and cfg.reshard_after_forward
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
     for module in _units(policy):
+        receive(module, mesh)
         fully_shard(module, reshard_after_forward=reshard, **options)
+    receive(policy, mesh)
     fully_shard(policy, reshard_after_forward=False, **options)
 
 

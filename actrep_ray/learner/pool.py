@@ -16,7 +16,14 @@ import torch
 from ray.util.placement_group import PlacementGroup
 
 from actrep_ray.checkpoint import resolve_model
-from actrep_ray.cluster import bundle_options, release, reserve, use_node_network, with_device
+from actrep_ray.cluster import (
+    bundle_options,
+    cause_of_loss,
+    release,
+    reserve,
+    use_node_network,
+    with_device,
+)
 from actrep_ray.config import Recipe
 from actrep_ray.learner.plan import check_plan
 from actrep_ray.learner.worker import LearnerWorker
@@ -194,9 +201,34 @@ class LearnerPool:
                     f"rank {missing}"
                 )
             rank_of = dict(zip(refs, ranks, strict=True))
-            _raise_if_failed(done[0], rank_of, method)
+            self._raise_if_failed(done[0], rank_of, method)
         results: list[Any] = ray.get(refs)
         return results
+
+    def _raise_if_failed(self, ref: Any, rank_of: Mapping[Any, int], method: str) -> None:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            # Where a rank is lost, those that were to talk to it fail first.
+            if others := [other for other in rank_of if other != ref]:
+                done, _ = ray.wait(others, num_returns=len(others), timeout=_LOSS_S)
+                for other in done:
+                    self._raise_if_lost(other, rank_of[other], method)
+            raise error.cause from error  # as the rank raised it, its traceback behind
+        except ray.exceptions.RayActorError:
+            self._raise_if_lost(ref, rank_of[ref], method)
+
+    def _raise_if_lost(self, ref: Any, rank: int, method: str) -> None:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayActorError as error:
+            # Until Ray knows that a node is lost, it would count on its room.
+            cause = cause_of_loss(self.workers[rank], error)
+            lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+            died = f"learner rank {rank} died in `{method}`: {lines[-1]}"
+            raise LearnerWorkerError(died) from error
+        except ray.exceptions.RayTaskError:
+            return
 
 
 def _needs_base(recipe: Recipe) -> bool:
@@ -204,30 +236,6 @@ def _needs_base(recipe: Recipe) -> bool:
     is_grpo = recipe.stage == "grpo"
     has_reference = is_grpo and recipe.algorithm.kl_coef > 0
     return bool(recipe.model.path) and (has_reference or recipe.model.lora.rank > 0)
-
-
-def _raise_if_failed(ref: Any, rank_of: Mapping[Any, int], method: str) -> None:
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        # Where a rank is lost, those that were to talk to it fail first.
-        if others := [other for other in rank_of if other != ref]:
-            done, _ = ray.wait(others, num_returns=len(others), timeout=_LOSS_S)
-            for other in done:
-                _raise_if_lost(other, rank_of[other], method)
-        raise error.cause from error  # as the rank raised it, its traceback behind
-    except ray.exceptions.RayActorError:
-        _raise_if_lost(ref, rank_of[ref], method)
-
-
-def _raise_if_lost(ref: Any, rank: int, method: str) -> None:
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayActorError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise LearnerWorkerError(f"learner rank {rank} died in `{method}`: {lines[-1]}") from error
-    except ray.exceptions.RayTaskError:
-        return
 
 
 def _actor_options(recipe: Recipe) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from actrep_ray.config import Recipe
 from actrep_ray.frame_cache import FrameCache
-from actrep_ray.learner import algorithms, fsdp, optimizer
+from actrep_ray.learner import algorithms, fsdp, loading, optimizer
 from actrep_ray.learner.algorithms import BatchCounts
 from actrep_ray.learner.batches import (
     LogProbGap,
@@ -49,7 +49,7 @@ from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.prompts import PromptEncoder
 from actrep_ray.learner.strategy import make_strategy
 from actrep_ray.models import lora
-from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
+from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.types import LearnerRow
 from actrep_ray.weights import BUCKET_BYTES
 
@@ -579,14 +579,16 @@ class LearnerWorker:
         return self.recipe.model.lora.rank > 0
 
     def _load_policy(self) -> Policy:
-        """What is trained, whole, on the CPU: parts frozen, adapters at their start."""
-        model: Any = load_model(
-            self.base_path if self._has_lora else self.model_path, dtype="float32"
-        )
+        """What is trained, not split yet: parts frozen, adapters at their start."""
+        path = self.base_path if self._has_lora else self.model_path
+        is_whole = self.rank == 0 or self.recipe.learner.strategy == "deepspeed"
+        model: Any = loading.load(path, dtype="float32", is_reader=is_whole)
         if self._has_lora:
             torch.manual_seed(self.recipe.seed)  # adapters start alike on all ranks
             lora.add_adapters(model, self.recipe.model.lora)
-            self._base_fingerprint = lora.base_fingerprint(model)
+            self._base_fingerprint = self._gather(
+                lora.base_fingerprint(model) if self.rank == 0 else None
+            )[0]
         else:
             optimizer.freeze(model, self.recipe.model.freeze)
         if self.recipe.learner.gradient_checkpointing:
@@ -610,7 +612,8 @@ class LearnerWorker:
 
     def _load_reference(self) -> ForwardFn:
         """The frozen policy of the KL term, split by FSDP2 whatever the strategy."""
-        model: Any = load_model(self.base_path, dtype=self.recipe.model.dtype)
+        dtype = self.recipe.model.dtype
+        model: Any = loading.load(self.base_path, dtype=dtype, is_reader=self.rank == 0)
         model.requires_grad_(False)
         model.eval()
         policy = Policy(model, self.inputs.visual_token_ids, self.recipe.learner.attention)
