@@ -1,6 +1,8 @@
 """Fixtures and collection rules that every test folder shares."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,15 +23,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Any]:
-    """A local Ray with 4 logical CPUs for the whole session; yields the ``ray`` module."""
+    """A local Ray with 4 logical CPUs for the whole session; yields the ``ray`` module.
+
+    Its workers and this process import what lies in `own_rewards`, as a user's own rewards.
+    """
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-    )
-    yield ray
-    ray.shutdown()
+    folder = str(Path(__file__).with_name("own_rewards"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
+        patch.syspath_prepend(folder)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        yield ray
+        ray.shutdown()

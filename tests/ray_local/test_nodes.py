@@ -128,7 +128,7 @@ def test_a_run_spans_three_nodes_and_outlives_two_of_them(
     with_rank, with_engine = join(2, 5), join(3, 2)
     recipe = ROOT / f".test-nodes-{os.getpid()}.yaml"
     reward = ROOT / f"letters_{os.getpid()}.py"  # travels with the job, as a user's own would
-    reward.write_text(Path(__file__).with_name("letters.py").read_text())
+    reward.write_text((ROOT / "tests" / "own_rewards" / "letters.py").read_text())
     recipe.write_text(RECIPE.replace("CACHE", str(cache)).replace("REWARD", reward.stem))
     log_path = tmp_path / "job.log"
     job = subprocess.Popen(
