@@ -13,7 +13,7 @@ _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_a
 
 
 def describe_plan(recipe: Recipe) -> list[str]:
-    """The equivalent batch size and the strategy, a line each, checked.
+    """The equivalent batch size, the strategy and what to beware of, a line each, checked.
 
     Raises:
         ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
@@ -27,11 +27,18 @@ def describe_plan(recipe: Recipe) -> list[str]:
         batch = f"{answers} answers ({answers // size} prompts x {size})"
         steps = recipe.train.num_steps * optimizer_steps_per_step(recipe)
     ranks = "1 rank" if cfg.num_workers == 1 else f"{cfg.num_workers} ranks"
-    return [
+    lines = [
         f"batch: {batch} an optimiser step over {ranks}, micro-batches of at most "
         f"{cfg.micro_batch_tokens} tokens; {steps} optimiser steps",
         f"learner: {_describe_strategy(recipe)}",
     ]
+    staleness = recipe.train.max_staleness
+    if recipe.stage == "grpo" and staleness and recipe.algorithm.rollout_correction == "off":
+        lines.append(
+            f"warning: train.max_staleness={staleness} trains on answers of older weights as if "
+            "they were new: set algorithm.rollout_correction=token_truncate"
+        )
+    return lines
 
 
 def check_plan(recipe: Recipe) -> None:

@@ -134,6 +134,19 @@ def test_the_equivalent_batch_size_is_told() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        (["train.max_staleness=0"], 0),
+        (["train.max_staleness=2"], 1),
+        (["train.max_staleness=2", "algorithm.rollout_correction=token_truncate"], 0),
+    ],
+)
+def test_old_answers_without_correction_are_warned_of(settings: list[str], warned: int) -> None:
+    lines = describe_plan(load_recipe(None, [*GRPO, *settings]))
+    assert sum(line.startswith("warning: train.max_staleness=2") for line in lines) == warned
+
+
 def test_groups_of_parameters(tiny_model: Callable[..., Path]) -> None:
     model = load_model(tiny_model(), dtype="float32")
     cfg = LearnerConfig(lr=4.0, lr_vision_tower=1.0, lr_merger=2.0, weight_decay=0.1)
