@@ -98,7 +98,7 @@ def run_quickstart(*, plan: Plan = QUICK, fresh: bool, overrides: Sequence[str] 
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return Quickstart(sft, grpo, folder, plan.num_clips).run()
+    return Quickstart(sft, grpo, folder, plan).run()
 
 
 class Quickstart:
@@ -108,14 +108,14 @@ class Quickstart:
         sft: Recipe of the first half.
         grpo: Recipe of the second half.
         folder: Where everything is written.
-        num_clips: Clips that are rendered, by split.
+        plan: What the recipes are of, and the clips that are rendered.
     """
 
-    def __init__(self, sft: Recipe, grpo: Recipe, folder: Path, num_clips: dict[str, int]) -> None:
+    def __init__(self, sft: Recipe, grpo: Recipe, folder: Path, plan: Plan) -> None:
         self.sft = sft
         self.grpo = grpo
         self.folder = folder
-        self.num_clips = num_clips
+        self.plan = plan
         self.console = get_console()
         self.stages = Stages(folder / "stages.json", self.console)
 
@@ -136,10 +136,12 @@ class Quickstart:
     def prepare(self) -> None:
         """Render the videos and write the base model, where they are not there."""
         data, model = Path(self.sft.data.path), Path(self.sft.model.path)
-        key = hash_of(LEVEL, self.num_clips, DATA_SEED)
+        key = hash_of(LEVEL, self.plan.num_clips, DATA_SEED)
         if not (self.stages.is_done("data", key) and data.is_file()):
             with self.stages.doing("data", key):
-                write_dataset(data.parent, level=LEVEL, num_clips=self.num_clips, seed=DATA_SEED)
+                write_dataset(
+                    data.parent, level=LEVEL, num_clips=self.plan.num_clips, seed=DATA_SEED
+                )
         if model == self.folder / BASE:
             key = file_hash(base_model_folder() / "model.safetensors")
             if not (self.stages.is_done("model", key) and model.is_dir()):
@@ -257,7 +259,7 @@ class Quickstart:
             "paired": paired,
             "seconds": {**seconds, "total": round(self.stages.total_s, 1)},
             "level": LEVEL,
-            "num_clips": self.num_clips,
+            "num_clips": self.plan.num_clips,
             "seed": self.grpo.seed,
             **provenance(self.grpo),
         }
@@ -282,6 +284,7 @@ class Quickstart:
         video = Path(self.clips[0].video)
         if video.is_relative_to(Path.cwd()):
             video = video.relative_to(Path.cwd())
+        longer = "  actrep quickstart --full                  # the same, longer and better"
         return "\n".join(
             [
                 f"Videos of level {LEVEL}; curves and a clip: {report.pictures['summary']}",
@@ -291,7 +294,7 @@ class Quickstart:
                 f"  tensorboard --logdir {self.folder}",
                 f"  actrep count {video} --checkpoint {grpo}",
                 f"  actrep evaluate --checkpoint {grpo} --data {data}",
-                "  actrep quickstart --full                  # the same, longer and better",
+                *([longer] if self.plan is not FULL else []),
                 f"  actrep check {RECIPES.name}/qwen3_vl_4b_grpo.yaml   # a real model, on GPUs",
             ]
         )
