@@ -189,12 +189,14 @@ def start_pools(recipe: Recipe, model: Path) -> Pools:
     bundles = reserve(with_device(recipe))  # all or none, before engines take the room
     if shares_bundles(recipe):
         return start_turns(recipe, model, base, bundles)
-    rollouts = in_background(RolloutPool.start, recipe, base)
+    rollouts = RolloutPool.launch(recipe, base)  # before reward workers, which fit in anywhere
+    engines = in_background(rollouts.finish_launch)
     steps = recipe.train.num_steps
     learners = in_background(LearnerPool.start, recipe, model, steps, bundles)
     rewards = RewardPool.start(recipe)
-    sync = WeightSync(learners.result(), rollouts.result())
-    return Pools(rollouts.result(), rewards, learners.result(), sync)
+    engines.result()
+    sync = WeightSync(learners.result(), rollouts)
+    return Pools(rollouts, rewards, learners.result(), sync)
 
 
 def start_turns(recipe: Recipe, model: Path, base: Path, bundles: "PlacementGroup") -> Pools:

@@ -129,17 +129,32 @@ class RolloutPool:
         num_workers: int | None = None,
         bundles: PlacementGroup | None = None,
     ) -> Self:
-        """Start the workers and wait until their engines are ready.
+        """As `launch`, and wait until the engines are ready.
+
+        Raises:
+            RolloutWorkerError: if a worker dies at its start.
+            TimeoutError: if they are not ready within `rollout.timeout_s`.
+        """
+        pool = cls.launch(recipe, model_path, num_workers=num_workers, bundles=bundles)
+        pool.finish_launch()
+        return pool
+
+    @classmethod
+    def launch(
+        cls,
+        recipe: Recipe,
+        model_path: str | Path,
+        *,
+        num_workers: int | None = None,
+        bundles: PlacementGroup | None = None,
+    ) -> Self:
+        """Start the workers; what is started later gets the room that they leave.
 
         Args:
             recipe: Settings.
             model_path: Folder of the checkpoint that the engines start from.
             num_workers: Workers, if not `rollout.num_workers`.
             bundles: Those of the learner ranks, if each shares its own with an engine.
-
-        Raises:
-            RolloutWorkerError: if a worker dies at its start.
-            TimeoutError: if they are not ready within `rollout.timeout_s`.
         """
         recipe = with_device(recipe)
         actor = ray.remote(**_actor_options(recipe))(RolloutWorker)
@@ -152,13 +167,16 @@ class RolloutPool:
             return actor.options(**shares, **place).remote(recipe, str(model_path), index)
 
         pool = cls(recipe, spawn)
-        try:
-            pool.add_workers(num_workers or recipe.rollout.num_workers)
-            pool.wait_ready()
-        except BaseException:
-            pool.shutdown()
-            raise
+        pool.add_workers(num_workers or recipe.rollout.num_workers)
         return pool
+
+    def finish_launch(self) -> None:
+        """Wait until the engines are ready; all end if that fails. Errors: see `start`."""
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.shutdown()
+            raise
 
     # ---------------------------------------------------------------- generating
 
