@@ -35,7 +35,6 @@ from actrep_ray.scoring import RewardPool, make_spec
 from actrep_ray.temporal_contrast import contrast_metrics, generate_pairs, score_pairs
 from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup, RolloutStatus
 from data_prep.schema import Clip
-from rewards.response import parse
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -492,18 +491,11 @@ def rollout_metrics(
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = np.concatenate([group.rewards for group in groups])
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
-    counts = [parse(rollout.text).count for rollout in rollouts]
-    truth = [labels[group.prompt.clip_id].count for group in groups for _ in group.rollouts]
-    errors = np.array([abs((c or 0) - g) for c, g in zip(counts, truth, strict=True)])
-    is_parsed = np.array([count is not None for count in counts])
     ages = [step - 1 - rollout.policy_version for rollout in rollouts]
     metrics = {
         "reward/mean": np.nanmean(rewards),  # NaN where scoring failed
         "reward/std_in_group": np.nanmean([group.rewards.std() for group in groups]),
-        "train/mae": np.mean(errors / (np.array(truth) + 0.1)),
-        "train/obo": np.mean(is_parsed & (errors <= 1)),
-        "train/obz": np.mean(is_parsed & (errors == 0)),
-        "train/parse_rate": is_parsed.mean(),
+        **_accuracy(groups, labels),
         "rollout/response_tokens": lengths.mean(),
         "rollout/response_tokens_max": lengths.max(),
         "rollout/truncated": np.mean([r.status is RolloutStatus.TRUNCATED for r in rollouts]),
@@ -522,6 +514,21 @@ def rollout_metrics(
     metrics |= {f"sampling/{stratum}": number for stratum, number in issued.items()}
     metrics |= {f"trained/{stratum}": trained[stratum] for stratum in issued}
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _accuracy(groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]) -> dict[str, float]:
+    """How right the answers were that could be scored."""
+    pairs = [(c, labels[group.prompt.clip_id].count) for group in groups for c in group.counts]
+    if not pairs:
+        return {}
+    errors = np.array([abs((count or 0) - truth) for count, truth in pairs])
+    is_parsed = np.array([count is not None for count, _ in pairs])
+    return {
+        "train/mae": float(np.mean(errors / (np.array([truth for _, truth in pairs]) + 0.1))),
+        "train/obo": float(np.mean(is_parsed & (errors <= 1))),
+        "train/obz": float(np.mean(is_parsed & (errors == 0))),
+        "train/parse_rate": float(is_parsed.mean()),
+    }
 
 
 def log_details(

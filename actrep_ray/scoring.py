@@ -75,10 +75,12 @@ class ScoredTask:
     Attributes:
         rewards: As `reward.combine` says. float32 [G]
         parts: Each part by name, float32 [G], NaN where it did not apply.
+        counts: What each answer counted; None where it cannot be read.
     """
 
     rewards: np.ndarray
     parts: dict[str, np.ndarray]
+    counts: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class RewardWorker:
             )
             for part in self.spec.parts
         }
-        return ScoredTask(rewards, parts)
+        return ScoredTask(rewards, parts, tuple(one.count for one in scores))
 
     def _score_one(self, rollout_id: str, text: str, reference: Reference) -> Score:
         self._scoring = (threading.get_ident(), rollout_id, time.monotonic())
@@ -317,7 +319,9 @@ class RewardPool:
 
     def _with_result(self, group: RolloutGroup, result: ScoredTask | FailedTask) -> RolloutGroup:
         if isinstance(result, ScoredTask):
-            return replace(group, rewards=result.rewards, reward_parts=result.parts)
+            return replace(
+                group, rewards=result.rewards, reward_parts=result.parts, counts=result.counts
+            )
         unknown = np.full(len(group.rollouts), np.nan, np.float32)
         parts = dict.fromkeys(self._part_names, unknown)
         return replace(group, rewards=unknown, reward_parts=parts, failure=result.reason)

@@ -18,7 +18,6 @@ import numpy as np
 from actrep_ray.config import TemporalContrastConfig
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.types import Labels, Prompt, RolloutGroup
-from rewards.response import parse
 
 if TYPE_CHECKING:
     from actrep_ray.rollout.pool import RolloutPool
@@ -118,7 +117,7 @@ def _with_bonus(
 
 def _is_right(group: RolloutGroup, labels: Mapping[str, Labels]) -> np.ndarray:
     count = labels[group.prompt.clip_id].count
-    return np.array([parse(rollout.text).count == count for rollout in group.rollouts])
+    return np.array([found == count for found in group.counts])
 
 
 def _half(settings: SamplingSettings) -> SamplingSettings:

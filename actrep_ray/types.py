@@ -89,6 +89,7 @@ class RolloutGroup:
         reward_parts: Each named part of the reward, float32 [G], NaN where it did not apply.
         advantages: Group-relative advantage of each answer. float32 [G]; empty until assigned
         failure: Why it could not be scored, for example "reward_raised"; its rewards are NaN then.
+        counts: What each answer counted, None where it cannot be read; empty until scored.
         contrast: Answers about the same clip with its frames shuffled, which nothing is trained on.
     """
 
@@ -99,6 +100,7 @@ class RolloutGroup:
     reward_parts: dict[str, np.ndarray] = field(default_factory=dict)
     advantages: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     failure: str = ""
+    counts: tuple[int | None, ...] = ()
     contrast: "RolloutGroup | None" = None
 
 

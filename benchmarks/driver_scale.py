@@ -69,8 +69,9 @@ class Method:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--quick", action="store_true", help="fewer steps")
+    options.add_argument("--groups", type=int, default=1024, help="of a step, 8 answers each")
     args = options.parse_args()
-    num_steps = 3 if args.quick else 8
+    num_steps = 3 if args.quick else 4
     start_ray()
     hosts = [ray.remote(num_cpus=0)(Host).remote() for _ in range(_NUM_PROCESSES)]
     milliseconds: dict[int, float] = {}
@@ -80,11 +81,11 @@ def main() -> None:
                 Path(folder),
                 [
                     f"train.num_steps={num_steps}",
-                    "train.prompts_per_step=256",
+                    f"train.prompts_per_step={args.groups}",
                     "train.max_staleness=1",
                     f"rollout.num_workers={num_workers}",
                     "rollout.max_response_tokens=128",
-                    "rollout.max_in_flight=16",
+                    "rollout.max_in_flight=64",
                 ],
             )
             pools = start_pools(
@@ -98,6 +99,7 @@ def main() -> None:
     result = {
         "benchmark": "driver_scale",
         "quick": args.quick,
+        "groups_per_step": args.groups,
         "driver_cpu_ms_per_group": {str(n): round(ms, 3) for n, ms in milliseconds.items()},
         "growth_8_to_256": round(growth, 3),
     }

@@ -126,10 +126,12 @@ class Score:
     Attributes:
         total: The weighted sum, in [0, 1].
         parts: Value of each part by name; None where it did not apply.
+        count: What the answer counted; None if it cannot be read.
     """
 
     total: float
     parts: dict[str, float | None]
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def score(text: str, reference: Reference, spec: RewardSpec | None = None) -> Sc
             weight += part.weight
     if weight == 0.0:
         raise RewardError(f"none of the rewards {', '.join(values)} applies to {reference}")
-    return Score(min(1.0, max(0.0, total / weight + penalty)), values)
+    return Score(min(1.0, max(0.0, total / weight + penalty)), values, response.count)
 
 
 def group_rewards(scores: Sequence[Score], spec: RewardSpec) -> np.ndarray:

@@ -48,6 +48,7 @@ from data_prep.video import FramePlan
 OnGroup = Callable[[RolloutGroup], None]
 _LOSSES = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
 _CALLS_AT_ONCE = 2
+_MIN_PREFETCH = 8  # clips in a call
 _IDLE_TURN_S = 1e-3  # a turn without anything to do is shorter
 
 _log = logging.getLogger(__name__)
@@ -251,9 +252,10 @@ class RolloutPool:
     def prefetch(self, plans: Sequence[FramePlan]) -> None:
         """Have clips decoded into the nodes' frame caches, beside what the engines do.
 
-        Every worker gets its share; a clip that cannot be decoded is an error where it is used.
+        Workers get equal shares, but no fewer than a few clips each: a call costs the driver more
+        than a clip. One that cannot be decoded is an error where it is used.
         """
-        workers = [w for w in self._workers if w.is_ready]
+        workers = [w for w in self._workers if w.is_ready][: -(-len(plans) // _MIN_PREFETCH)]
         for i, worker in enumerate(workers):
             worker.handle.prefetch.remote(plans[i :: len(workers)])
 

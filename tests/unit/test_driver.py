@@ -30,6 +30,7 @@ from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup
 from data_prep.synthetic import write_dataset
 from data_prep.video import FramePlan
+from rewards.response import parse
 
 PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)
 
@@ -55,7 +56,9 @@ def group_of(
     )
     values = np.array(rewards, np.float32)
     parts = {"obo": values, "cycles": np.full(len(values), np.nan, np.float32)}
-    return RolloutGroup(asked, rollouts, 10, values, parts, values - values.mean())
+    counts = tuple(parse(text).count for text in texts)
+    advantages = values - values.mean()
+    return RolloutGroup(asked, rollouts, 10, values, parts, advantages, counts=counts)
 
 
 def test_groups_without_a_gradient_are_dropped_by_reason() -> None:

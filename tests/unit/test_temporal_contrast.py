@@ -37,7 +37,7 @@ def group_of(counts: Sequence[int | None], prompt: Prompt = PROMPT) -> RolloutGr
         )
         for i, count in enumerate(counts)
     )
-    return RolloutGroup(prompt, rollouts, 10)
+    return RolloutGroup(prompt, rollouts, 10, counts=tuple(counts))
 
 
 class Pool:
