@@ -35,6 +35,7 @@ from actrep_ray.weight_sync import WeightSync
 from actrep_ray.weights import pack_weights
 from data_prep.synthetic import write_dataset
 from data_prep.video import FramePlan
+from rewards.response import parse
 
 NUM_STEPS, SIZE = 6, 4
 
@@ -136,6 +137,11 @@ class MortalHandle(Handle):
         return is_third or (self.index == 1 and method == "load_weights" and arguments[0] == 2)
 
 
+def counts_of(group: RolloutGroup) -> tuple[int | None, ...]:
+    """What its answers counted, as reward workers say."""
+    return tuple(parse(rollout.text).count for rollout in group.rollouts)
+
+
 class Colleagues:
     """Reward workers and learners that keep books; `stops_at` is where the learner dies."""
 
@@ -152,7 +158,7 @@ class Colleagues:
             chance = np.random.default_rng(crc32(group.prompt.prompt_id.encode())).random()
             return np.arange(len(group.rollouts), dtype=np.float32) * (chance >= self.fails)
 
-        return [replace(group, rewards=reward(group)) for group in groups]
+        return [replace(group, rewards=reward(group), counts=counts_of(group)) for group in groups]
 
     def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
         if step == self.stops_at:
@@ -343,6 +349,7 @@ def letters(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
         replace(
             group,
             rewards=np.array([len(set(r.text)) / 30 for r in group.rollouts], np.float32),
+            counts=counts_of(group),
         )
         for group in groups
     ]
