@@ -5,7 +5,7 @@ A submitted Ray job runs it, so that the code which travelled with the job is th
 
 import sys
 
-from actrep_ray.cli import main
+from actrep_ray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,8 +29,8 @@ import torch
 from torch.nn import functional
 
 from actrep_ray.config import VideoConfig
-from actrep_ray.learner.packing import PackedBatch, PackedRow
-from actrep_ray.learner.packing import collate as pack
+from actrep_ray.learner.batch.packing import PackedBatch, PackedRow
+from actrep_ray.learner.batch.packing import collate as pack
 from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import PLACES, num_parameters, write_tiny_model

@@ -24,24 +24,24 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from actrep_ray.checkpoint import resolve_model
-from actrep_ray.clips import load_clips
-from actrep_ray.cluster import cluster, in_background
+from actrep_ray.cluster.session import cluster, in_background
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
-from actrep_ray.counting import evaluate
-from actrep_ray.driver import GrpoJob, Pools, prepare_grpo
-from actrep_ray.evaluation.metrics import FIGURES
+from actrep_ray.driver.synchronous import GrpoJob, Pools, prepare_grpo
 from actrep_ray.evaluation.periodicity import NAME as BASELINE
 from actrep_ray.evaluation.periodicity import write_baseline
+from actrep_ray.evaluation.predictors import evaluate
 from actrep_ray.evaluation.report import Report, read_run, write_report
+from actrep_ray.evaluation.scores import FIGURES
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder, write_base_model
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.run_dir import file_hash, provenance
-from actrep_ray.scoring import RewardPool
+from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.run.folder import file_hash, provenance
+from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
-from actrep_ray.weight_sync import WeightSync
+from actrep_ray.tasks.clips import load_clips
+from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic import write_dataset
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actrep_ray.checkpoint import Checkpoint, CheckpointStore, is_due, resolve_model
-from actrep_ray.clips import load_clips, question_for
 from actrep_ray.config import Recipe
-from actrep_ray.learner.plan import check_plan
-from actrep_ray.metrics import MetricLogger
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.progress import step_progress
-from actrep_ray.run_dir import open_run
-from actrep_ray.types import LearnerRow
+from actrep_ray.planning.learner import check_plan
+from actrep_ray.records import LearnerRow
+from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore, is_due, resolve_model
+from actrep_ray.run.folder import open_run
+from actrep_ray.run.metrics import MetricLogger
+from actrep_ray.run.progress import step_progress
+from actrep_ray.tasks.clips import load_clips, question_for
 from data_prep.cot import read_answers, rejection, render_answer
 from data_prep.schema import Clip, DataError
 
@@ -75,9 +75,9 @@ class SftJob:
         """Train; returns the last checkpoint. See `run_sft`."""
         if learners is not None:
             return _train(self.recipe, self.data, learners, self.start)
-        from actrep_ray.cluster import cluster
+        from actrep_ray.cluster.session import cluster
+        from actrep_ray.driver.restarts import outlive_losses
         from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
-        from actrep_ray.recovery import outlive_losses
 
         def attempt(start: Checkpoint | None) -> Checkpoint:
             model = start.folder if start else resolve_model(self.recipe.model.path)

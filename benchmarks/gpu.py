@@ -79,10 +79,10 @@ def measure(
 ) -> dict[str, float]:
     """Seconds, tokens, FLOPs and memory of optimiser steps of one way of packing."""
     from actrep_ray.config import load_recipe
-    from actrep_ray.learner.noise import noise_rows
+    from actrep_ray.learner.batch.noise import noise_rows
     from actrep_ray.learner.worker import LearnerWorker
     from actrep_ray.models.architecture import read_architecture
-    from actrep_ray.planner import PromptSize, plan_learner
+    from actrep_ray.planning.memory import PromptSize, plan_learner
     from data_prep.video import clip_of_video
 
     recipe = load_recipe(

@@ -41,7 +41,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils.logging import disable_progress_bar
 
 from actrep_ray.config import load_recipe
-from actrep_ray.learner.packing import collate, micro_batches, packed_length, split_row
+from actrep_ray.learner.batch.packing import collate, micro_batches, packed_length, split_row
 from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import EncodedPrompt, mrope_positions
 from actrep_ray.models.tiny import base_model_folder, write_tiny_model
@@ -344,10 +344,10 @@ def _status(key: str) -> float:
 
 def measure_quickstart(clips_path: Path, repeats: int) -> dict[str, Any]:
     """One update of the quickstart's GRPO recipe on its own clips, packed and not."""
-    from actrep_ray.clips import load_clips
     from actrep_ray.learner.worker import LearnerWorker
     from actrep_ray.models.qwen_vl import QwenVLInputs
     from actrep_ray.sft import row_of
+    from actrep_ray.tasks.clips import load_clips
     from data_prep.cot import render_answer
 
     recipe_path = Path(__file__).parents[1] / "recipes" / "quickstart_grpo.yaml"

@@ -29,7 +29,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from actrep_ray.config import Recipe, load_recipe
-from actrep_ray.learner.packing import PackedRow, collate, micro_batches, split_row
+from actrep_ray.learner.batch.packing import PackedRow, collate, micro_batches, split_row
 from actrep_ray.models.qwen_vl import EncodedPrompt
 
 Batches = list[list[PackedRow]]
@@ -159,11 +159,11 @@ def quickstart(clips: Path, model: Path, num_batches: int) -> list[dict[str, Any
 
 def sampled(recipe: Recipe, model: Path, num_batches: int) -> list[list[PackedRow]]:
     """Rows of mini-batches: clips by the recipe's sampler, answers by the checkpoint."""
-    from actrep_ray.clips import load_clips, question_for
-    from actrep_ray.counting import training_settings
+    from actrep_ray.driver.sampling import CountSampler
+    from actrep_ray.evaluation.predictors import training_settings
+    from actrep_ray.records import Prompt
     from actrep_ray.rollout.hf_engine import HfEngine
-    from actrep_ray.sampling import CountSampler
-    from actrep_ray.types import Prompt
+    from actrep_ray.tasks.clips import load_clips, question_for
 
     engine = HfEngine(model, recipe.rollout, recipe.video, device="cpu", seed=0)
     sampler = CountSampler(load_clips(recipe, "train"), recipe.sampling, seed=recipe.seed)

@@ -8,12 +8,12 @@ from zlib import crc32
 
 import numpy as np
 
-from actrep_ray.clips import labels_of, question_for
 from actrep_ray.config import Recipe
-from actrep_ray.driver import GrpoData
+from actrep_ray.driver.sampling import CountSampler
+from actrep_ray.driver.synchronous import GrpoData
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.sampling import CountSampler
-from actrep_ray.types import Labels
+from actrep_ray.records import Labels
+from actrep_ray.tasks.clips import labels_of, question_for
 from data_prep.schema import Clip
 from data_prep.video import FramePlan
 from rewards.compute_score import compute_score

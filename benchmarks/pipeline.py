@@ -23,8 +23,8 @@ from simulated import load, make_recipe, start_pools, start_ray
 from simulated_learner import Latency
 
 from actrep_ray.config import Recipe, override
-from actrep_ray.driver import GrpoDriver, GrpoJob, Pools
-from actrep_ray.metrics import read_metrics
+from actrep_ray.driver.synchronous import GrpoDriver, GrpoJob, Pools
+from actrep_ray.run.metrics import read_metrics
 
 
 def main() -> None:

@@ -24,10 +24,10 @@ from functools import partial
 
 import numpy as np
 
-from actrep_ray.cluster import cluster
+from actrep_ray.cluster.session import cluster
 from actrep_ray.config import Recipe
-from actrep_ray.scoring import RewardPool
-from actrep_ray.types import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.records import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.scoring.pool import RewardPool
 from data_prep.video import FramePlan
 from rewards.compose import REWARDS, RewardSpec, score
 from rewards.reference import Reference

@@ -25,10 +25,10 @@ import ray
 from simulated import load, make_recipe, start_ray
 
 from actrep_ray.config import Recipe
+from actrep_ray.records import Prompt
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker
-from actrep_ray.types import Prompt
 
 
 class MeasuredWorker(RolloutWorker):

@@ -16,15 +16,15 @@ import ray
 from simulated_learner import Latency, SimulatedLearner
 
 from actrep_ray.config import Recipe, load_recipe
-from actrep_ray.driver import GrpoData, Pools
+from actrep_ray.driver.synchronous import GrpoData, Pools
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings, Weights, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker
-from actrep_ray.scoring import RewardPool
-from actrep_ray.types import LearnerRow, Prompt, RolloutGroup
-from actrep_ray.weight_sync import WeightSync
+from actrep_ray.scoring.pool import RewardPool
+from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic import write_dataset
 from data_prep.video import FramePlan
 from rewards.response import Response, render

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from actrep_ray.types import LearnerRow
-from actrep_ray.weights import pack_weights
+from actrep_ray.records import LearnerRow
+from actrep_ray.weights.buckets import pack_weights
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import ray
 import torch
 from simulated import start_ray
 
-from actrep_ray.weights import WeightBucket, pack_weights, unpack_weights
+from actrep_ray.weights.buckets import WeightBucket, pack_weights, unpack_weights
 
 # Qwen2.5-VL-3B: width, layers and sizes of the language model, of which the rest is a seventh.
 _WIDTH, _NUM_LAYERS, _MLP, _KV, _VOCABULARY = 2048, 36, 11008, 256, 151936

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from actrep_ray.clips import labels_of, load_clips
 from actrep_ray.config import Recipe, write_resolved
-from actrep_ray.evaluation.metrics import CountMetrics, score_predictions
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
-from actrep_ray.run_dir import provenance
+from actrep_ray.evaluation.scores import CountMetrics, score_predictions
+from actrep_ray.run.folder import provenance
+from actrep_ray.tasks.clips import labels_of, load_clips
 from data_prep.schema import Clip
 
 NAME = "periodicity"

@@ -21,16 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from actrep_ray.clips import labels_of
 from actrep_ray.config import Recipe
-from actrep_ray.evaluation.metrics import (
-    CountMetrics,
-    Figures,
-    Interval,
-    count_histogram,
-    paired_difference,
-    score_predictions,
-)
 from actrep_ray.evaluation.periodicity import NAME as DETECTOR
 from actrep_ray.evaluation.predictions import (
     Prediction,
@@ -38,8 +29,17 @@ from actrep_ray.evaluation.predictions import (
     read_predictions,
     train_median,
 )
-from actrep_ray.metrics import read_metrics
-from actrep_ray.types import Labels
+from actrep_ray.evaluation.scores import (
+    CountMetrics,
+    Figures,
+    Interval,
+    count_histogram,
+    paired_difference,
+    score_predictions,
+)
+from actrep_ray.records import Labels
+from actrep_ray.run.metrics import read_metrics
+from actrep_ray.tasks.clips import labels_of
 from data_prep.schema import Clip, read_clips
 
 _HEADERS = {
@@ -413,8 +413,8 @@ def _write_pictures(
     given: ReportInput, labels: Mapping[str, Labels], folder: Path
 ) -> dict[str, Path]:
     # matplotlib takes a second to import, and the tables do without it.
-    from actrep_ray.evaluation import plots
-    from actrep_ray.evaluation.plot_style import make_figure, save
+    from actrep_ray.evaluation import figures as plots
+    from actrep_ray.evaluation.figure_style import make_figure, save
 
     parts: list[tuple[str, float, Any]] = []
     if num_panels := plots.count_panels(given.stages):

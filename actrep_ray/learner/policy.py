@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from actrep_ray.learner.attention import block_mask, use_packed_attention
-from actrep_ray.learner.packing import PackedBatch
+from actrep_ray.learner.batch.attention import block_mask, use_packed_attention
+from actrep_ray.learner.batch.packing import PackedBatch
 
 _CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
 # As a logit: probability exactly 0, and the entropy and its gradient stay finite (-inf: NaN).

@@ -15,8 +15,8 @@ import ray
 import torch
 from ray.util.placement_group import PlacementGroup
 
-from actrep_ray.checkpoint import resolve_model
-from actrep_ray.cluster import (
+from actrep_ray.cluster.placement import share_of_bundle, shares_bundles
+from actrep_ray.cluster.session import (
     bundle_options,
     cause_of_loss,
     release,
@@ -25,11 +25,11 @@ from actrep_ray.cluster import (
     with_device,
 )
 from actrep_ray.config import Recipe
-from actrep_ray.learner.plan import check_plan
 from actrep_ray.learner.worker import LearnerWorker
-from actrep_ray.placement import share_of_bundle, shares_bundles
-from actrep_ray.types import LearnerRow
-from actrep_ray.weights import pack_weights
+from actrep_ray.planning.learner import check_plan
+from actrep_ray.records import LearnerRow
+from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.weights.buckets import pack_weights
 
 _LOSS_S = 10.0  # from the first rank's failure to the news that another one was lost
 

@@ -22,10 +22,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers.core_model_loading import revert_weight_conversion
 
 from actrep_ray.config import Recipe
-from actrep_ray.frame_cache import FrameCache
-from actrep_ray.learner import algorithms, fsdp, loading, optimizer
-from actrep_ray.learner.algorithms import BatchCounts
-from actrep_ray.learner.batches import (
+from actrep_ray.learner.batch.packing import (
+    PackedBatch,
+    PackedRow,
+    collate,
+    micro_batches,
+    split_row,
+)
+from actrep_ray.learner.batch.prompts import PromptEncoder
+from actrep_ray.learner.batch.rows import (
     LogProbGap,
     Share,
     TokenValues,
@@ -34,24 +39,20 @@ from actrep_ray.learner.batches import (
     deal,
     mini_batches,
 )
-from actrep_ray.learner.correction import TokenWeights, take_kl_off_rewards, token_weights
-from actrep_ray.learner.ema import Ema
 from actrep_ray.learner.folders import complete_folder, copy_processor_files
-from actrep_ray.learner.packing import (
-    PackedBatch,
-    PackedRow,
-    collate,
-    micro_batches,
-    split_row,
-)
-from actrep_ray.learner.plan import optimizer_steps_per_step
+from actrep_ray.learner.loss import algorithms
+from actrep_ray.learner.loss.algorithms import BatchCounts
+from actrep_ray.learner.loss.correction import TokenWeights, take_kl_off_rewards, token_weights
 from actrep_ray.learner.policy import Policy
-from actrep_ray.learner.prompts import PromptEncoder
-from actrep_ray.learner.strategy import make_strategy
-from actrep_ray.models import lora
+from actrep_ray.learner.strategies import fsdp, optimizer
+from actrep_ray.learner.strategies.base import make_strategy
+from actrep_ray.learner.strategies.ema import Ema
+from actrep_ray.media.frame_cache import FrameCache
+from actrep_ray.models import loading, lora
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.types import LearnerRow
-from actrep_ray.weights import BUCKET_BYTES
+from actrep_ray.planning.learner import optimizer_steps_per_step
+from actrep_ray.records import LearnerRow
+from actrep_ray.weights.buckets import BUCKET_BYTES
 
 _log = logging.getLogger(__name__)
 

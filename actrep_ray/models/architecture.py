@@ -118,7 +118,7 @@ def find_config(model_path: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: if it is neither.
     """
-    from actrep_ray.checkpoint import CheckpointStore
+    from actrep_ray.run.checkpoint import CheckpointStore
 
     path = Path(model_path)
     if not (path / "config.json").is_file() and path.is_dir():

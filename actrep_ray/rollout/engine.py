@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from actrep_ray.frame_cache import FrameCache
+from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.types import Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
 
 Weights = Mapping[str, torch.Tensor]
 

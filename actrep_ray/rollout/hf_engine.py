@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 
 from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
-from actrep_ray.frame_cache import FrameCache
+from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.lora import add_adapters, check_adapter, is_adapter
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs, load_model
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import (
     Engine,
     SamplingSettings,
@@ -26,8 +27,7 @@ from actrep_ray.rollout.engine import (
     default_dtype,
     make_rollout,
 )
-from actrep_ray.types import Prompt, RolloutGroup
-from actrep_ray.weights import magnitude, verify_magnitudes
+from actrep_ray.weights.buckets import magnitude, verify_magnitudes
 
 _GIB = 2**30
 

@@ -29,7 +29,9 @@ from typing import Any, Self
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from actrep_ray.cluster import (
+from actrep_ray.cluster.mailbox import Mailbox
+from actrep_ray.cluster.placement import share_of_bundle, shares_bundles
+from actrep_ray.cluster.session import (
     bundle_options,
     cause_of_loss,
     has_died_with_node,
@@ -37,12 +39,10 @@ from actrep_ray.cluster import (
     with_device,
 )
 from actrep_ray.config import Recipe
-from actrep_ray.mailbox import Mailbox
-from actrep_ray.placement import share_of_bundle, shares_bundles
-from actrep_ray.profile import Timeline
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import Loaded, Request, RolloutWorker, Turn
-from actrep_ray.types import Prompt, RolloutGroup
+from actrep_ray.run.profile import Timeline
 from data_prep.video import FramePlan
 
 OnGroup = Callable[[RolloutGroup], None]

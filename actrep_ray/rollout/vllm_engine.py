@@ -6,7 +6,7 @@ hash of its plan.
 
 Where vLLM is deviated from: the processor may neither sample nor resize (the plan has done both),
 Qwen2.5-VL is given the frame rate in the one way that its positions follow, and weights are
-replaced through `actrep_ray.rollout.vllm_transfer`. Adapters come as vLLM has them, in a folder.
+replaced through `actrep_ray.weights.vllm_transfer`. Adapters come as vLLM has them, in a folder.
 """
 
 import os
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
-from actrep_ray.frame_cache import FrameCache
+from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import (
     Engine,
     SamplingSettings,
@@ -31,10 +32,9 @@ from actrep_ray.rollout.engine import (
     make_rollout,
     num_visual_tokens,
 )
-from actrep_ray.types import Prompt, RolloutGroup
-from actrep_ray.weights import verify_magnitudes
+from actrep_ray.weights.buckets import verify_magnitudes
 
-_EXTENSION = "actrep_ray.rollout.vllm_transfer.WorkerExtension"
+_EXTENSION = "actrep_ray.weights.vllm_transfer.WorkerExtension"
 _GIB = 2**30
 _CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
 _CPU_BATCH_TOKENS = 4096

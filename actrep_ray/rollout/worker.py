@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from actrep_ray.cluster.placement import shares_bundles
 from actrep_ray.config import Recipe
-from actrep_ray.placement import shares_bundles
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine
 from actrep_ray.rollout.vllm_engine import VllmEngine
-from actrep_ray.types import Prompt, RolloutGroup
-from actrep_ray.weights import WeightBucket, unpack_weights
+from actrep_ray.weights.buckets import WeightBucket, unpack_weights
 from data_prep.video import FramePlan, VideoError
 
 _TURN_S = 1.0  # new weights and prompts wait at most this long for their turn (and one step)

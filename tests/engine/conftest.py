@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from actrep_ray.config import RolloutConfig, VideoConfig
-from actrep_ray.frame_cache import FrameCache
+from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.types import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, RolloutGroup
 from data_prep.schema import Clip
 from data_prep.synthetic import encode_mp4, render_clip
 

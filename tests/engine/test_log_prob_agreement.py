@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from actrep_ray.config import RolloutConfig, VideoConfig
 from actrep_ray.models.tiny import FAMILIES
+from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.vllm_engine import VllmEngine
-from actrep_ray.types import Prompt, RolloutGroup, RolloutStatus
 
 pytestmark = pytest.mark.engine
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.evaluation.predictions import read_predictions
-from actrep_ray.metrics import read_metrics
+from actrep_ray.run.metrics import read_metrics
 
 pytestmark = pytest.mark.engine
 

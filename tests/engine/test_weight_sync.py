@@ -13,11 +13,11 @@ from actrep_ray.config import LoraConfig, Recipe, RolloutConfig, VideoConfig
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.lora import is_adapter
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.types import LearnerRow, Prompt, RolloutGroup
-from actrep_ray.weight_sync import WeightSync
-from actrep_ray.weights import unpack_weights
+from actrep_ray.weights.buckets import unpack_weights
+from actrep_ray.weights.sync import WeightSync
 
 pytestmark = pytest.mark.engine
 

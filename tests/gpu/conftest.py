@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from actrep_ray.config import Recipe, load_recipe
-from actrep_ray.learner.noise import noise_rows
+from actrep_ray.learner.batch.noise import noise_rows
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.architecture import find_config
 from actrep_ray.models.tiny import write_random_model
-from actrep_ray.types import LearnerRow
+from actrep_ray.records import LearnerRow
 from data_prep.schema import Clip
 from data_prep.synthetic import encode_mp4
 

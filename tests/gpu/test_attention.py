@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from actrep_ray.learner.attention import (
+from actrep_ray.learner.batch.attention import (
     block_mask,
     flash_attention,
     flex_attention,
     shared_prefix_attention,
 )
-from actrep_ray.learner.packing import collate, split_row
+from actrep_ray.learner.batch.packing import collate, split_row
 from actrep_ray.models.qwen_vl import EncodedPrompt
 
 pytestmark = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actrep_ray.models.architecture import read_architecture
-from actrep_ray.planner import PromptSize, plan_learner
+from actrep_ray.planning.memory import PromptSize, plan_learner
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -11,7 +11,7 @@ from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.types import LearnerRow
+from actrep_ray.records import LearnerRow
 from data_prep.schema import Clip
 from data_prep.synthetic import encode_mp4
 

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from actrep_ray.learner import loading
 from actrep_ray.learner.worker import LearnerWorker
+from actrep_ray.models import loading
 
 _MIB = 2**20
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actrep_ray.learner.batches import LogProbGap
+from actrep_ray.learner.batch.rows import LogProbGap
 from actrep_ray.learner.worker import LearnerError, LearnerWorker
 
 SOME = ("sft", "small", "shuffled", "token-mean")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actrep_ray.config import AlgorithmConfig
-from actrep_ray.learner.algorithms import (
+from actrep_ray.learner.loss.algorithms import (
     BatchCounts,
     aggregate,
     compute_advantages,
@@ -18,7 +18,7 @@ from actrep_ray.learner.algorithms import (
     next_kl_coef,
     policy_loss,
 )
-from actrep_ray.types import Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
 from data_prep.video import FramePlan
 
 PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)

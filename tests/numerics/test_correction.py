@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from actrep_ray.config import AlgorithmConfig, Recipe
-from actrep_ray.driver import row_of
-from actrep_ray.learner.correction import take_kl_off_rewards, token_weights
+from actrep_ray.driver.synchronous import row_of
+from actrep_ray.learner.loss.correction import take_kl_off_rewards, token_weights
 from actrep_ray.learner.worker import LearnerError
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.types import LearnerRow, Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.records import LearnerRow, Prompt, Rollout, RolloutGroup, RolloutStatus
 from data_prep.video import FramePlan
 
 MakeRecipe = Callable[..., Recipe]

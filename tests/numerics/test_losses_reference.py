@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actrep_ray.config import PRESETS, AlgorithmConfig
-from actrep_ray.learner.algorithms import BatchCounts, aggregate, kl_to_reference, policy_loss
+from actrep_ray.learner.loss.algorithms import BatchCounts, aggregate, kl_to_reference, policy_loss
 
 LENGTHS = (5, 3, 1, 4)
 ADVANTAGES = (1.2, -0.7, 0.3, -2.0)

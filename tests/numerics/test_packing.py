@@ -15,15 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actrep_ray.learner.attention import (
+from actrep_ray.learner.batch.attention import (
     block_mask,
     flex_attention,
     prefix_mask,
     segment_attention,
     shared_prefix_attention,
 )
-from actrep_ray.learner.optimizer import freeze
-from actrep_ray.learner.packing import (
+from actrep_ray.learner.batch.packing import (
     BATCH_COST,
     PackedRow,
     collate,
@@ -32,6 +31,7 @@ from actrep_ray.learner.packing import (
     split_row,
 )
 from actrep_ray.learner.policy import Policy
+from actrep_ray.learner.strategies.optimizer import freeze
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs, load_model
 from data_prep.video import read_frames
 

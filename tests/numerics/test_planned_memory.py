@@ -12,13 +12,13 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from actrep_ray import planner
 from actrep_ray.config import Recipe
-from actrep_ray.learner.noise import noise_rows
+from actrep_ray.learner.batch.noise import noise_rows
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.architecture import read_architecture
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_random_model
+from actrep_ray.planning import memory as planner
 from data_prep.schema import Clip
 
 NUM_ROWS, ANSWER = 2, 150

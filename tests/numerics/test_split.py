@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from actrep_ray.config import Recipe
-from actrep_ray.learner.batches import deal
+from actrep_ray.learner.batch.rows import deal
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from data_prep.video import read_frames
 

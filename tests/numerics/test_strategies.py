@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, LearnerConfig, Recipe, load_recipe
-from actrep_ray.learner.optimizer import make_optimizer, set_learning_rates
-from actrep_ray.learner.plan import deepspeed_settings, describe_plan
+from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
+from actrep_ray.planning.learner import deepspeed_settings, describe_plan
 
 GRPO = ("train.prompts_per_step=8", "train.group_size=4", "learner.num_workers=2")
 ZERO = (*GRPO, "learner.strategy=deepspeed", "device=cpu")

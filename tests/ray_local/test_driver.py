@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from actrep_ray.checkpoint import CheckpointStore
-from actrep_ray.metrics import read_metrics
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.run.checkpoint import CheckpointStore
+from actrep_ray.run.metrics import read_metrics
 from data_prep.synthetic import write_dataset
 
 START_S = 300.0  # a start of all workers takes 20-60 s

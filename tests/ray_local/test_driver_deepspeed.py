@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from actrep_ray.checkpoint import resolve_model
 from actrep_ray.config import load_recipe, override
-from actrep_ray.driver import prepare_grpo, start_pools
+from actrep_ray.driver.synchronous import prepare_grpo, start_pools
 from actrep_ray.learner.pool import LearnerPool
-from actrep_ray.metrics import read_metrics
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.weight_sync import WeightSync
+from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.run.metrics import read_metrics
+from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic import write_dataset
 
 pytestmark = pytest.mark.engine

@@ -13,8 +13,8 @@ from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.types import LearnerRow
-from actrep_ray.weights import unpack_weights
+from actrep_ray.records import LearnerRow
+from actrep_ray.weights.buckets import unpack_weights
 from data_prep.schema import Clip
 from data_prep.synthetic import encode_mp4
 

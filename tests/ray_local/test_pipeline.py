@@ -22,17 +22,17 @@ from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
-from actrep_ray.driver import prepare_grpo
+from actrep_ray.driver.asynchronous import AsyncGrpoDriver
+from actrep_ray.driver.synchronous import prepare_grpo
 from actrep_ray.learner.worker import LearnerWorker
-from actrep_ray.metrics import read_metrics
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.pipeline import AsyncGrpoDriver
+from actrep_ray.records import Labels, LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings, Weights, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker
-from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup
-from actrep_ray.weight_sync import WeightSync
-from actrep_ray.weights import pack_weights
+from actrep_ray.run.metrics import read_metrics
+from actrep_ray.weights.buckets import pack_weights
+from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic import write_dataset
 from data_prep.video import FramePlan
 from rewards.response import parse

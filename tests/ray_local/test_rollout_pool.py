@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from actrep_ray.config import Recipe
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool, RolloutWorkerError
-from actrep_ray.types import Prompt, RolloutGroup
-from actrep_ray.weight_sync import WeightSync
-from actrep_ray.weights import WeightBucket, pack_weights
+from actrep_ray.weights.buckets import WeightBucket, pack_weights
+from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic import encode_mp4, render_clip
 
 SETTINGS = SamplingSettings(max_tokens=4, group_size=2)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import Recipe
-from actrep_ray.scoring import (
+from actrep_ray.records import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.scoring.pool import (
     FailedTask,
     RewardPool,
     RewardWorker,
@@ -19,7 +20,6 @@ from actrep_ray.scoring import (
     make_spec,
     make_task,
 )
-from actrep_ray.types import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
 from data_prep.video import FramePlan
 from rewards.compose import score
 from rewards.reference import Reference

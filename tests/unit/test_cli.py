@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actrep_ray.cli import main
+from actrep_ray.cli.main import main
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.schema import Clip, read_clips, write_clips
 from data_prep.synthetic import write_dataset
@@ -46,7 +46,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from actrep_ray.cli import main\n"
+        "from actrep_ray.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'transformers', 'vllm', 'verl', 'cv2', 'numpy', 'pydantic'}\n"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actrep_ray.cli import main
+from actrep_ray.cli.main import main
 from actrep_ray.config import Recipe
 from actrep_ray.sft import answered
 from data_prep.cot import (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from actrep_ray.cluster.placement import Node, place, pools_of
 from actrep_ray.config import load_recipe
-from actrep_ray.placement import Node, place, pools_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"

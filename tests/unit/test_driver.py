@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actrep_ray.checkpoint import CheckpointStore
 from actrep_ray.config import Recipe, load_recipe
-from actrep_ray.driver import (
+from actrep_ray.driver.synchronous import (
     GrpoData,
     GrpoDriver,
     LogProbGapError,
@@ -22,12 +21,13 @@ from actrep_ray.driver import (
     row_of,
     split_trainable,
 )
-from actrep_ray.metrics import read_metrics
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.profile import Timeline
+from actrep_ray.records import Labels, LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
-from actrep_ray.types import Labels, LearnerRow, Prompt, RolloutGroup
+from actrep_ray.run.checkpoint import CheckpointStore
+from actrep_ray.run.metrics import read_metrics
+from actrep_ray.run.profile import Timeline
 from data_prep.synthetic import write_dataset
 from data_prep.video import FramePlan
 from rewards.response import parse

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import ConfigError, Recipe, load_recipe
-from actrep_ray.driver import GrpoData, GrpoDriver, Pools, drop_reason, split_trainable
-from actrep_ray.metrics import MetricLogger
+from actrep_ray.driver.synchronous import GrpoData, GrpoDriver, Pools, drop_reason, split_trainable
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.profile import Timeline
+from actrep_ray.records import Labels, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
-from actrep_ray.types import Labels, Prompt, RolloutGroup
+from actrep_ray.run.metrics import MetricLogger
+from actrep_ray.run.profile import Timeline
 from data_prep.synthetic import write_dataset
 from data_prep.video import FramePlan
 

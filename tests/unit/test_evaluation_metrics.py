@@ -9,14 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actrep_ray.evaluation.metrics import (
-    FIGURES,
-    Interval,
-    count_histogram,
-    metrics_of_json,
-    paired_difference,
-    score_predictions,
-)
 from actrep_ray.evaluation.predictions import (
     Prediction,
     constant_predictions,
@@ -25,7 +17,15 @@ from actrep_ray.evaluation.predictions import (
     train_median,
     write_predictions,
 )
-from actrep_ray.types import Labels
+from actrep_ray.evaluation.scores import (
+    FIGURES,
+    Interval,
+    count_histogram,
+    metrics_of_json,
+    paired_difference,
+    score_predictions,
+)
+from actrep_ray.records import Labels
 from rewards.response import Response, render
 
 
@@ -128,7 +128,7 @@ def test_the_seed_decides_and_blocks_do_not(monkeypatch: pytest.MonkeyPatch) -> 
     first = score_predictions(predictions, labels, seed=3)
     assert score_predictions(predictions, labels, seed=3) == first
     assert score_predictions(predictions, labels, seed=4).mae != first.mae
-    monkeypatch.setattr("actrep_ray.evaluation.metrics._CHUNK", 5_000)
+    monkeypatch.setattr("actrep_ray.evaluation.scores._CHUNK", 5_000)
     assert score_predictions(predictions, labels, seed=3).mae.low == pytest.approx(first.mae.low)
 
 

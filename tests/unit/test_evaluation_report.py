@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from actrep_ray.config import Recipe, write_resolved
-from actrep_ray.evaluation import plots
-from actrep_ray.evaluation.plot_style import make_figure
+from actrep_ray.evaluation import figures as plots
+from actrep_ray.evaluation.figure_style import make_figure
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
 from actrep_ray.evaluation.report import (
     ReportInput,

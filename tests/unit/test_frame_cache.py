@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actrep_ray.frame_cache import FrameCache
+from actrep_ray.media.frame_cache import FrameCache
 from data_prep.synthetic import encode_mp4
 from data_prep.video import FramePlan, VideoError, clip_of_video, plan_frames, read_frames
 
@@ -100,7 +100,7 @@ def start_process(code: str, folder: Path, plans: list[FramePlan]) -> subprocess
     head = (
         "import json, os, signal, sys\n"
         "import numpy as np\n"
-        "from actrep_ray.frame_cache import FrameCache\n"
+        "from actrep_ray.media.frame_cache import FrameCache\n"
         "from data_prep.video import FramePlan\n"
         "folder = sys.argv[1]\n"
         "rows = json.loads(sys.argv[2])\n"

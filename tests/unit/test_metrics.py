@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from actrep_ray.metrics import MetricLogger, StepLines, format_duration, read_metrics
+from actrep_ray.run.metrics import MetricLogger, StepLines, format_duration, read_metrics
 
 
 def read_board(run_dir: Path) -> EventAccumulator:

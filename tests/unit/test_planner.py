@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actrep_ray.check import check_recipe, clip_size, model_source, stated_hardware
-from actrep_ray.config import ConfigError, Recipe, load_recipe, override
-from actrep_ray.models.architecture import read_architecture, shipped_names
-from actrep_ray.placement import (
+from actrep_ray.cluster.placement import (
     Node,
     PlacementError,
     describe,
@@ -16,7 +13,10 @@ from actrep_ray.placement import (
     pools_of,
     share_of_bundle,
 )
-from actrep_ray.planner import (
+from actrep_ray.config import ConfigError, Recipe, load_recipe, override
+from actrep_ray.models.architecture import read_architecture, shipped_names
+from actrep_ray.planning.description import check_recipe, clip_size, model_source, stated_hardware
+from actrep_ray.planning.memory import (
     GIB,
     PromptSize,
     largest_prompt,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.config import load_recipe
-from actrep_ray.profile import Span, Timeline, analyse, chrome_trace, profiled, write_profile
+from actrep_ray.run.profile import Span, Timeline, analyse, chrome_trace, profiled, write_profile
 
 # Two steps in turns: engines 4 s and 3 s, learner 2 s; then engine 0 once more.
 TURNS = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from actrep_ray.config import SamplingConfig
-from actrep_ray.sampling import (
+from actrep_ray.driver.sampling import (
     CountSampler,
     crop_clip,
     quantile_bins,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from actrep_ray.cli import main
+from actrep_ray.cli.main import main
 from actrep_ray.config import SamplingConfig
-from actrep_ray.sampling import CountSampler
-from actrep_ray.sampling_report import export_clips, rcs_report
+from actrep_ray.driver.sampling import CountSampler
+from actrep_ray.driver.sampling_report import export_clips, rcs_report
 from data_prep.schema import Clip, read_clips, write_clips
 
 

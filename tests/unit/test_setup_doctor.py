@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from actrep_ray import doctor
-from actrep_ray.doctor import Ability, DoctorReport
+from actrep_ray.planning import doctor
+from actrep_ray.planning.doctor import Ability, DoctorReport
 
 
 def _report(**available: bool) -> DoctorReport:
@@ -60,7 +60,7 @@ def test_examine_finds_a_machine_that_can_train() -> None:
     """In its own process: it imports vLLM and DeepSpeed, which reconfigure logging."""
     code = """
 import dataclasses, json
-from actrep_ray.doctor import examine
+from actrep_ray.planning.doctor import examine
 report = examine()
 print(json.dumps([dataclasses.asdict(a) for a in report.abilities]))
 """

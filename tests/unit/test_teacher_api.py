@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actrep_ray.cli import main
+from actrep_ray.cli.main import main
 from data_prep.cot import read_answers, rejection
 from data_prep.schema import Clip, DataError, write_clips
 from data_prep.synthetic import encode_mp4

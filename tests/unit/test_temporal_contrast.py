@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import ConfigError, TemporalContrastConfig, load_recipe
-from actrep_ray.rollout.engine import SamplingSettings, make_rollout
-from actrep_ray.temporal_contrast import (
+from actrep_ray.driver.contrast import (
     contrast_metrics,
     generate_pairs,
     score_pairs,
     shuffled,
     submit_pairs,
 )
-from actrep_ray.types import Labels, Prompt, RolloutGroup
+from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from data_prep.video import FramePlan
 
 PLAN = FramePlan("a.mp4", 1, tuple(range(0, 48, 3)), 4.0, 32, 32)

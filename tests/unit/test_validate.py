@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actrep_ray.cli import main
-from actrep_ray.cli_validate import printable, view_of
+from actrep_ray.cli.main import main
+from actrep_ray.cli.validate import printable, view_of
 from actrep_ray.config import load_recipe, override
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.clip_checks import KINDS, RowFindings, View, check_cycles, estimate_view

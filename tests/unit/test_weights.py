@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actrep_ray.weights import (
+from actrep_ray.weights.buckets import (
     checksum,
     magnitude,
     pack_weights,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actrep_ray.cli import main
+from actrep_ray.cli.main import main
 from data_prep.converters import (
     FLAGS,
     REASONS,

@@ -1,0 +1,211 @@
+"""`actrep cot`: arguments, progress and table; the work is done by `data_prep.teachers`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actrep_ray.cli.parts import add_command, show
+from data_prep.schema import SPLITS
+from data_prep.teachers.settings import GEMINI_URL, ApiSettings
+
+if TYPE_CHECKING:
+    from data_prep.schema import Clip
+    from data_prep.teachers.answers import CotReport
+
+_EXAMPLES = f"""\
+actrep cot data/synthetic-easy/clips.jsonl --variety 5 --out cot.jsonl
+  actrep cot data/repcount/clips.jsonl --split train --teacher api --out cot.jsonl \\
+      --base-url http://localhost:8000/v1 --model Qwen/Qwen3-VL-32B-Instruct
+  actrep cot data/repcount/clips.jsonl --split train --teacher api --out cot.jsonl \\
+      --base-url {GEMINI_URL} \\
+      --model gemini-2.5-flash --api-key-env GEMINI_API_KEY --requests-per-minute 100"""
+
+
+def add_cot(commands: Any) -> None:
+    """Add `actrep cot`.
+
+    Args:
+        commands: The sub-parsers of `actrep`.
+    """
+    parser = add_command(
+        commands, "cot", _cot, "write the reasoning that SFT teaches (data.answers)", _EXAMPLES
+    )
+    parser.add_argument("data", type=Path, metavar="FILE", help="JSONL of clips")
+    parser.add_argument(
+        "--teacher",
+        choices=("annotations", "periodicity", "api"),
+        default="annotations",
+        help="annotations: from the cycle marks; periodicity: from marks that the detector finds "
+        "in clips without, where they agree with the count; api: a model behind an "
+        "OpenAI-compatible endpoint, checked against the labels; default: %(default)s",
+    )
+    parser.add_argument("--split", choices=SPLITS, help="only its clips")
+    parser.add_argument("--dialect", choices=("think", "thinking"), default="think")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    group = parser.add_argument_group("--teacher annotations, periodicity")
+    group.add_argument(
+        "--variety",
+        type=int,
+        default=1,
+        metavar="N",
+        help="phrasings of each section to draw from, at most 5; default: %(default)s",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the draw; default: %(default)s")
+    group.add_argument(
+        "--clips-out",
+        type=Path,
+        metavar="FILE",
+        help="periodicity: also write the clips with the marks that were kept",
+    )
+    _add_api(parser.add_argument_group("--teacher api"))
+
+
+def _add_api(group: Any) -> None:
+    def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
+        default = getattr(ApiSettings, name)
+        shown = "" if default is None else "; default: %(default)s"
+        group.add_argument(
+            f"--{name.replace('_', '-').removesuffix('-s')}",
+            dest=name,
+            type=kind,
+            default=default,
+            metavar=metavar,
+            help=f"{text}{shown}",
+        )
+
+    group.add_argument("--base-url", metavar="URL", help="endpoint, up to /v1")
+    group.add_argument("--model", metavar="NAME", help="as the endpoint knows it")
+    add("api_key_env", str, "NAME", "name of the environment variable that holds the key")
+    add("num_candidates", int, "N", "most answers about one clip; the first accepted is kept")
+    add("concurrency", int, "N", "requests under way at the same time")
+    add("requests_per_minute", float, "X", "most requests in a minute")
+    add("timeout_s", float, "S", "longest wait for an answer, seconds")
+    add("max_retries", int, "N", "how often a request is sent again")
+    add("temperature", float, "X", "of sampling")
+    add("max_tokens", int, "N", "most tokens of an answer")
+    add("fps", float, "X", "frames a second that are sent")
+    add("max_frames", int, "N", "most frames of a clip that are sent")
+    add("max_pixels", int, "N", "most pixels of a frame that is sent")
+    add("extra_body", str, "JSON", "put over each request; null takes a key out")
+
+
+def _cot(args: argparse.Namespace) -> int:
+    from data_prep.schema import DataError, read_clips
+
+    if args.variety < 1:
+        raise DataError(f"--variety {args.variety}, expected at least 1")
+    teachers = {
+        "annotations": _from_annotations,
+        "periodicity": _from_periodicity,
+        "api": _from_api,
+    }
+    try:
+        report = teachers[args.teacher](args, read_clips(args.data, split=args.split))
+    except OSError as error:  # a folder that may not be written
+        raise DataError(f"{error.filename or args.out}: {error.strerror}") from error
+    _show(report, args.out)
+    if not report.num_accepted:
+        sys.stderr.write(f"actrep: {args.data}: no clip has an answer that can be learnt from\n")
+    return 0 if report.num_accepted else 2
+
+
+def _from_annotations(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
+    from data_prep.teachers.annotations import annotate
+    from data_prep.teachers.answers import write_answers
+
+    outcomes = annotate(clips, dialect=args.dialect, variety=args.variety, seed=args.seed)
+    return write_answers(args.out, outcomes, "annotations")
+
+
+def _from_periodicity(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
+    from actrep_ray.driver.sampling_report import portable
+    from data_prep.schema import write_clips
+    from data_prep.teachers.answers import write_answers
+    from data_prep.teachers.periodicity import propose_answers
+
+    wanted = list(clips)
+    with _progress("looking") as progress:
+        outcomes = list(
+            propose_answers(
+                wanted,
+                dialect=args.dialect,
+                variety=args.variety,
+                seed=args.seed,
+                progress=lambda done, accepted: progress(done, len(wanted), accepted),
+            )
+        )
+    report = write_answers(args.out, outcomes, "periodicity")
+    if args.clips_out:
+        folder = args.clips_out.parent
+        kept = [found.clip for found in outcomes if found.text is not None]
+        moved = [replace(clip, video=portable(clip.video, folder)) for clip in kept]
+        write_clips(args.clips_out, moved)
+    return report
+
+
+def _from_api(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
+    from data_prep.schema import DataError
+    from data_prep.teachers.api import ask_api
+
+    for name in ("base_url", "model"):
+        if not getattr(args, name):
+            raise DataError(f"--teacher api needs --{name.replace('_', '-')}")
+    given = {f.name: getattr(args, f.name) for f in fields(ApiSettings) if hasattr(args, f.name)}
+    with _progress("asking") as progress:
+        return ask_api(list(clips), args.out, ApiSettings(**given), progress=progress)
+
+
+@contextmanager
+def _progress(title: str) -> "Iterator[Callable[[int, int, int], None]]":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[accepted]} accepted"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, accepted=0)
+        yield lambda done, total, accepted: bar.update(
+            task, completed=done, total=total, accepted=accepted
+        )
+
+
+def _show(report: "CotReport", out: Path) -> None:
+    from data_prep.teachers.answers import report_path
+
+    lines = [f"{out}: answers for {report.num_accepted:,} of {report.num_clips:,} clips"]
+    if report.rejected:
+        lines += [f"without one ({report_path(out).name} names each):", *_rows(report.reasons)]
+    figures = report.figures
+    if candidates := figures.get("candidates"):
+        lines.append(
+            f"candidates: {candidates['asked']:,} asked, {candidates['reused']:,} from an earlier "
+            f"run, {candidates['accepted']:,} accepted; rejected:"
+        )
+        lines += _rows(candidates["rejected"]) or ["        none"]
+        failed = ", ".join(f"{k} {n:,}" for k, n in figures["requests"]["failed"].items())
+        tokens = figures["tokens"]
+        lines.append(
+            f"requests: {figures['requests']['sent']:,} sent; failed: {failed or 'none'}; tokens: "
+            f"{tokens.get('prompt', 0):,} in, {tokens.get('completion', 0):,} out"
+        )
+    show("\n".join(lines))
+
+
+def _rows(numbers: "dict[str, int]") -> list[str]:
+    ordered = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
+    return [f"{number:>12,}  {name}" for name, number in ordered]

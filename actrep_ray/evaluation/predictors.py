@@ -1,0 +1,152 @@
+"""Counting in video: prompts in, greedy answers out; scoring is a separate step.
+
+The predictor never sees labels: what it is given of a clip are its frames and its question.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from actrep_ray.config import Recipe, write_resolved
+from actrep_ray.evaluation.predictions import (
+    Prediction,
+    prediction_of_text,
+    write_predictions,
+)
+from actrep_ray.evaluation.scores import CountMetrics, score_predictions
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
+from actrep_ray.rollout.engine import SamplingSettings
+from actrep_ray.rollout.worker import RolloutWorker
+from actrep_ray.run.folder import provenance
+from actrep_ray.tasks.clips import labels_of, load_clips, question_for
+from data_prep.schema import Clip
+
+
+class Generator(Protocol):
+    """What answers prompts: an engine, or a pool of them."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings
+    ) -> list[RolloutGroup]: ...
+
+
+def predict(
+    clips: Sequence[Clip], generator: Generator, inputs: QwenVLInputs, recipe: Recipe
+) -> list[Prediction]:
+    """Answer each clip once, greedily, in order.
+
+    Args:
+        clips: What to count in; their labels are not looked at.
+        generator: A rollout engine or pool.
+        inputs: Of the same model.
+        recipe: Its `video`, `data` and `rollout` sections are used.
+    """
+    prompts = [
+        Prompt(
+            prompt_id=f"eval-{i:06d}-{clip.id}",
+            clip_id=clip.id,
+            question=question_for(clip, recipe),
+            plan=inputs.plan(clip, recipe.video),
+        )
+        for i, clip in enumerate(clips)
+    ]
+    settings = SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
+    groups = generator.generate(prompts, settings)
+    return [prediction_of(group, recipe.data.dialect) for group in groups]
+
+
+def prediction_of(group: RolloutGroup, dialect: str) -> Prediction:
+    """What the one answer of a group says."""
+    (rollout,) = group.rollouts
+    return prediction_of_text(
+        group.prompt.clip_id,
+        rollout.text,
+        dialect=dialect,
+        num_tokens=len(rollout.token_ids),
+        is_truncated=rollout.status is RolloutStatus.TRUNCATED,
+    )
+
+
+def evaluate(
+    clips: Sequence[Clip],
+    generator: Generator,
+    inputs: QwenVLInputs,
+    recipe: Recipe,
+    path: Path,
+) -> CountMetrics:
+    """Predict, write the predictions to `path`, and score them."""
+    predictions = predict(clips, generator, inputs, recipe)
+    write_predictions(path, predictions)
+    return score_predictions(
+        predictions,
+        labels_of(clips),
+        num_bootstrap=recipe.eval.num_bootstrap,
+        seed=recipe.seed,
+    )
+
+
+def count_in(clip: Clip, model: Path, recipe: Recipe) -> Prediction:
+    """Count in one clip with an engine in this process."""
+    device = recipe.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    worker = RolloutWorker(recipe.model_copy(update={"device": device}), model, index=0)
+    try:
+        return predict([clip], worker, QwenVLInputs(model), recipe)[0]
+    finally:
+        worker.shutdown()
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """An evaluation whose settings, data and model were checked; nothing has been started."""
+
+    recipe: Recipe
+    model: Path
+    clips: list[Clip]
+    inputs: QwenVLInputs
+    out_dir: Path
+
+    def run(self) -> CountMetrics:
+        """Start engines, predict, score; writes what they come to.
+
+        In `out_dir`: `predictions.jsonl`, `metrics.json` and `config.resolved.json`.
+        """
+        from actrep_ray.cluster.session import cluster
+        from actrep_ray.rollout.pool import RolloutPool
+
+        path = self.out_dir / "predictions.jsonl"
+        with cluster(self.recipe, roles=("rollout",)):
+            pool = RolloutPool.start(self.recipe, self.model)
+            metrics = evaluate(self.clips, pool, self.inputs, self.recipe, path)
+        figures = json.dumps(metrics.to_json(), indent=2, allow_nan=False)
+        (self.out_dir / "metrics.json").write_text(figures + "\n", encoding="utf-8")
+        source = {"checkpoint": str(self.model), **provenance(self.recipe)}
+        write_resolved(self.recipe, self.out_dir / "config.resolved.json", source)
+        return metrics
+
+
+def prepare_evaluation(recipe: Recipe, model: Path, *, split: str, out_dir: Path) -> EvaluationJob:
+    """Check everything that can be checked before an engine starts.
+
+    Raises:
+        ValueError: for data or a model that cannot be used.
+    """
+    clips = load_clips(recipe, split, limit=recipe.eval.num_clips)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return EvaluationJob(recipe, model, clips, QwenVLInputs(model), out_dir)
+
+
+def training_settings(recipe: Recipe) -> SamplingSettings:
+    """How answers are sampled in training."""
+    return SamplingSettings(
+        max_tokens=recipe.rollout.max_response_tokens,
+        group_size=recipe.train.group_size,
+        temperature=recipe.rollout.temperature,
+        top_p=recipe.rollout.top_p,
+    )

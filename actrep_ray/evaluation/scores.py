@@ -1,0 +1,300 @@
+"""Scoring of counts: errors with intervals, by count and by action.
+
+With p the predicted and g the true count of a clip (RepNet and QUVA report OBO *error*; here higher
+is better, as in TransRAC)::
+
+    MAE   mean of |p - g| / (g + 0.1)       OBO   share with |p - g| <= 1
+    RMSE  square root of mean (p - g)^2     OBZ   share with p = g ("exact")
+
+An answer without a readable count is wrong in OBO and OBZ and counts as p = 0 in MAE and RMSE. The
+parse rate and the figures over the readable answers alone stand beside it.
+
+Intervals are 95% percentile bootstrap intervals over clips, seeded. Comparing two predictors on
+the same clips uses one resample of clips for both (`paired_difference`): far narrower than the two
+intervals suggest.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from actrep_ray.evaluation.predictions import Prediction
+from actrep_ray.records import Labels
+from data_prep.strata import BINS, stratum_of
+
+FIGURES = ("mae", "obo", "obz", "rmse", "parse_rate")
+
+_LEVEL = (2.5, 97.5)
+_MAE_OFFSET = 0.1  # keeps g = 0 defined; the value of the published metrics
+_CHUNK = 2_000_000  # most numbers of one block of resamples
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def is_above_zero(self) -> bool:
+        """Whether the whole interval lies above 0."""
+        return self.low > 0
+
+    @property
+    def is_below_zero(self) -> bool:
+        """Whether the whole interval lies below 0."""
+        return self.high < 0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures over some clips.
+
+    Attributes:
+        num_clips: How many.
+        mae: Mean error, relative to g + 0.1; lower is better.
+        obo: Share of clips within one; higher is better.
+        obz: Share of clips that are exact; higher is better.
+        rmse: Root of the mean squared error, in repetitions; lower is better.
+        parse_rate: Share of answers with a readable count.
+    """
+
+    num_clips: int
+    mae: Interval
+    obo: Interval
+    obz: Interval
+    rmse: Interval
+    parse_rate: Interval
+
+
+@dataclass(frozen=True)
+class CountMetrics(Figures):
+    """Figures over all clips, and by parts of them.
+
+    Attributes:
+        parsed_only: Over the clips with a readable answer; None if there is none.
+        bins: By bin of the true count ("0", "1-5", ..., "41+"), those with clips.
+        actions: By action, in alphabetical order.
+        histogram: How often each count was predicted, rising, then "unparsed" if there is any.
+    """
+
+    parsed_only: Figures | None
+    bins: dict[str, Figures]
+    actions: dict[str, Figures]
+    histogram: dict[str, int]
+
+    def as_dict(self, phase: str) -> dict[str, float]:
+        """The overall values as metrics of a step: `phase/mae`, ... and the interval's ends."""
+        values: dict[str, float] = {f"{phase}/num_clips": float(self.num_clips)}
+        for name in FIGURES:
+            interval = getattr(self, name)
+            values[f"{phase}/{name}"] = interval.value
+            values[f"{phase}/{name}_low"] = interval.low
+            values[f"{phase}/{name}_high"] = interval.high
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON-able values; `metrics_of_json` reads it back."""
+        return asdict(self)
+
+
+def score_predictions(
+    predictions: Sequence[Prediction],
+    labels: Mapping[str, Labels],
+    *,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> CountMetrics:
+    """Score one predictor on labelled clips.
+
+    Args:
+        predictions: One for each clip of `labels`.
+        labels: By clip id: the clips that were to be answered, no more.
+        num_bootstrap: Resamples of the intervals.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: if a clip has no prediction, two, or no label: a row that vanishes would make
+            a predictor look better than it is.
+    """
+    table = _Table.of(predictions, labels)
+    truth = [labels[p.clip_id] for p in predictions]
+    bins = [stratum_of(known.count, BINS).name for known in truth]
+    actions = [known.action for known in truth]
+
+    def figures(where: np.ndarray) -> Figures:
+        return table.select(where).figures(num_bootstrap, seed)
+
+    def by(names: Sequence[str], order: Sequence[str]) -> dict[str, Figures]:
+        column = np.array(names)
+        return {name: figures(column == name) for name in order if name in names}
+
+    is_parsed = table.is_parsed
+    overall = figures(np.ones(len(truth), bool))
+    return CountMetrics(
+        **{f.name: getattr(overall, f.name) for f in fields(Figures)},
+        parsed_only=figures(is_parsed) if is_parsed.any() else None,
+        bins=by(bins, [stratum.name for stratum in BINS]),
+        actions=by(actions, sorted(set(actions))),
+        histogram=count_histogram(predictions),
+    )
+
+
+def paired_difference(
+    before: Sequence[Prediction],
+    after: Sequence[Prediction],
+    labels: Mapping[str, Labels],
+    *,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """How much each figure changed, `after` minus `before`, with paired 95% intervals.
+
+    Both are resampled together, clip by clip. Negative is better for mae and rmse, positive for
+    obo, obz and parse_rate.
+
+    Raises:
+        ValueError: if either does not answer exactly the clips of `labels`.
+    """
+    first = _Table.of(before, labels)
+    by_id = {p.clip_id: p for p in after}
+    if missing := [p.clip_id for p in before if p.clip_id not in by_id]:
+        raise ValueError(f"clip {missing[0]!r} is answered before and not after")
+    _check_ids(after, labels)
+    second = _Table.of([by_id[p.clip_id] for p in before], labels)
+
+    def difference(rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return _reduce(rows(second.values)) - _reduce(rows(first.values))
+
+    intervals = _bootstrap(difference, len(first.values), num_bootstrap, seed)
+    return dict(zip(FIGURES, intervals, strict=True))
+
+
+def count_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
+    """How often each count was predicted, rising; "unparsed" at the end."""
+    counts = Counter(p.count for p in predictions)
+    histogram = {str(c): counts[c] for c in sorted(c for c in counts if c is not None)}
+    return histogram | ({"unparsed": counts[None]} if None in counts else {})
+
+
+def metrics_of_json(row: Mapping[str, Any]) -> CountMetrics:
+    """Read what `CountMetrics.to_json` gave."""
+
+    def figures(values: Mapping[str, Any]) -> dict[str, Any]:
+        intervals = {name: Interval(**values[name]) for name in FIGURES}
+        return {"num_clips": values["num_clips"], **intervals}
+
+    def by(values: Mapping[str, Any]) -> dict[str, Figures]:
+        return {name: Figures(**figures(value)) for name, value in values.items()}
+
+    parsed = row["parsed_only"]
+    return CountMetrics(
+        **figures(row),
+        parsed_only=None if parsed is None else Figures(**figures(parsed)),
+        bins=by(row["bins"]),
+        actions=by(row["actions"]),
+        histogram=dict(row["histogram"]),
+    )
+
+
+# --- the numbers behind it
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What each clip adds to the figures: float64 [N, 5], in the order of `FIGURES`.
+
+    The fourth column is the SQUARED error; its mean is under a root.
+    """
+
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, predictions: Sequence[Prediction], labels: Mapping[str, Labels]) -> "_Table":
+        _check_ids(predictions, labels)
+        truth = np.array([labels[p.clip_id].count for p in predictions], np.float64)
+        counts = np.array([0 if p.count is None else p.count for p in predictions], np.float64)
+        is_parsed = np.array([p.count is not None for p in predictions])
+        error = np.abs(counts - truth)
+        columns = (
+            error / (truth + _MAE_OFFSET),
+            is_parsed & (error <= 1),
+            is_parsed & (error == 0),
+            error**2,
+            is_parsed,
+        )
+        return cls(np.stack([np.asarray(column, np.float64) for column in columns], axis=1))
+
+    @property
+    def is_parsed(self) -> np.ndarray:
+        """bool [N]"""
+        return self.values[:, 4] == 1
+
+    def select(self, where: np.ndarray) -> "_Table":
+        """The clips where a bool [N] holds."""
+        return _Table(self.values[where])
+
+    def figures(self, num_bootstrap: int, seed: int) -> Figures:
+        """The figures with their intervals."""
+
+        def reduce(rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            return _reduce(rows(self.values))
+
+        intervals = _bootstrap(reduce, len(self.values), num_bootstrap, seed)
+        return Figures(len(self.values), *intervals)
+
+
+def _reduce(values: np.ndarray) -> np.ndarray:
+    """Figures of clips [..., N, 5] -> [..., 5]."""
+    means = values.mean(axis=-2)
+    means[..., 3] = np.sqrt(means[..., 3])
+    return means
+
+
+def _bootstrap(
+    statistic: Callable[[Callable[[np.ndarray], np.ndarray]], np.ndarray],
+    num_clips: int,
+    num_bootstrap: int,
+    seed: int,
+) -> list[Interval]:
+    """Percentile intervals of a statistic that is told which rows of its tables to take."""
+    point = statistic(lambda table: table)
+    rng = np.random.default_rng(seed)
+    block = max(1, _CHUNK // (num_clips * len(FIGURES)))
+    samples = []
+    for first in range(0, num_bootstrap, block):
+        shape = (min(block, num_bootstrap - first), num_clips)
+        rows = rng.integers(0, num_clips, size=shape)
+        samples.append(statistic(partial(_take, rows)))
+    low, high = np.percentile(np.concatenate(samples), _LEVEL, axis=0)
+    return [
+        Interval(float(v), float(a), float(b)) for v, a, b in zip(point, low, high, strict=True)
+    ]
+
+
+def _take(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return table[rows]
+
+
+def _check_ids(predictions: Sequence[Prediction], labels: Mapping[str, Labels]) -> None:
+    if not predictions:
+        raise ValueError("no predictions to score")
+    ids = Counter(p.clip_id for p in predictions)
+    if doubled := [name for name, number in ids.items() if number > 1]:
+        raise ValueError(f"clip {doubled[0]!r} has {ids[doubled[0]]} predictions, expected one")
+    if unknown := [name for name in ids if name not in labels]:
+        raise ValueError(f"clip {unknown[0]!r} has a prediction and no label")
+    if missing := [name for name in labels if name not in ids]:
+        raise ValueError(
+            f"clip {missing[0]!r} has no prediction (and {len(missing) - 1} more): every clip "
+            "that was to be answered counts"
+        )

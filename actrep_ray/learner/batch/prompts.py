@@ -1,0 +1,56 @@
+"""Prompts encoded once: the same clip comes back for every epoch, update and reference pass."""
+
+from collections import OrderedDict
+
+import numpy as np
+
+from actrep_ray.media.frame_cache import FrameCache
+from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs
+from actrep_ray.records import LearnerRow
+
+
+class PromptEncoder:
+    """Encodes rows' prompts and keeps the latest.
+
+    Args:
+        inputs: Of the checkpoint that is trained.
+        frames: The node's frame cache.
+        max_bytes: Size of what is kept, in bytes of pixel values.
+    """
+
+    def __init__(self, inputs: QwenVLInputs, frames: FrameCache, max_bytes: int = 1 << 30) -> None:
+        self.inputs = inputs
+        self.frames = frames
+        self.max_bytes = max_bytes
+        self._num_bytes = 0
+        self._kept: OrderedDict[tuple[str, str], EncodedPrompt] = OrderedDict()
+
+    def encode(self, row: LearnerRow) -> EncodedPrompt:
+        """The prompt of a row.
+
+        Raises:
+            ValueError: if the engine saw another number of tokens.
+            VideoError: if the clip cannot be read.
+        """
+        key = (row.plan.hash, row.question)
+        prompt = self._kept.get(key)
+        if prompt is None:
+            frames = np.array(self.frames.get(row.plan))  # writable, as torch wants it
+            prompt = self._kept[key] = self.inputs.encode(row.question, row.plan, frames)
+            self._num_bytes += _num_bytes(prompt)
+            while self._num_bytes > self.max_bytes and len(self._kept) > 1:
+                self._num_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+        else:
+            self._kept.move_to_end(key)
+        num_tokens = len(prompt.input_ids)
+        if row.num_prompt_tokens not in (0, num_tokens):
+            raise ValueError(
+                f"{row.row_id}: the prompt is {num_tokens} tokens in the learner and "
+                f"{row.num_prompt_tokens} in the rollout engine: they saw different frames "
+                f"({row.plan.num_frames} frames of {row.plan.video}) or use different templates"
+            )
+        return prompt
+
+
+def _num_bytes(prompt: EncodedPrompt) -> int:
+    return prompt.pixel_values.numel() * prompt.pixel_values.element_size()

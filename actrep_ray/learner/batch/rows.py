@@ -1,0 +1,118 @@
+"""What of a batch is whose: rows that may be trained on, mini-batches, each rank's rows and tokens.
+
+Every rank is given the same rows and follows the same rules, so no rank has to ask another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from actrep_ray.config import TrainConfig
+from actrep_ray.learner.batch.packing import AnswerKey, PackedBatch, PackedRow, packed_length
+from actrep_ray.records import LearnerRow
+
+TokenValues = dict[AnswerKey, np.ndarray]
+"""Values of an answer's tokens, float32 [R_i]."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A micro-batch of this rank; its weight is 0 if it only keeps step with the other ranks."""
+
+    rows: list[PackedRow]
+    weight: float
+    is_last: bool = False
+
+
+def check_rows(rows: Sequence[LearnerRow], visual_token_ids: Sequence[int]) -> None:
+    """Refuse rows that cannot be trained on.
+
+    Raises:
+        ValueError: if there is none, an answer holds a visual token, or advantages are not a
+            finite number for each answer; the row is named.
+    """
+    if not rows:
+        raise ValueError("no group or clip to train on")
+    visual = set(visual_token_ids)
+    for row in rows:
+        for a, response in enumerate(row.responses):
+            if found := visual.intersection(response.tolist()):
+                raise ValueError(
+                    f"{row.row_id}: answer {a} holds the visual token {min(found)}; "
+                    "an answer is text"
+                )
+        num_answers = len(row.responses)
+        if len(row.advantages) != num_answers:
+            raise ValueError(
+                f"{row.row_id}: {num_answers} answers and {len(row.advantages)} advantages"
+            )
+        if not np.isfinite(row.advantages).all():
+            raise ValueError(f"{row.row_id}: advantages={row.advantages}, expected finite numbers")
+
+
+def mini_batches(num_rows: int, cfg: TrainConfig) -> list[list[int]]:
+    """Numbers of the rows of each optimiser step: consecutive ones."""
+    size = num_rows
+    if cfg.mini_batch_size is not None:
+        size = cfg.mini_batch_size // cfg.group_size
+    numbers = list(range(num_rows))
+    return [numbers[start : start + size] for start in range(0, num_rows, size)]
+
+
+def deal(rows: Sequence[LearnerRow], chosen: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Deal rows to ranks: equally many each, as far as they go, and about as many tokens.
+
+    Longest first, to the rank that has fewest tokens among those with fewest rows. The same rows
+    give the same shares on every rank.
+    """
+    lengths = {i: _estimated_tokens(rows[i]) for i in chosen}
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for i in sorted(chosen, key=lambda i: (-lengths[i], i)):
+        rank = min(range(num_ranks), key=lambda r: (len(shares[r]), loads[r], r))
+        shares[rank].append(i)
+        loads[rank] += lengths[i]
+    return shares
+
+
+def by_answer(batch: PackedBatch, values: torch.Tensor) -> TokenValues:
+    """Values of a batch's targets, [A, T], as those of each answer."""
+    lengths = batch.target_mask.sum(dim=1).tolist()
+    table = values.detach().float().cpu().numpy()
+    return {key: table[a, : lengths[a]].copy() for a, key in enumerate(batch.answers)}
+
+
+class LogProbGap:
+    """|learner - rollout| of the log-probabilities of this rank's tokens, each answer once.
+
+    Attributes:
+        num_expected: Answers of all ranks that come with the engine's log-probabilities.
+        total: Sum over the tokens seen so far.
+        largest: Of the tokens seen so far.
+        num_tokens: Seen so far.
+    """
+
+    def __init__(self, rows: Sequence[LearnerRow], own: set[int]) -> None:
+        self.rows = rows
+        self.own = own
+        self.num_expected = sum(len(row.rollout_log_probs) for row in rows)
+        self.total, self.largest, self.num_tokens = 0.0, 0.0, 0
+        self._seen: set[AnswerKey] = set()
+
+    def add(self, values: TokenValues) -> None:
+        """Compare what was scored with what the engine said."""
+        for (i, a), value in values.items():
+            if i not in self.own or not self.rows[i].rollout_log_probs or (i, a) in self._seen:
+                continue
+            self._seen.add((i, a))
+            gap = np.abs(value - self.rows[i].rollout_log_probs[a])
+            self.total += float(gap.sum())
+            self.largest = max(self.largest, float(gap.max()))
+            self.num_tokens += len(gap)
+
+
+def _estimated_tokens(row: LearnerRow) -> int:
+    prompt = row.num_prompt_tokens or row.plan.num_frames * row.plan.height * row.plan.width // 2048
+    return packed_length(prompt, [len(response) for response in row.responses])

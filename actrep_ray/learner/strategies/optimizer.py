@@ -1,0 +1,166 @@
+"""AdamW, its parameter groups, the learning rate of each step, and saving all of it without pickle.
+
+Files of a saved state::
+
+    learner.safetensors   exp_avg/NAME and exp_avg_sq/NAME, whole; weight/NAME where the model
+                          folder beside it holds it in lower precision or merged with an adapter
+    learner.json          steps done, optimiser steps of each parameter
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from actrep_ray.config import LearnerConfig
+from actrep_ray.learner.strategies.base import Moments, Strategy
+from actrep_ray.models.qwen_vl import part_of
+
+
+def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Let the parameters of some parts receive no gradient.
+
+    Raises:
+        ValueError: if nothing is left to train.
+    """
+    for name, parameter in model.named_parameters():
+        if part_of(name) in parts:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"model.freeze={list(parts)} leaves nothing to train: remove a part")
+
+
+def make_optimizer(model: nn.Module, cfg: LearnerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; norms and biases (one dimension) do not decay.
+
+    A group holds the parameters of one peak learning rate and one decay; `peak_lr` of a group is
+    what `set_learning_rates` scales.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = cfg.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((peak_lr(name, cfg), decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": found, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+            for (lr, decay), found in groups.items()
+        ],
+        betas=cfg.betas,
+        fused=True,
+    )
+
+
+def peak_lr(parameter_name: str, cfg: LearnerConfig) -> float:
+    """The peak learning rate of the part of the model that a parameter belongs to."""
+    own = {"vision_tower": cfg.lr_vision_tower, "merger": cfg.lr_merger}
+    lr = own.get(part_of(parameter_name))
+    return cfg.lr if lr is None else lr
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group `factor` of its peak learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def lr_factor(step: int, cfg: LearnerConfig, total_steps: int) -> float:
+    """Share of the peak learning rate in optimiser step `step` (from 0) of `total_steps`.
+
+    A linear warm-up ends at the peak; what follows ends at `min_lr_ratio` of it.
+    """
+    if step < cfg.warmup_steps:
+        return (step + 1) / cfg.warmup_steps
+    done = (step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps)
+    done = min(1.0, done)
+    share = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }[cfg.schedule]
+    return cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * share
+
+
+def learning_rates(step: int, cfg: LearnerConfig, total_steps: int) -> dict[str, float]:
+    """`lr` of an optimiser step, and `lr_vision_tower`, `lr_merger` where they are set apart."""
+    factor = lr_factor(step, cfg, total_steps)
+    peaks = {"lr": cfg.lr, "lr_vision_tower": cfg.lr_vision_tower, "lr_merger": cfg.lr_merger}
+    return {name: peak * factor for name, peak in peaks.items() if peak is not None}
+
+
+def save_optimizer(
+    folder: Path,
+    model: nn.Module,
+    strategy: Strategy,
+    state: dict[str, Any],
+    *,
+    is_writer: bool,
+    weights_of: Callable[[str], bool],
+) -> None:
+    """Write moments, counters and some float32 weights, whole. Every rank must take part.
+
+    The files do not depend on the strategy or the number of ranks that wrote them.
+
+    Args:
+        folder: Where to.
+        model: Its names are those in the files.
+        strategy: Knows the whole of what this rank holds a share of.
+        state: JSON values to keep beside them.
+        is_writer: Whether this rank writes.
+        weights_of: Whether the weight of a name is saved too.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    counts: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        wanted: dict[str, torch.Tensor] = {}
+        if weights_of(name):
+            wanted["weight"] = strategy.whole_master(parameter)
+        moments = strategy.moments(parameter)
+        if moments is not None:
+            wanted |= {"exp_avg": moments.exp_avg, "exp_avg_sq": moments.exp_avg_sq}
+            counts[name] = moments.step
+        if is_writer:
+            # A copy: a view would keep all of its storage, and safetensors refuses shared ones.
+            tensors |= {f"{k}/{name}": v.to("cpu", copy=True) for k, v in wanted.items()}
+    if is_writer:
+        save_file(tensors, folder / "learner.safetensors")
+        text = json.dumps({**state, "moment_steps": counts}, indent=2)
+        (folder / "learner.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_optimizer(folder: Path, model: nn.Module, strategy: Strategy) -> dict[str, Any]:
+    """Read what `save_optimizer` wrote, with any strategy and number of ranks.
+
+    Returns:
+        Its `state`.
+
+    Raises:
+        ValueError: if the files are missing or belong to another model.
+    """
+    for file in ("learner.json", "learner.safetensors"):
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder / file}: no such file, expected a saved learner state")
+    state: dict[str, Any] = json.loads((folder / "learner.json").read_bytes())
+    counts: dict[str, float] = state.pop("moment_steps")
+    parameters = dict(model.named_parameters())
+    with safe_open(folder / "learner.safetensors", framework="pt") as file:
+        _check_names(folder, set(file.keys()), parameters)
+        for name, parameter in parameters.items():
+            if f"weight/{name}" in file.keys():  # noqa: SIM118 -- the file is no mapping
+                strategy.set_master(parameter, file.get_tensor(f"weight/{name}"))
+            if name in counts:
+                moments = (file.get_tensor(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq"))
+                strategy.set_moments(parameter, Moments(counts[name], *moments))
+    return state
+
+
+def _check_names(folder: Path, keys: set[str], parameters: dict[str, nn.Parameter]) -> None:
+    names = {key.partition("/")[2] for key in keys}
+    if unknown := sorted(names - set(parameters)):
+        raise ValueError(f"{folder}: holds {unknown[0]!r}, which the model does not have")
