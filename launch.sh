@@ -46,18 +46,18 @@ fail() {
 # ---------------------------------------------------------------------------------------- set-up
 
 is_supported_python() {
-    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+    "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
 }
 
 find_python() {
     local candidate
-    for candidate in python3.11 python3.12 python3 python; do
+    for candidate in python3.11 python3 python; do
         if command -v "$candidate" >/dev/null && is_supported_python "$candidate"; then
             echo "$candidate"
             return
         fi
     done
-    fail "no Python 3.11 or 3.12 found (tried python3.11, python3.12, python3, python): install one"
+    fail "no Python 3.11 found (tried python3.11, python3, python): install it"
 }
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
@@ -110,7 +110,7 @@ make_venv() {
     elif [[ -e "$VENV/bin/python" ]] && is_supported_python "$VENV/bin/python"; then
         return
     elif [[ -e "$VENV/bin/python" ]]; then
-        say "this .venv has no working Python 3.11 or 3.12: making it anew"
+        say "this .venv has no working Python 3.11: making it anew"
         clear=(--clear)
     fi
     python="$(find_python)"
