@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from actrep_ray.cluster.session import cluster, in_background
+from actrep_ray.cluster.background import in_background
+from actrep_ray.cluster.session import cluster
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.driver.synchronous import GrpoJob, Pools, prepare_grpo
 from actrep_ray.evaluation.periodicity import NAME as BASELINE
@@ -168,7 +170,7 @@ class Quickstart:
         """Both trainings and all evaluations that are not done yet, in a running cluster."""
         base = resolve_model(self.sft.model.path)
         engine = SharedEngine(self.grpo)
-        untrained = in_background(self.begin_engine, engine, base)
+        untrained = in_background(partial(self.begin_engine, engine, base))
         sft_learners = self.train_sft(base) if self.is_needed("sft") else None
         untrained.result()
         sft = resolve_model(self.sft.run_dir)
@@ -177,7 +179,7 @@ class Quickstart:
             resume = begin_or_resume(self.grpo.run_dir, self.keys["grpo"])
             job = prepare_grpo(self.grpo, resume=resume)
             model, steps = job.start.folder if job.start else sft, self.grpo.train.num_steps
-            grpo_learners = in_background(LearnerPool.start, self.grpo, model, steps)
+            grpo_learners = in_background(partial(LearnerPool.start, self.grpo, model, steps))
         self.evaluate("sft evaluation", engine, sft, sft_learners)
         if sft_learners is not None:
             sft_learners.shutdown()

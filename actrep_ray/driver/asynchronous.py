@@ -36,7 +36,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from actrep_ray.cluster.session import in_background
+from actrep_ray.cluster.background import in_background
 from actrep_ray.driver.contrast import submit_pairs
 from actrep_ray.driver.sampling import SampledClip
 from actrep_ray.driver.synchronous import (
@@ -281,7 +281,7 @@ class AsyncGrpoDriver(GrpoDriver):
 
     def while_working(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call in a thread; what arrives from the other pools is handled until it returns."""
-        future = in_background(function, *arguments)
+        future = in_background(partial(function, *arguments))
         self.mailbox.post_when_done(future, lambda _: None)  # ends the wait
         limit = self.recipe.learner.timeout_s + _MARGIN_S
         what = getattr(function, "__name__", str(function))
@@ -301,7 +301,7 @@ class AsyncGrpoDriver(GrpoDriver):
             return
         groups, self._answered = self._answered, []
         self._is_scoring = True
-        future = in_background(self._score, groups)
+        future = in_background(partial(self._score, groups))
         self.mailbox.post_when_done(future, self._on_scored)
 
     def _score(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from actrep_ray.cluster.session import wait_for_room
+from actrep_ray.cluster.nodes import wait_for_room
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerWorkerError
 from actrep_ray.rollout.pool import WeightsLostError

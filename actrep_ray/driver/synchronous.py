@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,7 +180,9 @@ def run_grpo(recipe: Recipe, *, pools: Pools | None = None, resume: bool = False
 
 def start_pools(recipe: Recipe, model: Path) -> Pools:
     """Start engines, reward workers and learners at the same time, in the current cluster."""
-    from actrep_ray.cluster.session import in_background, reserve, with_device
+    from actrep_ray.cluster.background import in_background
+    from actrep_ray.cluster.bundles import reserve
+    from actrep_ray.cluster.nodes import with_device
     from actrep_ray.learner.pool import LearnerPool
     from actrep_ray.rollout.pool import RolloutPool
     from actrep_ray.weights.sync import WeightSync
@@ -191,7 +194,7 @@ def start_pools(recipe: Recipe, model: Path) -> Pools:
     rollouts = RolloutPool.launch(recipe, base)  # before reward workers, which fit in anywhere
     engines = in_background(rollouts.finish_launch)
     steps = recipe.train.num_steps
-    learners = in_background(LearnerPool.start, recipe, model, steps, bundles)
+    learners = in_background(partial(LearnerPool.start, recipe, model, steps, bundles))
     rewards = RewardPool.start(recipe)
     engines.result()
     sync = WeightSync(learners.result(), rollouts)

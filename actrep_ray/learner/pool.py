@@ -15,15 +15,10 @@ import ray
 import torch
 from ray.util.placement_group import PlacementGroup
 
+from actrep_ray.cluster.bundles import bundle_options, release, reserve
+from actrep_ray.cluster.nodes import use_node_network, with_device
 from actrep_ray.cluster.placement import share_of_bundle, shares_bundles
-from actrep_ray.cluster.session import (
-    bundle_options,
-    cause_of_loss,
-    release,
-    reserve,
-    use_node_network,
-    with_device,
-)
+from actrep_ray.cluster.supervision import cause_of_loss
 from actrep_ray.config import Recipe
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.planning.learner import check_plan

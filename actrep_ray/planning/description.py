@@ -99,7 +99,7 @@ def find_hardware(path: Path, gpus: str | None, *, is_cpu: bool) -> tuple[str, l
     if is_cpu:
         return "", []
     if os.environ.get("RAY_ADDRESS"):
-        from actrep_ray.cluster.session import nodes_of_cluster
+        from actrep_ray.cluster.nodes import nodes_of_cluster
 
         return "the cluster of RAY_ADDRESS", nodes_of_cluster()
     stated = stated_hardware(path)

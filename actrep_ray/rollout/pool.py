@@ -29,15 +29,12 @@ from typing import Any, Self
 import ray
 from ray.util.placement_group import PlacementGroup
 
+from actrep_ray.cluster.background import in_background
+from actrep_ray.cluster.bundles import bundle_options
 from actrep_ray.cluster.mailbox import Mailbox
+from actrep_ray.cluster.nodes import with_device
 from actrep_ray.cluster.placement import share_of_bundle, shares_bundles
-from actrep_ray.cluster.session import (
-    bundle_options,
-    cause_of_loss,
-    has_died_with_node,
-    in_background,
-    with_device,
-)
+from actrep_ray.cluster.supervision import cause_of_loss, has_died_with_node
 from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
@@ -478,7 +475,7 @@ class RolloutPool:
         """Replace a worker that is lost and give its prompts to others."""
         self._workers.remove(worker)
         if isinstance(error, ray.exceptions.ActorUnavailableError):  # Ray does not know more yet
-            cause = in_background(cause_of_loss, worker.handle, error)
+            cause = in_background(partial(cause_of_loss, worker.handle, error))
             self.mailbox.post_when_done(
                 cause, lambda done: self._count_loss(worker, method, done.result())
             )

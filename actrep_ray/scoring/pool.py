@@ -369,7 +369,7 @@ class RewardPool:
         """
         import ray
 
-        from actrep_ray.cluster.session import cause_of_loss, has_died_with_node
+        from actrep_ray.cluster.supervision import cause_of_loss, has_died_with_node
 
         is_blameless = has_died_with_node(cause_of_loss(self.workers[worker], error))
         mine = [ref for ref, batch in self._running.items() if batch.worker == worker]

@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("actrep_ray", "data_prep", "rewards")
 MAY_IMPORT_RAY = {
-    "session.py",  # cluster/
+    "session.py",  # cluster/, as the next three
+    "nodes.py",
+    "bundles.py",
+    "supervision.py",
     "pool.py",  # RolloutPool, LearnerPool, RewardPool
 }
 
