@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actrep_ray.config import Recipe
+from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.periodicity import NAME as DETECTOR
 from actrep_ray.evaluation.predictions import (
     Prediction,
@@ -30,9 +31,11 @@ from actrep_ray.evaluation.predictions import (
     train_median,
 )
 from actrep_ray.evaluation.scores import (
+    HEADERS,
+    INTERVALS_TOLD,
+    LOWER_IS_BETTER,
     CountMetrics,
     Figures,
-    Interval,
     count_histogram,
     paired_difference,
     score_predictions,
@@ -42,14 +45,6 @@ from actrep_ray.run.metrics import read_metrics
 from actrep_ray.tasks.clips import labels_of
 from data_prep.schema import Clip, read_clips
 
-_HEADERS = {
-    "mae": "MAE ↓",
-    "obo": "OBO ↑",
-    "obz": "exact ↑",
-    "rmse": "RMSE ↓",
-    "parse_rate": "parsed ↑",
-}
-_LOWER_IS_BETTER = frozenset({"mae", "rmse"})
 _MIN_SHOWN_CYCLES = 3  # of the clip that is shown
 _MOST_COUNTS = 12  # rows of the table of predictions
 _COLLAPSE_SHARE = 0.5  # of one count among the predictions: worth a word
@@ -205,12 +200,13 @@ def comparison_table(metrics: Mapping[str, CountMetrics]) -> TableData:
     """One row for each predictor, with intervals."""
     return TableData(
         f"Counting on {next(iter(metrics.values())).num_clips} held-out clips",
-        ("", *_HEADERS.values()),
+        ("", *HEADERS.values()),
         tuple(
-            (name, *(_with_interval(getattr(m, key)) for key in _HEADERS))
+            (name, *(_with_interval(getattr(m, key)) for key in HEADERS))
             for name, m in metrics.items()
         ),
-        "Below each figure: its 95% interval. An answer that cannot be parsed is wrong.",
+        f"Below each figure: its 95% interval ({INTERVALS_TOLD}). An answer that cannot be parsed "
+        "is wrong.",
     )
 
 
@@ -220,8 +216,11 @@ def difference_table(differences: Mapping[str, Mapping[str, Interval]]) -> Table
     for pair, intervals in differences.items():
         for key, interval in intervals.items():
             change = f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-            rows.append((f"{pair}: {_HEADERS[key]}", change, _verdict(key, interval)))
-    note = "Both stages on the same resampled clips; sure if the interval leaves 0 out."
+            rows.append((f"{pair}: {HEADERS[key]}", change, _verdict(key, interval)))
+    note = (
+        "95% intervals by paired bootstrap: both stages on the same resampled clips; sure if the "
+        "interval leaves 0 out."
+    )
     return TableData("Paired differences", ("", "change", "verdict"), tuple(rows), note)
 
 
@@ -261,10 +260,11 @@ def histogram_table(predictions: Sequence[Prediction], labels: Mapping[str, Labe
 
 def _figures_table(title: str, figures: Mapping[str, Figures]) -> TableData:
     rows = tuple(
-        (name, str(f.num_clips), *(_with_interval(getattr(f, key)) for key in _HEADERS))
+        (name, str(f.num_clips), *(_with_interval(getattr(f, key)) for key in HEADERS))
         for name, f in figures.items()
     )
-    return TableData(title, ("", "clips", *_HEADERS.values()), rows)
+    note = f"95% intervals ({INTERVALS_TOLD})."
+    return TableData(title, ("", "clips", *HEADERS.values()), rows, note)
 
 
 def _with_interval(interval: Interval) -> str:
@@ -282,7 +282,7 @@ def _html_cell(cell: str) -> str:
 
 def _verdict(key: str, interval: Interval) -> str:
     if interval.is_above_zero or interval.is_below_zero:
-        is_better = interval.is_below_zero == (key in _LOWER_IS_BETTER)
+        is_better = interval.is_below_zero == (key in LOWER_IS_BETTER)
         return "better" if is_better else "worse"
     return "not sure"
 
@@ -468,7 +468,8 @@ pre { white-space: pre-wrap; background: #f5f6f8; padding: 12px; border-radius: 
 """
 
 _CAPTIONS = {
-    "curves": "Training. Thin: each step; thick: running mean; dots: held out, 95% intervals.",
+    "curves": "Training. Thin: each step; thick: running mean; dots: held out, with 95% "
+    "intervals (shares: Wilson; MAE: bootstrap).",
     "counts": "Predicted against true counts. Blue exact, orange one off, red further off; the "
     "area is the number of clips.",
     "clip": "One held-out clip. Green cycles match a true one, red ones match none.",

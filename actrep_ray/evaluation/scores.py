@@ -9,50 +9,44 @@ is better, as in TransRAC)::
 An answer without a readable count is wrong in OBO and OBZ and counts as p = 0 in MAE and RMSE. The
 parse rate and the figures over the readable answers alone stand beside it.
 
-Intervals are 95% percentile bootstrap intervals over clips, seeded. Comparing two predictors on
-the same clips uses one resample of clips for both (`paired_difference`): far narrower than the two
-intervals suggest.
+Shares (OBO, OBZ, parse rate) have Wilson intervals, MAE and RMSE bootstrap intervals over clips.
+Comparing two predictors on the same clips is a bootstrap that draws the clips once for both
+(`paired_difference`): far narrower than the two intervals suggest.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
+from actrep_ray.evaluation.intervals import (
+    Interval,
+    Take,
+    bootstrap_intervals,
+    wilson_interval,
+)
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.records import Labels
 from data_prep.strata import BINS, stratum_of
 
 FIGURES = ("mae", "obo", "obz", "rmse", "parse_rate")
+SHARES = ("obo", "obz", "parse_rate")
+LOWER_IS_BETTER = frozenset({"mae", "rmse"})
+HEADERS = {
+    "mae": "MAE ↓",
+    "obo": "OBO ↑",
+    "obz": "exact ↑",
+    "rmse": "RMSE ↓",
+    "parse_rate": "parsed ↑",
+}
+INTERVALS_TOLD = "OBO, exact and parsed: Wilson; MAE and RMSE: bootstrap over clips"
 
-_LEVEL = (2.5, 97.5)
 _MAE_OFFSET = 0.1  # keeps g = 0 defined; the value of the published metrics
-_CHUNK = 2_000_000  # most numbers of one block of resamples
+_CERTAIN = Interval(1.0, 1.0, 1.0, "definition")
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    @property
-    def is_above_zero(self) -> bool:
-        """Whether the whole interval lies above 0."""
-        return self.low > 0
-
-    @property
-    def is_below_zero(self) -> bool:
-        """Whether the whole interval lies below 0."""
-        return self.high < 0
+Group = TypeVar("Group", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ def score_predictions(
     Args:
         predictions: One for each clip of `labels`.
         labels: By clip id: the clips that were to be answered, no more.
-        num_bootstrap: Resamples of the intervals.
+        num_bootstrap: Resamples of the intervals of MAE and RMSE.
         seed: Of the resamples.
 
     Raises:
@@ -128,25 +122,44 @@ def score_predictions(
     """
     table = _Table.of(predictions, labels)
     truth = [labels[p.clip_id] for p in predictions]
-    bins = [stratum_of(known.count, BINS).name for known in truth]
-    actions = [known.action for known in truth]
-
-    def figures(where: np.ndarray) -> Figures:
-        return table.select(where).figures(num_bootstrap, seed)
-
-    def by(names: Sequence[str], order: Sequence[str]) -> dict[str, Figures]:
-        column = np.array(names)
-        return {name: figures(column == name) for name in order if name in names}
-
-    is_parsed = table.is_parsed
-    overall = figures(np.ones(len(truth), bool))
+    bins = table.by([stratum_of(known.count, BINS).name for known in truth], num_bootstrap, seed)
+    actions = table.by([known.action for known in truth], num_bootstrap, seed)
+    overall = table.figures(num_bootstrap, seed)
+    parsed = None
+    if table.is_parsed.any():
+        parsed = table.select(table.is_parsed).figures(num_bootstrap, seed)
+        parsed = replace(parsed, parse_rate=_CERTAIN)
     return CountMetrics(
         **{f.name: getattr(overall, f.name) for f in fields(Figures)},
-        parsed_only=figures(is_parsed) if is_parsed.any() else None,
-        bins=by(bins, [stratum.name for stratum in BINS]),
-        actions=by(actions, sorted(set(actions))),
+        parsed_only=parsed,
+        bins={stratum.name: bins[stratum.name] for stratum in BINS if stratum.name in bins},
+        actions={name: actions[name] for name in sorted(actions)},
         histogram=count_histogram(predictions),
     )
+
+
+def score_groups(
+    predictions: Sequence[Prediction],
+    labels: Mapping[str, Labels],
+    groups: Mapping[str, Group],
+    *,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> dict[Group, Figures]:
+    """Figures over parts of the clips.
+
+    Args:
+        predictions: One for each clip of `labels`.
+        labels: By clip id.
+        groups: The part that each clip belongs to, by clip id.
+        num_bootstrap: Resamples of the intervals of MAE and RMSE.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: as `score_predictions` does.
+    """
+    table = _Table.of(predictions, labels)
+    return table.by([groups[p.clip_id] for p in predictions], num_bootstrap, seed)
 
 
 def paired_difference(
@@ -157,7 +170,7 @@ def paired_difference(
     num_bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """How much each figure changed, `after` minus `before`, with paired 95% intervals.
+    """How much each figure changed, `after` minus `before`, with paired bootstrap intervals.
 
     Both are resampled together, clip by clip. Negative is better for mae and rmse, positive for
     obo, obz and parse_rate.
@@ -172,10 +185,12 @@ def paired_difference(
     _check_ids(after, labels)
     second = _Table.of([by_id[p.clip_id] for p in before], labels)
 
-    def difference(rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        return _reduce(rows(second.values)) - _reduce(rows(first.values))
+    def difference(take: Take) -> np.ndarray:
+        return _reduce(take(second.values)) - _reduce(take(first.values))
 
-    intervals = _bootstrap(difference, len(first.values), num_bootstrap, seed)
+    intervals = bootstrap_intervals(
+        difference, len(first.values), num_bootstrap=num_bootstrap, seed=seed
+    )
     return dict(zip(FIGURES, intervals, strict=True))
 
 
@@ -240,17 +255,34 @@ class _Table:
         return self.values[:, 4] == 1
 
     def select(self, where: np.ndarray) -> "_Table":
-        """The clips where a bool [N] holds."""
+        """Some of the clips, by a bool [N] or by their places."""
         return _Table(self.values[where])
+
+    def by(self, groups: Sequence[Group], num_bootstrap: int, seed: int) -> dict[Group, Figures]:
+        """The figures of each group of clips, in the order in which groups are first seen."""
+        rows: dict[Group, list[int]] = {}
+        for row, group in enumerate(groups):
+            rows.setdefault(group, []).append(row)
+        return {
+            group: self.select(np.array(chosen)).figures(num_bootstrap, seed)
+            for group, chosen in rows.items()
+        }
 
     def figures(self, num_bootstrap: int, seed: int) -> Figures:
         """The figures with their intervals."""
 
-        def reduce(rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-            return _reduce(rows(self.values))
+        def reduce(take: Take) -> np.ndarray:
+            return _reduce(take(self.values))
 
-        intervals = _bootstrap(reduce, len(self.values), num_bootstrap, seed)
-        return Figures(len(self.values), *intervals)
+        num_clips = len(self.values)
+        bootstrapped = bootstrap_intervals(
+            reduce, num_clips, num_bootstrap=num_bootstrap, seed=seed
+        )
+        intervals = dict(zip(FIGURES, bootstrapped, strict=True))
+        for name in SHARES:
+            num_right = int(self.values[:, FIGURES.index(name)].sum())
+            intervals[name] = wilson_interval(num_right, num_clips)
+        return Figures(num_clips, **intervals)
 
 
 def _reduce(values: np.ndarray) -> np.ndarray:
@@ -258,31 +290,6 @@ def _reduce(values: np.ndarray) -> np.ndarray:
     means = values.mean(axis=-2)
     means[..., 3] = np.sqrt(means[..., 3])
     return means
-
-
-def _bootstrap(
-    statistic: Callable[[Callable[[np.ndarray], np.ndarray]], np.ndarray],
-    num_clips: int,
-    num_bootstrap: int,
-    seed: int,
-) -> list[Interval]:
-    """Percentile intervals of a statistic that is told which rows of its tables to take."""
-    point = statistic(lambda table: table)
-    rng = np.random.default_rng(seed)
-    block = max(1, _CHUNK // (num_clips * len(FIGURES)))
-    samples = []
-    for first in range(0, num_bootstrap, block):
-        shape = (min(block, num_bootstrap - first), num_clips)
-        rows = rng.integers(0, num_clips, size=shape)
-        samples.append(statistic(partial(_take, rows)))
-    low, high = np.percentile(np.concatenate(samples), _LEVEL, axis=0)
-    return [
-        Interval(float(v), float(a), float(b)) for v, a, b in zip(point, low, high, strict=True)
-    ]
-
-
-def _take(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
-    return table[rows]
 
 
 def _check_ids(predictions: Sequence[Prediction], labels: Mapping[str, Labels]) -> None:

@@ -9,6 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actrep_ray.evaluation.intervals import (
+    Interval,
+    Take,
+    bootstrap_intervals,
+    wilson_interval,
+)
 from actrep_ray.evaluation.predictions import (
     Prediction,
     constant_predictions,
@@ -19,10 +25,10 @@ from actrep_ray.evaluation.predictions import (
 )
 from actrep_ray.evaluation.scores import (
     FIGURES,
-    Interval,
     count_histogram,
     metrics_of_json,
     paired_difference,
+    score_groups,
     score_predictions,
 )
 from actrep_ray.records import Labels
@@ -66,7 +72,7 @@ def test_parsed_only_leaves_the_unread_out() -> None:
     assert parsed.obo.value == pytest.approx(2 / 3)
     assert parsed.obz.value == pytest.approx(1 / 3)
     assert parsed.rmse.value == pytest.approx(math.sqrt(10 / 3))
-    assert parsed.parse_rate == Interval(1.0, 1.0, 1.0)
+    assert parsed.parse_rate == Interval(1.0, 1.0, 1.0, "definition")
 
 
 def test_an_unread_answer_is_wrong_even_where_zero_is_right() -> None:
@@ -112,24 +118,93 @@ def test_no_median_of_nothing() -> None:
         train_median([])
 
 
+# By hand: (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with z = 1.95996.
+# n = 20: z^2 / n = 0.192073, so 0 of 20 ends at 0.192073 / 1.192073 and 20 of 20 begins at
+# 1 / 1.192073; 10 of 20: 0.5 -+ 1.95996 sqrt(0.0125 + 0.0024009) / 1.192073 = 0.5 -+ 0.200702.
+@pytest.mark.parametrize(
+    ("num_right", "low", "high"),
+    [(20, 0.838875, 1.0), (0, 0.0, 0.161125), (10, 0.299298, 0.700702)],
+)
+def test_wilson_by_hand(num_right: int, low: float, high: float) -> None:
+    interval = wilson_interval(num_right, 20)
+    assert interval.value == num_right / 20
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-6)
+    assert interval.method == "wilson"
+
+
+def test_all_right_is_no_certainty() -> None:
+    metrics = score_predictions(make_predictions(*range(20)), make_labels(*range(20)))
+    assert str(metrics.obz) == str(metrics.obo) == str(metrics.parse_rate) == "1.000 [0.839, 1.000]"
+    assert metrics.mae == metrics.rmse == Interval(0.0, 0.0, 0.0, "bootstrap")
+    none = score_predictions(make_predictions(*[None] * 20), make_labels(*range(20)))
+    assert str(none.obz) == "0.000 [0.000, 0.161]"
+
+
+def test_each_figure_says_where_its_interval_comes_from() -> None:
+    row = score_predictions(PREDICTIONS, LABELS).to_json()
+    methods = {"mae": "bootstrap", "rmse": "bootstrap"}
+    methods |= dict.fromkeys(("obo", "obz", "parse_rate"), "wilson")
+    for part in (row, row["bins"]["41+"], row["actions"]["squat"]):
+        assert {name: part[name]["method"] for name in FIGURES} == methods
+    changed = paired_difference(PREDICTIONS, PREDICTIONS, LABELS)
+    assert {interval.method for interval in changed.values()} == {"bootstrap"}
+
+
+def test_metrics_from_before_the_methods_were_named_are_read_as_bootstrap() -> None:
+    row = score_predictions(PREDICTIONS, LABELS).to_json()
+    for name in FIGURES:
+        del row[name]["method"]
+    assert metrics_of_json(row).obz.method == "bootstrap"
+
+
+@pytest.mark.parametrize(("num_right", "num_clips"), [(0, 0), (3, 2), (-1, 2)])
+def test_a_share_of_nothing_is_an_error(num_right: int, num_clips: int) -> None:
+    with pytest.raises(ValueError):
+        wilson_interval(num_right, num_clips)
+
+
+def test_groups_are_scored_apart() -> None:
+    groups = {"c0": "a", "c1": "b", "c2": "a", "c3": "b"}
+    figures = score_groups(PREDICTIONS, LABELS, groups)
+    assert list(figures) == ["a", "b"]
+    assert figures["a"].mae.value == pytest.approx((1 / 4.1 + 10 / 10.1) / 2)
+    assert figures["a"].parse_rate.value == 0.5
+    assert figures["b"].obz.value == 0.5
+
+
 def test_interval_of_a_share_agrees_with_theory() -> None:
     labels = make_labels(*([5] * 200))
     predictions = make_predictions(*([5] * 140 + [9] * 60))
-    obz = score_predictions(predictions, labels, num_bootstrap=4000).obz
+    obz = score_predictions(predictions, labels).obz
     half = 1.96 * math.sqrt(0.7 * 0.3 / 200)
     assert obz.value == 0.7
     assert obz.low == pytest.approx(0.7 - half, abs=0.01)
     assert obz.high == pytest.approx(0.7 + half, abs=0.01)
 
 
-def test_the_seed_decides_and_blocks_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_decides() -> None:
     labels = make_labels(*range(50))
     predictions = make_predictions(*(i + i % 3 for i in range(50)))
     first = score_predictions(predictions, labels, seed=3)
     assert score_predictions(predictions, labels, seed=3) == first
     assert score_predictions(predictions, labels, seed=4).mae != first.mae
-    monkeypatch.setattr("actrep_ray.evaluation.scores._CHUNK", 5_000)
-    assert score_predictions(predictions, labels, seed=3).mae.low == pytest.approx(first.mae.low)
+
+
+def test_the_size_of_a_block_does_not_decide() -> None:
+    table = np.random.default_rng(0).normal(size=(50, 2))
+
+    def means(take: Take) -> np.ndarray:
+        return take(table).mean(axis=-2)
+
+    whole, small = (
+        bootstrap_intervals(means, 50, num_bootstrap=400, seed=3, most_rows=most_rows)
+        for most_rows in (400_000, 1_000)
+    )
+    for one, other in zip(whole, small, strict=True):
+        assert other.value == one.value
+        assert (other.low, other.high) == pytest.approx((one.low, one.high))
+    # The mean of 50 normal values is within 1.96 / sqrt(50) of 0; the interval is as wide.
+    assert whole[0].high - whole[0].low == pytest.approx(2 * 1.96 / math.sqrt(50), rel=0.15)
 
 
 def test_paired_difference_is_exact_and_narrower_than_the_two_intervals() -> None:
