@@ -44,7 +44,7 @@ from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
 from actrep_ray.tasks.clips import load_clips
 from actrep_ray.weights.sync import WeightSync
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.converters import TableFormat, convert, table
-from data_prep.synthetic import encode_mp4
+from data_prep.video_writer import encode_mp4
 
 FPS, NUM_FRAMES = 25, 250
 COLUMNS = ["id", "type", "name", "count", *(f"L{i}" for i in range(1, 303))]

@@ -67,7 +67,7 @@ def main() -> None:
 
 def write_video(path: Path) -> Path:
     """Sixteen seconds of noise, 224x224 at 4 fps."""
-    from data_prep.synthetic import encode_mp4
+    from data_prep.video_writer import encode_mp4
 
     frames = np.random.default_rng(0).integers(0, 256, (64, 224, 224, 3), np.uint8)
     encode_mp4(path, frames, 4)

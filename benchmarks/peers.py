@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]
 def prepare(args: argparse.Namespace, folder: Path) -> None:
     """Render the clips and write the model, where none are given."""
     from actrep_ray.models.tiny import write_base_model
-    from data_prep.synthetic import write_dataset
+    from data_prep.synthetic.dataset import write_dataset
 
     if not args.data:
         write_dataset(folder / "data", level="easy", num_clips={"train": 64}, seed=0)

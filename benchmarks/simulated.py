@@ -25,7 +25,7 @@ from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.weights.sync import WeightSync
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 from rewards.response import Response, render
 

@@ -101,7 +101,7 @@ def _prepare_synthetic(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from data_prep.synthetic import write_dataset
+    from data_prep.synthetic.dataset import write_dataset
 
     out = args.out or Path("data") / f"synthetic-{args.level}"
     num_clips = {split: getattr(args, split) for split in SPLITS}

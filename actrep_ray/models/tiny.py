@@ -33,7 +33,7 @@ from transformers import (
 
 from actrep_ray.models.architecture import build_config
 from data_prep.cot import wording
-from data_prep.synthetic import MOTIONS
+from data_prep.synthetic.motions import MOTIONS
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 

@@ -15,7 +15,9 @@ from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Prompt, RolloutGroup
 from data_prep.schema import Clip
-from data_prep.synthetic import encode_mp4, render_clip
+from data_prep.synthetic.clip import clip_spec
+from data_prep.synthetic.render import draw_clip
+from data_prep.video_writer import encode_mp4
 
 # (frames per second, most frames): 2, 4 and 8 fps whole; odd numbers of frames at each rate.
 SAMPLINGS = ((2.0, 256), (4.0, 256), (8.0, 256), (2.0, 9), (4.0, 17), (8.0, 5))
@@ -31,10 +33,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
     folder = tmp_path_factory.mktemp("videos")
     clips = []
     for index in range(2):
-        rendered = render_clip("easy", 7, "train", index)
+        spec = clip_spec("easy", 7, "train", index)
         path = folder / f"{index}.mp4"
-        encode_mp4(path, rendered.frames, rendered.fps)
-        clips.append(replace(rendered.clip, video=str(path)))
+        encode_mp4(path, draw_clip(spec), spec.fps)
+        clips.append(replace(spec.clip, video=str(path)))
     return clips
 
 

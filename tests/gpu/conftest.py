@@ -15,7 +15,7 @@ from actrep_ray.models.architecture import find_config
 from actrep_ray.models.tiny import write_random_model
 from actrep_ray.records import LearnerRow
 from data_prep.schema import Clip
-from data_prep.synthetic import encode_mp4
+from data_prep.video_writer import encode_mp4
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import LearnerRow
 from data_prep.schema import Clip
-from data_prep.synthetic import encode_mp4
+from data_prep.video_writer import encode_mp4
 
 MakeRows = Callable[..., list[LearnerRow]]
 MakeWorker = Callable[..., LearnerWorker]

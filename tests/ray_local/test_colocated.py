@@ -9,7 +9,7 @@ from ray.util import placement_group_table
 from actrep_ray.config import load_recipe
 from actrep_ray.driver.synchronous import prepare_grpo, start_pools
 from actrep_ray.models.tiny import write_tiny_model
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 
 
 def test_they_share_a_bundle_and_train(

@@ -17,7 +17,7 @@ import pytest
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.metrics import read_metrics
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 
 START_S = 300.0  # a start of all workers takes 20-60 s
 END_S = 240.0  # Ray's workers notice a killed driver late on a busy machine

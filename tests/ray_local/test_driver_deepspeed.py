@@ -16,7 +16,7 @@ from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.weights.sync import WeightSync
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 
 pytestmark = pytest.mark.engine
 

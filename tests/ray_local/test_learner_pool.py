@@ -16,7 +16,7 @@ from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import LearnerRow
 from actrep_ray.weights.buckets import unpack_weights
 from data_prep.schema import Clip
-from data_prep.synthetic import encode_mp4
+from data_prep.video_writer import encode_mp4
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from actrep_ray.rollout.worker import RolloutWorker
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.weights.buckets import pack_weights
 from actrep_ray.weights.sync import WeightSync
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 from rewards.response import parse
 

@@ -19,7 +19,9 @@ from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool, RolloutWorkerError
 from actrep_ray.weights.buckets import WeightBucket, pack_weights
 from actrep_ray.weights.sync import WeightSync
-from data_prep.synthetic import encode_mp4, render_clip
+from data_prep.synthetic.clip import clip_spec
+from data_prep.synthetic.render import draw_clip
+from data_prep.video_writer import encode_mp4
 
 SETTINGS = SamplingSettings(max_tokens=4, group_size=2)
 GREEDY = SamplingSettings(max_tokens=4, temperature=0.0)
@@ -47,10 +49,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def prompts(
     models: list[Path], recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Prompt]:
-    rendered = render_clip("easy", 3, "train", 0)
+    spec = clip_spec("easy", 3, "train", 0)
     path = tmp_path_factory.mktemp("videos") / "clip.mp4"
-    encode_mp4(path, rendered.frames, rendered.fps)
-    plan = QwenVLInputs(models[0]).plan(replace(rendered.clip, video=str(path)), recipe.video)
+    encode_mp4(path, draw_clip(spec), spec.fps)
+    plan = QwenVLInputs(models[0]).plan(replace(spec.clip, video=str(path)), recipe.video)
     return [Prompt(f"p{i}", "clip", f"How many? {i}", plan) for i in range(5)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actrep_ray.models.tiny import write_tiny_model
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """\

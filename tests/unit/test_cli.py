@@ -12,7 +12,7 @@ import pytest
 from actrep_ray.cli.main import main
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.schema import Clip, read_clips, write_clips
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 
 COMMANDS = (
     "prepare synthetic", "prepare tiny-model", "prepare rcs-report", "prepare rcs-export",

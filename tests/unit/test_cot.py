@@ -23,7 +23,7 @@ from data_prep.cot import (
     wording,
 )
 from data_prep.schema import Clip, DataError, write_clips
-from data_prep.synthetic import MOTIONS
+from data_prep.synthetic.motions import MOTIONS
 from data_prep.teachers.annotations import annotate
 from rewards.compose import score
 from rewards.response import parse

@@ -28,7 +28,7 @@ from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.profile import Timeline
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 from rewards.response import parse
 

@@ -17,7 +17,7 @@ from actrep_ray.records import Labels, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.profile import Timeline
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 
 PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)

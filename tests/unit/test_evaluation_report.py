@@ -23,7 +23,7 @@ from actrep_ray.evaluation.report import (
     write_report,
 )
 from data_prep.schema import Clip, write_clips
-from data_prep.synthetic import encode_mp4
+from data_prep.video_writer import encode_mp4
 
 FPS, NUM_FRAMES, SIZE = 10, 80, 64
 

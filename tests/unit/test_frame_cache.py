@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from actrep_ray.media.frame_cache import FrameCache
-from data_prep.synthetic import encode_mp4
 from data_prep.video import FramePlan, VideoError, clip_of_video, plan_frames, read_frames
+from data_prep.video_writer import encode_mp4
 
 GIB = 2**30
 

@@ -33,7 +33,7 @@ from data_prep.periodicity.similarity import (
     squared_distances,
 )
 from data_prep.schema import Clip, Cycle, read_clips, write_clips
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 from data_prep.teachers.periodicity import propose_answers
 from data_prep.video import VideoError
 

@@ -18,17 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.schema import SPLITS, read_clips
-from data_prep.synthetic import (
-    LEVELS,
-    MOTIONS,
-    Timeline,
-    count_weights,
-    encode_mp4,
-    plan_clip,
-    read_tracks,
-    render_clip,
-    write_dataset,
-)
+from data_prep.synthetic.clip import clip_spec
+from data_prep.synthetic.dataset import read_tracks, write_dataset
+from data_prep.synthetic.levels import LEVELS, count_weights
+from data_prep.synthetic.motions import MOTIONS
+from data_prep.synthetic.render import draw_clip
+from data_prep.synthetic.timeline import Timeline
+from data_prep.video_writer import Frames, encode_mp4
 
 NUM_CLIPS = {"train": 20, "validation": 4, "test": 4}
 
@@ -71,17 +67,17 @@ def test_one_way_motion_stays_where_it_ends() -> None:
 @given(**clip_keys)
 @settings(max_examples=300, deadline=None)
 def test_labels_are_consistent(level: str, seed: int, split: str, index: int) -> None:
-    plan, spec = plan_clip(level, seed, split, index), LEVELS[level]
-    clip, cycles = plan.clip, plan.timeline.cycles
-    assert clip.count == len(cycles) <= spec.max_count
+    spec, ranges = clip_spec(level, seed, split, index), LEVELS[level]
+    clip, cycles = spec.clip, spec.timeline.cycles
+    assert clip.count == len(cycles) <= ranges.max_count
     assert clip.duration_s % 0.5 == 0
-    assert spec.duration_s[0] <= clip.duration_s <= spec.duration_s[1]
-    assert clip.num_frames == clip.duration_s * clip.video_fps == len(plan.track.position)
+    assert ranges.duration_s[0] <= clip.duration_s <= ranges.duration_s[1]
+    assert clip.num_frames == clip.duration_s * clip.video_fps == len(spec.track.position)
     bounds = [bound for cycle in cycles for bound in cycle]
     assert bounds == sorted(bounds) == [round(b, 3) for b in bounds]
     assert not bounds or (bounds[0] >= 0.299 and bounds[-1] <= clip.duration_s - 0.299)
     for start, end in cycles:
-        assert spec.period_s[0] - 0.0011 <= end - start <= spec.period_s[1] + 0.0011
+        assert ranges.period_s[0] - 0.0011 <= end - start <= ranges.period_s[1] + 0.0011
     for (_, end), (start, _) in pairwise(cycles):
         assert start == end or 0.399 <= start - end <= 1.501
 
@@ -89,7 +85,7 @@ def test_labels_are_consistent(level: str, seed: int, split: str, index: int) ->
 @given(**clip_keys)
 @settings(max_examples=200, deadline=None)
 def test_track_rests_at_every_boundary(level: str, seed: int, split: str, index: int) -> None:
-    timeline = plan_clip(level, seed, split, index).timeline
+    timeline = clip_spec(level, seed, split, index).timeline
     for start, end in timeline.cycles:
         assert timeline.track_at(np.array([start, end])).position.tolist() == [0.0, 0.0]
         inside = timeline.track_at(np.linspace(start, end, 200, endpoint=False)[1:])
@@ -107,25 +103,25 @@ def test_track_rests_at_every_boundary(level: str, seed: int, split: str, index:
 def test_speed_stays_within_the_levels_factor(
     level: str, seed: int, split: str, index: int
 ) -> None:
-    lengths = np.array([e - s for s, e in plan_clip(level, seed, split, index).timeline.cycles])
+    lengths = np.array([e - s for s, e in clip_spec(level, seed, split, index).timeline.cycles])
     if len(lengths):
         assert lengths.max() / lengths.min() <= LEVELS[level].tempo_factor ** 2 + 0.01
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_counts_are_long_tailed(level: str) -> None:
-    weights = count_weights(level)
+    weights = count_weights(LEVELS[level])
     assert weights.sum() == pytest.approx(1.0)
     assert weights[0] == pytest.approx(0.05)
     assert weights.argmax() == 3
     assert (np.diff(weights[4:]) < 0).all()
-    plans = [plan_clip(level, 0, "train", i) for i in range(1500)]
-    counts = Counter(p.clip.count for p in plans)
+    specs = [clip_spec(level, 0, "train", i) for i in range(1500)]
+    counts = Counter(s.clip.count for s in specs)
     assert max(counts) == LEVELS[level].max_count
     assert 0.03 < counts[0] / 1500 < 0.07
     assert max(counts, key=counts.__getitem__) in (2, 3, 4)
-    assert Counter(p.clip.action for p in plans).keys() == MOTIONS.keys()
-    zeros = [p.track.is_moving.any() for p in plans if p.clip.count == 0]
+    assert Counter(s.clip.action for s in specs).keys() == MOTIONS.keys()
+    zeros = [s.track.is_moving.any() for s in specs if s.clip.count == 0]
     assert 0.25 < np.mean(zeros) < 0.75  # some move without repeating, some stand still
     best_constant = max(sum(counts[c + d] for d in (-1, 0, 1)) for c in range(24)) / 1500
     assert best_constant < 0.42
@@ -149,7 +145,7 @@ def test_metadata_agrees_with_the_files(dataset: Path) -> None:
 def test_decoded_frames_are_the_rendered_ones(dataset: Path) -> None:
     clip = next(iter(read_clips(dataset)))
     decoded = decord.VideoReader(clip.video)[:].asnumpy().astype(int)
-    rendered = render_clip("easy", 7, "train", 0).frames.astype(int)
+    rendered = draw_clip(clip_spec("easy", 7, "train", 0)).astype(int)
     # what is left is the codec's loss and its coarser colour planes
     assert np.abs(decoded - rendered).mean() < 6
 
@@ -195,23 +191,23 @@ def test_other_settings_replace_the_folder_and_foreign_files_are_kept(tmp_path: 
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
-    clip = render_clip("hard", 3, "test", 5)
-    again = render_clip("hard", 3, "test", 5)
-    assert np.array_equal(clip.frames, again.frames)
-    encode_mp4(tmp_path / "a.mp4", clip.frames, clip.fps)
-    encode_mp4(tmp_path / "b.mp4", again.frames, again.fps)
+    spec = clip_spec("hard", 3, "test", 5)
+    frames, again = draw_clip(spec), draw_clip(clip_spec("hard", 3, "test", 5))
+    assert np.array_equal(frames, again)
+    encode_mp4(tmp_path / "a.mp4", frames, spec.fps)
+    encode_mp4(tmp_path / "b.mp4", again, spec.fps)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     assert not list(tmp_path.glob(".*"))
 
 
 def test_splits_and_seeds_are_disjoint() -> None:
-    plans = [
-        plan_clip("easy", seed, split, i)
+    specs = [
+        clip_spec("easy", seed, split, i)
         for seed in (0, 1) for split in SPLITS for i in range(60)
     ]  # fmt: skip
-    cycles = [p.timeline.cycles for p in plans if p.timeline.cycles]
+    cycles = [s.timeline.cycles for s in specs if s.timeline.cycles]
     assert len(set(cycles)) == len(cycles)
-    assert len({p.clip.id for p in plans}) == len(plans)
+    assert len({s.clip.id for s in specs}) == len(specs)
 
 
 def test_no_name_gives_the_count_away(dataset: Path) -> None:
@@ -224,8 +220,8 @@ def test_no_name_gives_the_count_away(dataset: Path) -> None:
 
 def moving_index(level: str, action: str) -> int:
     for i in range(500):
-        plan = plan_clip(level, 0, "train", i)
-        if plan.clip.action == action and plan.clip.count >= 2:
+        clip = clip_spec(level, 0, "train", i).clip
+        if clip.action == action and clip.count >= 2:
             return i
     raise AssertionError(f"no {action} at level {level}")
 
@@ -233,15 +229,15 @@ def moving_index(level: str, action: str) -> int:
 @pytest.mark.parametrize("action", MOTIONS)
 def test_motion_is_bold_at_32_pixels(action: str) -> None:
     """The part of the picture that changes spans at least 40% of a side and has contrast."""
-    clip = render_clip("easy", 0, "train", moving_index("easy", action))
-    small = clip.frames.reshape(len(clip.frames), 32, 2, 32, 2, 3).mean(axis=(2, 4))
+    frames = draw_clip(clip_spec("easy", 0, "train", moving_index("easy", action)))
+    small = frames.reshape(len(frames), 32, 2, 32, 2, 3).mean(axis=(2, 4))
     change = np.abs(small - small[0]).mean(axis=3).max(axis=0) > 40  # [32, 32]
     rows, columns = np.nonzero(change)
     assert max(np.ptp(rows), np.ptp(columns)) + 1 >= 0.4 * 32
     assert change.mean() > 0.03
 
 
-def border_noise(frames: np.ndarray) -> float:
+def border_noise(frames: Frames) -> float:
     """Mean change from frame to frame in the corners, which the figure does not reach."""
     corners = frames[:, :6, [*range(6), *range(-6, 0)]].astype(float)
     return float(np.abs(np.diff(corners, axis=0)).mean())
@@ -249,14 +245,14 @@ def border_noise(frames: np.ndarray) -> float:
 
 def test_levels_add_what_they_say() -> None:
     clips = {
-        level: [render_clip(level, 0, "train", i) for i in range(7)]
+        level: [draw_clip(clip_spec(level, 0, "train", i)) for i in range(7)]
         for level in ("easy", "medium", "hard")
     }
-    noise = {level: np.mean([border_noise(c.frames) for c in cs]) for level, cs in clips.items()}
+    noise = {level: np.mean([border_noise(c) for c in cs]) for level, cs in clips.items()}
     assert 1 < noise["easy"] < noise["medium"] < noise["hard"]
 
     def brightness_range(level: str) -> float:
-        means = [c.frames[:, :6].mean(axis=(1, 2, 3)) for c in clips[level]]
+        means = [c[:, :6].mean(axis=(1, 2, 3)) for c in clips[level]]
         return float(np.median([np.ptp(m) / m.mean() for m in means]))
 
     assert brightness_range("easy") < 0.05 < brightness_range("medium")
@@ -267,18 +263,18 @@ def test_levels_add_what_they_say() -> None:
     [("easy", {12, 15}, {64}), ("medium", {12, 15}, {64, 80}), ("hard", {24, 30}, {64, 80, 96})],
 )
 def test_frame_rates_and_sizes(level: str, frame_rates: set[int], sizes: set[int]) -> None:
-    plans = [plan_clip(level, 0, "train", i) for i in range(60)]
-    assert {p.fps for p in plans} == frame_rates
-    assert {p.clip.width for p in plans} == {p.clip.height for p in plans} == sizes
+    specs = [clip_spec(level, 0, "train", i) for i in range(60)]
+    assert {s.fps for s in specs} == frame_rates
+    assert {s.clip.width for s in specs} == {s.clip.height for s in specs} == sizes
 
 
 def test_hard_has_distractors_bars_and_a_shaking_camera() -> None:
-    spec = LEVELS["hard"]
-    assert spec.num_bars[0] >= 1
-    assert spec.num_distractors[0] >= 1
-    assert spec.jitter > LEVELS["medium"].jitter > LEVELS["easy"].jitter == 0
-    clip = render_clip("hard", 0, "train", moving_index("hard", "ball_bounce"))
-    still = clip.frames[~clip.track.is_moving].astype(float)
+    ranges = LEVELS["hard"]
+    assert ranges.num_bars[0] >= 1
+    assert ranges.num_distractors[0] >= 1
+    assert ranges.jitter > LEVELS["medium"].jitter > LEVELS["easy"].jitter == 0
+    spec = clip_spec("hard", 0, "train", moving_index("hard", "ball_bounce"))
+    still = draw_clip(spec)[~spec.track.is_moving].astype(float)
     # edges in the picture move although the figure rests
     spread = still.mean(axis=3).std(axis=0)
     assert np.quantile(spread, 0.99) > 2 * np.quantile(spread, 0.2)
@@ -304,7 +300,7 @@ def test_bad_settings_are_refused(tmp_path: Path, change: dict, message: str) ->
 
 KILLED = """
 import sys
-from data_prep.synthetic import write_dataset
+from data_prep.synthetic.dataset import write_dataset
 
 if __name__ == "__main__":
     write_dataset(

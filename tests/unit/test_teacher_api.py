@@ -22,7 +22,6 @@ import pytest
 from actrep_ray.cli.main import main
 from data_prep.cot import read_answers, rejection
 from data_prep.schema import Clip, DataError, write_clips
-from data_prep.synthetic import encode_mp4
 from data_prep.teachers.api import (
     TeacherError,
     _Pace,
@@ -34,6 +33,7 @@ from data_prep.teachers.api import (
 from data_prep.teachers.journal import Journal
 from data_prep.teachers.prompt import prompt_for, says_that_it_was_told
 from data_prep.teachers.settings import ApiSettings
+from data_prep.video_writer import encode_mp4
 
 SERVER = Path(__file__).with_name("teacher_server.py")
 SECRET = "sk-do-not-write-me-4711"

@@ -23,8 +23,8 @@ from actrep_ray.models.tiny import write_tiny_model
 from data_prep.clip_checks import KINDS, RowFindings, View, check_cycles, estimate_view
 from data_prep.decode_check import VideoTask, check_in_processes
 from data_prep.schema import Clip, DataError
-from data_prep.synthetic import encode_mp4
 from data_prep.validate import Decoding, Report, validate_file, write_report
+from data_prep.video_writer import encode_mp4
 from rewards.reference import usable_cycles
 
 FPS, NUM_FRAMES = 10, 40

@@ -9,7 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data_prep.schema import Clip
-from data_prep.synthetic import encode_mp4
 from data_prep.video import (
     FramePlan,
     VideoError,
@@ -21,6 +20,7 @@ from data_prep.video import (
     plan_frames,
     read_frames,
 )
+from data_prep.video_writer import encode_mp4
 
 FPS, NUM_FRAMES, SIZE = 12, 60, 64
 LIMITS = {"min_frames": 4, "max_frames": 256, "min_pixels": 1024, "max_pixels": 1024}

@@ -1,0 +1,182 @@
+"""The folder of a synthetic data set, rendered by several processes.
+
+A second writer of the same folder waits for the first::
+
+    OUT_DIR/dataset.json      settings and their fingerprint
+    OUT_DIR/clips.jsonl       one line of `data_prep.schema` per clip
+    OUT_DIR/tracks.jsonl      one line per clip: where the moving part is in every video frame
+    OUT_DIR/videos/*.mp4
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data_prep.processes import die_with
+from data_prep.schema import SPLITS, Clip, write_clips
+from data_prep.synthetic.clip import check_request, clip_spec
+from data_prep.synthetic.render import draw_clip
+from data_prep.synthetic.timeline import Track
+from data_prep.video_writer import encode_mp4
+
+# Raise it whenever the same (level, seed, split, index) would give another video or other labels.
+RENDERER_VERSION = 1
+
+_CHUNK = 16  # clips that a worker renders between two progress reports
+
+Row = tuple[Clip, str]
+
+
+def write_dataset(
+    out_dir: Path,
+    *,
+    level: str,
+    num_clips: dict[str, int],
+    seed: int,
+    num_processes: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Render a data set; a finished one with the same settings is left as it is.
+
+    A folder that an interrupted call left behind is completed. One written with other settings is
+    written anew. One that holds a `clips.jsonl` of another origin is refused.
+
+    Args:
+        out_dir: The folder to write.
+        level: A key of `LEVELS`.
+        num_clips: Clips per split, for example `{"train": 600, "test": 200}`.
+        seed: Clips depend on it, on the level, the split and their index, on nothing else.
+        num_processes: Processes that render; the result does not depend on it.
+        progress: Called with (clips done, clips in all).
+
+    Returns:
+        The path of `clips.jsonl`.
+
+    Raises:
+        ValueError: for an unknown level or split, a negative number, or a folder that belongs to
+            something else.
+    """
+    check_request(level, num_clips, seed, num_processes)
+    out_dir = Path(out_dir)
+    clips_path = out_dir / "clips.jsonl"
+    settings = {
+        "renderer_version": RENDERER_VERSION,
+        "level": level,
+        "seed": seed,
+        "num_clips": {s: num_clips[s] for s in SPLITS if s in num_clips},
+    }
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    (out_dir / "videos").mkdir(parents=True, exist_ok=True)
+    with _only_writer(out_dir):
+        if not _prepare_folder(out_dir, settings | {"fingerprint": fingerprint}):
+            return clips_path
+        jobs = [(s, i) for s in SPLITS for i in range(num_clips.get(s, 0))]
+        rows = []
+        for done in _render_all(out_dir, level, seed, jobs, num_processes):
+            rows += done
+            if progress:
+                progress(len(rows), len(jobs))
+        _write_atomic(out_dir / "tracks.jsonl", "".join(track + "\n" for _, track in rows).encode())
+        write_clips(clips_path, (clip for clip, _ in rows))
+    return clips_path
+
+
+def read_tracks(path: Path) -> dict[str, Track]:
+    """The tracks of a data set by clip id."""
+    tracks = {}
+    with Path(path).open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            tracks[row["id"]] = Track(
+                np.array(row["times_s"]), np.array(row["position"]), np.array(row["moving"], bool)
+            )
+    return tracks
+
+
+@contextmanager
+def _only_writer(out_dir: Path) -> Iterator[None]:
+    """Let a second writer of the same folder wait for the first."""
+    with (out_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare_folder(out_dir: Path, settings: dict[str, Any]) -> bool:
+    """Make the folder ready for these settings; False if it is finished already."""
+    about, clips = out_dir / "dataset.json", out_dir / "clips.jsonl"
+    if clips.exists() and not about.exists():
+        raise ValueError(f"{clips}: exists without a dataset.json, expected a folder of our own")
+    is_ours = about.exists() and json.loads(about.read_bytes()) == settings
+    if is_ours and clips.exists():
+        return False
+    clips.unlink(missing_ok=True)
+    if not is_ours:
+        for video in (out_dir / "videos").glob("*.mp4"):
+            video.unlink()
+        _write_atomic(about, (json.dumps(settings, indent=2) + "\n").encode())
+    for leftover in (out_dir / "videos").glob(".*.partial"):
+        leftover.unlink()
+    return True
+
+
+def _write_atomic(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _render_all(
+    out_dir: Path, level: str, seed: int, jobs: list[tuple[str, int]], num_processes: int
+) -> Iterator[list[Row]]:
+    """Yield the rows of chunk after chunk, in the order of the jobs."""
+    chunks = [jobs[i : i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
+    if num_processes == 1 or len(chunks) == 1:
+        for chunk in chunks:
+            yield _render_chunk(out_dir, level, seed, chunk)
+        return
+    # spawn: the caller may hold threads (Ray, torch), which a forked child must not inherit
+    with ProcessPoolExecutor(
+        num_processes, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
+    ) as pool:
+        waiting = iter(chunks)
+        running = [
+            pool.submit(_render_chunk, out_dir, level, seed, c)
+            for c in islice(waiting, 2 * num_processes)
+        ]
+        try:
+            while running:
+                rows = running.pop(0).result()
+                for chunk in islice(waiting, 1):
+                    running.append(pool.submit(_render_chunk, out_dir, level, seed, chunk))
+                yield rows
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _render_chunk(out_dir: Path, level: str, seed: int, jobs: list[tuple[str, int]]) -> list[Row]:
+    cv2.setNumThreads(1)
+    rows = []
+    for split, index in jobs:
+        spec = clip_spec(level, seed, split, index)
+        path = out_dir / spec.clip.video
+        if not path.exists():
+            encode_mp4(path, draw_clip(spec), spec.fps)
+        track = {
+            "id": spec.clip.id,
+            "times_s": [round(t, 4) for t in spec.track.times_s.tolist()],
+            "position": [round(p, 4) for p in spec.track.position.tolist()],
+            "moving": spec.track.is_moving.tolist(),
+        }
+        rows.append((spec.clip, json.dumps(track)))
+    return rows
