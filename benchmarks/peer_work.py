@@ -17,8 +17,8 @@ from actrep_ray.tasks.clips import labels_of, question_for
 from data_prep.schema import Clip
 from data_prep.video import FramePlan
 from rewards.compute_score import compute_score
+from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
-from rewards.response import ParsedResponse
 
 
 @dataclass(frozen=True)

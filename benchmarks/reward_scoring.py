@@ -29,9 +29,11 @@ from actrep_ray.config import Recipe
 from actrep_ray.records import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
 from actrep_ray.scoring.pool import RewardPool
 from data_prep.video import FramePlan
-from rewards.compose import REWARDS, RewardSpec, score
+from rewards.catalogue import REWARDS
+from rewards.compose import RewardSpec, score
+from rewards.grammar.read import parse
+from rewards.grammar.write import Response, render
 from rewards.reference import Reference
-from rewards.response import Response, parse, render
 
 COMPOSITIONS = {
     "default": {"obo": 0.5, "cycles": 0.4, "format": 0.1},

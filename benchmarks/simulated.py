@@ -27,7 +27,7 @@ from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
-from rewards.response import Response, render
+from rewards.grammar.write import Response, render
 
 _LONGEST_WAIT_S = 0.25  # of one step, as of one forward pass
 

@@ -2,7 +2,7 @@
 
 Owns the wording, and the test that every reference answer passes, whoever wrote it: it reads back,
 agrees with the count and the marks, and earns the full reward that it is meant to teach. The
-layout of an answer belongs to `rewards.response`; what asks others for answers to
+layout of an answer belongs to `rewards.grammar`; what asks others for answers to
 `data_prep.teachers`.
 """
 
@@ -15,8 +15,10 @@ from pathlib import Path
 from data_prep.schema import Clip, DataError
 from rewards.compose import score
 from rewards.cycles import cycle_f1
+from rewards.grammar.layout import Cycle
+from rewards.grammar.read import ParsedResponse, parse
+from rewards.grammar.write import Response, render, round_cycles
 from rewards.reference import Reference, usable_cycles
-from rewards.response import Cycle, ParsedResponse, Response, parse, render, round_cycles
 
 # What is seen, and from where to where one repetition goes. The first phrasing of each is the
 # default; none may say how often, so that it holds for every count.

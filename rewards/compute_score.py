@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.compose import DEFAULT_SPEC, RewardSpec, score
+from rewards.grammar.read import parse
 from rewards.reference import Reference
-from rewards.response import parse
 
 
 def compute_score(

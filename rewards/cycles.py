@@ -10,8 +10,9 @@ from typing import Final
 
 import numpy as np
 
+from rewards.grammar.layout import Cycle
+from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
-from rewards.response import Cycle, ParsedResponse
 
 TOLERANCE: Final = 0.4  # of a cycle's length: a list shifted by half a cycle matches nothing
 _ROUNDING_S: Final = 0.1  # the grammar writes one decimal
@@ -47,7 +48,7 @@ def cycle_f1(
     if not valid:
         return 0.0
     close = close_pairs(valid, reference.cycles, tolerance)
-    matched = _best_matching(close.astype(np.float64))
+    matched = best_matching(close.astype(np.float64))
     return 2.0 * matched / (len(response.cycles) + len(reference.cycles))
 
 
@@ -66,7 +67,7 @@ def cycle_tiou(
     valid = valid_cycles(response.cycles, reference)
     if not valid:
         return 0.0
-    total = _best_matching(_tiou(valid, reference.cycles))
+    total = best_matching(_tiou(valid, reference.cycles))
     return min(1.0, total / max(len(response.cycles), len(reference.cycles)))
 
 
@@ -135,7 +136,7 @@ def _tiou(listed: tuple[Cycle, ...], annotated: tuple[Cycle, ...]) -> np.ndarray
     return np.maximum(overlap, 0.0) / union
 
 
-def _best_matching(values: np.ndarray) -> float:
+def best_matching(values: np.ndarray) -> float:
     """Largest sum of values over pairs whose rows and columns both rise. values: [R, C], >= 0.
 
     best[j] after row i is the optimum over the first i rows and j columns; a row is skipped, a

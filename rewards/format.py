@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Final
 
 from rewards.cycles import valid_cycles
+from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
-from rewards.response import ParsedResponse
 
 _REASONING: Final = ("observation", "definition", "check")
 _MIN_CHARACTERS: Final = 3  # letters or digits that make a section more than a mark
@@ -71,7 +71,7 @@ def graded_format(response: ParsedResponse, reference: Reference) -> float | Non
 
 
 def strict_format(response: ParsedResponse, reference: Reference) -> float | None:
-    """1 if the whole text is exactly as `rewards.response.render` lays it out, else 0."""
+    """1 if the whole text is exactly as `rewards.grammar.write.render` lays it out, else 0."""
     return float(response.is_well_formed and _STRICT.fullmatch(response.text) is not None)
 
 

@@ -4,8 +4,8 @@ Exact match after normalising case, spaces and underscores. Never a substring: a
 part of every label, and a list of all classes contains the right one.
 """
 
+from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
-from rewards.response import ParsedResponse
 
 
 def recognition(response: ParsedResponse, reference: Reference) -> float | None:

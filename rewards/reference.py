@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from rewards.response import Cycle
+from rewards.grammar.layout import Cycle
 
 _SLACK_S = 1e-6  # differences of float arithmetic, far below one frame
 

@@ -210,7 +210,7 @@ def _count(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from rewards.compose import check_reward
+    from rewards.check import check_reward
 
     found = None
 

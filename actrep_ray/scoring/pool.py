@@ -27,15 +27,9 @@ import numpy as np
 
 from actrep_ray.config import Recipe
 from actrep_ray.records import Labels, RolloutGroup
-from rewards.compose import (
-    Part,
-    RewardError,
-    RewardSpec,
-    Score,
-    check_options,
-    group_rewards,
-    score,
-)
+from rewards.check import check_options
+from rewards.compose import RewardSpec, Score, group_rewards, score
+from rewards.contract import Part, RewardError
 from rewards.reference import Reference, usable_cycles
 
 _BATCHES_PER_WORKER = 4  # of `score`: small enough that a slow batch does not hold up the rest
@@ -508,7 +502,7 @@ def _actor_options(recipe: Recipe, spec: RewardSpec) -> dict[str, Any]:
 
 
 def _describe_stack(frame: FrameType | None) -> str:
-    """The innermost function of a thread, and the reward of `rewards.compose` that called it."""
+    """The innermost function of a thread, and the reward that called it."""
     if frame is None:
         return "in a thread that has ended"
     code = frame.f_code

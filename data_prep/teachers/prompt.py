@@ -15,7 +15,7 @@ from data_prep.cot import reference_of
 from data_prep.schema import Clip
 from data_prep.teachers.settings import ApiSettings
 from data_prep.video import FramePlan, plan_frames, read_frames
-from rewards.response import Response, render, round_cycles
+from rewards.grammar.write import Response, render, round_cycles
 
 _FRAME_FACTOR = 32  # of a frame's sides; Qwen-VL's own is 28 or 32, others do not care
 _MIN_FRAMES = 2

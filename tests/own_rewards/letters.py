@@ -1,7 +1,7 @@
 """A reward that any text earns something of, so that a random model's groups are trained on."""
 
+from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
-from rewards.response import ParsedResponse
 
 
 def letters(response: ParsedResponse, reference: Reference) -> float:

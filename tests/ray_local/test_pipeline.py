@@ -35,7 +35,7 @@ from actrep_ray.weights.buckets import pack_weights
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
-from rewards.response import parse
+from rewards.grammar.read import parse
 
 NUM_STEPS, SIZE = 6, 4
 

@@ -22,8 +22,8 @@ from actrep_ray.scoring.pool import (
 )
 from data_prep.video import FramePlan
 from rewards.compose import score
+from rewards.grammar.write import Response, render
 from rewards.reference import Reference
-from rewards.response import Response, render
 
 CYCLES = ((0.5, 1.2), (1.2, 2.0))
 LABELS = {

@@ -26,7 +26,7 @@ from data_prep.schema import Clip, DataError, write_clips
 from data_prep.synthetic.motions import MOTIONS
 from data_prep.teachers.annotations import annotate
 from rewards.compose import score
-from rewards.response import parse
+from rewards.grammar.read import parse
 
 TWO = ((0.5, 1.2), (1.2, 2.0))
 

@@ -30,7 +30,7 @@ from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.profile import Timeline
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
-from rewards.response import parse
+from rewards.grammar.read import parse
 
 PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)
 

@@ -32,7 +32,7 @@ from actrep_ray.evaluation.scores import (
     score_predictions,
 )
 from actrep_ray.records import Labels
-from rewards.response import Response, render
+from rewards.grammar.write import Response, render
 
 
 def make_labels(*counts: int, actions: tuple[str, ...] = ()) -> dict[str, Labels]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from rewards.compose import DEFAULT_SPEC, score
+from rewards.grammar.layout import Cycle
+from rewards.grammar.write import Response, render, round_cycles
 from rewards.reference import Reference
-from rewards.response import Cycle, Response, render, round_cycles
 
 PROMPT = """How many times is the action in the video repeated? Answer in this form:
 <think>

@@ -7,21 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.compose import (
-    DEFAULT_SPEC,
-    PENALTIES,
-    REWARDS,
-    Part,
-    RewardError,
-    RewardSpec,
-    Score,
-    check_reward,
-    group_rewards,
-    load_reward,
-    score,
-)
+from rewards.catalogue import PENALTIES, REWARDS, load_reward
+from rewards.check import check_reward
+from rewards.compose import DEFAULT_SPEC, RewardSpec, Score, group_rewards, score
+from rewards.contract import Part, RewardError
+from rewards.grammar.read import ParsedResponse
+from rewards.grammar.write import Response, render, round_cycles
 from rewards.reference import Reference
-from rewards.response import ParsedResponse, Response, render, round_cycles
 
 CYCLES = ((0.5, 1.2), (1.2, 2.0))
 MARKED = Reference(count=2, cycles=CYCLES, duration_s=2.5)

@@ -10,7 +10,7 @@ import pytest
 
 import rewards.compute_score as module
 from rewards.compute_score import compute_score
-from rewards.response import Response, render
+from rewards.grammar.write import Response, render
 
 CYCLES = ((0.5, 1.2), (1.2, 2.0))
 RIGHT = render(Response("A person squats.", "down and up", CYCLES, "evenly spaced", 2, 2))

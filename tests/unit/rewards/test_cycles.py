@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.cycles import _best_matching, consistency, cycle_f1, cycle_tiou, valid_cycles
+from rewards.cycles import best_matching, consistency, cycle_f1, cycle_tiou, valid_cycles
+from rewards.grammar.layout import Cycle
+from rewards.grammar.read import ParsedResponse, parse
 from rewards.reference import Reference, usable_cycles
-from rewards.response import Cycle, ParsedResponse, parse
 
 MARKS = ((1.0, 2.0), (2.0, 3.0), (4.0, 6.0))
 REFERENCE = Reference(count=3, cycles=MARKS, duration_s=8.0)
@@ -119,8 +120,8 @@ def brute_force(values: np.ndarray) -> float:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 5))
 def test_matching_is_optimal(seed: int, rows: int, columns: int) -> None:
     values = np.random.default_rng(seed).random((rows, columns))
-    assert _best_matching(values) == pytest.approx(brute_force(values))
-    assert _best_matching(np.round(values)) == brute_force(np.round(values))
+    assert best_matching(values) == pytest.approx(brute_force(values))
+    assert best_matching(np.round(values)) == brute_force(np.round(values))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from rewards.format import (
     strict_format,
     think_answer,
 )
+from rewards.grammar.read import parse
 from rewards.recognition import normalize_label, recognition
 from rewards.reference import Reference
-from rewards.response import parse
 
 TEXT = """<think>
 A person squats.

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from rewards.compose import PENALTIES, REWARDS, RewardSpec, score
+from rewards.catalogue import PENALTIES, REWARDS
+from rewards.compose import RewardSpec, score
+from rewards.grammar.layout import REQUIRED_SECTIONS
+from rewards.grammar.read import parse
+from rewards.grammar.write import Response, render
 from rewards.reference import Reference
-from rewards.response import REQUIRED_SECTIONS, Response, parse, render
 
 NUM_TEXTS = 200_000
 NUM_SHARDS = 4
@@ -28,10 +31,10 @@ PIECES = (
 
 def seeds_to_mutate() -> list[str]:
     texts = []
-    for num, grouped in ((0, False), (1, False), (3, False), (8, True), (30, None)):
+    for num, joined in ((0, False), (1, False), (3, False), (8, True), (30, None)):
         cycles = tuple((i * 0.5, i * 0.5 + 0.5) for i in range(num))
         response = Response("A person squats.\nTwice.", "down and up", cycles, "even", num, num)
-        texts += [render(response, grouped=grouped), render(response, dialect="thinking")]
+        texts += [render(response, joined=joined), render(response, dialect="thinking")]
     return texts
 
 

@@ -7,18 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.response import (
-    GROUP_ABOVE,
-    MAX_COUNT,
-    MAX_CYCLES,
-    Problem,
-    Response,
-    dialect_of_template,
-    parse,
-    read_integer,
-    render,
-    round_cycles,
-)
+from rewards.grammar.integers import MAX_COUNT, read_integer
+from rewards.grammar.layout import MAX_CYCLES
+from rewards.grammar.problems import Problem
+from rewards.grammar.read import parse
+from rewards.grammar.write import JOIN_ABOVE, Response, render, round_cycles
 
 SQUATS = Response(
     observation="A person squats.",
@@ -54,14 +47,14 @@ def test_layout_is_exact() -> None:
 def test_grouped_layout_breaks_at_gaps_and_after_ten() -> None:
     contiguous = tuple((i / 2, i / 2 + 0.5) for i in range(11))
     response = Response("a man rows", "pull", (*contiguous, (6.0, 6.5)), "even", 12, 12)
-    assert render(response, grouped=True).split("\n")[3:6] == [
+    assert render(response, joined=True).split("\n")[3:6] == [
         "rep1-10: 0.0-0.5-1.0-1.5-2.0-2.5-3.0-3.5-4.0-4.5-5.0s",
         "rep11: 5.0-5.5s",
         "rep12: 6.0-6.5s",
     ]
 
 
-@pytest.mark.parametrize(("num_cycles", "num_lines"), [(GROUP_ABOVE, 20), (GROUP_ABOVE + 1, 3)])
+@pytest.mark.parametrize(("num_cycles", "num_lines"), [(JOIN_ABOVE, 20), (JOIN_ABOVE + 1, 3)])
 def test_long_lists_are_grouped_by_default(num_cycles: int, num_lines: int) -> None:
     cycles = tuple((float(i), i + 1.0) for i in range(num_cycles))
     text = render(Response("a man rows", "pull", cycles, "even", num_cycles, num_cycles))
@@ -115,12 +108,6 @@ def test_round_cycles() -> None:
         round_cycles(((1.01, 1.04),))
 
 
-def test_dialect_of_template() -> None:
-    assert dialect_of_template("{{ messages }}") == "think"
-    assert dialect_of_template("assistant\n<think>\n") == "think"
-    assert dialect_of_template("assistant\n<thinking>\n") == "thinking"
-
-
 # --- round trip
 
 
@@ -157,9 +144,9 @@ def responses(draw: st.DrawFn) -> Response:
 @settings(max_examples=300, deadline=None)
 @given(responses(), st.sampled_from(["think", "thinking"]), st.sampled_from([None, True, False]))
 def test_what_is_written_reads_back_the_same(
-    response: Response, dialect: str, grouped: bool | None
+    response: Response, dialect: str, joined: bool | None
 ) -> None:
-    parsed = parse(render(response, dialect=dialect, grouped=grouped))
+    parsed = parse(render(response, dialect=dialect, joined=joined))
     assert parsed.problems == ()
     assert parsed.dialect == dialect
     assert parsed.to_response() == response
