@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if not _is_usage_error(error):
             raise
-        return _say(f"error: {' '.join(str(_cause(error)).split())}", code=2)
+        return _say(f"error: {_words_of(error)}", code=2)
 
 
 def _quieten_libraries() -> None:
@@ -81,6 +81,16 @@ def _is_usage_error(error: ValueError) -> bool:
     from data_prep.schema import DataError
 
     return isinstance(error, UsageError | ConfigError | DataError)
+
+
+def _words_of(error: ValueError) -> str:
+    """One line; of a recipe with several mistakes one line each."""
+    from actrep_ray.config import ConfigError
+
+    cause = _cause(error)
+    if isinstance(cause, ConfigError):
+        return "\n  ".join(" ".join(line.split()) for line in str(cause).splitlines())
+    return " ".join(str(cause).split())
 
 
 def _cause(error: BaseException) -> BaseException:

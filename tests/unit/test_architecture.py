@@ -115,7 +115,8 @@ def test_only_the_ray_layer_imports_ray() -> None:
 
 @pytest.mark.parametrize("name", ["config", "records"])
 def test_config_and_records_import_neither_ray_nor_torch(name: str) -> None:
-    assert not _roots(ROOT / "actrep_ray" / f"{name}.py") & {"ray", "torch"}
+    sources = _sources(f"actrep_ray/{name}") or [ROOT / "actrep_ray" / f"{name}.py"]
+    assert not set().union(*map(_roots, sources)) & {"ray", "torch"}
     code = (
         f"import sys, actrep_ray.{name}; print([m for m in ('ray', 'torch') if m in sys.modules])"
     )

@@ -88,6 +88,21 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no such recipe" in error_of(["train", str(tmp_path / "absent.yaml")], capsys)
 
 
+def test_all_mistakes_of_a_recipe_are_a_line_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stage: grpo\ntrain: {group_sise: 8}\nvideo: {fps: fast}\n")
+    assert main(["train", str(path), "--set", "seed=-1"]) == 2
+    header, *mistakes = capsys.readouterr().err.splitlines()
+    assert header == f"actrep: error: {path}: 3 settings cannot be used:"
+    assert [line.partition(":")[0] for line in mistakes] == [
+        "  seed=-1",
+        "  video.fps='fast'",
+        "  unknown key 'train.group_sise'; did you mean 'group_size'?",
+    ]
+
+
 @pytest.mark.parametrize("command", ["sft", "train"])
 def test_a_wrong_model_is_one_line(
     command: str, data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

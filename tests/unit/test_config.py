@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from actrep_ray.config import ConfigError, Recipe, load_recipe, override, write_resolved
+from actrep_ray.config import (
+    ConfigError,
+    LearnerConfig,
+    Recipe,
+    load_recipe,
+    override,
+    write_resolved,
+)
 
 
 def recipe_file(folder: Path, text: str) -> Path:
@@ -70,6 +77,8 @@ def test_any_learning_rate_survives_the_command_line(value: float) -> None:
         ("name: ../elsewhere", "name='../elsewhere'"),
         ("- a\n- b", "expected a mapping of settings, got list"),
         ("a: [", "not YAML"),
+        ("seed: 2024-13-45", "not YAML"),
+        ("1: 2", "unknown key '1'"),
     ],
 )
 def test_a_wrong_setting_is_told_with_key_and_rule(tmp_path: Path, text: str, message: str) -> None:
@@ -94,6 +103,88 @@ def test_a_wrong_override_is_quoted(tmp_path: Path, text: str, message: str) -> 
     with pytest.raises(ConfigError, match=message) as error:
         load_recipe(path, [text])
     assert repr(text) in str(error.value)
+
+
+def mistakes_in(path: Path | None, overrides: list[str] | None = None) -> list[str]:
+    """What a recipe with several mistakes is answered with, without the header."""
+    with pytest.raises(ConfigError) as error:
+        load_recipe(path, overrides or [])
+    header, *mistakes = str(error.value).splitlines()
+    assert header == f"{path or 'settings'}: {len(mistakes)} settings cannot be used:"
+    assert all(line.startswith("  ") for line in mistakes)
+    return [line.strip() for line in mistakes]
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = """
+learner: {learning_rates: 1, num_workers: 3}
+train: {group_size: eight, prompts_per_step: 32}
+video: {fps: -1, min_frames: 9, max_frames: 8}
+"""
+    found = mistakes_in(recipe_file(tmp_path, text))
+    assert found == [
+        "video.fps=-1: Input should be greater than 0",
+        "unknown key 'learner.learning_rates'; known keys: "
+        + ", ".join(LearnerConfig.model_fields),
+        "train.group_size='eight': Input should be a valid integer, unable to parse string as an "
+        "integer",
+        "video.min_frames must not exceed max_frames",
+        "train.prompts_per_step=32 is not a multiple of learner.num_workers=3: change one of them",
+    ]
+
+
+def test_all_wrong_overrides_are_told_with_the_recipe(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, "lerner: {lr: 1}\nseed: 1")
+    wrong = [
+        "seed.x=3",
+        "train.group_size",
+        "train.num_steps=[",
+        "eval.splt=test",
+        "sft.num_steps=0",
+    ]
+    found = mistakes_in(path, wrong)
+    assert found == [
+        "--set 'seed.x=3': seed is a value, not a section",
+        "--set 'train.group_size': expected key=value, for example learner.lr=1e-6",
+        "--set 'train.num_steps=[': the value is not YAML",
+        "sft.num_steps=0: Input should be greater than or equal to 1",
+        "unknown key 'eval.splt'; did you mean 'split'?",
+        "unknown key 'lerner'; did you mean 'learner'?",
+    ]
+
+
+def test_contradictions_of_one_section_are_told_together() -> None:
+    found = mistakes_in(
+        None,
+        ["video={min_frames: 9, max_frames: 8, min_pixels: 10, max_pixels: 9}", "seed=-1"],
+    )
+    assert sorted(found) == [
+        "seed=-1: Input should be greater than or equal to 0",
+        "video.min_frames must not exceed max_frames",
+        "video.min_pixels must not exceed max_pixels",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        # 10 prompts would not go onto 4 ranks; but how many are meant is not known
+        (["train.prompts_per_step=x", "learner.num_workers=5"], "train.prompts_per_step='x'"),
+        (["train.prompt_per_step=10", "learner.num_workers=5"], "unknown key"),
+        (["train.prompts_per_step=[", "learner.num_workers=5"], "not YAML"),
+        # without the preset's aggregation this loss is refused
+        (["algorithm.preset=grp0", "algorithm.loss=sapo"], "algorithm.preset='grp0'"),
+        (["learner=3", "train.prompts_per_step=7"], "learner=3"),
+        (["rollout.num_workers={min: 2}", "placement.mode=colocated"], "rollout.num_workers="),
+    ],
+)
+def test_a_rule_is_not_judged_by_what_stands_in_for_a_faulty_setting(
+    overrides: list[str], told: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe(None, overrides)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""`data`, `video`, `sampling`: which clips are asked about, how they look, and in which order."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from actrep_ray.config.section import Contradiction, Count, Fraction, Positive, Section
+
+
+class DataConfig(Section):
+    """What is asked about which clips."""
+
+    path: str = Field("", description="JSONL of clips; its `split` column says what trains.")
+    question: str = Field(
+        "How many times is the action repeated? List each repetition.",
+        description="Text after the video; `{action}` is replaced by the clip's action.",
+    )
+    dialect: Literal["think", "thinking"] = Field("think", description="Tag of the reasoning.")
+    answers: str = Field(
+        "",
+        description="Answers that SFT teaches, of `actrep cot`; rendered from the marks if empty.",
+    )
+    wording_variety: Count = Field(
+        1, description="Phrasings of each section that rendered answers are drawn from, at most 5."
+    )
+    max_train_clips: Count | None = Field(None, description="Use only the first clips of train.")
+    check_videos: bool = Field(True, description="Open every video before anything starts.")
+
+
+class VideoConfig(Section):
+    """Which frames a model sees; the same in SFT, GRPO, evaluation and inference."""
+
+    fps: Positive = Field(4.0, description="Frames per second.")
+    min_frames: Count = Field(4, description="Fewest frames of a clip.")
+    max_frames: Count = Field(256, description="Most frames of a clip.")
+    min_pixels: Count = Field(32 * 32, description="Fewest pixels of one frame.")
+    max_pixels: Count = Field(224 * 224, description="Most pixels of one frame.")
+    cache_dir: str = Field("/tmp/actrep-frames", description="Node-local folder of decoded clips.")
+    cache_gib: Positive = Field(8.0, description="Size that the folder is kept under, GiB.")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Lower bounds above the upper ones."""
+        if self.min_frames > self.max_frames:
+            yield Contradiction(
+                ("video.min_frames", "video.max_frames"),
+                "video.min_frames must not exceed max_frames",
+            )
+        if self.min_pixels > self.max_pixels:
+            yield Contradiction(
+                ("video.min_pixels", "video.max_pixels"),
+                "video.min_pixels must not exceed max_pixels",
+            )
+
+
+class SamplingConfig(Section):
+    """Random Count Sampling: which clips are issued."""
+
+    bins: tuple[int, ...] = Field(
+        (0, 5, 10, 20, 40), description="Upper ends of the count strata; one more above the last."
+    )
+    power: Fraction = Field(
+        0.0, description="Weight of a stratum is its frequency to this power: 0 uniform, 1 natural."
+    )
+    num_quantiles: Count | None = Field(
+        None, description="Cut the strata at this many quantiles of the counts, in place of bins."
+    )
+    crop_probability: Fraction = Field(
+        0.0, description="Share of draws that crop a longer clip with marks to a smaller count."
+    )
+    crop_lead_s: Positive = Field(2.0, description="Longest lead-in and lead-out of a crop, s.")
+    crop_min_s: Positive = Field(2.0, description="Shortest crop, s.")
+    crop_max_count: Count | None = Field(None, description="Largest count of a crop.")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Ends of strata that do not rise."""
+        bins = list(self.bins)
+        if not bins or bins != sorted(set(bins)) or bins[0] < 0:
+            yield Contradiction(
+                ("sampling.bins",),
+                f"sampling.bins={bins}: expected rising integers of at least 0",
+            )

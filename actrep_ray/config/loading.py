@@ -1,0 +1,148 @@
+"""Reading and writing recipes: YAML, `key=value` overrides, and the settings of a run as JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from actrep_ray.config.algorithm import AlgorithmConfig
+from actrep_ray.config.generation import RewardConfig
+from actrep_ray.config.mistakes import explain
+from actrep_ray.config.presets import PRESET_PENALTIES, PRESETS
+from actrep_ray.config.recipe import Recipe
+from actrep_ray.config.section import ConfigError
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe: defaults, then the YAML file, then `key.subkey=value` overrides.
+
+    Args:
+        path: YAML file, or None for the defaults alone.
+        overrides: For example `["learner.lr=2.0e-6", "train.num_steps=10"]`; values are YAML.
+
+    Raises:
+        ConfigError: naming the file or override, the key, the value and what was expected.
+    """
+    values: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+    return _build(values, overrides, str(path or "settings"))
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The same settings with `key.subkey=value` overrides, as in `load_recipe`.
+
+    Raises:
+        ConfigError: naming the override, the key, the value and what was expected.
+    """
+    values = recipe.model_dump()
+    if any(text.startswith("algorithm.preset=") for text in overrides):
+        _forget_preset(values, recipe.algorithm.preset)
+    return _build(values, overrides, "settings")
+
+
+def under_root(recipe: Recipe, root: str | Path) -> Recipe:
+    """The same settings with relative paths of the data, model and runs taken from a folder.
+
+    For a submitted job, whose own folder is a copy of the code alone, `root` lies on storage that
+    all nodes share.
+    """
+    base = Path(root).absolute()
+
+    def at_root(path: str) -> str:
+        return str(base / path) if path else path
+
+    return recipe.model_copy(
+        update={
+            "runs_dir": at_root(recipe.runs_dir),
+            "data": recipe.data.model_copy(update={"path": at_root(recipe.data.path)}),
+            "model": recipe.model.model_copy(update={"path": at_root(recipe.model.path)}),
+        }
+    )
+
+
+def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:
+    """Write every setting and `extra` (versions, commit, data) as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"recipe": recipe.model_dump(mode="json"), **extra}
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _build(values: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:
+    """The recipe of these values, or all that is wrong with them and the overrides."""
+    mistakes: list[str] = []
+    unread: set[str] = set()
+    for text in overrides:
+        try:
+            _assign(values, text)
+        except ConfigError as error:
+            mistakes.append(f"--set {text!r}: {error}")
+            unread.add(text.partition("=")[0])
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        mistakes += explain(error, values, unread)
+    if not mistakes:
+        return recipe
+    if len(mistakes) == 1:
+        raise ConfigError(f"{where}: {mistakes[0]}")
+    listed = "".join(f"\n  {mistake}" for mistake in mistakes)
+    raise ConfigError(f"{where}: {len(mistakes)} settings cannot be used:{listed}")
+
+
+def _forget_preset(values: dict[str, Any], preset: str | None) -> None:
+    """Take out what a preset set, so that another one can take its place."""
+    default = AlgorithmConfig().model_dump()
+    chosen: dict[str, Any] = PRESETS.get(preset or "", {})
+    values["algorithm"] = {
+        key: value
+        for key, value in values["algorithm"].items()
+        if value not in (default[key], chosen.get(key, default[key]))
+    }
+    if values["reward"]["weights"] == {
+        **RewardConfig().weights,
+        **PRESET_PENALTIES.get(preset or "", {}),
+    }:
+        del values["reward"]["weights"]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe")
+    try:
+        values = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _parse(text: str) -> Any:
+    """A YAML value. Raises ValueError, as PyYAML itself does for a date that does not exist."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    """Put `key.subkey=value` into nested settings."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError("expected key=value, for example learner.lr=1e-6")
+    try:
+        value = _parse(text)
+    except ValueError as error:
+        raise ConfigError("the value is not YAML") from error
+    *sections, last = key.split(".")
+    for name in sections:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{name} is a value, not a section")
+    values[last] = value

@@ -1,0 +1,64 @@
+"""`model`: what is trained, and through adapters or not."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from actrep_ray.config.section import Contradiction, Float, Positive, Section
+
+Part = Literal["vision_tower", "merger", "language_model"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) in place of training the weights."""
+
+    rank: Annotated[int, Field(ge=0)] = Field(0, description="Rank of an adapter; 0: no adapters.")
+    alpha: Positive = Field(32.0, description="An adapter is scaled by alpha / rank.")
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of an adapter's inputs that is dropped in training."
+    )
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="Last names of the linear layers that get an adapter.",
+    )
+    parts: tuple[Part, ...] = Field(
+        ("language_model",), description="Parts in which layers are looked for."
+    )
+    send: Literal["merged", "adapter"] = Field(
+        "merged", description="What engines are given: all weights, adapters merged, or adapters."
+    )
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Adapters without layers, and none that could be sent."""
+        if not self.target_modules:
+            key = "model.lora.target_modules"
+            yield Contradiction((key,), f"{key}: expected a layer's name")
+        if not self.parts:
+            yield Contradiction(
+                ("model.lora.parts",), "model.lora.parts: expected a part of the model"
+            )
+        if self.send == "adapter" and not self.rank:
+            yield Contradiction(
+                ("model.lora.send", "model.lora.rank"),
+                "model.lora.send=adapter: model.lora.rank is 0, so there is no adapter to send",
+            )
+
+
+class ModelConfig(Section):
+    """What is trained."""
+
+    path: str = Field("", description="Folder of the Hugging Face checkpoint to start from.")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Dtype of computation.")
+    freeze: tuple[Part, ...] = Field((), description="Parts that are not trained.")
+    lora: LoraConfig = LoraConfig()
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Parts that are frozen and get an adapter."""
+        both = sorted(set(self.freeze) & set(self.lora.parts))
+        if self.lora.rank and both:
+            yield Contradiction(
+                ("model.freeze", "model.lora.parts", "model.lora.rank"),
+                f"model.lora.parts and model.freeze both name {', '.join(both)}: with adapters "
+                "all weights are frozen, and a part of model.freeze gets no adapter",
+            )

@@ -1,0 +1,60 @@
+"""Published algorithms by name, as the settings that they stand for."""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # DeepSeekMath, arXiv 2402.03300
+    "grpo": {
+        "advantage": "grpo",
+        "loss": "vanilla",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "dual_clip": None,
+        "aggregation": "seq-mean-token-mean",
+        "kl_in": "loss",
+        "kl_coef": 0.04,
+        "kl_type": "k3",
+    },
+    # arXiv 2503.20783: no division by the standard deviation, nor by an answer's own length
+    "dr_grpo": {
+        "advantage": "dr_grpo",
+        "loss": "vanilla",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "dual_clip": None,
+        "aggregation": "seq-mean-token-sum-norm",
+        "kl_coef": 0.0,
+    },
+    # arXiv 2503.14476; groups without variance are always dropped; see also `PRESET_PENALTIES`
+    "dapo": {
+        "advantage": "grpo",
+        "loss": "vanilla",
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "dual_clip": None,
+        "aggregation": "token-mean",
+        "kl_coef": 0.0,
+    },
+    # arXiv 2507.18071: the ratio of whole answers, hence the narrow range
+    "gspo": {
+        "advantage": "grpo",
+        "loss": "gspo",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "aggregation": "seq-mean-token-mean",
+        "kl_coef": 0.0,
+    },
+    # MiniMax-M1, arXiv 2506.13585: no lower bound; the upper one, a weight of 5, is from ScaleRL
+    "cispo": {
+        "advantage": "grpo",
+        "loss": "cispo",
+        "clip_low": 1.0,
+        "clip_high": 4.0,
+        "aggregation": "token-mean",
+        "kl_coef": 0.0,
+    },
+}
+"""What `algorithm.preset` stands for; a key that the recipe gives itself wins."""
+
+PRESET_PENALTIES: dict[str, dict[str, float]] = {"dapo": {"overlong": 1.0}}
+"""What a preset adds to the default `reward.weights`."""

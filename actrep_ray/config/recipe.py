@@ -1,0 +1,97 @@
+"""A recipe: all settings of one run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from actrep_ray.config import rules
+from actrep_ray.config.algorithm import AlgorithmConfig
+from actrep_ray.config.data import DataConfig, SamplingConfig, VideoConfig
+from actrep_ray.config.generation import RewardConfig, RolloutConfig
+from actrep_ray.config.learner import LearnerConfig
+from actrep_ray.config.model import ModelConfig
+from actrep_ray.config.presets import PRESET_PENALTIES
+from actrep_ray.config.run import (
+    CheckpointConfig,
+    EvalConfig,
+    PlacementConfig,
+    SftConfig,
+    TrainConfig,
+)
+from actrep_ray.config.section import ConfigError, Contradiction, Section
+
+
+class Recipe(Section):
+    """All settings of one run."""
+
+    stage: Literal["sft", "grpo"] = Field("grpo", description="What the recipe is for.")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run."
+    )
+    runs_dir: str = Field("runs", description="Folder of run folders.")
+    seed: int = Field(0, ge=0, description="Seed of sampling, order and initialisation.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where workers compute.")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    video: VideoConfig = VideoConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    placement: PlacementConfig = PlacementConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_preset_penalties(cls, values: Any) -> Any:
+        algorithm = values.get("algorithm") if isinstance(values, dict) else None
+        preset = str(algorithm.get("preset")) if isinstance(algorithm, dict) else ""
+        reward = values.get("reward", {}) if preset in PRESET_PENALTIES else None
+        if not isinstance(reward, dict) or "weights" in reward:
+            return values
+        weights = {**RewardConfig().weights, **PRESET_PENALTIES[preset]}
+        return {**values, "reward": {**reward, "weights": weights}}
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Sections that do not fit together, of those that the stage uses."""
+        yield from rules.attention(self.learner, self.model, self.device)
+        if self.stage == "sft":
+            yield from rules.sft_batch(self.sft, self.learner)
+            return
+        yield from rules.adapters_of_engine(self.model, self.rollout)
+        yield from rules.taking_turns(self.placement, self.rollout, self.learner, self.train)
+        yield from rules.grpo_batch(self.train, self.learner)
+
+    @property
+    def answers_per_optimizer_step(self) -> int:
+        """Answers (of SFT: clips) whose gradient one optimiser step takes, over all ranks."""
+        if self.stage == "sft":
+            return self.sft.clips_per_step
+        train = self.train
+        return train.mini_batch_size or train.prompts_per_step * train.group_size
+
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether the engines hold the base model and are given adapters only."""
+        return self.stage == "grpo" and self.model.lora.send == "adapter"
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run."""
+        return Path(self.runs_dir) / self.name
+
+
+def check_attention(recipe: Recipe) -> None:
+    """Refuse kernels of attention that cannot serve the packing, dtype or (settled) device.
+
+    Raises:
+        ConfigError: naming the settings and what to change.
+    """
+    for found in rules.attention(recipe.learner, recipe.model, recipe.device):
+        raise ConfigError(found.message)

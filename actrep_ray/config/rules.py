@@ -1,0 +1,128 @@
+"""What must hold between sections of a recipe.
+
+Each rule is given the sections that it reads and yields what contradicts, with the keys involved.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+
+from actrep_ray.config.generation import RolloutConfig
+from actrep_ray.config.learner import LearnerConfig
+from actrep_ray.config.model import ModelConfig
+from actrep_ray.config.run import PlacementConfig, SftConfig, TrainConfig
+from actrep_ray.config.section import Contradiction
+
+_MAX_VLLM_RANK = 512
+
+
+def attention(learner: LearnerConfig, model: ModelConfig, device: str) -> Iterator[Contradiction]:
+    """Kernels of attention that cannot serve the packing, dtype or device.
+
+    Args:
+        learner: Names the kernels.
+        model: Its dtype.
+        device: `auto` is not known yet and refuses nothing.
+    """
+    choice = learner.attention
+    key, reason = "", ""
+    if choice == "flash_attention_2" and learner.packing == "shared_prefix":
+        key = "learner.packing"
+        reason = "learner.packing=shared_prefix, which needs a mask that it does not take: use flex"
+    elif choice == "flash_attention_2" and model.dtype == "float32":
+        key, reason = "model.dtype", "model.dtype=float32: its kernels compute in bfloat16"
+    elif choice != "sdpa" and device == "cpu":
+        key, reason = "device", "device=cpu: its kernels need a GPU"
+    elif choice == "flash_attention_2" and device == "cuda" and not _has_flash_attn():
+        key = "device"
+        reason = "this environment, which lacks flash-attn: install it (extra `flash`)"
+    if reason:
+        yield Contradiction(
+            ("learner.attention", key),
+            f"learner.attention={choice} cannot serve {reason}, or set learner.attention=sdpa",
+        )
+
+
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def adapters_of_engine(model: ModelConfig, rollout: RolloutConfig) -> Iterator[Contradiction]:
+    """Adapters that vLLM is sent and cannot take."""
+    lora = model.lora
+    if lora.send == "adapter" and rollout.engine == "vllm" and lora.rank > _MAX_VLLM_RANK:
+        yield Contradiction(
+            ("model.lora.rank", "model.lora.send", "rollout.engine"),
+            f"model.lora.rank={lora.rank}: vLLM takes adapters of at most {_MAX_VLLM_RANK}; set "
+            "model.lora.send=merged",
+        )
+
+
+def sft_batch(sft: SftConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    """Clips of a step that ranks cannot share equally."""
+    if sft.clips_per_step % learner.num_workers:
+        yield Contradiction(
+            ("sft.clips_per_step", "learner.num_workers"),
+            f"sft.clips_per_step={sft.clips_per_step} is not a multiple of "
+            f"learner.num_workers={learner.num_workers}: change one of them",
+        )
+
+
+def grpo_batch(train: TrainConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    """Prompts of a step, or rollouts of an optimiser step, that ranks cannot share equally."""
+    ranks = learner.num_workers
+    if train.prompts_per_step % ranks:
+        yield Contradiction(
+            ("train.prompts_per_step", "learner.num_workers"),
+            f"train.prompts_per_step={train.prompts_per_step} is not a multiple of "
+            f"learner.num_workers={ranks}: change one of them",
+        )
+    step, mini = train.prompts_per_step * train.group_size, train.mini_batch_size
+    if mini is not None and (step % mini or mini % (train.group_size * ranks)):
+        yield Contradiction(
+            (
+                "train.mini_batch_size",
+                "train.prompts_per_step",
+                "train.group_size",
+                "learner.num_workers",
+            ),
+            f"train.mini_batch_size={mini}: expected a divisor of prompts_per_step * group_size "
+            f"= {step} that is a multiple of group_size * learner.num_workers "
+            f"= {train.group_size * ranks}",
+        )
+
+
+def taking_turns(
+    placement: PlacementConfig, rollout: RolloutConfig, learner: LearnerConfig, train: TrainConfig
+) -> Iterator[Contradiction]:
+    """Engines and ranks that share GPUs and cannot take turns."""
+    if placement.mode == "separated":
+        return
+    ranks, key, mode = learner.num_workers, "placement.mode", "placement.mode=colocated"
+    if train.max_staleness is not None:
+        yield Contradiction(
+            (key, "train.max_staleness"),
+            f"{mode}: engines sleep while learners work, so nothing can run ahead: unset "
+            f"train.max_staleness={train.max_staleness}, or set placement.mode=separated",
+        )
+    if rollout.num_workers != ranks or rollout.tensor_parallel_size != 1:
+        yield Contradiction(
+            (
+                key,
+                "rollout.num_workers",
+                "rollout.tensor_parallel_size",
+                "learner.num_workers",
+            ),
+            f"{mode}: each rank shares its GPU with one engine of one GPU: expected "
+            f"rollout.num_workers={ranks} (learner.num_workers) and tensor_parallel_size=1, got "
+            f"{rollout.num_workers} and {rollout.tensor_parallel_size}",
+        )
+    if rollout.max_workers is not None:
+        yield Contradiction(
+            (key, "rollout.max_workers"),
+            f"{mode}: each rank has one engine: unset rollout.max_workers={rollout.max_workers}",
+        )
+    if placement.rollout_labels:
+        yield Contradiction(
+            (key, "placement.rollout_labels"),
+            f"{mode}: engines are where the ranks are: use placement.learner_labels alone",
+        )

@@ -1,0 +1,89 @@
+"""`sft`, `train`, `eval`, `checkpoint`, `placement`: the course of a run and its place."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from actrep_ray.config.section import Contradiction, Count, Float, Positive, Section
+
+
+class SftConfig(Section):
+    """Supervised fine-tuning."""
+
+    num_steps: Count = Field(500, description="Optimiser steps.")
+    clips_per_step: Count = Field(32, description="Clips of one optimiser step, over all ranks.")
+    validate_every: Count = Field(50, description="Steps between validation losses.")
+    num_validation_clips: Count = Field(64, description="Clips of the validation loss.")
+
+
+class TrainConfig(Section):
+    """The GRPO loop."""
+
+    num_steps: Count = Field(200, description="Steps: batches of prompts.")
+    prompts_per_step: Count = Field(32, description="Prompts issued in a step.")
+    group_size: Annotated[int, Field(ge=2)] = Field(8, description="Answers to each prompt (G).")
+    mini_batch_size: Count | None = Field(
+        None, description="Rollouts of one optimiser step; all of the step's by default."
+    )
+    num_updates_per_batch: Count = Field(
+        1, description="Passes over a step's batch; above 1 the ratio leaves 1 and clipping acts."
+    )
+    max_staleness: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Steps that a rollout may lag behind the learner while both go on at the same "
+        "time (asynchronous driver; 0: the numbers of the synchronous one); null: synchronous.",
+    )
+    max_refill_factor: Annotated[Float, Field(ge=0)] = Field(
+        0.0,
+        description="Groups issued in place of dropped ones, of the same count stratum, at most "
+        "this many times prompts_per_step in a step (dynamic sampling); 0: none.",
+    )
+    pass_rate_window: tuple[Float, Float] | None = Field(
+        None, description="Groups whose mean reward lies outside [low, high] are dropped."
+    )
+    max_log_prob_gap: Positive = Field(
+        1e-2, description="Mean |rollout - learner| log-prob above which a run stops (float32)."
+    )
+    on_log_prob_gap: Literal["stop", "log"] = Field("stop", description="What happens above it.")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """A window of pass rates that is empty."""
+        window = self.pass_rate_window
+        if window is not None and window[0] >= window[1]:
+            yield Contradiction(
+                ("train.pass_rate_window",),
+                f"train.pass_rate_window={list(window)}: expected [low, high], low < high",
+            )
+
+
+class EvalConfig(Section):
+    """Evaluation during and after training."""
+
+    split: Literal["validation", "test"] = Field("validation", description="Clips to evaluate on.")
+    every: Annotated[int, Field(ge=0)] = Field(0, description="Steps between evaluations; 0: none.")
+    num_clips: Count | None = Field(None, description="Only the first clips of the split.")
+    num_bootstrap: Count = Field(2000, description="Resamples of the 95% intervals.")
+
+
+class CheckpointConfig(Section):
+    """Checkpoints of a run."""
+
+    every: Annotated[int, Field(ge=0)] = Field(50, description="Steps between them; 0: at the end.")
+    keep: Count = Field(2, description="How many of the newest are kept.")
+
+
+class PlacementConfig(Section):
+    """Where in the cluster workers run."""
+
+    mode: Literal["separated", "colocated"] = Field(
+        "separated",
+        description="GPUs of their own for engines and learner ranks, or one for a pair of them "
+        "that takes turns: the engine sleeps while its rank works.",
+    )
+    learner_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may learn.")
+    rollout_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may generate.")
+    reward_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may score.")
+    wait_s: Annotated[Float, Field(ge=0)] = Field(
+        60.0, description="Longest wait for nodes that a joined cluster does not have yet."
+    )

@@ -1,0 +1,72 @@
+"""What every section of a recipe is made of: kinds of values, and rules that join several of them.
+
+A value of the wrong type or range is found by pydantic. What does not go together is told by
+`Section.contradictions`, each with the keys that it was read from, so that all mistakes of a recipe
+can be told at once (see `mistakes`).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class ConfigError(ValueError):
+    """A recipe or an override that cannot be used; the message names the key, value and rule."""
+
+
+class Contradiction(NamedTuple):
+    """Settings that do not go together.
+
+    Attributes:
+        keys: Dotted names of the settings that were compared.
+        message: What is wrong and what to change.
+    """
+
+    keys: tuple[str, ...]
+    message: str
+
+
+class ContradictionError(ValueError):
+    """Contradictions of one section, all of them.
+
+    Args:
+        found: At least one.
+    """
+
+    def __init__(self, found: Iterable[Contradiction]) -> None:
+        self.found = tuple(found)
+        super().__init__("; ".join(one.message for one in self.found))
+
+
+class Section(BaseModel):
+    """Settings that belong together: frozen, without unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Settings that do not go together, each of them valid when taken alone."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        found = tuple(self.contradictions())
+        if found:
+            raise ContradictionError(found)
+        return self
+
+
+def number_of_text(value: Any) -> Any:
+    """The number that a text stands for, since YAML 1.1 reads `1e-6` as text; else the value."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Float = Annotated[float, BeforeValidator(number_of_text)]
+Positive = Annotated[Float, Field(gt=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
