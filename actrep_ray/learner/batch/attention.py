@@ -98,9 +98,9 @@ def use_packed_attention(model: nn.Module, choice: str = "sdpa") -> None:
     AttentionInterface.register(_VISION, segment_attention)
     for module in model.modules():
         if type(module).__name__.endswith("VisionAttention"):
-            module.config._attn_implementation = _VISION
+            _set_attention(module, _VISION)
         elif type(module).__name__.endswith("TextModel"):
-            module.config._attn_implementation = _DECODERS[choice]
+            _set_attention(module, _DECODERS[choice])
 
 
 def shared_prefix_attention(
@@ -134,7 +134,8 @@ def shared_prefix_attention(
             module, query, key, value, None, scaling=scaling, **options
         )[0]
         return output, None
-    groups: int = module.num_key_value_groups
+    groups = module.num_key_value_groups
+    assert isinstance(groups, int)
     end = layout.num_prefix_tokens
     prompt = functional.scaled_dot_product_attention(
         query[:, :, :end],
@@ -276,18 +277,23 @@ def segment_attention(
         starts_of.setdefault(end - start, []).append(start)
     if len(starts_of) == 1:
         length = next(iter(starts_of))
-        parts = [_split(x, length) for x in (query, key, value)]
-        return _merge(functional.scaled_dot_product_attention(*parts, scale=scaling)), None
+        q, k, v = (_split(x, length) for x in (query, key, value))
+        return _merge(functional.scaled_dot_product_attention(q, k, v, scale=scaling)), None
     output = torch.empty_like(query.transpose(1, 2))
     for length, starts in starts_of.items():
         if length == 0:
             continue
         offsets = torch.arange(length, device=query.device)
         chosen = (torch.tensor(starts, device=query.device)[:, None] + offsets).flatten()
-        parts = [_split(x[:, :, chosen], length) for x in (query, key, value)]
-        mixed = _merge(functional.scaled_dot_product_attention(*parts, scale=scaling))
+        q, k, v = (_split(x[:, :, chosen], length) for x in (query, key, value))
+        mixed = _merge(functional.scaled_dot_product_attention(q, k, v, scale=scaling))
         output = output.index_copy(1, chosen, mixed)
     return output, None
+
+
+def _set_attention(module: nn.Module, name: str) -> None:
+    config: Any = module.config  # of transformers, which carries no types
+    config._attn_implementation = name
 
 
 def _split(x: torch.Tensor, length: int) -> torch.Tensor:
