@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.rollout.worker import RolloutWorker
+from actrep_ray.rollout.worker import RolloutWorker, start_engine
 
 
 class MeasuredWorker(RolloutWorker):
@@ -38,10 +39,10 @@ class MeasuredWorker(RolloutWorker):
 
     def bare(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> dict[str, float]:
         """Tokens per second of `LLM.generate`, and what the siblings found in the cache."""
-        params = self.engine._sampling_params(settings)
+        params = self.engine.sampling_params(settings)
         began = time.perf_counter()
-        requests = [self.engine._request(prompt) for prompt in prompts]
-        outputs = self.engine._llm.generate(requests, params, use_tqdm=False)
+        requests = [self.engine.request(prompt) for prompt in prompts]
+        outputs = self.engine.llm.generate(requests, params, use_tqdm=False)
         seconds = time.perf_counter() - began
         num_tokens = sum(len(answer.token_ids) for o in outputs for answer in o.outputs)
         return {
@@ -52,8 +53,7 @@ class MeasuredWorker(RolloutWorker):
 
     def forget(self) -> int:
         """Empty the caches of prompts; returns how many clips were decoded so far."""
-        self.engine._llm.reset_prefix_cache()
-        self.engine._llm.llm_engine.reset_encoder_cache()
+        self.engine.forget_prompts()
         return int(self.engine.frames.num_decoded)
 
 
@@ -90,7 +90,7 @@ def measure(recipe: Recipe, num_clips: int, group_size: int, num_rounds: int) ->
     handles: list[Any] = []
 
     def spawn(index: int) -> Any:
-        handles.append(actor.remote(recipe, recipe.model.path, index))
+        handles.append(actor.remote(partial(start_engine, recipe, recipe.model.path, index)))
         return handles[-1]
 
     pool = RolloutPool(recipe, spawn)

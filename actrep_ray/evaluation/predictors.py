@@ -21,7 +21,7 @@ from actrep_ray.evaluation.scores import CountMetrics, score_predictions
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
-from actrep_ray.rollout.worker import RolloutWorker
+from actrep_ray.rollout.worker import start_engine
 from actrep_ray.run.folder import provenance
 from actrep_ray.tasks.clips import labels_of, load_clips, question_for
 from data_prep.schema import Clip
@@ -95,11 +95,11 @@ def count_in(clip: Clip, model: Path, recipe: Recipe) -> Prediction:
     device = recipe.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    worker = RolloutWorker(recipe.model_copy(update={"device": device}), model, index=0)
+    engine = start_engine(recipe.model_copy(update={"device": device}), model)
     try:
-        return predict([clip], worker, QwenVLInputs(model), recipe)[0]
+        return predict([clip], engine, QwenVLInputs(model), recipe)[0]
     finally:
-        worker.shutdown()
+        engine.shutdown()
 
 
 @dataclass(frozen=True)

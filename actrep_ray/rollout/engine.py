@@ -7,16 +7,22 @@ do the same two things. Nucleus sampling (`top_p` below 1) changes the distribut
 learner cannot follow it there.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
+from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
+from data_prep.video import FramePlan
+
+_GIB = 2**30
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -56,40 +62,80 @@ class SamplingSettings:
             )
 
 
-class Engine(Protocol):
-    """Generates answers with one copy of the weights; used by one caller at a time."""
+class Engine(ABC):
+    """Generates answers with one copy of the weights; used by one caller at a time.
 
-    frames: FrameCache
+    Args:
+        max_model_len: Most tokens of a prompt and its answer (`rollout.max_model_len`).
+    """
+
+    def __init__(self, max_model_len: int) -> None:
+        self.max_model_len = max_model_len
+        self._policy_version = 0
 
     @property
     def policy_version(self) -> int:
         """Version of the weights in use; 0 are those of the checkpoint."""
-        ...
+        return self._policy_version
 
     @property
+    @abstractmethod
     def num_unfinished(self) -> int:
         """Prompts that were added and whose groups `step` has not returned yet."""
-        ...
 
+    @abstractmethod
     def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         """Take prompts; what `step` then computes includes them.
 
         Raises:
             ValueError: if a prompt and its answer do not fit into `rollout.max_model_len`.
         """
-        ...
 
+    @abstractmethod
     def step(self) -> list[RolloutGroup]:
         """Compute on for a moment; returns the groups that were finished, in any order.
 
         Raises:
             ValueError: as `add` does, where the length is known only now.
         """
-        ...
 
+    @abstractmethod
     def clear(self) -> None:
         """Forget every prompt that was added and not finished."""
-        ...
+
+    @abstractmethod
+    def prefetch(self, plan: FramePlan) -> None:
+        """Decode a clip, so that it is there when it is asked about.
+
+        May be called from another thread than everything else.
+
+        Raises:
+            VideoError: if the clip cannot be decoded.
+        """
+
+    @abstractmethod
+    def replace_weights(self, weights: Weights) -> None:
+        """Put the given weights in the place of those in use, unverified; see `load_weights`."""
+
+    @abstractmethod
+    def verify_weights(self, weights: Weights) -> None:
+        """Compare weights in use with those that were given.
+
+        Raises:
+            RuntimeError: if one differs, or if none could be compared.
+        """
+
+    @abstractmethod
+    def sleep(self) -> None:
+        """Free the GPU until `wake`: a learner works there. Nothing may be unfinished."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Take the GPU again, with the weights from before."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Free what the engine holds; it cannot be used afterwards. Again, it does nothing."""
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
         """Answer every prompt, in order, when there is nothing else to do.
@@ -109,7 +155,7 @@ class Engine(Protocol):
         return [groups[prompt.prompt_id] for prompt in prompts]
 
     def load_weights(self, weights: Weights, policy_version: int) -> None:
-        """Replace all weights by those given under their Hugging Face names.
+        """Replace all weights by those given under their Hugging Face names, and verify them.
 
         An engine that was started for adapters is given these alone, under the learner's names.
         A tied output layer need not be given. Caches that depend on weights are emptied; answers
@@ -120,46 +166,58 @@ class Engine(Protocol):
             ValueError: for an unknown name, or a weight that is missing.
             RuntimeError: if a weight in use afterwards is not the one that was given.
         """
-        ...
+        self.replace_weights(weights)
+        self.verify_weights(weights)
+        self._policy_version = policy_version
 
-    def sleep(self) -> None:
-        """Free the GPU until `wake`: a learner works there. Nothing may be unfinished."""
-        ...
+    def check_length(self, prompt: Prompt, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Refuse a prompt that leaves no room for its answer.
 
-    def wake(self) -> None:
-        """Take the GPU again, with the weights from before."""
-        ...
-
-    def shutdown(self) -> None:
-        """Free what the engine holds; it cannot be used afterwards."""
-        ...
-
-
-def default_dtype(device: str) -> str:
-    """What an engine computes in unless it is told."""
-    return "float32" if device == "cpu" else "bfloat16"
-
-
-def num_visual_tokens(inputs: QwenVLInputs, prompt: Prompt) -> int:
-    """Tokens of a prompt's video, timestamps not counted."""
-    plan = prompt.plan
-    num_patches = -(-plan.num_frames // inputs.temporal_patch_size)
-    return num_patches * (plan.height // inputs.factor) * (plan.width // inputs.factor)
+        Raises:
+            ValueError: naming the clip, the lengths and the settings to change.
+        """
+        if num_prompt_tokens + max_tokens > self.max_model_len:
+            plan = prompt.plan
+            raise ValueError(
+                f"clip {prompt.clip_id!r}: {num_prompt_tokens} prompt tokens "
+                f"({plan.num_frames} frames of {plan.width}x{plan.height}) and {max_tokens} of the "
+                f"answer exceed rollout.max_model_len={self.max_model_len}; raise it, or lower "
+                "video.fps, video.max_frames, video.max_pixels or rollout.max_response_tokens"
+            )
 
 
-def check_length(prompt: Prompt, num_prompt_tokens: int, max_tokens: int, limit: int) -> None:
-    """Refuse a prompt that leaves no room for its answer.
+class QwenVLEngine(Engine):
+    """What engines that run a Qwen-VL checkpoint share: its inputs, frames, lengths and dtype.
 
-    Raises:
-        ValueError: naming the clip, the lengths and the settings to change.
+    Args:
+        model_path: Folder of the checkpoint.
+        rollout_cfg: Sizes and sampling.
+        video_cfg: Where frames are cached.
+        device: Where to compute.
+        dtype: Dtype of computation; float32 on a CPU and bfloat16 on a GPU by default.
+        lora: Given if `load_weights` brings adapters of this make, not all weights.
     """
-    if num_prompt_tokens + max_tokens > limit:
-        raise ValueError(
-            f"clip {prompt.clip_id!r}: {num_prompt_tokens} prompt tokens "
-            f"({prompt.plan.num_frames} frames of {prompt.plan.width}x{prompt.plan.height}) and "
-            f"{max_tokens} of the answer exceed rollout.max_model_len={limit}; raise it, or lower "
-            "video.fps, video.max_frames, video.max_pixels or rollout.max_response_tokens"
-        )
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        rollout_cfg: RolloutConfig,
+        video_cfg: VideoConfig,
+        *,
+        device: Literal["cpu", "cuda"],
+        dtype: Literal["float32", "bfloat16"] | None,
+        lora: LoraConfig | None,
+    ) -> None:
+        super().__init__(rollout_cfg.max_model_len)
+        self.inputs = QwenVLInputs(model_path)
+        self.frames = FrameCache(video_cfg.cache_dir, int(video_cfg.cache_gib * _GIB))
+        self.lora = lora
+        default = "float32" if device == "cpu" else "bfloat16"
+        self.dtype: torch.dtype = getattr(torch, dtype or default)
+
+    def prefetch(self, plan: FramePlan) -> None:
+        """Decode a clip into the node's frame cache; see `Engine.prefetch`."""
+        self.frames.get(plan)
 
 
 def make_rollout(

@@ -15,24 +15,14 @@ from typing import Any, Literal
 import torch
 
 from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
-from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.lora import add_adapters, check_adapter, is_adapter
-from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs, load_model
+from actrep_ray.models.qwen_vl import EncodedPrompt, load_model
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.engine import (
-    Engine,
-    SamplingSettings,
-    Weights,
-    check_length,
-    default_dtype,
-    make_rollout,
-)
+from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings, Weights, make_rollout
 from actrep_ray.weights.buckets import magnitude, verify_magnitudes
 
-_GIB = 2**30
 
-
-class HfEngine(Engine):
+class HfEngine(QwenVLEngine):
     """A transformers model that generates, for one Qwen-VL checkpoint.
 
     Args:
@@ -63,23 +53,15 @@ class HfEngine(Engine):
             )
         if device == "cpu":
             torch.set_num_threads(rollout_cfg.num_threads)
-        self.inputs = QwenVLInputs(model_path)
-        self.frames = FrameCache(video_cfg.cache_dir, int(video_cfg.cache_gib * _GIB))
-        self._cfg = rollout_cfg
+        super().__init__(model_path, rollout_cfg, video_cfg, device=device, dtype=dtype, lora=lora)
+        self._max_num_seqs = rollout_cfg.max_num_seqs
         self._device = torch.device(device)
-        self._model: Any = load_model(model_path, dtype=dtype or default_dtype(device))
-        self._has_adapters = lora is not None
+        self._model: Any = load_model(model_path, dtype=str(self.dtype).removeprefix("torch."))
         if lora is not None:
             add_adapters(self._model, lora)
         self._model.to(self._device).eval()
         self._random = torch.Generator(self._device).manual_seed(seed)
-        self._policy_version = 0
         self._waiting: deque[tuple[Prompt, SamplingSettings, torch.Generator]] = deque()
-
-    @property
-    def policy_version(self) -> int:
-        """Version of the weights in use; 0 are those of the checkpoint."""
-        return self._policy_version
 
     @property
     def num_unfinished(self) -> int:
@@ -98,7 +80,7 @@ class HfEngine(Engine):
         if not self._waiting:
             return []
         _, settings, random = self._waiting[0]
-        batch_size = max(1, self._cfg.max_num_seqs // settings.group_size)
+        batch_size = max(1, self._max_num_seqs // settings.group_size)
         prompts: list[Prompt] = []
         while self._waiting and len(prompts) < batch_size:
             prompt, *sampling = self._waiting[0]
@@ -112,15 +94,9 @@ class HfEngine(Engine):
         """Forget the prompts that wait."""
         self._waiting.clear()
 
-    def load_weights(self, weights: Weights, policy_version: int) -> None:
-        """Replace the weights; see `Engine.load_weights`."""
-        held = dict(self._model.named_parameters())
-        if self._has_adapters:
-            check_adapter(weights)
-            held = {name: held[name] for name in held if is_adapter(name)}
-        given = {_module_name(name): weight for name, weight in weights.items()}
-        if self._model.config.tie_word_embeddings:
-            given.pop("lm_head.weight", None)
+    def replace_weights(self, weights: Weights) -> None:
+        """Copy the weights into the model; see `Engine.load_weights`."""
+        held, given = self._held_weights(), self._by_module_name(weights)
         if unknown := given.keys() - held.keys():
             raise ValueError(f"{min(unknown)}: the model has no such weight")
         if missing := held.keys() - given.keys():
@@ -133,9 +109,28 @@ class HfEngine(Engine):
                         f"expected {tuple(held[name].shape)}"
                     )
                 held[name].copy_(weight)
-        compared = [n for n in given if self._has_adapters or n.endswith("norm.weight")]
-        verify_magnitudes({n: magnitude(held[n]) for n in compared}, given, self._model.dtype)
-        self._policy_version = policy_version
+
+    def verify_weights(self, weights: Weights) -> None:
+        """Compare all adapters, or the norms; see `Engine.verify_weights`."""
+        held, given = self._held_weights(), self._by_module_name(weights)
+        compared = [n for n in given if self.lora is not None or n.endswith("norm.weight")]
+        verify_magnitudes({n: magnitude(held[n]) for n in compared}, given, self.dtype)
+
+    def _held_weights(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that `load_weights` replaces."""
+        held = dict(self._model.named_parameters())
+        if self.lora is None:
+            return held
+        return {name: parameter for name, parameter in held.items() if is_adapter(name)}
+
+    def _by_module_name(self, weights: Weights) -> dict[str, torch.Tensor]:
+        """The weights that were given, by the names of the model's parameters."""
+        if self.lora is not None:
+            check_adapter(weights)
+        given = {_module_name(name): weight for name, weight in weights.items()}
+        if self._model.config.tie_word_embeddings:
+            given.pop("lm_head.weight", None)
+        return given
 
     def sleep(self) -> None:
         """Move the weights to the CPU; see `Engine.sleep`."""
@@ -149,7 +144,8 @@ class HfEngine(Engine):
 
     def shutdown(self) -> None:
         """Free the model."""
-        del self._model
+        self._model = None
+        self.clear()
 
     def _generate_batch(
         self, prompts: Sequence[Prompt], settings: SamplingSettings, random: torch.Generator
@@ -158,9 +154,7 @@ class HfEngine(Engine):
         for prompt in prompts:
             frames = self.frames.get(prompt.plan)
             encoded.append(self.inputs.encode(prompt.question, prompt.plan, frames))
-            check_length(
-                prompt, len(encoded[-1].input_ids), settings.max_tokens, self._cfg.max_model_len
-            )
+            self.check_length(prompt, len(encoded[-1].input_ids), settings.max_tokens)
         tokens, log_probs = self._sample(_pad_left(encoded, self._device), settings, random)
         return [
             self._group(prompt, tokens[i], log_probs[i], len(encoded[i].input_ids))
@@ -177,7 +171,7 @@ class HfEngine(Engine):
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
-            pixel_values_videos=batch.pixel_values.to(self._model.dtype),
+            pixel_values_videos=batch.pixel_values.to(self.dtype),
             video_grid_thw=batch.grid_thw,
             use_cache=True,
             logits_to_keep=1,
@@ -221,7 +215,7 @@ class HfEngine(Engine):
         if settings.temperature == 0:
             token = logits.argmax(dim=-1)
         else:
-            logits = _nucleus(logits / settings.temperature, settings.top_p)
+            logits = nucleus(logits / settings.temperature, settings.top_p)
             probabilities = torch.softmax(logits, dim=-1)
             token = torch.multinomial(probabilities, 1, generator=random)[:, 0]
         log_probs = torch.log_softmax(logits, dim=-1)
@@ -290,7 +284,7 @@ def _pad_left(prompts: Sequence[EncodedPrompt], device: torch.device) -> _Batch:
     )
 
 
-def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Leave out the unlikeliest tokens [B, V] that together have at most 1 - top_p."""
     if top_p == 1:
         return logits

@@ -38,7 +38,7 @@ from actrep_ray.cluster.supervision import cause_of_loss, has_died_with_node
 from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
-from actrep_ray.rollout.worker import Loaded, Request, RolloutWorker, Turn
+from actrep_ray.rollout.worker import Loaded, Request, RolloutWorker, Turn, start_engine
 from actrep_ray.run.profile import Timeline
 from data_prep.video import FramePlan
 
@@ -158,11 +158,12 @@ class RolloutPool:
         actor = ray.remote(**_actor_options(recipe))(RolloutWorker)
 
         def spawn(index: int) -> Any:
+            start = partial(start_engine, recipe, str(model_path), index)
             if bundles is None:
-                return actor.remote(recipe, str(model_path), index)
+                return actor.remote(start)
             shares = share_of_bundle(recipe)
             place = bundle_options(bundles, index if index < bundles.bundle_count else -1)
-            return actor.options(**shares, **place).remote(recipe, str(model_path), index)
+            return actor.options(**shares, **place).remote(start)
 
         pool = cls(recipe, spawn)
         pool.add_workers(num_workers or recipe.rollout.num_workers)

@@ -6,11 +6,10 @@ hash of its plan.
 
 Where vLLM is deviated from: the processor may neither sample nor resize (the plan has done both),
 Qwen2.5-VL is given the frame rate in the one way that its positions follow, and weights are
-replaced through `actrep_ray.weights.vllm_transfer`. Adapters come as vLLM has them, in a folder.
+replaced through `actrep_ray.weights.vllm_load`.
 """
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +19,20 @@ import numpy as np
 import torch
 
 from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
-from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.engine import (
-    Engine,
-    SamplingSettings,
-    Weights,
-    check_length,
-    default_dtype,
-    make_rollout,
-    num_visual_tokens,
-)
-from actrep_ray.weights.buckets import verify_magnitudes
+from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings, Weights, make_rollout
+from actrep_ray.weights import vllm_load
+from data_prep.video import FramePlan
 
-_EXTENSION = "actrep_ray.weights.vllm_transfer.WorkerExtension"
 _GIB = 2**30
 _CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
 _CPU_BATCH_TOKENS = 4096
 _PROCESSED_CLIPS_GIB = 1.0
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
-_ADAPTER_ID = 1
 
 
-class VllmEngine(Engine):
+class VllmEngine(QwenVLEngine):
     """A vLLM engine for one Qwen-VL checkpoint.
 
     Args:
@@ -69,11 +58,7 @@ class VllmEngine(Engine):
         lora: LoraConfig | None = None,
         shares_gpu: bool = False,
     ) -> None:
-        self.inputs = QwenVLInputs(model_path)
-        self.frames = FrameCache(video_cfg.cache_dir, int(video_cfg.cache_gib * _GIB))
-        self._max_model_len = rollout_cfg.max_model_len
-        self._policy_version = 0
-        self._lora = lora
+        super().__init__(model_path, rollout_cfg, video_cfg, device=device, dtype=dtype, lora=lora)
         self._adapter: Any = None  # what requests refer to it by, once there is one
         self._running: dict[str, _Running] = {}  # by vLLM's number of the request
         _set_environment(device, rollout_cfg.num_threads)
@@ -85,13 +70,7 @@ class VllmEngine(Engine):
         self._can_sleep = shares_gpu and device == "cuda"  # vLLM for CPUs cannot
         if self._can_sleep:
             options["enable_sleep_mode"] = True
-        self._dtype = getattr(torch, dtype or default_dtype(device))
-        self._llm: Any = LLM(**options, dtype=self._dtype, seed=seed)
-
-    @property
-    def policy_version(self) -> int:
-        """Version of the weights in use; 0 are those of the checkpoint."""
-        return self._policy_version
+        self.llm: Any = LLM(**options, dtype=self.dtype, seed=seed)
 
     @property
     def num_unfinished(self) -> int:
@@ -101,80 +80,58 @@ class VllmEngine(Engine):
     def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         """Take prompts; see `Engine.add`."""
         for prompt in prompts:  # vLLM's own refusal would not name the clip
-            num_visual = num_visual_tokens(self.inputs, prompt)
-            check_length(prompt, num_visual, settings.max_tokens, self._max_model_len)
-        requests = [self._request(prompt) for prompt in prompts]
-        ids = self._llm.enqueue(
+            num_visual = _num_visual_tokens(self.inputs, prompt.plan)
+            self.check_length(prompt, num_visual, settings.max_tokens)
+        requests = [self.request(prompt) for prompt in prompts]
+        ids = self.llm.enqueue(
             requests,
-            self._sampling_params(settings),
+            self.sampling_params(settings),
             use_tqdm=False,
             lora_request=self._adapter,
         )
         for prompt, request_id in zip(prompts, ids, strict=True):
             number = request_id.partition("-")[0]  # vLLM has added random letters to it
             self._running[number] = _Running(
-                prompt, request_id, settings.max_tokens, self._policy_version
+                prompt, request_id, settings.max_tokens, self.policy_version
             )
 
     def step(self) -> list[RolloutGroup]:
         """One forward pass of vLLM; see `Engine.step`."""
-        finished = [output for output in self._llm.llm_engine.step() if output.finished]
+        finished = [output for output in self.llm.llm_engine.step() if output.finished]
         return [self._group(self._running.pop(output.request_id), output) for output in finished]
 
     def clear(self) -> None:
         """Forget what is being answered."""
         ids = [running.request_id for running in self._running.values()]
-        self._llm.llm_engine.abort_request(ids, internal=True)
+        self.llm.llm_engine.abort_request(ids, internal=True)
         self._running.clear()
 
-    def load_weights(self, weights: Weights, policy_version: int) -> None:
-        """Replace the weights; see `Engine.load_weights`."""
-        if self._lora is None:
-            self._load_all(weights, policy_version)
-        else:
-            self._load_adapter(weights, self._lora)
-        # Answers at work are put back, so that prompt, video and tokens are computed again.
-        if not self._llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
-            raise RuntimeError("vLLM did not empty its prefix cache after new weights were loaded")
-        # Processed clips are kept: pixels do not depend on weights.
-        self._llm.llm_engine.reset_encoder_cache()
-        self._policy_version = policy_version
-
-    def _load_all(self, weights: Weights, policy_version: int) -> None:
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"weights": list(weights.items())}})
-        self._llm.finish_weight_update(weight_version=str(policy_version))
-        for missing in self._llm.collective_rpc("actrep_missing_weights"):
-            if missing:
-                raise ValueError(
-                    f"{len(missing)} weights of the engine were not given, among them {missing[0]}"
-                )
-        for loaded in self._llm.collective_rpc("actrep_magnitudes", args=(list(weights),)):
-            verify_magnitudes(loaded, weights, self._dtype)
-
-    def _load_adapter(self, weights: Weights, cfg: LoraConfig) -> None:
-        """Replace the adapter in its place, so that answers at work go on with the new one."""
-        from vllm.lora.request import LoRARequest
-
-        from actrep_ray.models.lora import check_adapter, save_adapter
-
-        check_adapter(weights)
-        if self._running and self._adapter is None:
+    def replace_weights(self, weights: Weights) -> None:
+        """Replace all weights or the adapter, and empty caches; see `Engine.load_weights`."""
+        if self.lora is None:
+            vllm_load.replace_all(self.llm, weights)
+        elif self._running and self._adapter is None:
             raise RuntimeError("answers are at work without an adapter; give the first one before")
-        with tempfile.TemporaryDirectory(prefix="actrep-adapter-") as folder:
-            save_adapter(Path(folder), cfg, dict(weights))
-            request = LoRARequest("policy", _ADAPTER_ID, folder, load_inplace=True)
-            self._llm.llm_engine.add_lora(request)
-        self._adapter = LoRARequest("policy", _ADAPTER_ID, folder)  # is there: nothing is read
-        scale = cfg.alpha / cfg.rank  # vLLM has it in the second matrix
-        scaled = {
-            name: weight.to(self._dtype) * (scale if ".lora_B." in name else 1.0)
-            for name, weight in weights.items()
-        }
-        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-        arguments = (_ADAPTER_ID, shapes)
-        for loaded in self._llm.collective_rpc("actrep_adapter_magnitudes", args=arguments):
-            verify_magnitudes(loaded, scaled, self._dtype)
+        else:
+            self._adapter = vllm_load.replace_adapter(self.llm, weights, self.lora)
+        self.forget_prompts()
+
+    def verify_weights(self, weights: Weights) -> None:
+        """Compare those that vLLM does not pack; see `Engine.verify_weights`."""
+        if self.lora is None:
+            vllm_load.verify_all(self.llm, weights, self.dtype)
+        else:
+            vllm_load.verify_adapter(self.llm, weights, self.lora, self.dtype)
+
+    def forget_prompts(self) -> None:
+        """Empty the caches of what was computed by weights.
+
+        Answers at work are put back, so that prompt, video and tokens are computed again.
+        Processed clips are kept: pixels do not depend on weights.
+        """
+        if not self.llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
+            raise RuntimeError("vLLM did not empty its prefix cache after new weights were loaded")
+        self.llm.llm_engine.reset_encoder_cache()
 
     def sleep(self) -> None:
         """Move the weights to the CPU and drop the KV cache; see `Engine.sleep`.
@@ -182,22 +139,26 @@ class VllmEngine(Engine):
         On a CPU it keeps them: there is no memory of another kind to move them to.
         """
         if self._can_sleep:
-            self._llm.sleep(level=1)
+            self.llm.sleep(level=1)
 
     def wake(self) -> None:
         """Move the weights back; the KV cache is empty."""
         if self._can_sleep:
-            self._llm.wake_up()
+            self.llm.wake_up()
 
     def shutdown(self) -> None:
         """Free the engine, so that another one can start in this process."""
+        if self.llm is None:
+            return
         from vllm.distributed import cleanup_dist_env_and_memory
 
-        self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+        self._running.clear()
         cleanup_dist_env_and_memory()
 
-    def _request(self, prompt: Prompt) -> dict[str, Any]:
+    def request(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt as vLLM is asked."""
         metadata = self.inputs.video_metadata(prompt.plan)
         frames = self.frames.get(prompt.plan)
         video: Any = frames
@@ -213,7 +174,8 @@ class VllmEngine(Engine):
             "mm_processor_kwargs": options,
         }
 
-    def _sampling_params(self, settings: SamplingSettings) -> Any:
+    def sampling_params(self, settings: SamplingSettings) -> Any:
+        """The settings as vLLM has them: `vllm.SamplingParams`."""
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -232,7 +194,7 @@ class VllmEngine(Engine):
     def _group(self, running: "_Running", output: Any) -> RolloutGroup:
         prompt = running.prompt
         num_tokens = len(output.prompt_token_ids)
-        check_length(prompt, num_tokens, running.max_tokens, self._max_model_len)
+        self.check_length(prompt, num_tokens, running.max_tokens)
         return RolloutGroup(
             prompt=prompt,
             rollouts=tuple(
@@ -244,7 +206,7 @@ class VllmEngine(Engine):
                     text=self.inputs.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
                     is_stopped=answer.finish_reason == "stop",
                     policy_version=running.policy_version,
-                    last_policy_version=self._policy_version,
+                    last_policy_version=self.policy_version,
                 )
                 for answer in sorted(output.outputs, key=lambda answer: answer.index)
             ),
@@ -260,6 +222,12 @@ class _Running:
     request_id: str
     max_tokens: int
     policy_version: int
+
+
+def _num_visual_tokens(inputs: QwenVLInputs, plan: FramePlan) -> int:
+    """Tokens of a video, timestamps not counted."""
+    num_patches = -(-plan.num_frames // inputs.temporal_patch_size)
+    return num_patches * (plan.height // inputs.factor) * (plan.width // inputs.factor)
 
 
 def _set_environment(device: str, num_threads: int) -> None:
@@ -300,8 +268,7 @@ def _engine_options(
         "mm_processor_cache_gb": _PROCESSED_CLIPS_GIB,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # sampling is ours alone, penalties of the folder are not
-        "weight_transfer_config": {"backend": "actrep_memory"},
-        "worker_extension_cls": _EXTENSION,
+        **vllm_load.OPTIONS,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from actrep_ray.cluster.placement import shares_bundles
@@ -53,16 +52,14 @@ class Loaded:
 
 
 class RolloutWorker:
-    """Generates with the engine that the recipe names; if that cannot run, it is an error.
+    """Generates with an engine that it starts; if that cannot run, it is an error.
 
     Args:
-        recipe: Settings; `device` must not be `auto` any more.
-        model_path: Folder of the checkpoint to start from.
-        index: Number of this worker; its engine's seed differs from its siblings'.
+        start: Starts the engine, in the worker's process: `partial(start_engine, ...)`.
     """
 
-    def __init__(self, recipe: Recipe, model_path: str | Path, index: int) -> None:
-        self.engine = _make_engine(recipe, model_path, seed=recipe.seed * 1000 + index)
+    def __init__(self, start: Callable[[], Engine]) -> None:
+        self.engine = start()
 
     def ready(self) -> int:
         """Returns when the engine has started: the version of its weights."""
@@ -96,7 +93,7 @@ class RolloutWorker:
     def _decode(self, plans: Sequence[FramePlan]) -> None:
         for plan in plans:
             with suppress(VideoError):  # raised where the clip is used
-                self.engine.frames.get(plan)
+                self.engine.prefetch(plan)
 
     def load_weights(self, policy_version: int, *buckets: WeightBucket) -> Loaded:
         """Replace the weights and verify them."""
@@ -117,17 +114,34 @@ class RolloutWorker:
         self.engine.shutdown()
 
 
-def _make_engine(recipe: Recipe, model_path: str | Path, seed: int) -> Engine:
+def start_engine(recipe: Recipe, model_path: str | Path, index: int = 0) -> Engine:
+    """Start the engine that `rollout.engine` names.
+
+    Args:
+        recipe: Settings; `device` must not be `auto` any more.
+        model_path: Folder of the checkpoint to start from.
+        index: Number of the engine; its seed differs from its siblings'.
+    """
     assert recipe.device != "auto", "the pool resolves the device"
-    engine_class: Callable[..., Engine] = HfEngine
-    if recipe.rollout.engine == "vllm":
-        engine_class = partial(VllmEngine, shares_gpu=shares_bundles(recipe))
-    return engine_class(
+    seed = recipe.seed * 1000 + index
+    lora = recipe.model.lora if recipe.sends_adapters else None
+    if recipe.rollout.engine == "hf":
+        return HfEngine(
+            model_path,
+            recipe.rollout,
+            recipe.video,
+            device=recipe.device,
+            seed=seed,
+            dtype=recipe.model.dtype,
+            lora=lora,
+        )
+    return VllmEngine(
         model_path,
         recipe.rollout,
         recipe.video,
         device=recipe.device,
         seed=seed,
         dtype=recipe.model.dtype,
-        lora=recipe.model.lora if recipe.sends_adapters else None,
+        lora=lora,
+        shares_gpu=shares_bundles(recipe),
     )

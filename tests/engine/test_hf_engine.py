@@ -13,7 +13,7 @@ from actrep_ray.models.lora import adapter_weights, add_adapters, merged_weights
 from actrep_ray.models.qwen_vl import load_model
 from actrep_ray.models.tiny import FAMILIES
 from actrep_ray.rollout.engine import SamplingSettings
-from actrep_ray.rollout.hf_engine import HfEngine, _nucleus
+from actrep_ray.rollout.hf_engine import HfEngine, nucleus
 
 MAX_GAP = 1e-4
 SETTINGS = SamplingSettings(max_tokens=8, group_size=2)
@@ -117,10 +117,10 @@ def test_refuses_more_than_one_device(
 def test_nucleus_keeps_the_likeliest_tokens() -> None:
     # Probabilities 0.5, 0.3, 0.15, 0.05: 0.75 is reached by the first two, 0.8 as well.
     logits = torch.log(torch.tensor([[0.05, 0.5, 0.15, 0.3]]))
-    assert torch.isfinite(_nucleus(logits, 0.75)).tolist() == [[False, True, False, True]]
-    assert torch.isfinite(_nucleus(logits, 0.4)).tolist() == [[False, True, False, False]]
-    assert torch.isfinite(_nucleus(logits, 0.99)).tolist() == [[True, True, True, True]]
-    assert torch.equal(_nucleus(logits, 1.0), logits)
+    assert torch.isfinite(nucleus(logits, 0.75)).tolist() == [[False, True, False, True]]
+    assert torch.isfinite(nucleus(logits, 0.4)).tolist() == [[False, True, False, False]]
+    assert torch.isfinite(nucleus(logits, 0.99)).tolist() == [[True, True, True, True]]
+    assert torch.equal(nucleus(logits, 1.0), logits)
 
 
 def test_settings_are_checked() -> None:

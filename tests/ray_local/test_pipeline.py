@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
 
@@ -29,7 +28,7 @@ from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Labels, LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings, Weights, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.rollout.worker import RolloutWorker
+from actrep_ray.rollout.worker import RolloutWorker, start_engine
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.weights.buckets import pack_weights
 from actrep_ray.weights.sync import WeightSync
@@ -43,23 +42,17 @@ NUM_STEPS, SIZE = 6, 4
 class Threaded(Engine):
     """Finishes one of its prompts at each step, in an order of its own."""
 
-    frames: Any = SimpleNamespace(get=lambda plan: None)  # it reads none
-
     def __init__(self, index: int) -> None:
+        super().__init__(max_model_len=512)
         self.random = np.random.default_rng(index)
         self.prompts: list[tuple[Prompt, SamplingSettings, int]] = []
-        self.version = 0
-
-    @property
-    def policy_version(self) -> int:
-        return self.version
 
     @property
     def num_unfinished(self) -> int:
         return len(self.prompts)
 
     def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
-        self.prompts += [(prompt, settings, self.version) for prompt in prompts]
+        self.prompts += [(prompt, settings, self.policy_version) for prompt in prompts]
 
     def step(self) -> list[RolloutGroup]:
         place = int(self.random.integers(len(self.prompts)))
@@ -73,7 +66,7 @@ class Threaded(Engine):
                 text=f"<answer>{i}</answer>",
                 is_stopped=True,
                 policy_version=version,
-                last_policy_version=self.version,
+                last_policy_version=self.policy_version,
             )
             for i in range(settings.group_size)
         )
@@ -82,8 +75,20 @@ class Threaded(Engine):
     def clear(self) -> None:
         self.prompts.clear()
 
-    def load_weights(self, weights: Weights, policy_version: int) -> None:
-        self.version = policy_version
+    def prefetch(self, plan: FramePlan) -> None:
+        """It shows no frames."""
+
+    def replace_weights(self, weights: Weights) -> None:
+        """It has none."""
+
+    def verify_weights(self, weights: Weights) -> None:
+        """It has none."""
+
+    def sleep(self) -> None:
+        """Nothing is held."""
+
+    def wake(self) -> None:
+        """Nothing was given away."""
 
     def shutdown(self) -> None:
         """Nothing is held."""
@@ -93,8 +98,7 @@ class Handle:
     """What an actor's handle is to the pool: one call after the other, results later."""
 
     def __init__(self, index: int) -> None:
-        self.worker = RolloutWorker.__new__(RolloutWorker)
-        self.worker.engine = Threaded(index)
+        self.worker = RolloutWorker(partial(Threaded, index))
         self.thread = ThreadPoolExecutor(1)
 
     def __getattr__(self, method: str) -> Any:
@@ -394,7 +398,9 @@ class RealHandle(Handle):
 
     def __init__(self, recipe: Recipe, index: int) -> None:
         self.thread = ThreadPoolExecutor(1)
-        start = self.thread.submit(RolloutWorker, recipe, recipe.model.path, index)
+        start = self.thread.submit(
+            RolloutWorker, partial(start_engine, recipe, recipe.model.path, index)
+        )
         self.worker = start.result()
 
 
