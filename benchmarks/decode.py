@@ -35,10 +35,10 @@ import cv2
 import decord
 import numpy as np
 
-from data_prep.clip_checks import View
-from data_prep.decode_check import VideoTask, check_video
 from data_prep.schema import Clip, write_clips
-from data_prep.validate import Decoding, validate_file
+from data_prep.validation.validate import Decoding, validate_file
+from data_prep.validation.video_facts import VideoTask, check_video
+from data_prep.validation.view import View
 from data_prep.video import (
     FramePlan,
     clip_of_video,

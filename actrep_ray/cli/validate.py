@@ -1,4 +1,4 @@
-"""`actrep validate`: arguments, progress and table; the work is done by `data_prep.validate`."""
+"""`actrep validate`: arguments, progress and table; the work is done by `data_prep.validation`."""
 
 import argparse
 import json
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from actrep_ray.config import Recipe
-    from data_prep.clip_checks import Finding, View
-    from data_prep.validate import Progress, Report
+    from data_prep.validation.findings import Finding
+    from data_prep.validation.report import Report
+    from data_prep.validation.validate import Progress
+    from data_prep.validation.view import View
 
 _NUM_EXAMPLES = 2  # of each kind, in the table
 _WIDTH = 120  # of a table that is not for a terminal
@@ -94,7 +96,8 @@ def _validate(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from actrep_ray.config import load_recipe
-    from data_prep.validate import Decoding, is_failure, validate_file, write_report
+    from data_prep.validation.report import is_failure, write_report
+    from data_prep.validation.validate import Decoding, validate_file
 
     recipe = load_recipe(args.recipe, args.set)
     view, note = view_of(recipe)
@@ -137,7 +140,7 @@ def view_of(recipe: "Recipe") -> tuple["View", str]:
     """How a recipe's model is shown clips, and a remark on where its patches come from."""
     from actrep_ray.config import ConfigError
     from actrep_ray.run.checkpoint import resolve_model
-    from data_prep.clip_checks import View
+    from data_prep.validation.view import View
 
     video, rollout = recipe.video, recipe.rollout
     try:

@@ -20,8 +20,8 @@ from actrep_ray.evaluation.figure_style import (
     make_figure,
     style_axis,
 )
-from data_prep.clip_checks import SAMPLES_PER_CYCLE
-from data_prep.validate import Report
+from data_prep.validation.clip_checks import SAMPLES_PER_CYCLE
+from data_prep.validation.report import Report
 
 _SPLIT_COLORS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 _MOST_BINS = 40

@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.clip_checks import View
 from data_prep.schema import Clip
-from data_prep.validate import Decoding, Report, validate_file
+from data_prep.validation.report import Report
+from data_prep.validation.validate import Decoding, validate_file
+from data_prep.validation.view import View
 from data_prep.video import VideoError, clip_of_video, plan_frames, read_frames
 
 FPS, NUM_FRAMES = 30, 60

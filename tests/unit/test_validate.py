@@ -20,10 +20,15 @@ from actrep_ray.cli.main import main
 from actrep_ray.cli.validate import printable, view_of
 from actrep_ray.config import load_recipe, override
 from actrep_ray.models.tiny import write_tiny_model
-from data_prep.clip_checks import KINDS, RowFindings, View, check_cycles, estimate_view
-from data_prep.decode_check import VideoTask, check_in_processes
+from data_prep import validation
 from data_prep.schema import Clip, DataError
-from data_prep.validate import Decoding, Report, validate_file, write_report
+from data_prep.validation.clip_checks import check_cycles
+from data_prep.validation.decoder_processes import check_in_processes
+from data_prep.validation.findings import KINDS, RowFindings
+from data_prep.validation.report import Report, write_report
+from data_prep.validation.validate import Decoding, validate_file
+from data_prep.validation.video_facts import VideoTask
+from data_prep.validation.view import View, estimate_view
 from data_prep.video_writer import encode_mp4
 from rewards.reference import usable_cycles
 
@@ -57,7 +62,7 @@ CLIP = Clip(
 BAD_DECODERS = """
 import os, signal, threading
 from pathlib import Path
-from data_prep.decode_check import check_video
+from data_prep.validation.video_facts import check_video
 
 def check(task):
     name = Path(task.path).stem
@@ -256,9 +261,8 @@ def test_marks_that_training_leaves_out_are_errors(
 
 
 def test_every_kind_that_is_made_is_known_with_a_meaning() -> None:
-    sources = [Path(str(sys.modules[name].__file__)) for name in (
-        "data_prep.clip_checks", "data_prep.decode_check", "data_prep.validate", "data_prep.video",
-    )]  # fmt: skip
+    package = Path(validation.__file__).parent
+    sources = [*package.glob("*.py"), package.with_name("video.py")]
     text = "".join(path.read_text() for path in sources)
     for kind, meaning in KINDS.items():
         assert text.count(f'"{kind}"') >= 2, kind  # in the table, and where it is made
@@ -460,8 +464,8 @@ STOPPED = """
 import signal
 import sys
 from bad_decoders import check
-from data_prep.clip_checks import View
-from data_prep.validate import Decoding, validate_file
+from data_prep.validation.view import View
+from data_prep.validation.validate import Decoding, validate_file
 
 if __name__ == "__main__":
     # Started in the background of a shell, a process ignores ctrl-C until it says otherwise.

@@ -1,0 +1,131 @@
+"""Rows one by one: each line is a clip with its findings, or the finding why it is none."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.schema import Clip, RowError, parse_clip
+from data_prep.validation.clip_checks import (
+    check_cycles,
+    check_path,
+    check_values,
+    check_view,
+    check_window,
+)
+from data_prep.validation.findings import RowFindings
+from data_prep.validation.report import Report
+from data_prep.validation.view import Estimate, View, estimate_view
+from data_prep.video import plan_indices
+
+_BOM = b"\xef\xbb\xbf"
+_SHOWN = 200  # characters of a line that cannot be read
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that is a clip. Its marks have been looked at and are not kept."""
+
+    number: int
+    clip: Clip  # `video` as written, `cycles` None
+    path: str  # of the video, absolute, without `.` and `..`
+    is_other: bool  # of a split that was not asked for
+    estimate: Estimate | None
+
+    @property
+    def make(self) -> RowFindings:
+        """Makes findings of this row."""
+        return RowFindings(self.number, self.clip.id, self.clip.video, self.clip.flags)
+
+    def indices(self, view: View) -> tuple[int, ...]:
+        """Frames that the clip is shown with."""
+        if self.estimate is None or self.is_other:
+            return ()
+        limits = {"min_frames": view.min_frames, "max_frames": view.max_frames}
+        return plan_indices(self.clip, fps=view.fps, **limits)[0]
+
+
+def add_finding(report: Report, row: Row, kind: str, key: str, value: str, expected: str) -> None:
+    """Add a finding of a row, unless it is of a split that was not asked for."""
+    if not row.is_other:
+        report.findings.append(row.make.make(kind, key, value, expected))
+
+
+def read_rows(report: Report) -> Iterator[Row | None]:
+    """Read and count every line and add its findings to the report; None where it is no clip."""
+    folder = os.path.abspath(report.path.parent)  # noqa: PTH100 - `..` is taken out as text
+    with report.path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(_BOM)
+            if not line.strip():
+                report.num_blank += 1
+                continue
+            report.num_rows += 1
+            yield _read_row(report, folder, number, line)
+
+
+def _read_row(report: Report, folder: str, number: int, line: bytes) -> Row | None:
+    """A clip and its findings, or the finding why it is none."""
+    make = RowFindings(number, "", "")
+    try:
+        text = line.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        value = f"byte 0x{line[error.start]:02x} at {error.start}"
+        report.findings.append(make.make("not_utf8", "", value, "text in UTF-8"))
+        return None
+    try:
+        values = json.loads(text, object_pairs_hook=_without_repeated_keys)
+    except (ValueError, RecursionError) as error:
+        value = f"{text[:_SHOWN]!r} ({error})"
+        report.findings.append(make.make("not_json", "", value, "one JSON object"))
+        return None
+    try:
+        clip = parse_clip(values, str(number))
+    except RowError as error:
+        make = RowFindings(number, _text(values, "id"), _text(values, "video"))
+        finding = make.make("schema", error.key, error.value or "missing", error.expected)
+        report.findings.append(finding)
+        return None
+    is_other = report.split is not None and clip.split != report.split
+    make = RowFindings(number, clip.id, clip.video, clip.flags)
+    estimate = None
+    if is_other:
+        report.num_other_rows += 1
+    else:
+        estimate = _check_row(report, clip, make)
+    video = os.path.normpath(Path(folder, clip.video))
+    return Row(number, replace(clip, cycles=None), video, is_other, estimate)
+
+
+def _check_row(report: Report, clip: Clip, make: RowFindings) -> Estimate | None:
+    """Add the findings of one clip; returns its estimate if it can be shown."""
+    report.findings += check_path(clip.video, make)
+    if implausible := list(check_values(clip, make)):
+        report.findings += implausible
+        return None
+    report.findings += check_cycles(clip, make)
+    if outside := list(check_window(clip, make)):
+        report.findings += outside
+        return None
+    estimate = estimate_view(clip, make.row, report.view)
+    report.findings += check_view(clip, estimate, report.view, make)
+    report.estimates.append(estimate)
+    report.cycle_lengths_s.extend(end - start for start, end in clip.cycles or () if end > start)
+    return estimate
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(key for key, number in Counter(k for k, _ in pairs).items() if number > 1)
+        raise ValueError(f"key {repeated!r} is given twice")
+    return values
+
+
+def _text(values: Any, key: str) -> str:
+    value = values.get(key) if isinstance(values, dict) else None
+    return value[:_SHOWN] if isinstance(value, str) else ""
