@@ -28,7 +28,8 @@ from rich.table import Table
 from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.session import cluster
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
-from actrep_ray.driver.synchronous import GrpoJob, Pools, prepare_grpo
+from actrep_ray.driver.job import GrpoJob, prepare_grpo
+from actrep_ray.driver.pools import Pools
 from actrep_ray.evaluation.periodicity import NAME as BASELINE
 from actrep_ray.evaluation.periodicity import write_baseline
 from actrep_ray.evaluation.predictors import evaluate
@@ -171,15 +172,17 @@ class Quickstart:
         base = resolve_model(self.sft.model.path)
         engine = SharedEngine(self.grpo)
         untrained = in_background(partial(self.begin_engine, engine, base))
-        sft_learners = self.train_sft(base) if self.is_needed("sft") else None
+        sft_learners = self.train_sft() if self.is_needed("sft") else None
         untrained.result()
         sft = resolve_model(self.sft.run_dir)
         grpo_learners = None
         if self.is_needed("grpo"):
             resume = begin_or_resume(self.grpo.run_dir, self.keys["grpo"])
             job = prepare_grpo(self.grpo, resume=resume)
-            model, steps = job.start.folder if job.start else sft, self.grpo.train.num_steps
-            grpo_learners = in_background(partial(LearnerPool.start, self.grpo, model, steps))
+            start_learners = partial(
+                LearnerPool.start, self.grpo, job.model, self.grpo.train.num_steps
+            )
+            grpo_learners = in_background(start_learners)
         self.evaluate("sft evaluation", engine, sft, sft_learners)
         if sft_learners is not None:
             sft_learners.shutdown()
@@ -194,13 +197,12 @@ class Quickstart:
             engine.hold(base, None)
         self.evaluate("untrained", engine, base, None)
 
-    def train_sft(self, base: Path) -> LearnerPool:
+    def train_sft(self) -> LearnerPool:
         """Supervised fine-tuning; returns the learners, which hold its result."""
         resume = begin_or_resume(self.sft.run_dir, self.keys["sft"])
         job = prepare_sft(self.sft, resume=resume)
-        model = job.start.folder if job.start else base
         with self.stages.doing("learner start"):
-            learners = LearnerPool.start(self.sft, model, self.sft.sft.num_steps)
+            learners = LearnerPool.start(self.sft, job.model, self.sft.sft.num_steps)
         with self.stages.doing("sft", self.keys["sft"]):
             job.run(learners)
         return learners

@@ -12,15 +12,19 @@ the clips that the killed one would have seen.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
+from actrep_ray.cluster.session import cluster
 from actrep_ray.config import Recipe
+from actrep_ray.driver.checkpoints import RunCheckpoints
+from actrep_ray.driver.restarts import outlive_losses
+from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.learner import check_plan
 from actrep_ray.records import LearnerRow
-from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore, is_due, resolve_model
+from actrep_ray.run.checkpoint import Checkpoint, is_due, resolve_model
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.progress import step_progress
@@ -28,15 +32,12 @@ from actrep_ray.tasks.clips import load_clips, question_for
 from data_prep.cot import read_answers, rejection, render_answer
 from data_prep.schema import Clip, DataError
 
-if TYPE_CHECKING:
-    from actrep_ray.learner.pool import LearnerPool
-
 _log = logging.getLogger(__name__)
 _SHOWN = {"loss": "sft/loss", "validation": "sft/validation_loss", "tok/s": "sft/tokens_per_s"}
 
 
 def run_sft(
-    recipe: Recipe, *, learners: "LearnerPool | None" = None, resume: bool = False
+    recipe: Recipe, *, learners: LearnerPool | None = None, resume: bool = False
 ) -> Checkpoint:
     """Fine-tune `model.path` on the train split; returns the last checkpoint.
 
@@ -71,19 +72,21 @@ class SftJob:
     data: "SftData"
     start: Checkpoint | None
 
-    def run(self, learners: "LearnerPool | None" = None) -> Checkpoint:
+    @property
+    def model(self) -> Path:
+        """Folder of the weights that the run starts from."""
+        return self.start.folder if self.start else resolve_model(self.recipe.model.path)
+
+    def run(self, learners: LearnerPool | None = None) -> Checkpoint:
         """Train; returns the last checkpoint. See `run_sft`."""
         if learners is not None:
             return _train(self.recipe, self.data, learners, self.start)
-        from actrep_ray.cluster.session import cluster
-        from actrep_ray.driver.restarts import outlive_losses
-        from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
 
         def attempt(start: Checkpoint | None) -> Checkpoint:
-            model = start.folder if start else resolve_model(self.recipe.model.path)
-            learners = LearnerPool.start(self.recipe, model, self.recipe.sft.num_steps)
+            job = replace(self, start=start)
+            learners = LearnerPool.start(self.recipe, job.model, self.recipe.sft.num_steps)
             try:
-                return replace(self, start=start).run(learners)
+                return job.run(learners)
             except LearnerWorkerError:
                 learners.shutdown()
                 raise
@@ -99,7 +102,7 @@ class SftData:
         train: Rows to train on.
         validation: Rows of the validation loss; may be empty.
         clips_per_step: B.
-        seed: Of the order.
+        seed: Decides the order.
     """
 
     def __init__(
@@ -136,11 +139,11 @@ class SftData:
     def batch(self, step: int) -> list[LearnerRow]:
         """The rows of a step, the first of which is 1."""
         first = (step - 1) * self._clips_per_step
-        places = range(first, first + self._clips_per_step)
-        return [self.train[self._index(place)] for place in places]
+        positions = range(first, first + self._clips_per_step)
+        return [self.train[self._index(position)] for position in positions]
 
-    def _index(self, place: int) -> int:
-        epoch, offset = divmod(place, len(self.train))
+    def _index(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.train))
         return int(self._order(epoch)[offset])
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -198,13 +201,11 @@ def row_of(clip: Clip, answer: str, recipe: Recipe, inputs: QwenVLInputs) -> Lea
 
 
 def _train(
-    recipe: Recipe, data: SftData, learners: "LearnerPool", start: Checkpoint | None
+    recipe: Recipe, data: SftData, learners: LearnerPool, start: Checkpoint | None
 ) -> Checkpoint:
-    cfg, step, last = recipe.sft, 0, start
-    store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
-    if start is not None:
-        step = start.step
-        learners.load_state(start.learner_folder)
+    cfg = recipe.sft
+    checkpoints = RunCheckpoints(recipe, learners, cfg.num_steps, start)
+    step = checkpoints.restore()
     with (
         MetricLogger(recipe.run_dir, purge_after_step=step or -1) as logger,
         step_progress("SFT", start=step, total=cfg.num_steps) as report,
@@ -218,10 +219,9 @@ def _train(
                     metrics |= _prefixed("sft/validation_", learners.sft_loss(data.validation))
             logger.log(step, metrics)
             report(step, {name: metrics[key] for name, key in _SHOWN.items() if key in metrics})
-            if is_due(recipe.checkpoint.every or cfg.num_steps, step, cfg.num_steps):
-                last = store.write(step, recipe, {}, learners)
-    assert last is not None, "no step was left to do and no checkpoint exists"
-    return last
+            if checkpoints.is_due(step):
+                checkpoints.save(step, {})
+    return checkpoints.last
 
 
 def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -24,7 +24,8 @@ from simulated import SimulatedWorker, load, make_recipe, start_pools, start_ray
 from simulated_learner import Latency
 
 from actrep_ray.config import Recipe
-from actrep_ray.driver.synchronous import GrpoJob, Pools
+from actrep_ray.driver.job import GrpoJob
+from actrep_ray.driver.pools import Pools
 
 NUM_WORKERS = (8, 64, 256)
 _NUM_PROCESSES = 1

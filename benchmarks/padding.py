@@ -160,7 +160,7 @@ def quickstart(clips: Path, model: Path, num_batches: int) -> list[dict[str, Any
 def sampled(recipe: Recipe, model: Path, num_batches: int) -> list[list[PackedRow]]:
     """Rows of mini-batches: clips by the recipe's sampler, answers by the checkpoint."""
     from actrep_ray.driver.sampling import CountSampler
-    from actrep_ray.evaluation.predictors import training_settings
+    from actrep_ray.driver.sources import training_settings
     from actrep_ray.records import Prompt
     from actrep_ray.rollout.hf_engine import HfEngine
     from actrep_ray.tasks.clips import load_clips, question_for

@@ -9,8 +9,8 @@ from zlib import crc32
 import numpy as np
 
 from actrep_ray.config import Recipe
+from actrep_ray.driver.phases import GrpoData
 from actrep_ray.driver.sampling import CountSampler
-from actrep_ray.driver.synchronous import GrpoData
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Labels
 from actrep_ray.tasks.clips import labels_of, question_for

@@ -191,7 +191,7 @@ def make_recipe(args: argparse.Namespace, name: str) -> Any:
 
 def run_ours(recipe: Any) -> dict[str, Any]:
     """Our driver with its real workers; the figures are those that it logs."""
-    from actrep_ray.driver.synchronous import run_grpo
+    from actrep_ray.driver.job import run_grpo
     from actrep_ray.run.metrics import read_metrics
 
     path = recipe.run_dir / "metrics.jsonl"

@@ -23,7 +23,8 @@ from simulated import load, make_recipe, start_pools, start_ray
 from simulated_learner import Latency
 
 from actrep_ray.config import Recipe, override
-from actrep_ray.driver.synchronous import GrpoDriver, GrpoJob, Pools
+from actrep_ray.driver.job import GrpoJob
+from actrep_ray.driver.pools import Pools
 from actrep_ray.run.metrics import read_metrics
 
 
@@ -84,8 +85,7 @@ def drive(recipe: Recipe, pools: Pools, staleness: str) -> dict[str, float]:
     """Medians over the steps after the first one, which starts empty."""
     recipe = override(recipe, [f"train.max_staleness={staleness}", f"name=staleness-{staleness}"])
     data, inputs = load(recipe)
-    driver: GrpoDriver = GrpoJob(recipe, data, inputs, None).driver(pools)
-    driver.run()
+    GrpoJob(recipe, data, inputs, None).driver(pools).run()
     steps = read_metrics(recipe.run_dir / "metrics.jsonl")[2:]
 
     def median(key: str, less: str = "") -> float:

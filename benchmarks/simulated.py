@@ -15,7 +15,8 @@ from simulated_engine import SimulatedEngine
 from simulated_learner import Latency, SimulatedLearner
 
 from actrep_ray.config import Recipe, load_recipe
-from actrep_ray.driver.synchronous import GrpoData, Pools
+from actrep_ray.driver.phases import GrpoData
+from actrep_ray.driver.pools import Pools
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import LearnerRow

@@ -152,7 +152,7 @@ def _sft(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     recipe = _recipe(args, stage="grpo")
-    from actrep_ray.driver.synchronous import prepare_grpo
+    from actrep_ray.driver.job import prepare_grpo
 
     with checking_input():
         job = prepare_grpo(recipe, resume=args.resume)

@@ -1,7 +1,7 @@
 """T-GRPO's contrast (Video-R1, arXiv 2503.21776): are answers better with the frames in order?
 
-    prompt ─┬─ frames in order ─► G answers    ─┐ share of right counts: p
-            └─ frames shuffled ─► G / 2 answers ─┘ share of right counts: q
+    prompt ─┬─ frames in order ─► G answers    ─┐ share of right answers: p
+            └─ frames shuffled ─► G / 2 answers ─┘ share of right answers: q
 
 Where p - q exceeds `margin`, every right answer to the frames in order earns `weight` more. Answers
 about shuffled frames are scored, and never trained on. Shuffled frames are shown at times that rise
@@ -10,20 +10,75 @@ as ever.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
 
 from actrep_ray.config import TemporalContrastConfig
+from actrep_ray.driver.counting import is_right
+from actrep_ray.driver.sources import GroupSource
 from actrep_ray.records import Labels, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
-
-if TYPE_CHECKING:
-    from actrep_ray.rollout.pool import RolloutPool
-    from actrep_ray.scoring.pool import RewardPool
+from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.scoring.pool import RewardPool
 
 _SUFFIX = "-shuffled"
+
+
+class ContrastSource(GroupSource):
+    """Two groups a prompt: that of the frames in order holds the other one as its `contrast`.
+
+    Args:
+        rollouts: Engines.
+        rewards: Reward workers.
+        settings: How answers about frames in order are sampled; half as many about shuffled ones.
+        cfg: The bonus and its margin.
+    """
+
+    groups_per_prompt = 2
+
+    def __init__(
+        self,
+        rollouts: RolloutPool,
+        rewards: RewardPool,
+        settings: SamplingSettings,
+        cfg: TemporalContrastConfig,
+    ) -> None:
+        super().__init__(rollouts, rewards, settings)
+        self.half = replace(settings, group_size=max(1, settings.group_size // 2))
+        self.cfg = cfg
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """The answers to some prompts, with their contrasts."""
+        groups = self.rollouts.generate(prompts, self.settings)
+        others = self.rollouts.generate([shuffled(prompt) for prompt in prompts], self.half)
+        return [replace(group, contrast=o) for group, o in zip(groups, others, strict=True)]
+
+    def submit(self, prompts: Sequence[Prompt], on_group: Callable[[RolloutGroup], None]) -> None:
+        """Have prompts answered; `on_group` is called when a group and its contrast are there."""
+        waiting: dict[str, RolloutGroup] = {}
+
+        def keep(group: RolloutGroup) -> None:
+            name = group.prompt.prompt_id.removesuffix(_SUFFIX)
+            other = waiting.pop(name, None)
+            if other is None:
+                waiting[name] = group
+            elif group.prompt.prompt_id == name:
+                on_group(replace(group, contrast=other))
+            else:
+                on_group(replace(other, contrast=group))
+
+        self.rollouts.submit(prompts, self.settings, keep)
+        self.rollouts.submit([shuffled(prompt) for prompt in prompts], self.half, keep)
+
+    def score(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    ) -> list[RolloutGroup]:
+        """The groups with their rewards; the bonus is in them, and a part named `temporal`."""
+        others = [group.contrast for group in groups if group.contrast is not None]
+        scored = self.rewards.score([*groups, *others], labels)
+        pairs = zip(scored[: len(groups)], scored[len(groups) :], strict=True)
+        return [_with_bonus(group, other, labels, self.cfg) for group, other in pairs]
 
 
 def shuffled(prompt: Prompt) -> Prompt:
@@ -37,61 +92,16 @@ def shuffled(prompt: Prompt) -> Prompt:
     )
 
 
-def generate_pairs(
-    pool: "RolloutPool", prompts: Sequence[Prompt], settings: SamplingSettings
-) -> list[RolloutGroup]:
-    """As `RolloutPool.generate`; every group comes with its `contrast`."""
-    groups = pool.generate(prompts, settings)
-    others = pool.generate([shuffled(prompt) for prompt in prompts], _half(settings))
-    return [replace(group, contrast=o) for group, o in zip(groups, others, strict=True)]
-
-
-def submit_pairs(
-    pool: "RolloutPool",
-    prompts: Sequence[Prompt],
-    settings: SamplingSettings,
-    on_group: Callable[[RolloutGroup], None],
-) -> None:
-    """As `RolloutPool.submit`; every group comes with its `contrast`, when both are there."""
-    waiting: dict[str, RolloutGroup] = {}
-
-    def keep(group: RolloutGroup) -> None:
-        name = group.prompt.prompt_id.removesuffix(_SUFFIX)
-        other = waiting.pop(name, None)
-        if other is None:
-            waiting[name] = group
-        elif group.prompt.prompt_id == name:
-            on_group(replace(group, contrast=other))
-        else:
-            on_group(replace(other, contrast=group))
-
-    pool.submit(prompts, settings, keep)
-    pool.submit([shuffled(prompt) for prompt in prompts], _half(settings), keep)
-
-
-def score_pairs(
-    pool: "RewardPool",
-    groups: Sequence[RolloutGroup],
-    labels: Mapping[str, Labels],
-    cfg: TemporalContrastConfig,
-) -> list[RolloutGroup]:
-    """As `RewardPool.score`; the bonus is in the rewards, and a part of them named `temporal`."""
-    others = [group.contrast for group in groups if group.contrast is not None]
-    scored = pool.score([*groups, *others], labels)
-    pairs = zip(scored[: len(groups)], scored[len(groups) :], strict=True)
-    return [_with_bonus(group, other, labels, cfg) for group, other in pairs]
-
-
 def contrast_metrics(
     groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
 ) -> dict[str, float]:
-    """Shares of right counts with the frames in order and shuffled; empty without a contrast."""
+    """Shares of right answers with frames in order and shuffled; empty without a contrast."""
     pairs = [(group, group.contrast) for group in groups if group.contrast is not None]
     if not pairs:
         return {}
     return {
-        "temporal/ordered": float(np.mean([_is_right(group, labels).mean() for group, _ in pairs])),
-        "temporal/shuffled": float(np.mean([_is_right(o, labels).mean() for _, o in pairs])),
+        "temporal/ordered": float(np.mean([is_right(group, labels).mean() for group, _ in pairs])),
+        "temporal/shuffled": float(np.mean([is_right(o, labels).mean() for _, o in pairs])),
         "temporal/shuffled_groups": float(len(pairs)),
     }
 
@@ -104,21 +114,12 @@ def _with_bonus(
 ) -> RolloutGroup:
     if group.failure or other.failure:
         return replace(group, contrast=other)
-    is_right = _is_right(group, labels)
-    exceeds = is_right.mean() - _is_right(other, labels).mean() > cfg.margin
-    bonus = (cfg.weight * is_right * exceeds).astype(np.float32)
+    right = is_right(group, labels)
+    exceeds = right.mean() - is_right(other, labels).mean() > cfg.margin
+    bonus = (cfg.weight * right * exceeds).astype(np.float32)
     return replace(
         group,
         contrast=other,
         rewards=group.rewards + bonus,
         reward_parts={**group.reward_parts, "temporal": bonus},
     )
-
-
-def _is_right(group: RolloutGroup, labels: Mapping[str, Labels]) -> np.ndarray:
-    count = labels[group.prompt.clip_id].count
-    return np.array([found == count for found in group.counts])
-
-
-def _half(settings: SamplingSettings) -> SamplingSettings:
-    return replace(settings, group_size=max(1, settings.group_size // 2))

@@ -140,13 +140,3 @@ def prepare_evaluation(recipe: Recipe, model: Path, *, split: str, out_dir: Path
     clips = load_clips(recipe, split, limit=recipe.eval.num_clips)
     out_dir.mkdir(parents=True, exist_ok=True)
     return EvaluationJob(recipe, model, clips, QwenVLInputs(model), out_dir)
-
-
-def training_settings(recipe: Recipe) -> SamplingSettings:
-    """How answers are sampled in training."""
-    return SamplingSettings(
-        max_tokens=recipe.rollout.max_response_tokens,
-        group_size=recipe.train.group_size,
-        temperature=recipe.rollout.temperature,
-        top_p=recipe.rollout.top_p,
-    )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from actrep_ray.config import AlgorithmConfig, Recipe
-from actrep_ray.driver.synchronous import row_of
+from actrep_ray.driver.groups import row_of
 from actrep_ray.learner.loss.correction import take_kl_off_rewards, token_weights
 from actrep_ray.learner.worker import LearnerError
 from actrep_ray.models.qwen_vl import QwenVLInputs

@@ -7,7 +7,8 @@ import pytest
 from ray.util import placement_group_table
 
 from actrep_ray.config import load_recipe
-from actrep_ray.driver.synchronous import prepare_grpo, start_pools
+from actrep_ray.driver.job import prepare_grpo
+from actrep_ray.driver.pools import start_pools
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.synthetic.dataset import write_dataset
 

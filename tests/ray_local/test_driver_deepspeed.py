@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from actrep_ray.config import load_recipe, override
-from actrep_ray.driver.synchronous import prepare_grpo, start_pools
+from actrep_ray.driver.job import prepare_grpo
+from actrep_ray.driver.pools import start_pools
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.run.checkpoint import resolve_model

@@ -21,8 +21,8 @@ from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
-from actrep_ray.driver.asynchronous import AsyncGrpoDriver
-from actrep_ray.driver.synchronous import prepare_grpo
+from actrep_ray.driver.asynchronous import AsynchronousDriver
+from actrep_ray.driver.job import prepare_grpo
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Labels, LearnerRow, Prompt, RolloutGroup
@@ -185,7 +185,7 @@ class Colleagues:
 
 @dataclass
 class Threads:
-    """Pools as `driver.Pools` holds them."""
+    """Pools as `driver.pools.Pools` holds them."""
 
     rollouts: Any
     rewards: Any
@@ -234,33 +234,34 @@ def changed(base: Recipe, folder: Path, **train: Any) -> Recipe:
     return override(base, [f"runs_dir={folder}", *settings])
 
 
-def drive(recipe: Recipe, colleagues: Colleagues, *, resume: bool = False) -> AsyncGrpoDriver:
+def drive(recipe: Recipe, colleagues: Colleagues, *, resume: bool = False) -> AsynchronousDriver:
     job = prepare_grpo(recipe, resume=resume)
     driver = job.driver(Threads.start(recipe, colleagues))  # type: ignore[arg-type]
-    assert isinstance(driver, AsyncGrpoDriver)
+    assert isinstance(driver, AsynchronousDriver)
     driver.run()
     return driver
 
 
 def numbers(trained: Mapping[int, Sequence[str]]) -> Counter[str]:
-    """How often each place was trained on, by the start of its prompt id."""
+    """How often each slot was trained on, by the start of its prompt id."""
     return Counter(name[:11] for names in trained.values() for name in names)
 
 
-EVERY_PLACE = Counter(f"{t:06d}-{i:04d}" for t in range(1, NUM_STEPS + 1) for i in range(SIZE))
+EVERY_SLOT = Counter(f"{t:06d}-{i:04d}" for t in range(1, NUM_STEPS + 1) for i in range(SIZE))
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
-def test_every_place_is_trained_once_and_none_is_too_old(
+def test_every_slot_is_trained_once_and_none_is_too_old(
     base: Recipe, tmp_path: Path, staleness: int
 ) -> None:
     recipe = changed(base, tmp_path, max_staleness=staleness)
     colleagues = Colleagues()
     driver = drive(recipe, colleagues)
-    assert numbers(colleagues.trained) == EVERY_PLACE
+    assert numbers(colleagues.trained) == EVERY_SLOT
     assert [len(names) for names in colleagues.trained.values()] == [SIZE] * NUM_STEPS
-    assert (driver.ledger.issued, driver.ledger.trained) == (NUM_STEPS * SIZE,) * 2
-    assert driver.num_in_flight == 0
+    ledger = driver.in_flight.ledger
+    assert (ledger.issued, ledger.trained) == (NUM_STEPS * SIZE,) * 2
+    assert driver.in_flight.num_groups == 0
     rows = read_metrics(recipe.run_dir / "metrics.jsonl")[1:]
     assert max(row["pipeline/staleness_max"] for row in rows) <= staleness
     if staleness == 0:
@@ -299,13 +300,13 @@ def test_dropped_groups_are_refilled_and_counted(
 ) -> None:
     recipe = changed(base, tmp_path, max_staleness=staleness, max_refill_factor=1)
     driver = drive(recipe, Colleagues(fails=0.4))
-    ledger = driver.ledger
+    ledger = driver.in_flight.ledger
     assert ledger.dropped["all_wrong"] > 0
     assert ledger.issued == ledger.trained + ledger.dropped.total()
     assert NUM_STEPS * SIZE < ledger.issued <= 2 * NUM_STEPS * SIZE
     rows = read_metrics(recipe.run_dir / "metrics.jsonl")[1:]
     assert sum(row["dropped/groups"] for row in rows) == ledger.dropped.total()
-    assert sum(driver.sampler.histogram.values()) == ledger.issued
+    assert sum(driver.phases.sampler.histogram.values()) == ledger.issued
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
@@ -318,7 +319,7 @@ def test_the_groups_of_dead_workers_are_not_lost(
     prepare_grpo(recipe).driver(pools).run()  # type: ignore[arg-type]
     assert pools.rollouts.num_restarts == 2
     assert pools.rollouts.num_workers == 3
-    assert numbers(colleagues.trained) == EVERY_PLACE
+    assert numbers(colleagues.trained) == EVERY_SLOT
 
 
 @pytest.mark.parametrize(("fails", "contrast"), [(0.0, False), (0.4, False), (0.4, True)])
@@ -339,12 +340,13 @@ def test_a_resumed_run_loses_and_repeats_no_prompt(
     together = numbers(first.trained | second.trained)
     assert set(together.values()) == {1}
     if not fails:
-        assert together == EVERY_PLACE
-    assert driver.ledger.trained == together.total()
-    assert driver.ledger.issued == driver.ledger.trained + driver.ledger.dropped.total()
-    num_drawn = sum(driver.sampler.histogram.values())
-    assert driver.ledger.dropped["shuffled"] == num_drawn * contrast
-    assert driver.ledger.issued == num_drawn * (1 + contrast)
+        assert together == EVERY_SLOT
+    ledger = driver.in_flight.ledger
+    assert ledger.trained == together.total()
+    assert ledger.issued == ledger.trained + ledger.dropped.total()
+    num_drawn = sum(driver.phases.sampler.histogram.values())
+    assert ledger.dropped["shuffled"] == num_drawn * contrast
+    assert ledger.issued == num_drawn * (1 + contrast)
 
 
 def letters(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:

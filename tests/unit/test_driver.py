@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import Recipe, load_recipe
-from actrep_ray.driver.synchronous import (
-    GrpoData,
-    GrpoDriver,
-    LogProbGapError,
-    Pools,
-    check_log_prob_gap,
-    prepare_grpo,
-    rollout_metrics,
-    row_of,
-    split_trainable,
-)
+from actrep_ray.driver.groups import row_of, split_trainable
+from actrep_ray.driver.job import prepare_grpo
+from actrep_ray.driver.metrics import rollout_metrics
+from actrep_ray.driver.phases import GrpoData, LogProbGapError, Phases, check_log_prob_gap
+from actrep_ray.driver.pools import Pools
+from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Labels, LearnerRow, Prompt, RolloutGroup
@@ -226,9 +221,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
 
 
-def drive(recipe: Recipe, book: Any, *, resume: bool = False) -> GrpoDriver:
-    job = prepare_grpo(recipe, resume=resume)
-    driver = GrpoDriver(recipe, Pools(book, book, book, book), job.data, job.inputs, job.start)
+def drive(recipe: Recipe, book: Any, *, resume: bool = False) -> SynchronousDriver:
+    driver = prepare_grpo(recipe, resume=resume).driver(Pools(book, book, book, book))
+    assert isinstance(driver, SynchronousDriver)
     driver.run()
     return driver
 
@@ -251,7 +246,7 @@ def test_the_loop_keeps_its_order_and_goes_on_where_it_was(recipe: Recipe) -> No
     driver = drive(longer, second, resume=True)
     assert second.events[:3] == [("load_state", 4), ("push", 4), ("generate", 4)]
     assert [row["step"] for row in read_metrics(recipe.run_dir / "metrics.jsonl")][-1] == 5
-    assert driver.sampler.state_dict()["num_drawn"] == 5 * 3
+    assert driver.phases.sampler.state_dict()["num_drawn"] == 5 * 3
     names = sorted(path.name for path in (recipe.run_dir / "checkpoints").iterdir())
     assert names == ["step-000004", "step-000005"]  # keep=2
     assert CheckpointStore(recipe.run_dir, keep=2).newest().step == 5  # type: ignore[union-attr]
@@ -261,9 +256,9 @@ def test_prompts_are_drawn_from_train_with_ids_of_their_own(recipe: Recipe) -> N
     data = GrpoData.load(recipe)
     inputs = QwenVLInputs(recipe.model.path)
     book: Any = Book()
-    driver = GrpoDriver(recipe, Pools(book, book, book, book), data, inputs)
-    first, labels = driver.issue(1)
-    second, _ = driver.issue(2)
+    phases = Phases(recipe, Pools(book, book, book, book), data, inputs)
+    first, labels = phases.issue(1)
+    second, _ = phases.issue(2)
     ids = [asked.prompt_id for asked in (*first, *second)]
     assert len(set(ids)) == 6
     assert {asked.clip_id for asked in first} == set(labels)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import ConfigError, Recipe, load_recipe
-from actrep_ray.driver.synchronous import GrpoData, GrpoDriver, Pools, drop_reason, split_trainable
+from actrep_ray.driver.groups import drop_reason, split_trainable
+from actrep_ray.driver.phases import GrpoData, Phases
+from actrep_ray.driver.pools import Pools
+from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Labels, Prompt, RolloutGroup
@@ -86,12 +89,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def collect(
     recipe: Recipe, folder: Path, factor: float, fails: Callable[[Prompt], bool]
-) -> tuple[Workers, list[RolloutGroup], GrpoDriver]:
+) -> tuple[Workers, list[RolloutGroup], SynchronousDriver]:
     changed = {"train": recipe.train.model_copy(update={"max_refill_factor": factor})}
     workers: Any = Workers(fails)
     data, inputs = GrpoData.load(recipe), QwenVLInputs(recipe.model.path)
     pools = Pools(workers, workers, workers, workers)
-    driver = GrpoDriver(recipe.model_copy(update=changed), pools, data, inputs)
+    phases = Phases(recipe.model_copy(update=changed), pools, data, inputs)
+    driver = SynchronousDriver(phases)
     with MetricLogger(folder) as logger:
         groups, labels, _ = driver.collect(1, logger)
     assert {group.prompt.clip_id for group in groups} == set(labels)
@@ -130,7 +134,7 @@ def test_a_dropped_group_is_replaced_within_its_stratum(recipe: Recipe, tmp_path
     assert strata(trainable) == strata(groups[:8])
     assert dropped == {"all_wrong": 8}
     assert len({group.prompt.prompt_id for group in groups}) == 16
-    assert {key: n for key, n in driver.sampler.histogram.items() if n} == strata(groups)
+    assert {key: n for key, n in driver.phases.sampler.histogram.items() if n} == strata(groups)
 
 
 def test_a_stratum_that_fails_keeps_its_share(recipe: Recipe, tmp_path: Path) -> None:

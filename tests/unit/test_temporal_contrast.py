@@ -9,11 +9,9 @@ import pytest
 
 from actrep_ray.config import ConfigError, TemporalContrastConfig, load_recipe
 from actrep_ray.driver.contrast import (
+    ContrastSource,
     contrast_metrics,
-    generate_pairs,
-    score_pairs,
     shuffled,
-    submit_pairs,
 )
 from actrep_ray.records import Labels, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
@@ -79,7 +77,8 @@ def test_the_bonus_by_hand(
     group = replace(group_of(in_order), contrast=group_of(in_disorder, shuffled(PROMPT)))
     cfg = TemporalContrastConfig(weight=0.3, margin=margin)
     pool: Any = Pool()
-    (scored,) = score_pairs(pool, [group], LABELS, cfg)
+    source = ContrastSource(pool, pool, SamplingSettings(max_tokens=8), cfg)
+    (scored,) = source.score([group], LABELS)
     assert scored.rewards.tolist() == pytest.approx(rewards)
     assert scored.reward_parts["temporal"].tolist() == pytest.approx(np.array(rewards) - 0.25)
     assert scored.contrast is not None
@@ -106,9 +105,10 @@ def test_a_group_and_its_contrast_find_each_other() -> None:
     prompts = [replace(PROMPT, prompt_id=f"p{i}") for i in range(3)]
     pool: Any = Pool()
     settings = SamplingSettings(max_tokens=4, group_size=5)
+    source = ContrastSource(pool, pool, settings, TemporalContrastConfig(weight=0.3))
     submitted: list[RolloutGroup] = []
-    submit_pairs(pool, prompts, settings, submitted.append)
-    for groups in (submitted[::-1], generate_pairs(pool, prompts, settings)):
+    source.submit(prompts, submitted.append)
+    for groups in (submitted[::-1], source.generate(prompts)):
         assert [group.prompt for group in groups] == prompts
         for group in groups:
             assert group.contrast is not None

@@ -1,0 +1,101 @@
+"""A GRPO run from its recipe to its last checkpoint: checked, started, driven, started again."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actrep_ray.cluster.session import cluster
+from actrep_ray.config import Recipe
+from actrep_ray.driver.asynchronous import AsynchronousDriver
+from actrep_ray.driver.in_flight import check_in_flight
+from actrep_ray.driver.phases import GrpoData, Phases
+from actrep_ray.driver.pools import Pools, start_pools
+from actrep_ray.driver.restarts import RANK_LOSSES, outlive_losses
+from actrep_ray.driver.sampling import CountSampler
+from actrep_ray.driver.synchronous import SynchronousDriver
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.planning.learner import check_plan
+from actrep_ray.run.checkpoint import Checkpoint, resolve_model
+from actrep_ray.run.folder import open_run
+from actrep_ray.run.profile import profiled
+from actrep_ray.scoring.pool import make_spec
+
+
+def run_grpo(recipe: Recipe, *, pools: Pools | None = None, resume: bool = False) -> Checkpoint:
+    """Train `model.path` by GRPO; returns the last checkpoint.
+
+    Args:
+        recipe: Settings; `stage` is "grpo".
+        pools: Workers that were started for this recipe and model; they are left running. None
+            starts them in a cluster of their own and ends it.
+        resume: Go on from the run's last checkpoint, if it has one.
+
+    Raises:
+        ValueError: for settings, data or a model that cannot be used, before any worker starts.
+        LogProbGapError: if rollout and learner disagree by more than `train.max_log_prob_gap`.
+    """
+    return prepare_grpo(recipe, resume=resume).run(pools)
+
+
+def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> "GrpoJob":
+    """Check everything that can be checked before a worker starts.
+
+    Raises:
+        ValueError: for settings, data or a model that cannot be used.
+    """
+    make_spec(recipe)
+    check_plan(recipe)
+    data = GrpoData.load(recipe)
+    CountSampler(data.train, recipe.sampling, seed=recipe.seed)
+    inputs = QwenVLInputs(resolve_model(recipe.model.path))
+    start = open_run(recipe, resume=resume)
+    if start is not None:
+        check_in_flight(recipe, start)
+    return GrpoJob(recipe, data, inputs, start)
+
+
+@dataclass(frozen=True)
+class GrpoJob:
+    """A run whose settings, data and model were checked; nothing has been started."""
+
+    recipe: Recipe
+    data: GrpoData
+    inputs: QwenVLInputs
+    start: Checkpoint | None
+
+    @property
+    def model(self) -> Path:
+        """Folder of the weights that the run starts from."""
+        return self.start.folder if self.start else resolve_model(self.recipe.model.path)
+
+    def run(self, pools: Pools | None = None, *, profile: bool = False) -> Checkpoint:
+        """Train; returns the last checkpoint. See `run_grpo`."""
+        if pools is None:
+            return self._run_in_cluster(profile)
+        driver = self.driver(pools)
+        if not profile:
+            return driver.run()
+        with profiled(pools.rollouts.timeline, self.recipe):
+            return driver.run()
+
+    def driver(self, pools: Pools) -> SynchronousDriver | AsynchronousDriver:
+        """The synchronous driver, or with `train.max_staleness` the asynchronous one."""
+        phases = Phases(self.recipe, pools, self.data, self.inputs, self.start)
+        staleness = self.recipe.train.max_staleness
+        if staleness is None:
+            return SynchronousDriver(phases)
+        return AsynchronousDriver(phases, staleness)
+
+    def _run_in_cluster(self, profile: bool) -> Checkpoint:
+        """Train with workers of this run's own, started again where a rank is lost."""
+
+        def attempt(start: Checkpoint | None) -> Checkpoint:
+            job = replace(self, start=start)
+            pools = start_pools(self.recipe, job.model)
+            try:
+                return job.run(pools, profile=profile)
+            except RANK_LOSSES:
+                pools.shutdown()
+                raise
+
+        with cluster(self.recipe):
+            return outlive_losses(self.recipe, attempt, self.start)

@@ -1,0 +1,68 @@
+"""What a step writes down of its groups, for any task; of counts it asks `driver.counting`."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from actrep_ray.driver.contrast import contrast_metrics
+from actrep_ray.driver.counting import accuracy_metrics, describe_truth, log_counts
+from actrep_ray.records import Labels, RolloutGroup, RolloutStatus
+from actrep_ray.run.metrics import MetricLogger
+
+_NUM_LOGGED_ROLLOUTS = 3
+
+
+def rollout_metrics(
+    groups: Sequence[RolloutGroup],
+    trainable: Sequence[RolloutGroup],
+    dropped: Counter[str],
+    labels: Mapping[str, Labels],
+    step: int,
+) -> dict[str, float]:
+    """What a step's answers were like: rewards, accuracy, lengths, ages.
+
+    `sampling/<stratum>` is how many groups were issued, `trained/<stratum>` how many were trained
+    on: dynamic sampling keeps the second in the proportions of the first draw.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = np.concatenate([group.rewards for group in groups])
+    lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
+    ages = [step - 1 - rollout.policy_version for rollout in rollouts]
+    metrics = {
+        "reward/mean": np.nanmean(rewards),  # NaN where scoring failed
+        "reward/std_in_group": np.nanmean([group.rewards.std() for group in groups]),
+        **accuracy_metrics(groups, labels),
+        "rollout/response_tokens": lengths.mean(),
+        "rollout/response_tokens_max": lengths.max(),
+        "rollout/truncated": np.mean([r.status is RolloutStatus.TRUNCATED for r in rollouts]),
+        "rollout/policy_version_lag": np.mean(ages),
+        "dropped/groups": dropped.total(),
+    }
+    for name in groups[0].reward_parts:
+        values = np.concatenate([group.reward_parts[name] for group in groups])
+        if not np.isnan(values).all():
+            metrics[f"reward/{name}"] = np.nanmean(values)
+    metrics |= {f"dropped/{reason}": number for reason, number in dropped.items()}
+    metrics |= contrast_metrics(groups, labels)
+    metrics["sampling/refilled"] = sum(group.prompt.attempt > 0 for group in groups)
+    issued = Counter(group.prompt.stratum for group in groups)
+    trained = Counter(group.prompt.stratum for group in trainable)
+    metrics |= {f"sampling/{stratum}": number for stratum, number in issued.items()}
+    metrics |= {f"trained/{stratum}": trained[stratum] for stratum in issued}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def log_details(
+    logger: MetricLogger,
+    step: int,
+    groups: Sequence[RolloutGroup],
+    trainable: Sequence[RolloutGroup],
+    labels: Mapping[str, Labels],
+) -> None:
+    """Write what was issued and trained on as histograms, and the first answers as text."""
+    log_counts(logger, step, groups, trainable, labels)
+    for i, group in enumerate(groups[:_NUM_LOGGED_ROLLOUTS]):
+        rollout, truth = group.rollouts[0], describe_truth(labels[group.prompt.clip_id])
+        head = f"{rollout.rollout_id}: {truth}, reward {group.rewards[0]:.3f}"
+        logger.text(step, f"rollout/{i}", f"{head}\n\n{rollout.text}")

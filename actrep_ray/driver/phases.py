@@ -1,0 +1,245 @@
+"""The phases of a GRPO step, as both loops take them; each can be called alone.
+
+The driver decides order and ids and holds no pixels and no weights. The first step is 1; policy
+version s is what step s left behind, so the answers of step s + 1 carry version s.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import get_console
+
+from actrep_ray.config import Recipe
+from actrep_ray.driver.checkpoints import RunCheckpoints
+from actrep_ray.driver.contrast import ContrastSource
+from actrep_ray.driver.counting import log_counts_of_data
+from actrep_ray.driver.groups import row_of, split_trainable
+from actrep_ray.driver.pools import Pools
+from actrep_ray.driver.sampling import CountSampler, SampledClip
+from actrep_ray.driver.sources import GroupSource, training_settings
+from actrep_ray.evaluation.predictors import evaluate
+from actrep_ray.learner.loss.algorithms import compute_advantages
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.run.checkpoint import Checkpoint, is_due
+from actrep_ray.run.metrics import MetricLogger
+from actrep_ray.tasks.clips import labels_of, load_clips, question_for
+from data_prep.schema import Clip
+
+
+class LogProbGapError(RuntimeError):
+    """Rollout and learner do not compute the same policy."""
+
+
+@dataclass(frozen=True)
+class GrpoData:
+    """Clips to train on and to evaluate on."""
+
+    train: list[Clip]
+    evaluation: list[Clip]
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> "GrpoData":
+        """Read and check the clips of a recipe."""
+        train = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
+        evaluation = []
+        if recipe.eval.every:
+            evaluation = load_clips(recipe, recipe.eval.split, limit=recipe.eval.num_clips)
+        return cls(train, evaluation)
+
+
+class Phases:
+    """What is done in a step, over started pools.
+
+    Args:
+        recipe: Settings.
+        pools: Workers.
+        data: Clips.
+        inputs: How the model that is trained sees a clip.
+        start: Checkpoint to go on from; the learners hold its weights already.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pools: Pools,
+        data: GrpoData,
+        inputs: QwenVLInputs,
+        start: Checkpoint | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.pools = pools
+        self.data = data
+        self.inputs = inputs
+        self.prompts_per_step = recipe.train.prompts_per_step
+        self.num_steps = recipe.train.num_steps
+        self.timeline = pools.rollouts.timeline
+        self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
+        self.source = source_for(recipe, pools)
+        self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
+
+    # ---------------------------------------------------------------- the ends of a run
+
+    def restore(self) -> int:
+        """Load what the checkpoint holds beside the weights; returns its step."""
+        step, start = self.checkpoints.restore(), self.checkpoints.start
+        if start is not None:
+            self.sampler.load_state_dict(start.driver_state()["sampler"])
+        return step
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on, as JSON-able values."""
+        return {"sampler": self.sampler.state_dict()}
+
+    def save(self, step: int) -> Checkpoint:
+        """Write a checkpoint of this step."""
+        return self.checkpoints.save(step, self.state())
+
+    def open_log(self, step: int) -> MetricLogger:
+        """The files of the run's metrics, without what was written after a step."""
+        run_dir = self.recipe.run_dir
+        return MetricLogger(run_dir, purge_after_step=step or -1, num_steps=self.num_steps)
+
+    def log_start(self, logger: MetricLogger) -> None:
+        """Write what the set is like before sampling, and how well the model does untrained."""
+        log_counts_of_data(logger, self.data.train)
+        shares = ", ".join(
+            f"{name}: {number} ({self.sampler.weights.get(name, 0.0):.0%})"
+            for name, number in self.sampler.num_clips.items()
+        )
+        get_console().print(f"clips by count (share of the draws): {shares}", highlight=False)
+        metrics = {f"data/{name}": float(n) for name, n in self.sampler.num_clips.items()}
+        if self.recipe.eval.every:
+            metrics |= self.evaluate(0)
+        logger.log(0, metrics)
+
+    # ---------------------------------------------------------------- prompts
+
+    def issue(self, step: int) -> tuple[list[Prompt], dict[str, Labels]]:
+        """The prompts of a step, drawn by Random Count Sampling, and the labels of their clips.
+
+        Labels are of the clips as issued: a crop has a count of its own.
+        """
+        drawn = self.sampler.take(self.prompts_per_step)
+        prompts = [self.prompt(prompt_name(step, i), sampled) for i, sampled in enumerate(drawn)]
+        return prompts, labels_of([sampled.clip for sampled in drawn])
+
+    def refill(
+        self, step: int, first: int, failed: Sequence[Prompt]
+    ) -> tuple[list[Prompt], dict[str, Labels]]:
+        """A prompt of the same stratum for each of those that failed, and their clips' labels.
+
+        Args:
+            step: Step of the loop.
+            first: Number of the first new prompt within the step.
+            failed: Prompts whose groups are dropped.
+        """
+        drawn = [self.sampler.take_from(old.stratum, 1)[0] for old in failed]
+        prompts = [
+            self.prompt(prompt_name(step, number), sampled, attempt=old.attempt + 1)
+            for number, (old, sampled) in enumerate(zip(failed, drawn, strict=True), start=first)
+        ]
+        return prompts, labels_of([sampled.clip for sampled in drawn])
+
+    def prompt(self, name: str, sampled: SampledClip, attempt: int = 0) -> Prompt:
+        """What is asked about a drawn clip; the clip's id is added to the prompt's name."""
+        clip = sampled.clip
+        return Prompt(
+            prompt_id=f"{name}-{clip.id}",
+            clip_id=clip.id,
+            question=question_for(clip, self.recipe),
+            plan=self.inputs.plan(clip, self.recipe.video),
+            stratum=sampled.stratum,
+            attempt=attempt,
+        )
+
+    def prefetch(self) -> None:
+        """Have the clips of the next step decoded meanwhile."""
+        drawn = self.sampler.peek(self.prompts_per_step)
+        plans = [self.inputs.plan(sampled.clip, self.recipe.video) for sampled in drawn]
+        self.pools.rollouts.prefetch(plans)
+
+    # ---------------------------------------------------------------- groups
+
+    def score(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    ) -> list[RolloutGroup]:
+        """The groups with their rewards."""
+        with self.timeline.span("reward", "workers", "score"):
+            return self.source.score(groups, labels)
+
+    def assign_advantages(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        """The groups with their advantages."""
+        cfg = self.recipe
+        return compute_advantages(groups, cfg.algorithm, cfg.reward.part_weights)
+
+    def split_trainable(
+        self, groups: Sequence[RolloutGroup]
+    ) -> tuple[list[RolloutGroup], Counter[str]]:
+        """Groups that are trained on, and how many are not, by reason."""
+        return split_trainable(groups, self.recipe.train.pass_rate_window)
+
+    # ---------------------------------------------------------------- weights
+
+    def update(self, groups: Sequence[RolloutGroup], step: int) -> dict[str, float]:
+        """Take one learner step, or none if there is nothing to learn from.
+
+        Raises:
+            LogProbGapError: if rollout and learner do not compute the same policy.
+        """
+        if not groups:
+            return {}
+        turn = self.pools.rollouts.asleep()  # where engines and ranks share a GPU
+        with turn, self.timeline.span("learner", "ranks", "update"):
+            metrics = self.pools.learners.update([row_of(group) for group in groups], step)
+        if all(r.policy_version == step - 1 for group in groups for r in group.rollouts):
+            check_log_prob_gap(metrics["log_prob_gap_mean"], self.recipe)  # same weights
+        return {f"learner/{name}": value for name, value in metrics.items()}
+
+    def push(self, step: int) -> dict[str, float]:
+        """Give the engines the learners' weights."""
+        return self.pools.weight_sync.push(step)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def is_evaluation_due(self, step: int) -> bool:
+        """Whether a step ends with an evaluation."""
+        return is_due(self.recipe.eval.every, step, self.num_steps)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Answer the evaluation clips greedily and score the answers."""
+        path = self.recipe.run_dir / f"predictions-{step:06d}.jsonl"
+        metrics = evaluate(
+            self.data.evaluation, self.pools.rollouts, self.inputs, self.recipe, path
+        )
+        return metrics.as_dict("eval")
+
+
+def source_for(recipe: Recipe, pools: Pools) -> GroupSource:
+    """Where a recipe's groups come from: with the temporal contrast, or without."""
+    settings, contrast = training_settings(recipe), recipe.algorithm.temporal_contrast
+    if contrast.weight > 0:
+        return ContrastSource(pools.rollouts, pools.rewards, settings, contrast)
+    return GroupSource(pools.rollouts, pools.rewards, settings)
+
+
+def prompt_name(step: int, number: int) -> str:
+    """Start of a prompt's id: the step that it is issued for, and its number within that step."""
+    return f"{step:06d}-{number:04d}"
+
+
+def check_log_prob_gap(gap: float, recipe: Recipe) -> None:
+    """Stop a run whose learner computes other log-probabilities than its engine sampled with."""
+    limit = recipe.train.max_log_prob_gap
+    is_bad = not gap <= limit  # a NaN is bad too
+    if recipe.train.on_log_prob_gap == "log" or recipe.model.dtype != "float32" or not is_bad:
+        return
+    raise LogProbGapError(
+        f"rollout and learner disagree: the mean |log-prob difference| of sampled tokens is "
+        f"{gap:.3g}, above train.max_log_prob_gap={limit:g}. The update would follow a policy that "
+        "did not sample these answers. Usual causes: weights that did not reach the engine, frames "
+        "or positions that differ, top_p below 1 or another temperature. Set "
+        "train.on_log_prob_gap=log to go on all the same."
+    )

@@ -1,0 +1,61 @@
+"""The workers of a GRPO run: engines, reward workers and learner ranks, and how they start."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from actrep_ray.cluster.background import in_background
+from actrep_ray.cluster.bundles import reserve
+from actrep_ray.cluster.nodes import with_device
+from actrep_ray.cluster.placement import shares_bundles
+from actrep_ray.config import Recipe
+from actrep_ray.learner.pool import LearnerPool
+from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.scoring.pool import RewardPool
+from actrep_ray.weights.sync import WeightSync
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The workers of a run, started."""
+
+    rollouts: RolloutPool
+    rewards: RewardPool
+    learners: LearnerPool
+    weight_sync: WeightSync
+
+    def shutdown(self) -> None:
+        """End all of them."""
+        self.rollouts.shutdown()
+        self.rewards.shutdown()
+        self.learners.shutdown()
+
+
+def start_pools(recipe: Recipe, model: Path) -> Pools:
+    """Start all workers of a run in the current cluster.
+
+    Engines and ranks start at the same time; where they share GPUs, one after the other, for an
+    engine measures the memory that it finds free.
+
+    Args:
+        recipe: Settings.
+        model: Folder of the weights that are trained; engines that are sent adapters alone start
+            from `model.path` all the same.
+    """
+    base = resolve_model(recipe.model.path) if recipe.sends_adapters else model
+    num_steps = recipe.train.num_steps
+    bundles = reserve(with_device(recipe))  # all or none, before engines take the room
+    if shares_bundles(recipe):
+        rewards = RewardPool.start(recipe)
+        rollouts = RolloutPool.start(recipe, base, bundles=bundles)
+        with rollouts.asleep():
+            learners = LearnerPool.start(recipe, model, num_steps, bundles)
+    else:
+        rollouts = RolloutPool.launch(recipe, base)  # before reward workers, which fit in anywhere
+        engines = in_background(rollouts.finish_launch)
+        ranks = in_background(partial(LearnerPool.start, recipe, model, num_steps, bundles))
+        rewards = RewardPool.start(recipe)
+        engines.result()
+        learners = ranks.result()
+    return Pools(rollouts, rewards, learners, WeightSync(learners, rollouts))

@@ -1,0 +1,55 @@
+"""Where scored groups come from: engines answer prompts, reward workers score the answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from actrep_ray.config import Recipe
+from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.rollout.engine import SamplingSettings
+from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.scoring.pool import RewardPool
+
+
+class GroupSource:
+    """One group a prompt.
+
+    Args:
+        rollouts: Engines.
+        rewards: Reward workers.
+        settings: How answers are sampled.
+
+    Attributes:
+        groups_per_prompt: Groups that the engines are asked for with each prompt.
+    """
+
+    groups_per_prompt = 1
+
+    def __init__(
+        self, rollouts: RolloutPool, rewards: RewardPool, settings: SamplingSettings
+    ) -> None:
+        self.rollouts = rollouts
+        self.rewards = rewards
+        self.settings = settings
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """The answers to some prompts, group by group in their order."""
+        return self.rollouts.generate(prompts, self.settings)
+
+    def submit(self, prompts: Sequence[Prompt], on_group: Callable[[RolloutGroup], None]) -> None:
+        """Have prompts answered; `on_group` is called with each group, by whoever waits."""
+        self.rollouts.submit(prompts, self.settings, on_group)
+
+    def score(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    ) -> list[RolloutGroup]:
+        """The groups with their rewards, in order."""
+        return self.rewards.score(groups, labels)
+
+
+def training_settings(recipe: Recipe) -> SamplingSettings:
+    """How answers are sampled in training."""
+    return SamplingSettings(
+        max_tokens=recipe.rollout.max_response_tokens,
+        group_size=recipe.train.group_size,
+        temperature=recipe.rollout.temperature,
+        top_p=recipe.rollout.top_p,
+    )
