@@ -1,5 +1,7 @@
 """Random Count Sampling (RCS): which clip is issued next, so that rare counts are seen too.
 
+    take ─► a stratum, drawn by weight ─► a whole clip of it, or one to crop ─► SampledClip
+
 Counts in real sets are long-tailed. A draw first picks a count stratum (its weight is its natural
 frequency to a power: 0 is uniform, 1 leaves the set as it is), then a clip of it. A stratum deals
 each of its clips once per pass, in a new order every pass. With `sampling.crop_probability` a draw
@@ -15,20 +17,20 @@ not disturb the order of another. Only the train split is ever issued.
 
 import copy
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from actrep_ray.config import SamplingConfig
-from data_prep.schema import Clip, Cycle
-from data_prep.strata import Stratum, make_strata
+from actrep_ray.driver.cropping import can_crop, crop_clip
+from data_prep.schema import Clip
+from data_prep.strata import make_strata
 
 _STATE_VERSION = 1
-_MARK_SLACK_S = 1e-6  # marks may differ from the clip's end by less than this
+# What a random number is for: each use has generators of its own, by the second number of the seed.
+_STRATUM, _DRAW, _ORDER_OF_WHOLE, _ORDER_OF_CROPS = range(4)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,11 @@ class CountSampler:
     Args:
         clips: The clips, all of the train split; their order is part of what is reproducible.
         config: Strata, power and cropping.
-        seed: Of everything that is drawn.
+        seed: Decides everything that is drawn.
+
+    Attributes:
+        strata: All strata, by rising counts.
+        weights: Weight of each stratum that can be served, by name; they add up to 1.
 
     Raises:
         ValueError: for no clips, a clip of another split, or two clips with one id.
@@ -82,26 +88,22 @@ class CountSampler:
         if config.num_quantiles is not None:
             bins = quantile_bins([clip.count for clip in clips], config.num_quantiles)
         self.strata = make_strata(bins)
-        self._natural = {
-            s.name: tuple(i for i, clip in enumerate(clips) if s.holds(clip.count))
-            for s in self.strata
-        }
-        self._croppable = self._find_croppable()
+        self._indices = {stratum.name: i for i, stratum in enumerate(self.strata)}
+        self._whole = self._make_decks(_ORDER_OF_WHOLE, self._find_whole())
+        self._croppable = self._make_decks(_ORDER_OF_CROPS, self._find_croppable())
         self.weights = self._find_weights()
         self._num_drawn = 0
-        self._dealt = {name: [0, 0, 0] for name in self.weights}  # draws, whole clips, crops
-        self._issued = dict.fromkeys(self.weights, 0)
-        self._orders: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # only saves time
+        self._dealt = {name: _Dealt() for name in self.weights}
 
     @property
     def num_clips(self) -> dict[str, int]:
         """Clips of the set in each stratum: the histogram before RCS."""
-        return {name: len(indices) for name, indices in self._natural.items()}
+        return {name: len(deck) for name, deck in self._whole.items()}
 
     @property
     def histogram(self) -> dict[str, int]:
         """How often each stratum was issued so far: the histogram after RCS."""
-        return {s.name: self._issued.get(s.name, 0) for s in self.strata}
+        return {s.name: self._dealt.get(s.name, _Dealt()).num_draws for s in self.strata}
 
     def take(self, num: int) -> list[SampledClip]:
         """Draw clips, each from a stratum drawn by weight."""
@@ -109,17 +111,16 @@ class CountSampler:
         bounds = np.cumsum(list(self.weights.values()))
         sampled = []
         for _ in range(num):
-            place = self._rng(0, self._num_drawn).random() * bounds[-1]
-            name = names[min(int(np.searchsorted(bounds, place, side="right")), len(names) - 1)]
+            point = self._rng(_STRATUM, self._num_drawn).random() * bounds[-1]
+            name = names[min(int(np.searchsorted(bounds, point, side="right")), len(names) - 1)]
             self._num_drawn += 1
-            sampled.append(self._deal(name))
+            sampled.append(self._draw(name))
         return sampled
 
     def peek(self, num: int) -> list[SampledClip]:
         """What `take(num)` would draw now; nothing is drawn."""
         ahead = copy.copy(self)
-        ahead._dealt = {name: list(counters) for name, counters in self._dealt.items()}
-        ahead._issued = dict(self._issued)
+        ahead._dealt = {name: replace(dealt) for name, dealt in self._dealt.items()}
         return ahead.take(num)
 
     def take_from(self, stratum: str, num: int) -> list[SampledClip]:
@@ -132,7 +133,7 @@ class CountSampler:
             raise ValueError(
                 f"stratum {stratum!r} cannot be served, expected one of {', '.join(self.weights)}"
             )
-        return [self._deal(stratum) for _ in range(num)]
+        return [self._draw(stratum) for _ in range(num)]
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on, as JSON-able values."""
@@ -141,8 +142,8 @@ class CountSampler:
             "seed": self.seed,
             "fingerprint": self._fingerprint(),
             "num_drawn": self._num_drawn,
-            "dealt": {name: list(counters) for name, counters in self._dealt.items()},
-            "issued": dict(self._issued),
+            "dealt": {name: list(astuple(dealt)) for name, dealt in self._dealt.items()},
+            "issued": {name: dealt.num_draws for name, dealt in self._dealt.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,63 +161,62 @@ class CountSampler:
                     "that saved it"
                 )
         self._num_drawn = int(state["num_drawn"])
-        self._dealt = {name: [int(n) for n in state["dealt"][name]] for name in self.weights}
-        self._issued = {name: int(state["issued"][name]) for name in self.weights}
+        self._dealt = {
+            name: _Dealt(*(int(number) for number in state["dealt"][name])) for name in self.weights
+        }
 
     # --- one draw
 
-    def _deal(self, name: str) -> SampledClip:
-        counters = self._dealt[name]
-        rng = self._rng(1, self._index(name), counters[0])
-        counters[0] += 1
-        self._issued[name] += 1
-        whole, croppable = self._natural[name], self._croppable[name]
-        is_crop = bool(croppable) and (
-            not whole or float(rng.random()) < self.config.crop_probability
+    def _draw(self, name: str) -> SampledClip:
+        """The next clip of a stratum, whole or cropped."""
+        index, dealt = self._indices[name], self._dealt[name]
+        whole, croppable = self._whole[name], self._croppable[name]
+        rng = self._rng(_DRAW, index, dealt.num_draws)
+        dealt.num_draws += 1
+        is_crop = len(croppable) > 0 and (
+            len(whole) == 0 or float(rng.random()) < self.config.crop_probability
         )
-        pool = croppable if is_crop else whole
-        kind = 2 if is_crop else 1
-        clip = self._clips[self._next_of(pool, name, kind)]
-        stratum = self.strata[self._index(name)]
-        issued = crop_clip(clip, stratum, self.config, rng) if is_crop else clip
-        return SampledClip(issued, name, clip.id)
-
-    def _next_of(self, pool: tuple[int, ...], name: str, kind: int) -> int:
-        """The next of a pool that is dealt once per pass, in an order of its own every pass."""
-        number, place = divmod(self._dealt[name][kind], len(pool))
-        self._dealt[name][kind] += 1
-        known, order = self._orders.get((name, kind), (-1, np.zeros(0, int)))
-        if known != number:
-            order = self._rng(1 + kind, self._index(name), number).permutation(len(pool))
-            self._orders[name, kind] = (number, order)
-        return pool[int(order[place])]
+        if is_crop:
+            source = self._clips[croppable.deal(dealt.num_crops)]
+            dealt.num_crops += 1
+            clip = crop_clip(source, self.strata[index], self.config, rng)
+        else:
+            source = clip = self._clips[whole.deal(dealt.num_whole)]
+            dealt.num_whole += 1
+        return SampledClip(clip, name, source.id)
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, *key))
 
-    def _index(self, name: str) -> int:
-        return next(i for i, stratum in enumerate(self.strata) if stratum.name == name)
-
     # --- what can serve which stratum
 
-    def _find_croppable(self) -> dict[str, tuple[int, ...]]:
+    def _find_whole(self) -> list[list[int]]:
+        """By stratum, the clips with such a count."""
+        return [
+            [i for i, clip in enumerate(self._clips) if stratum.holds(clip.count)]
+            for stratum in self.strata
+        ]
+
+    def _find_croppable(self) -> list[list[int]]:
+        """By stratum, the clips that can be cropped to such a count."""
         if self.config.crop_probability == 0:
-            return {s.name: () for s in self.strata}
+            return [[] for _ in self.strata]
+        return [
+            [i for i, clip in enumerate(self._clips) if can_crop(clip, stratum, self.config)]
+            for stratum in self.strata
+        ]
+
+    def _make_decks(self, use: int, found: Sequence[Sequence[int]]) -> dict[str, "_Deck"]:
         return {
-            s.name: tuple(
-                i
-                for i, clip in enumerate(self._clips)
-                if any(_windows(clip, k, self.config) for k in _targets(clip, s, self.config))
-            )
-            for s in self.strata
+            name: _Deck(found[index], (self.seed, use, index))
+            for name, index in self._indices.items()
         }
 
     def _find_weights(self) -> dict[str, float]:
-        """Weight of each stratum that can be served; they add up to 1."""
         frequencies = {
-            name: len(indices) / len(self._clips)
-            for name, indices in self._natural.items()
-            if indices or self._croppable[name]
+            name: len(deck) / len(self._clips)
+            for name, deck in self._whole.items()
+            if len(deck) or len(self._croppable[name])
         }
         weights = {name: f**self.config.power for name, f in frequencies.items()}  # 0 ** 0 is 1
         total = sum(weights.values())
@@ -231,102 +231,38 @@ class CountSampler:
         return digest.hexdigest()[:16]
 
 
-# --- cropping
+@dataclass
+class _Dealt:
+    """How often a stratum was drawn from: in all, for a whole clip, for one to crop."""
+
+    num_draws: int = 0
+    num_whole: int = 0
+    num_crops: int = 0
 
 
-def crop_clip(
-    clip: Clip, stratum: Stratum, config: SamplingConfig, rng: np.random.Generator
-) -> Clip:
-    """Cut a window of k consecutive cycles out of a clip, k drawn from the stratum.
+class _Deck:
+    """Clips that are dealt once per pass, in a new order every pass.
 
-    The window starts and ends inside the gaps around those cycles, at most `crop_lead_s` away from
-    them, so that it holds k cycles and no part of another; for k = 0 it lies inside one gap.
-
-    Raises:
-        ValueError: if no window of the clip can serve the stratum.
+    Args:
+        clips: Their indices in the set.
+        seed: Decides the orders.
     """
-    choices = [(k, w) for k in _targets(clip, stratum, config) for w in _windows(clip, k, config)]
-    if not choices:
-        raise ValueError(f"clip {clip.id!r} has no window with a count in {stratum.name!r}")
-    targets = sorted({k for k, _ in choices})
-    target = targets[int(rng.integers(len(targets)))]
-    windows = [window for k, window in choices if k == target]
-    window = windows[int(rng.integers(len(windows)))]
-    start, end = _draw_bounds(window, config.crop_min_s, rng)
-    cycles = tuple(
-        (max(0.0, round(a - start, 3)), min(end - start, round(b - start, 3)))
-        for a, b in (clip.cycles or ())
-        if a >= start - _MARK_SLACK_S and b <= end + _MARK_SLACK_S
-    )
-    assert len(cycles) == target, f"{clip.id}: {len(cycles)} cycles in a crop for {target}"
-    return replace(
-        clip,
-        id=f"{clip.id}@{start:.3f}-{end:.3f}",
-        start_s=clip.start_s + start,
-        end_s=clip.start_s + end,
-        count=target,
-        cycles=cycles,
-        flags=(*clip.flags, "cropped"),
-    )
 
+    def __init__(self, clips: Sequence[int], seed: tuple[int, ...]) -> None:
+        self._clips = clips
+        self._seed = seed
+        self._order = -1, np.zeros(0, int)  # a pass and its order; only saves time
 
-@dataclass(frozen=True)
-class _Window:
-    """Where a crop may start and end, seconds from the start of the clip."""
+    def __len__(self) -> int:
+        return len(self._clips)
 
-    first_start: float
-    last_start: float
-    first_end: float
-    last_end: float
-
-
-def _targets(clip: Clip, stratum: Stratum, config: SamplingConfig) -> range:
-    """Counts of the stratum that a proper crop of this clip could have."""
-    if clip.cycles is None or len(clip.cycles) != clip.count or not _is_ordered(clip):
-        return range(0)
-    top = clip.count - 1 if clip.count else 0
-    for bound in (stratum.high, config.crop_max_count):
-        top = top if bound is None else min(top, bound)
-    return range(stratum.low, top + 1)
-
-
-def _windows(clip: Clip, target: int, config: SamplingConfig) -> list[_Window]:
-    """Every place for a window of `target` cycles that can be `crop_min_s` long."""
-    cycles: tuple[Cycle, ...] = clip.cycles or ()
-    edges = [(0.0, 0.0), *cycles, (clip.duration_s, clip.duration_s)]
-    windows = []
-    for i in range(len(edges) - 1 - target):
-        gap_start, gap_end = edges[i][1], edges[i + target + 1][0]
-        if target == 0:
-            window = _Window(gap_start, gap_end, gap_start, gap_end)
-        else:
-            first, last = edges[i + 1][0], edges[i + target][1]
-            window = _Window(
-                max(gap_start, first - config.crop_lead_s),
-                first,
-                last,
-                min(gap_end, last + config.crop_lead_s),
-            )
-        if window.last_end - window.first_start >= config.crop_min_s:
-            windows.append(window)
-    return windows
-
-
-def _draw_bounds(window: _Window, min_s: float, rng: np.random.Generator) -> tuple[float, float]:
-    """A start and an end, uniform over what is left once the crop is long enough.
-
-    Rounded to milliseconds towards the cycles' outside, but never out of the window.
-    """
-    start = float(rng.uniform(window.first_start, min(window.last_start, window.last_end - min_s)))
-    start = max(window.first_start, math.floor(start * 1000) / 1000)
-    end = float(rng.uniform(max(window.first_end, start + min_s), window.last_end))
-    return start, min(window.last_end, math.ceil(end * 1000) / 1000)
-
-
-def _is_ordered(clip: Clip) -> bool:
-    cycles = clip.cycles or ()
-    is_inside = all(-_MARK_SLACK_S <= a < b <= clip.duration_s + _MARK_SLACK_S for a, b in cycles)
-    return is_inside and all(b <= c + _MARK_SLACK_S for (_, b), (c, _) in pairwise(cycles))
+    def deal(self, number: int) -> int:
+        """The clip that is dealt after `number` others."""
+        number_of_pass, position = divmod(number, len(self._clips))
+        if self._order[0] != number_of_pass:
+            rng = np.random.default_rng((*self._seed, number_of_pass))
+            self._order = number_of_pass, rng.permutation(len(self._clips))
+        return self._clips[int(self._order[1][position])]
 
 
 def _check_clips(clips: Sequence[Clip]) -> None:

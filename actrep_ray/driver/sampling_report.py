@@ -166,13 +166,13 @@ def _plot_strata(axes: "Axes", report: RcsReport) -> None:
     before = [row.num_clips / num_clips for row in report.rows]
     crops = [row.num_crops / num_draws for row in report.rows]
     whole = [(row.num_draws - row.num_crops) / num_draws for row in report.rows]
-    places = range(len(names))
-    left, right = [i - 0.2 for i in places], [i + 0.2 for i in places]
+    ticks = range(len(names))
+    left, right = [i - 0.2 for i in ticks], [i + 0.2 for i in ticks]
     axes.bar(left, before, 0.38, color=_GREY, label=f"the set: {num_clips:,} clips")
     axes.bar(right, whole, 0.38, color=_BLUE, label=f"{num_draws:,} draws: whole clips")
     if any(crops):
         axes.bar(right, crops, 0.38, bottom=whole, color=_ORANGE, label="draws: crops")
-    axes.set_xticks(list(places), names)
+    axes.set_xticks(list(ticks), names)
     axes.set_xlabel("count stratum")
     axes.set_title("Random Count Sampling: strata before and after")
     axes.legend(frameon=False)

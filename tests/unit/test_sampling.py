@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from actrep_ray.config import SamplingConfig
-from actrep_ray.driver.sampling import (
-    CountSampler,
-    crop_clip,
-    quantile_bins,
-)
+from actrep_ray.driver.cropping import crop_clip
+from actrep_ray.driver.sampling import CountSampler, quantile_bins
 from data_prep.schema import Clip
 from data_prep.strata import make_strata, stratum_of
 
@@ -138,6 +135,39 @@ def test_equal_when_saved_and_resumed_at_any_step(
     assert resumed.take_from("1-5", 5) == sampler.take_from("1-5", 5)
     assert resumed.histogram == sampler.histogram
     assert resumed.state_dict() == sampler.state_dict()
+
+
+def test_the_saved_state_of_earlier_runs_goes_on_with_the_same_clips() -> None:
+    """Checkpoints hold this; draws and crops are those that the first version gave."""
+    config = SamplingConfig(crop_probability=0.5)
+    sampler = CountSampler(make_clips({0: 2, 3: 5, 8: 4, 50: 2}), config, seed=11)
+    state = {
+        "version": 1,
+        "seed": 11,
+        "fingerprint": sampler.state_dict()["fingerprint"],
+        "num_drawn": 9,
+        "dealt": {
+            "0": [2, 1, 1],
+            "1-5": [3, 2, 1],
+            "6-10": [3, 0, 3],
+            "11-20": [1, 0, 1],
+            "21-40": [2, 0, 2],
+            "41+": [0, 0, 0],
+        },
+        "issued": {"0": 2, "1-5": 3, "6-10": 3, "11-20": 1, "21-40": 2, "41+": 0},
+    }
+    sampler.load_state_dict(state)
+    assert sampler.state_dict() == state
+    assert [sampled.clip.id for sampled in sampler.take(8)] == [
+        "c3-1",
+        "c50-1@32.622-78.396",
+        "c50-1@5.855-74.984",
+        "c50-0@31.456-56.503",
+        "c0-1",
+        "c50-0",
+        "c0-0",
+        "c50-0@22.377-43.072",
+    ]
 
 
 def test_one_by_one_is_the_same_as_all_at_once() -> None:
