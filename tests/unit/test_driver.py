@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actrep_ray.config import Recipe, load_recipe
+from actrep_ray.config import Recipe, load_recipe, override
+from actrep_ray.driver.checkpoints import RunCheckpoints
+from actrep_ray.driver.contrast import ContrastSource
 from actrep_ray.driver.groups import row_of, split_trainable
 from actrep_ray.driver.job import prepare_grpo
 from actrep_ray.driver.metrics import rollout_metrics
-from actrep_ray.driver.phases import GrpoData, LogProbGapError, Phases, check_log_prob_gap
+from actrep_ray.driver.phases import (
+    GrpoData,
+    LogProbGapError,
+    Phases,
+    check_log_prob_gap,
+    source_for,
+)
 from actrep_ray.driver.pools import Pools
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -263,3 +271,48 @@ def test_prompts_are_drawn_from_train_with_ids_of_their_own(recipe: Recipe) -> N
     assert len(set(ids)) == 6
     assert {asked.clip_id for asked in first} == set(labels)
     assert all(asked.plan.hash and asked.stratum for asked in first)
+
+
+def test_the_recipe_decides_once_whether_groups_have_a_contrast(recipe: Recipe) -> None:
+    book: Any = Book()
+    pools = Pools(book, book, book, book)
+    assert source_for(recipe, pools).groups_per_prompt == 1
+    contrasting = override(recipe, ["algorithm.temporal_contrast.weight=0.3"])
+    source = source_for(contrasting, pools)
+    assert isinstance(source, ContrastSource)
+    assert source.groups_per_prompt == 2
+    assert source.settings.group_size == recipe.train.group_size
+
+
+def test_one_update_alone_checks_answers_of_the_learners_own_weights(recipe: Recipe) -> None:
+    class Gap(Book):
+        def update(self, rows: list[LearnerRow], step: int) -> dict[str, float]:
+            return {"loss": 0.5, "log_prob_gap_mean": 1.0}
+
+    book: Any = Gap()
+    strict = override(recipe, ["model.dtype=float32"])
+    phases = Phases(strict, Pools(book, book, book, book), GrpoData.load(recipe), None)  # type: ignore[arg-type]
+    assert phases.update([], 1) == {}
+    old = [group_of(prompt("a"), ["x", "y"], [0.0, 1.0], policy_version=0)]
+    assert phases.update(old, 2) == {"learner/loss": 0.5, "learner/log_prob_gap_mean": 1.0}
+    with pytest.raises(LogProbGapError):
+        phases.update(old, 1)  # version 0 is what step 1 starts from
+
+
+def test_when_checkpoints_are_due_and_which_is_the_last(recipe: Recipe, tmp_path: Path) -> None:
+    book: Any = Book()
+    recipe = override(recipe, [f"runs_dir={tmp_path}"])
+    every = RunCheckpoints(override(recipe, ["checkpoint.every=2"]), book, 5, None)
+    assert [step for step in range(1, 6) if every.is_due(step)] == [2, 4, 5]
+    last = RunCheckpoints(override(recipe, ["checkpoint.every=0"]), book, 5, None)
+    assert [step for step in range(1, 6) if last.is_due(step)] == [5]
+
+    assert every.restore() == 0
+    with pytest.raises(AssertionError, match="no checkpoint exists"):
+        assert every.last
+    book.learner_step = 2
+    saved = every.save(2, {"note": 1})
+    assert every.last == saved
+    assert saved.driver_state() == {"step": 2, "note": 1}
+    resumed = RunCheckpoints(recipe, Book(), 5, saved)  # type: ignore[arg-type]
+    assert (resumed.restore(), resumed.last) == (2, saved)
