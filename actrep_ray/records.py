@@ -33,8 +33,8 @@ class Prompt:
         question: Text asked about the clip.
         plan: The frames to show.
         stratum: Name of the count stratum that the sampler drew it for.
-        attempt: How often this place was asked before: its group was dropped and refilled, or the
-            worker that it was with died.
+        attempt: How often its slot of the step was asked before: the group was dropped and
+            refilled, or the worker that it was with died.
     """
 
     prompt_id: str
@@ -57,7 +57,7 @@ class Rollout:
     """One generated answer.
 
     Attributes:
-        rollout_id: `prompt_id` and the place in the group.
+        rollout_id: `prompt_id` and the position in the group.
         token_ids: The answer's tokens, the end token included if it was generated. int32 [R]
         rollout_log_probs: Log-probability of each token when it was sampled. float32 [R]
         text: The answer decoded, without special tokens.
