@@ -40,7 +40,7 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder, write_base_model
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import resolve_model
-from actrep_ray.run.folder import file_hash, provenance
+from actrep_ray.run.provenance import file_hash, provenance
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
 from actrep_ray.tasks.clips import load_clips

@@ -22,7 +22,7 @@ from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.restarts import outlive_losses
 from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.planning.learner import check_plan
+from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
 from actrep_ray.run.checkpoint import Checkpoint, is_due, resolve_model
 from actrep_ray.run.folder import open_run
@@ -59,7 +59,7 @@ def prepare_sft(recipe: Recipe, *, resume: bool = False) -> "SftJob":
     Raises:
         ValueError: for settings, data or a model that cannot be used.
     """
-    check_plan(recipe)
+    check_deepspeed(recipe)
     data = SftData.load(recipe)
     return SftJob(recipe, data, open_run(recipe, resume=resume))
 

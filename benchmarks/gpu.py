@@ -82,7 +82,8 @@ def measure(
     from actrep_ray.learner.batch.noise import noise_rows
     from actrep_ray.learner.worker import LearnerWorker
     from actrep_ray.models.architecture import read_architecture
-    from actrep_ray.planning.memory import PromptSize, plan_learner
+    from actrep_ray.planning.learner_memory import plan_learner
+    from actrep_ray.planning.prompts import PromptSize
     from data_prep.video import clip_of_video
 
     recipe = load_recipe(

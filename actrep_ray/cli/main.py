@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import actrep_ray
 from actrep_ray.cli.cot import add_cot
+from actrep_ray.cli.doctor import add_doctor
 from actrep_ray.cli.parts import UsageError, add_command, add_set, checking_input, show
 from actrep_ray.cli.periodicity import (
     add_baseline,
@@ -262,12 +263,6 @@ def _report(args: argparse.Namespace) -> None:
         report_run(args.run_dir)
 
 
-def _doctor(_: argparse.Namespace) -> int:
-    from actrep_ray.planning.doctor import run_doctor
-
-    return run_doctor()
-
-
 def _quickstart(args: argparse.Namespace) -> None:
     from actrep_ray.quickstart import FULL, QUICK, run_quickstart
 
@@ -288,9 +283,9 @@ def _recipe(args: argparse.Namespace, *, stage: str | None = None) -> "Recipe":
 
 
 def _announce(recipe: "Recipe") -> None:
-    from actrep_ray.planning.learner import describe_plan
+    from actrep_ray.planning.training import describe_training
 
-    show("\n".join(describe_plan(recipe)))
+    show("\n".join(describe_training(recipe)))
     show(f"run folder {recipe.run_dir}; watch it with: tensorboard --logdir {recipe.run_dir}")
     show("starting the workers ...")
 
@@ -509,13 +504,7 @@ def _add_other_commands(commands: Any) -> None:
     )
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
 
-    add_command(
-        commands,
-        "doctor",
-        _doctor,
-        "show versions and devices, what can run here, and why the rest cannot",
-        "actrep doctor",
-    )
+    add_doctor(commands)
     quickstart = add_command(
         commands,
         "quickstart",

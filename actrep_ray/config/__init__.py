@@ -16,7 +16,13 @@ from actrep_ray.config.algorithm import AlgorithmConfig, TemporalContrastConfig
 from actrep_ray.config.data import DataConfig, SamplingConfig, VideoConfig
 from actrep_ray.config.generation import RewardConfig, RolloutConfig
 from actrep_ray.config.learner import LearnerConfig
-from actrep_ray.config.loading import load_recipe, override, under_root, write_resolved
+from actrep_ray.config.loading import (
+    load_recipe,
+    override,
+    read_saved,
+    under_root,
+    write_resolved,
+)
 from actrep_ray.config.model import LoraConfig, ModelConfig
 from actrep_ray.config.presets import PRESET_PENALTIES, PRESETS
 from actrep_ray.config.recipe import Recipe, check_attention
@@ -52,6 +58,7 @@ __all__ = [
     "check_attention",
     "load_recipe",
     "override",
+    "read_saved",
     "under_root",
     "write_resolved",
 ]

@@ -62,6 +62,21 @@ def under_root(recipe: Recipe, root: str | Path) -> Recipe:
     )
 
 
+def read_saved(path: Path) -> Recipe:
+    """Settings that were written as JSON, as in the folder of a checkpoint.
+
+    Raises:
+        ConfigError: naming the file and all of it that is not settings of this version.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return _build(values, (), str(path))
+
+
 def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:
     """Write every setting and `extra` (versions, commit, data) as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)

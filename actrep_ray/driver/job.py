@@ -13,7 +13,7 @@ from actrep_ray.driver.restarts import RANK_LOSSES, outlive_losses
 from actrep_ray.driver.sampling import CountSampler
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.planning.learner import check_plan
+from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.run.checkpoint import Checkpoint, resolve_model
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.profile import profiled
@@ -43,7 +43,7 @@ def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> "GrpoJob":
         ValueError: for settings, data or a model that cannot be used.
     """
     make_spec(recipe)
-    check_plan(recipe)
+    check_deepspeed(recipe)
     data = GrpoData.load(recipe)
     CountSampler(data.train, recipe.sampling, seed=recipe.seed)
     inputs = QwenVLInputs(resolve_model(recipe.model.path))

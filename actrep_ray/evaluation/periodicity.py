@@ -11,7 +11,7 @@ from pathlib import Path
 from actrep_ray.config import Recipe, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
 from actrep_ray.evaluation.scores import CountMetrics, score_predictions
-from actrep_ray.run.folder import provenance
+from actrep_ray.run.provenance import provenance
 from actrep_ray.tasks.clips import labels_of, load_clips
 from data_prep.schema import Clip
 

@@ -22,7 +22,7 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import start_engine
-from actrep_ray.run.folder import provenance
+from actrep_ray.run.provenance import provenance
 from actrep_ray.tasks.clips import labels_of, load_clips, question_for
 from data_prep.schema import Clip
 

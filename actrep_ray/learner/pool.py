@@ -21,7 +21,7 @@ from actrep_ray.cluster.placement import share_of_bundle, shares_bundles
 from actrep_ray.cluster.supervision import cause_of_loss
 from actrep_ray.config import Recipe
 from actrep_ray.learner.worker import LearnerWorker
-from actrep_ray.planning.learner import check_plan
+from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
 from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.weights.buckets import pack_weights
@@ -102,7 +102,7 @@ class LearnerPool:
         actor = ray.remote(**options)(_Rank)
         path = str(Path(model_path).absolute())
         base = str(resolve_model(recipe.model.path)) if _needs_base(recipe) else path
-        check_plan(recipe)
+        check_deepspeed(recipe)
         group = bundles or reserve(recipe)
         ranks = [actor.options(**bundle_options(group, rank)) for rank in range(size)]
         pool = cls(

@@ -50,7 +50,7 @@ from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models import loading, lora
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.planning.learner import optimizer_steps_per_step
+from actrep_ray.planning.training import optimizer_steps_per_step
 from actrep_ray.records import LearnerRow
 from actrep_ray.weights.buckets import BUCKET_BYTES
 

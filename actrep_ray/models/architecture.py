@@ -118,12 +118,7 @@ def find_config(model_path: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: if it is neither.
     """
-    from actrep_ray.run.checkpoint import CheckpointStore
-
     path = Path(model_path)
-    if not (path / "config.json").is_file() and path.is_dir():
-        newest = CheckpointStore(path, keep=1).newest()
-        path = path if newest is None else newest.folder
     if (path / "config.json").is_file():
         text = (path / "config.json").read_text(encoding="utf-8")
     else:

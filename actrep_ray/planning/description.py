@@ -15,18 +15,12 @@ import numpy as np
 from actrep_ray.cluster.placement import Node, parse_gpus
 from actrep_ray.config import ConfigError, Recipe, load_recipe
 from actrep_ray.models.architecture import Architecture, find_config, read_architecture
-from actrep_ray.planning.learner import describe_plan
-from actrep_ray.planning.memory import (
-    GIB,
-    Plan,
-    PromptSize,
-    RolePlan,
-    largest_prompt,
-    make_plan,
-    prompt_size,
-)
-from data_prep.schema import Clip, read_clips
-from data_prep.video import fit_size, plan_indices
+from actrep_ray.planning.memory import make_plan
+from actrep_ray.planning.plan import GIB, Plan, RolePlan
+from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
+from actrep_ray.planning.training import describe_training
+from actrep_ray.run.checkpoint import model_folder
+from data_prep.schema import read_clips
 
 
 @dataclass(frozen=True)
@@ -58,11 +52,11 @@ def check_recipe(recipe: Recipe, path: Path, gpus: str | None = None) -> Check:
     Raises:
         ConfigError: for hardware or a model that is not known, or settings that contradict.
     """
-    lines = describe_plan(recipe)
+    lines = describe_training(recipe)
     source = model_source(recipe, path)
     if not source:
         return Check((*lines, "memory: not planned, since model.path is not set"), None)
-    model = read_architecture(source)
+    model = read_architecture(str(model_folder(source)))
     prompt, of_data = _prompt_of(recipe, model)
     where, nodes = find_hardware(path, gpus, is_cpu=recipe.device == "cpu")
     plan = make_plan(recipe, model, prompt, nodes)
@@ -81,7 +75,7 @@ def model_source(recipe: Recipe, path: Path) -> str:
     while found and found not in seen:
         seen.add(found)
         try:
-            find_config(found)
+            find_config(str(model_folder(found)))
         except ConfigError:
             others = _recipes_beside(path)
             found = next((r.model.path for r in others if str(r.run_dir) == found), found)
@@ -140,24 +134,6 @@ def _prompt_of(recipe: Recipe, model: Architecture) -> tuple[PromptSize, str]:
         f"{np.quantile(visual, 0.95):.0f}, most {visual.max()} ({len(sizes)} clips of {path}); "
         f"prompt at most about {longest.num_tokens}"
     )
-
-
-def clip_size(clip: Clip, recipe: Recipe, model: Architecture) -> PromptSize:
-    """Tokens of a clip from its metadata alone; the video need not be here."""
-    video = recipe.video
-    indices, _ = plan_indices(
-        clip, fps=video.fps, min_frames=video.min_frames, max_frames=video.max_frames
-    )
-    height, width = fit_size(
-        clip.height,
-        clip.width,
-        factor=model.frame_factor,
-        min_pixels=video.min_pixels,
-        max_pixels=video.max_pixels,
-    )
-    pairs = -(-len(indices) // model.temporal_patch_size)
-    tokens = model.num_visual_tokens(len(indices), height, width)
-    return prompt_size(recipe, model, num_visual=tokens, num_pairs=pairs, is_of_data=True)
 
 
 def _describe_model(model: Architecture, source: str, recipe: Recipe) -> str:

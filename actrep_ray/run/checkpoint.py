@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from actrep_ray.config import ConfigError, Recipe
+from actrep_ray.config import ConfigError, Recipe, read_saved
 
 _MAX_HEADER_BYTES = 100 * 2**20
 _NAME = re.compile(r"step-(\d{6,})")
@@ -132,14 +132,22 @@ def resolve_model(path: str | Path) -> Path:
     path = Path(path).absolute()
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint, expected a model folder or a run folder")
-    if path.is_dir() and not (path / "config.json").is_file():
-        newest = CheckpointStore(path, keep=1).newest()
-        if newest is not None:
-            return newest.folder
+    folder = model_folder(path)
+    if folder != path:
+        return folder
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path}: not a model checkpoint (no config.json in it)")
     _check_weights(path)
     return path
+
+
+def model_folder(path: str | Path) -> Path:
+    """The newest checkpoint of a run folder; any other path as it is."""
+    path = Path(path)
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path
+    newest = CheckpointStore(path, keep=1).newest()
+    return path if newest is None else newest.folder
 
 
 def _check_weights(folder: Path) -> None:
@@ -162,7 +170,11 @@ def _check_weights(folder: Path) -> None:
             )
 
 
-def recipe_of(model_folder: Path) -> Recipe | None:
-    """The settings that a checkpoint of ours was trained with; None for other model folders."""
-    path = model_folder / "recipe.json"
-    return Recipe.model_validate_json(path.read_bytes()) if path.is_file() else None
+def recipe_of(folder: Path) -> Recipe | None:
+    """The settings that a checkpoint of ours was trained with; None for other model folders.
+
+    Raises:
+        ConfigError: if they are not settings of this version.
+    """
+    path = folder / "recipe.json"
+    return read_saved(path) if path.is_file() else None

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from actrep_ray.models.architecture import read_architecture
-from actrep_ray.planning.memory import PromptSize, plan_learner
+from actrep_ray.planning.learner_memory import plan_learner
+from actrep_ray.planning.prompts import PromptSize
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -18,7 +18,9 @@ from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.architecture import read_architecture
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_random_model
-from actrep_ray.planning import memory as planner
+from actrep_ray.planning import activations
+from actrep_ray.planning.learner_memory import plan_learner
+from actrep_ray.planning.prompts import PromptSize
 from data_prep.schema import Clip
 
 NUM_ROWS, ANSWER = 2, 150
@@ -105,9 +107,9 @@ def test_the_plan_holds_the_measured_peak_and_at_most_a_fifth_more(
 
     encoded = worker.encoder.encode(rows[0])
     num_visual = int((encoded.input_ids == worker.inputs.video_pad_id).sum())
-    prompt = planner.PromptSize(num_visual, len(encoded.input_ids) - num_visual)
-    monkeypatch.setattr(planner, "_SHORT_ANSWER", ANSWER)  # all answers here are of one length
-    plan = planner.plan_learner(recipe, read_architecture(str(model)), prompt)
+    prompt = PromptSize(num_visual, len(encoded.input_ids) - num_visual)
+    monkeypatch.setattr(activations, "SHORT_ANSWER", ANSWER)  # all answers here are of one length
+    plan = plan_learner(recipe, read_architecture(str(model)), prompt)
     assert 0.95 < plan.num_bytes / counted.peak < 1.2
 
 

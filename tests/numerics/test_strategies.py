@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from actrep_ray.config import ConfigError, LearnerConfig, Recipe, load_recipe
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
-from actrep_ray.planning.learner import deepspeed_settings, describe_plan
+from actrep_ray.planning.deepspeed_settings import deepspeed_settings
+from actrep_ray.planning.training import describe_training
 
 GRPO = ("train.prompts_per_step=8", "train.group_size=4", "learner.num_workers=2")
 ZERO = (*GRPO, "learner.strategy=deepspeed", "device=cpu")
@@ -82,7 +83,7 @@ def test_a_json_of_ones_own_is_completed(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_contradiction_names_both(content: dict[str, Any], expected: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=expected):
-        describe_plan(_recipe_with(tmp_path, content))
+        describe_training(_recipe_with(tmp_path, content))
 
 
 def test_a_json_that_is_none(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_settings_that_exclude_each_other(settings: list[str], expected: str) ->
 
 
 def test_the_equivalent_batch_size_is_told() -> None:
-    batch, learner = describe_plan(
+    batch, learner = describe_training(
         load_recipe(None, [*GRPO, "train.mini_batch_size=16", "train.num_steps=10"])
     )
     assert batch == (
@@ -125,7 +126,7 @@ def test_the_equivalent_batch_size_is_told() -> None:
     )
     assert learner == "learner: FSDP2, lr 1e-06"
     sft = ["stage=sft", "model.lora.rank=8", "learner.lr_merger=1e-4", "sft.num_steps=7"]
-    batch, learner = describe_plan(load_recipe(None, [*sft, "learner.strategy=deepspeed"]))
+    batch, learner = describe_training(load_recipe(None, [*sft, "learner.strategy=deepspeed"]))
     assert batch.startswith("batch: 32 clips an optimiser step over 1 rank,")
     assert batch.endswith("; 7 optimiser steps")
     assert learner == (
@@ -143,7 +144,7 @@ def test_the_equivalent_batch_size_is_told() -> None:
     ],
 )
 def test_old_answers_without_correction_are_warned_of(settings: list[str], warned: int) -> None:
-    lines = describe_plan(load_recipe(None, [*GRPO, *settings]))
+    lines = describe_training(load_recipe(None, [*GRPO, *settings]))
     assert sum(line.startswith("warning: train.max_staleness=2") for line in lines) == warned
 
 

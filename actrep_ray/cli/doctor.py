@@ -1,0 +1,63 @@
+"""`actrep doctor`: what this installation is and what it can run, as tables."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from actrep_ray.cli.parts import add_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from actrep_ray.cli.abilities import DoctorReport
+
+
+def add_doctor(commands: Any) -> None:
+    """Add `actrep doctor`.
+
+    Args:
+        commands: The sub-parsers of `actrep`.
+    """
+    add_command(
+        commands,
+        "doctor",
+        _doctor,
+        "show versions and devices, what can run here, and why the rest cannot",
+        "actrep doctor",
+    )
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    """Print the report; 1 if training cannot run here."""
+    from rich.console import Console
+
+    from actrep_ray.cli.abilities import examine
+
+    console = Console()
+    with console.status("importing torch, vLLM and DeepSpeed ..."):
+        report = examine()
+    print_report(report, console)
+    return 0 if report.is_healthy else 1
+
+
+def print_report(report: "DoctorReport", console: "Console") -> None:
+    """Print ``report`` on a ``rich.console.Console``."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    versions = Table("package", "version", title="Versions", title_justify="left")
+    for name, version in report.versions.items():
+        versions.add_row(name, version or "[dim]not installed[/dim]")
+    devices = Table("device", "what it is", title="Devices", title_justify="left")
+    for name, description in report.devices.items():
+        devices.add_row(name, description)
+    abilities = Table("kind", "name", "runs", "how, or why not", title="Abilities")
+    abilities.title_justify = "left"
+    for ability in report.abilities:
+        mark = "[green]yes[/green]" if ability.is_available else "[red]no[/red]"
+        abilities.add_row(ability.kind, ability.name, mark, escape(ability.detail))
+    for table in (versions, devices, abilities):
+        console.print(table)
+    if report.is_healthy:
+        console.print("Training can run here.")
+    else:
+        console.print("Training cannot run here: see the rows marked no.")

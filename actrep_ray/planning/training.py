@@ -1,0 +1,59 @@
+"""What training comes to, told from the recipe alone: batch size, optimiser steps, strategy."""
+
+from actrep_ray.config import Recipe
+from actrep_ray.planning.deepspeed_settings import check_deepspeed
+
+
+def describe_training(recipe: Recipe) -> list[str]:
+    """The equivalent batch size, the strategy and what to beware of, a line each, checked.
+
+    Raises:
+        ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
+    """
+    check_deepspeed(recipe)
+    cfg, answers = recipe.learner, recipe.answers_per_optimizer_step
+    if recipe.stage == "sft":
+        batch, steps = f"{answers} clips", recipe.sft.num_steps
+    else:
+        size = recipe.train.group_size
+        batch = f"{answers} answers ({answers // size} prompts x {size})"
+        steps = recipe.train.num_steps * optimizer_steps_per_step(recipe)
+    ranks = "1 rank" if cfg.num_workers == 1 else f"{cfg.num_workers} ranks"
+    lines = [
+        f"batch: {batch} an optimiser step over {ranks}, micro-batches of at most "
+        f"{cfg.micro_batch_tokens} tokens; {steps} optimiser steps",
+        f"learner: {_describe_strategy(recipe)}",
+    ]
+    staleness = recipe.train.max_staleness
+    if recipe.stage == "grpo" and staleness and recipe.algorithm.rollout_correction == "off":
+        lines.append(
+            f"warning: train.max_staleness={staleness} trains on answers of older weights as if "
+            "they were new: set algorithm.rollout_correction=token_truncate"
+        )
+    return lines
+
+
+def optimizer_steps_per_step(recipe: Recipe) -> int:
+    """Optimiser steps in one step of the loop."""
+    if recipe.stage == "sft":
+        return 1
+    train = recipe.train
+    rollouts = train.prompts_per_step * train.group_size
+    return train.num_updates_per_batch * (rollouts // (train.mini_batch_size or rollouts))
+
+
+def _describe_strategy(recipe: Recipe) -> str:
+    cfg = recipe.learner
+    text = f"DeepSpeed ZeRO-{cfg.zero_stage}" if cfg.strategy == "deepspeed" else "FSDP2"
+    if cfg.offload != "none":
+        text += f", {cfg.offload} in CPU memory" if cfg.offload == "optimizer" else ", offloaded"
+    lora = recipe.model.lora
+    if lora.rank:
+        text += f", LoRA of rank {lora.rank} in {', '.join(lora.parts)}"
+        text += ", sent as adapters" if recipe.sends_adapters else ""
+    elif recipe.model.freeze:
+        text += f", without {', '.join(recipe.model.freeze)}"
+    rates = {"vision tower": cfg.lr_vision_tower, "merger": cfg.lr_merger}
+    own = [f"{lr:g} in the {part}" for part, lr in rates.items() if lr is not None]
+    text += f", lr {', '.join([f'{cfg.lr:g}', *own])}"
+    return text if cfg.ema_decay is None else f"{text}, moving average with {cfg.ema_decay:g}"
