@@ -59,7 +59,7 @@ _EVAL_SECTIONS = ("data", "video", "rollout", "eval")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Edition:
     """What a quickstart runs on.
 
     Attributes:
@@ -73,35 +73,35 @@ class Plan:
     num_clips: dict[str, int]
 
 
-QUICK = Plan(
+QUICK = Edition(
     "quickstart_sft.yaml", "quickstart_grpo.yaml", {"train": 2400, "validation": 64, "test": 240}
 )
-FULL = Plan("tiny_sft.yaml", "tiny_grpo.yaml", {"train": 6000, "validation": 64, "test": 400})
+FULL = Edition("tiny_sft.yaml", "tiny_grpo.yaml", {"train": 6000, "validation": 64, "test": 400})
 
 
-def run_quickstart(*, plan: Plan = QUICK, fresh: bool, overrides: Sequence[str] = ()) -> Path:
+def run_quickstart(*, edition: Edition = QUICK, fresh: bool, overrides: Sequence[str] = ()) -> Path:
     """Run what is not there yet; returns the path of `summary.json`.
 
     Args:
-        plan: `QUICK`, or `FULL` for the long recipes of the small model.
+        edition: `QUICK`, or `FULL` for the long recipes of the small model.
         fresh: Start over: remove the run folder first.
         overrides: `key=value` settings on top of both recipes.
 
     Raises:
         ValueError: for settings that cannot be used.
     """
-    sft = load_recipe(RECIPES / plan.sft, overrides)
-    grpo = load_recipe(RECIPES / plan.grpo, overrides)
+    sft = load_recipe(RECIPES / edition.sft, overrides)
+    grpo = load_recipe(RECIPES / edition.grpo, overrides)
     grpo = override(grpo, [f"model.path={json.dumps(str(sft.run_dir))}"])
     if not any(text.startswith("model.path=") for text in overrides):
         sft = override(sft, [f"model.path={json.dumps(str(Path(sft.runs_dir) / BASE))}"])
     if sft.runs_dir != grpo.runs_dir or sft.data.path != grpo.data.path:
-        raise ConfigError(f"{plan.sft} and {plan.grpo} disagree on runs_dir or data.path")
+        raise ConfigError(f"{edition.sft} and {edition.grpo} disagree on runs_dir or data.path")
     folder = Path(sft.runs_dir)
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return Quickstart(sft, grpo, folder, plan).run()
+    return Quickstart(sft, grpo, folder, edition).run()
 
 
 class Quickstart:
@@ -111,14 +111,14 @@ class Quickstart:
         sft: Recipe of the first half.
         grpo: Recipe of the second half.
         folder: Where everything is written.
-        plan: What the recipes are of, and the clips that are rendered.
+        edition: What the recipes are of, and the clips that are rendered.
     """
 
-    def __init__(self, sft: Recipe, grpo: Recipe, folder: Path, plan: Plan) -> None:
+    def __init__(self, sft: Recipe, grpo: Recipe, folder: Path, edition: Edition) -> None:
         self.sft = sft
         self.grpo = grpo
         self.folder = folder
-        self.plan = plan
+        self.edition = edition
         self.console = get_console()
         self.stages = Stages(folder / "stages.json", self.console)
 
@@ -139,11 +139,11 @@ class Quickstart:
     def prepare(self) -> None:
         """Render the videos and write the base model, where they are not there."""
         data, model = Path(self.sft.data.path), Path(self.sft.model.path)
-        key = hash_of(LEVEL, self.plan.num_clips, DATA_SEED)
+        key = hash_of(LEVEL, self.edition.num_clips, DATA_SEED)
         if not (self.stages.is_done("data", key) and data.is_file()):
             with self.stages.doing("data", key):
                 write_dataset(
-                    data.parent, level=LEVEL, num_clips=self.plan.num_clips, seed=DATA_SEED
+                    data.parent, level=LEVEL, num_clips=self.edition.num_clips, seed=DATA_SEED
                 )
         if model == self.folder / BASE:
             key = file_hash(base_model_folder() / "model.safetensors")
@@ -263,7 +263,7 @@ class Quickstart:
             "paired": paired,
             "seconds": {**seconds, "total": round(self.stages.total_s, 1)},
             "level": LEVEL,
-            "num_clips": self.plan.num_clips,
+            "num_clips": self.edition.num_clips,
             "seed": self.grpo.seed,
             **provenance(self.grpo),
         }
@@ -298,7 +298,7 @@ class Quickstart:
                 f"  tensorboard --logdir {self.folder}",
                 f"  actrep count {video} --checkpoint {grpo}",
                 f"  actrep evaluate --checkpoint {grpo} --data {data}",
-                *([longer] if self.plan is not FULL else []),
+                *([longer] if self.edition is not FULL else []),
                 f"  actrep check {RECIPES.name}/qwen3_vl_4b_grpo.yaml   # a real model, on GPUs",
             ]
         )

@@ -266,7 +266,7 @@ def _report(args: argparse.Namespace) -> None:
 def _quickstart(args: argparse.Namespace) -> None:
     from actrep_ray.quickstart import FULL, QUICK, run_quickstart
 
-    run_quickstart(plan=FULL if args.full else QUICK, fresh=args.fresh, overrides=args.set)
+    run_quickstart(edition=FULL if args.full else QUICK, fresh=args.fresh, overrides=args.set)
 
 
 # --- what they share

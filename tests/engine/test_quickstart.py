@@ -19,8 +19,8 @@ import sys
 from dataclasses import replace
 from actrep_ray import quickstart
 
-plan = replace(quickstart.QUICK, num_clips={"train": 12, "validation": 2, "test": 4})
-quickstart.run_quickstart(plan=plan, fresh=False, overrides=sys.argv[1:])
+edition = replace(quickstart.QUICK, num_clips={"train": 12, "validation": 2, "test": 4})
+quickstart.run_quickstart(edition=edition, fresh=False, overrides=sys.argv[1:])
 """
 
 
