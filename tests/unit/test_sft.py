@@ -1,0 +1,99 @@
+"""The SFT loop over a fake of the learners: order of clips, what is due, and going on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actrep_ray.config import Recipe, load_recipe, override
+from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.records import LearnerRow
+from actrep_ray.run.checkpoint import Checkpoint
+from actrep_ray.run.metrics import read_metrics
+from actrep_ray.sft import prepare_sft
+from data_prep.synthetic.dataset import write_dataset
+
+
+class Learners:
+    """Writes down what it is given; `stops_at` is the step in which it dies."""
+
+    def __init__(self, stops_at: int | None = None) -> None:
+        self.stops_at = stops_at
+        self.batches: list[list[str]] = []
+        self.num_validated: list[int] = []
+        self.loaded: list[Path] = []
+
+    def sft_step(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
+        if len(self.batches) + 1 == self.stops_at:
+            raise KeyboardInterrupt
+        assert all(row.advantages.tolist() == [1.0] for row in rows)
+        self.batches.append([row.row_id for row in rows])
+        return {"loss": 1.0 / len(self.batches)}
+
+    def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
+        self.num_validated.append(len(rows))
+        return {"loss": 0.25}
+
+    def save_model(self, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+
+    def save_state(self, folder: Path) -> None:
+        """Nothing is held."""
+
+    def load_state(self, folder: Path) -> None:
+        self.loaded.append(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("sft")
+    sizes = {"train": 5, "validation": 2}
+    data = write_dataset(folder / "data", level="easy", num_clips=sizes, seed=0, num_processes=1)
+    write_tiny_model(folder / "model")
+    settings = {
+        "stage": "sft",
+        "model.path": folder / "model",
+        "data.path": data,
+        "sft.num_steps": 5,
+        "sft.clips_per_step": 3,
+        "sft.validate_every": 2,
+        "checkpoint.every": 2,
+    }
+    return load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
+
+
+def train(recipe: Recipe, learners: Any, *, resume: bool = False) -> Checkpoint:
+    return prepare_sft(recipe, resume=resume).run(learners)
+
+
+def test_a_run_sees_each_clip_once_an_epoch_and_ends_with_a_checkpoint(
+    base: Recipe, tmp_path: Path
+) -> None:
+    recipe = override(base, [f"runs_dir={tmp_path}"])
+    learners = Learners()
+    checkpoint = train(recipe, learners)
+    assert checkpoint.step == 5
+    line = [name for batch in learners.batches for name in batch]
+    assert len(line) == 15
+    epochs = [line[i : i + 5] for i in range(0, 15, 5)]
+    assert all(len(set(epoch)) == 5 for epoch in epochs)
+    assert learners.num_validated == [2, 2, 2]  # after steps 2, 4 and the last
+    rows = read_metrics(recipe.run_dir / "metrics.jsonl")
+    assert [row["sft/loss"] for row in rows] == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
+    assert ["sft/validation_loss" in row for row in rows] == [False, True, False, True, True]
+
+
+def test_a_resumed_run_goes_on_with_the_clips_that_the_killed_one_would_have_seen(
+    base: Recipe, tmp_path: Path
+) -> None:
+    whole, first, second = Learners(), Learners(stops_at=4), Learners()
+    train(override(base, [f"runs_dir={tmp_path / 'whole'}"]), whole)
+    recipe = override(base, [f"runs_dir={tmp_path / 'killed'}"])
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, first)
+    assert train(recipe, second, resume=True).step == 5
+    assert [path.parent.name for path in second.loaded] == ["step-000002"]
+    assert second.batches == whole.batches[2:]
+    steps = [row["step"] for row in read_metrics(recipe.run_dir / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5]
