@@ -9,18 +9,12 @@
 """
 
 from data_prep.converters.actrep import actrep
-from data_prep.converters.common import (
-    FLAGS,
-    REASONS,
-    Annotation,
-    MissingVideosError,
-    Source,
-    Summary,
-    convert,
-)
+from data_prep.converters.annotation import Annotation, Source
+from data_prep.converters.conversion import MissingVideosError, Summary, convert
 from data_prep.converters.countix import countix
 from data_prep.converters.ovr import ovr
 from data_prep.converters.quva import quva
+from data_prep.converters.remarks import FLAGS, REASONS
 from data_prep.converters.repcount import repcount
 from data_prep.converters.rows import BadRowError, Record
 from data_prep.converters.table import TableFormat, table

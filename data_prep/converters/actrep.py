@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from data_prep.converters.common import Annotation, Source
+from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.rows import Record, read_json_lines, read_table, size_of
 from data_prep.converters.values import (
     action_name,

@@ -9,8 +9,9 @@ several rows, one for each of its repeating parts. There are no marks of single 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.converters.common import Annotation, Source, read_tables
+from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.rows import BadRowError, Record
+from data_prep.converters.split_tables import read_tables
 from data_prep.converters.values import (
     action_name,
     count_of,

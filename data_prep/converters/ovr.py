@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from data_prep.converters.common import Annotation, Source
+from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.rows import (
     BadRowError,
     Record,

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.converters.common import Annotation, Source
+from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.rows import BadRowError, Record, size_of
 from data_prep.converters.values import action_name, chained_cycles, mark_of
 from data_prep.schema import DataError

@@ -8,8 +8,9 @@ copies with a column `fps` are read by it. A file's name says its split; a video
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.converters.common import Annotation, Source, read_tables
+from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.rows import Record
+from data_prep.converters.split_tables import read_tables
 from data_prep.converters.values import (
     action_name,
     count_of,

@@ -27,7 +27,7 @@ class BadRowError(ValueError):
     """A row that cannot be used.
 
     Attributes:
-        reason: One of `data_prep.converters.common.REASONS`.
+        reason: One of `data_prep.converters.remarks.REASONS`.
         detail: The field, its value and what was expected.
         video: The missing video, if that is the reason.
     """

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.converters.common import Annotation, Source
+from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.rows import BadRowError, Record, read_table, size_of
 from data_prep.converters.values import (
     Pairs,

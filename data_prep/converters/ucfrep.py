@@ -22,8 +22,9 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from data_prep.converters.common import Annotation, Source, read_tables
+from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.rows import BadRowError, Record, size_of
+from data_prep.converters.split_tables import read_tables
 from data_prep.converters.values import (
     action_name,
     chained_cycles,

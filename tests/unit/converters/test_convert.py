@@ -25,7 +25,7 @@ from data_prep.converters import (
     convert,
     repcount,
 )
-from data_prep.converters.common import clean_cycles, to_clip
+from data_prep.converters.clips import clean_cycles, to_clip
 from data_prep.converters.rows import read_json_array
 from data_prep.converters.videos import VideoFolder, VideoHeader, read_header
 from data_prep.schema import DataError, parse_clip, read_clips

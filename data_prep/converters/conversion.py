@@ -1,6 +1,4 @@
-"""What the converters share: from one row of an annotation file to one line of `clips.jsonl`.
-
-Owns the two halves of a conversion and what happens between them::
+"""A conversion, the same for every set: from the rows of annotation files to `clips.jsonl`.
 
     Source.records ──► Source.parse ──► Annotation ──► to_clip ──► clips.jsonl
      (a file's rows)    (the set's own     │             (video's header, seconds)
@@ -19,120 +17,26 @@ import os
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from data_prep.converters.rows import BadRowError, Record, read_table, size_of
-from data_prep.converters.values import Pairs, split_of_path
-from data_prep.converters.videos import VideoFolder, VideoHeader
+from data_prep.converters.annotation import Source
+from data_prep.converters.clips import to_clip
+from data_prep.converters.remarks import REASONS
+from data_prep.converters.rows import BadRowError, Record
+from data_prep.converters.videos import VideoFolder
 from data_prep.schema import Clip, DataError, write_lines
 from data_prep.strata import BINS, stratum_of
 
-FLAGS = {
-    "count_differs_from_cycles": "the count and the number of usable marks disagree; both are kept",
-    "count_zero": "nothing is repeated",
-    "no_cycles": "the set has marks, this row has none",
-    "zero_length_cycles": "marks that start where they end were left out",
-    "reversed_cycles": "marks that end before they start were left out",
-    "unsorted_cycles": "marks were out of order and are sorted",
-    "overlapping_cycles": "marks overlap and are kept",
-    "cycle_outside_clip": "marks reach over the clip's ends; cut to it, or left out if beyond it",
-    "clip_outside_video": "the clip reaches over the video's ends and is cut to it",
-    "fps_differs_from_video": "the table's frame rate is not the video's; marks follow the table",
-}
-
-REASONS = {
-    "missing_video": "no such file in the folder of videos",
-    "no_video_name": "the row names no video",
-    "absolute_path": "the video's path is absolute",
-    "path_traversal": "the video's path has a part `..`",
-    "bad_video_name": "the video's path cannot be a path (NUL, too long)",
-    "symlink_loop": "the video's path goes in circles",
-    "not_a_file": "the video's path is a folder or a device",
-    "unreadable_video": "the file's header is not that of a video",
-    "count_empty": "the row has no count",
-    "count_not_a_number": "the count is text",
-    "count_not_whole": "the count is a fraction",
-    "count_negative": "the count is below 0",
-    "count_too_large": "the count cannot be meant",
-    "bad_mark": "a mark is not a number of at least 0 (of at least 1 where frames count from 1)",
-    "half_a_cycle": "a start without an end, or an end without a start",
-    "bad_fps": "the table's frame rate is not a number above 0",
-    "bad_time": "the clip's start or end is not a number of at least 0, or start >= end",
-    "outside_video": "the clip lies outside the video",
-    "unknown_split": "the split is none of train, validation (val, valid, dev), test",
-    "duplicate_id": "an earlier row has the same id",
-    "not_utf8": "the row is not UTF-8",
-    "bad_line": "the line is not of the file's format",
-    "too_many_fields": "the row has more fields than the header",
-    "bad_annotation": "the annotation file cannot be read",
-    "no_annotations": "the video has no annotation",
-}
-
-_DIGITS = 6  # of seconds in the output
-_SLACK_S = 1e-6  # differences of rounding
 _MAX_VALUE = 200  # characters of a value that a rejected row keeps
 _NUM_NAMED = 3  # missing videos that the error names
-_FPS_TOLERANCE = 0.01
 
 
 class MissingVideosError(DataError):
     """Videos that the rows name are not there, and that was not allowed."""
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What one row says, in the set's own unit.
-
-    Attributes:
-        name: Names the row within its split and becomes its id.
-        split: One of `data_prep.schema.SPLITS`.
-        videos: Where the video may be, best first, relative to the folder of videos.
-        action: What is repeated.
-        count: Number of repetitions.
-        cycles: (start, end) of each repetition, as marked; None where the set has no marks.
-        start: Start of the clip in the video; None is the video's start.
-        end: End of the clip in the video (the last frame, where the unit is frames); None is the
-            video's end.
-        unit: Of `cycles`, `start` and `end`.
-        first_frame: The number of the video's first frame, 0 or 1.
-        fps: Frames per second of the marks; None is the video's own.
-        flags: Remarks so far.
-    """
-
-    name: str
-    split: str
-    videos: tuple[str, ...]
-    action: str
-    count: int
-    cycles: Pairs | None = None
-    start: float | None = None
-    end: float | None = None
-    unit: Literal["frames", "seconds"] = "frames"
-    first_frame: int = 0
-    fps: float | None = None
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set as it is distributed: its rows, and how one is understood.
-
-    Attributes:
-        dataset: Name of the set.
-        records: Its rows in order, read as they are asked for.
-        parse: Turns one row into an `Annotation` or raises `BadRowError`.
-        size: What `Record.position` counts up to (bytes or files), for the progress bar.
-    """
-
-    dataset: str
-    records: Iterable[Record]
-    parse: Callable[[Record], Annotation]
-    size: int
 
 
 @dataclass
@@ -346,138 +250,6 @@ class _SeenNames:
     def __iter__(self) -> Iterator[str]:
         for (name,) in self._database.execute("SELECT name FROM seen ORDER BY rowid"):
             yield name
-
-
-def read_tables(
-    paths: Sequence[Path], *, required: Sequence[str], split: str | None
-) -> tuple[Iterator[Record], int]:
-    """Rows of CSV files whose names say the split, one file after the other, and their bytes.
-
-    Args:
-        paths: The files.
-        required: Columns that each must have, "a|b" is either.
-        split: Of all rows; None goes by the files' names.
-
-    Raises:
-        DataError: if one is not there, is empty, or does not say its split.
-    """
-    starts = [0, *accumulate(size_of([path]) for path in paths)]
-    splits = [split_of_path(path, split) for path in paths]
-
-    def records() -> Iterator[Record]:
-        for path, of_file, start in zip(paths, splits, starts, strict=False):
-            yield from read_table(path, required=required, split=of_file, before=start)
-
-    return records(), starts[-1]
-
-
-# --- from an annotation to a clip
-
-
-def to_clip(annotation: Annotation, header: VideoHeader, *, dataset: str, video: str) -> Clip:
-    """An annotation in seconds, checked against the header of its video.
-
-    Seconds of frame f are (f - first_frame) / fps; a clip's last frame is shown to its end.
-
-    Raises:
-        BadRowError: if the clip is empty or lies outside the video.
-    """
-    flags = list(annotation.flags)
-    fps = annotation.fps or header.fps
-    if annotation.fps and abs(annotation.fps - header.fps) > _FPS_TOLERANCE * header.fps:
-        flags.append("fps_differs_from_video")
-    start, end = _span(annotation, fps, header, flags)
-    pairs = annotation.cycles
-    cycles = None
-    if pairs is not None:
-        in_clip = [tuple(_seconds(x, annotation, fps) - start for x in pair) for pair in pairs]
-        cycles = clean_cycles(in_clip, end - start, 1.0 / fps, flags)
-    if annotation.count == 0:
-        flags.append("count_zero")
-    if cycles is not None and len(cycles) != annotation.count:
-        flags.append("count_differs_from_cycles")
-    return Clip(
-        id=f"{dataset}-{annotation.split}-{annotation.name}",
-        dataset=dataset,
-        split=annotation.split,
-        video=video,
-        start_s=start,
-        end_s=end,
-        video_fps=header.fps,
-        num_frames=header.num_frames,
-        width=header.width,
-        height=header.height,
-        action=annotation.action,
-        count=annotation.count,
-        cycles=cycles,
-        cycles_source=None if cycles is None else "annotation",
-        flags=tuple(dict.fromkeys(flags)),
-    )
-
-
-def clean_cycles(
-    cycles: Iterable[Sequence[float]], duration_s: float, slack_s: float, flags: list[str]
-) -> Pairs:
-    """Marks in order, inside the clip and of some length; what was wrong is added to `flags`.
-
-    Args:
-        cycles: (start, end) in seconds from the clip's start.
-        duration_s: Length of the clip.
-        slack_s: How far a mark may reach over the clip's ends without remark: one frame.
-        flags: Is added to.
-    """
-    kept: list[tuple[float, float]] = []
-    for start, end in cycles:
-        if start == end:
-            flags.append("zero_length_cycles")
-            continue
-        if end < start:
-            flags.append("reversed_cycles")
-            continue
-        if start < -slack_s or end > duration_s + slack_s:
-            flags.append("cycle_outside_clip")
-        inside = (round(max(start, 0.0), _DIGITS), round(min(end, duration_s), _DIGITS))
-        if inside[0] < inside[1]:
-            kept.append(inside)
-    if any(later < earlier for earlier, later in pairwise(kept)):
-        flags.append("unsorted_cycles")
-        kept.sort()
-    if any(later[0] < earlier[1] - _SLACK_S for earlier, later in pairwise(kept)):
-        flags.append("overlapping_cycles")
-    return tuple(kept)
-
-
-def _span(
-    annotation: Annotation, fps: float, header: VideoHeader, flags: list[str]
-) -> tuple[float, float]:
-    """(start, end) of the clip in seconds of the video, cut to it."""
-    is_frames = annotation.unit == "frames"
-    start = 0.0 if annotation.start is None else _seconds(annotation.start, annotation, fps)
-    last = header.duration_s
-    end = last
-    if annotation.end is not None:  # a frame is shown until the next one
-        end = _seconds(annotation.end + is_frames, annotation, fps)
-    if start >= end and annotation.end is not None:
-        raise BadRowError(
-            "bad_time", f"start={annotation.start}, end={annotation.end}, expected start < end"
-        )
-    if start >= last or end <= 0.0:
-        raise BadRowError(
-            "outside_video",
-            f"the clip is {start:.3f} to {end:.3f} s, the video lasts {last:.3f} s",
-        )
-    if start < -1.0 / fps or end > last + 1.0 / fps:
-        flags.append("clip_outside_video")
-    start, end = round(max(start, 0.0), _DIGITS), round(min(end, last), _DIGITS)
-    if start >= end:
-        raise BadRowError("bad_time", f"the clip is {start} to {end} s, expected a length")
-    return start, end
-
-
-def _seconds(value: float, annotation: Annotation, fps: float) -> float:
-    if annotation.unit == "seconds":
-        return value
-    return (value - annotation.first_frame) / fps
 
 
 def _as_written(videos: Path, out: Path) -> Path:

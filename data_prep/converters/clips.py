@@ -1,0 +1,120 @@
+"""From an annotation to a clip: seconds of the video, marks in order and inside the clip."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from data_prep.converters.annotation import Annotation
+from data_prep.converters.rows import BadRowError
+from data_prep.converters.values import Pairs
+from data_prep.converters.videos import VideoHeader
+from data_prep.schema import Clip
+
+_DIGITS = 6  # of seconds in the output
+_SLACK_S = 1e-6  # differences of rounding
+_FPS_TOLERANCE = 0.01
+
+
+def to_clip(annotation: Annotation, header: VideoHeader, *, dataset: str, video: str) -> Clip:
+    """An annotation in seconds, checked against the header of its video.
+
+    Seconds of frame f are (f - first_frame) / fps; a clip's last frame is shown to its end.
+
+    Raises:
+        BadRowError: if the clip is empty or lies outside the video.
+    """
+    flags = list(annotation.flags)
+    fps = annotation.fps or header.fps
+    if annotation.fps and abs(annotation.fps - header.fps) > _FPS_TOLERANCE * header.fps:
+        flags.append("fps_differs_from_video")
+    start, end = _span(annotation, fps, header, flags)
+    pairs = annotation.cycles
+    cycles = None
+    if pairs is not None:
+        in_clip = [tuple(_seconds(x, annotation, fps) - start for x in pair) for pair in pairs]
+        cycles = clean_cycles(in_clip, end - start, 1.0 / fps, flags)
+    if annotation.count == 0:
+        flags.append("count_zero")
+    if cycles is not None and len(cycles) != annotation.count:
+        flags.append("count_differs_from_cycles")
+    return Clip(
+        id=f"{dataset}-{annotation.split}-{annotation.name}",
+        dataset=dataset,
+        split=annotation.split,
+        video=video,
+        start_s=start,
+        end_s=end,
+        video_fps=header.fps,
+        num_frames=header.num_frames,
+        width=header.width,
+        height=header.height,
+        action=annotation.action,
+        count=annotation.count,
+        cycles=cycles,
+        cycles_source=None if cycles is None else "annotation",
+        flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def clean_cycles(
+    cycles: Iterable[Sequence[float]], duration_s: float, slack_s: float, flags: list[str]
+) -> Pairs:
+    """Marks in order, inside the clip and of some length; what was wrong is added to `flags`.
+
+    Args:
+        cycles: (start, end) in seconds from the clip's start.
+        duration_s: Length of the clip.
+        slack_s: How far a mark may reach over the clip's ends without remark: one frame.
+        flags: Is added to.
+    """
+    kept: list[tuple[float, float]] = []
+    for start, end in cycles:
+        if start == end:
+            flags.append("zero_length_cycles")
+            continue
+        if end < start:
+            flags.append("reversed_cycles")
+            continue
+        if start < -slack_s or end > duration_s + slack_s:
+            flags.append("cycle_outside_clip")
+        inside = (round(max(start, 0.0), _DIGITS), round(min(end, duration_s), _DIGITS))
+        if inside[0] < inside[1]:
+            kept.append(inside)
+    if any(later < earlier for earlier, later in pairwise(kept)):
+        flags.append("unsorted_cycles")
+        kept.sort()
+    if any(later[0] < earlier[1] - _SLACK_S for earlier, later in pairwise(kept)):
+        flags.append("overlapping_cycles")
+    return tuple(kept)
+
+
+def _span(
+    annotation: Annotation, fps: float, header: VideoHeader, flags: list[str]
+) -> tuple[float, float]:
+    """(start, end) of the clip in seconds of the video, cut to it."""
+    is_frames = annotation.unit == "frames"
+    start = 0.0 if annotation.start is None else _seconds(annotation.start, annotation, fps)
+    last = header.duration_s
+    end = last
+    if annotation.end is not None:  # a frame is shown until the next one
+        end = _seconds(annotation.end + is_frames, annotation, fps)
+    if start >= end and annotation.end is not None:
+        raise BadRowError(
+            "bad_time", f"start={annotation.start}, end={annotation.end}, expected start < end"
+        )
+    if start >= last or end <= 0.0:
+        raise BadRowError(
+            "outside_video",
+            f"the clip is {start:.3f} to {end:.3f} s, the video lasts {last:.3f} s",
+        )
+    if start < -1.0 / fps or end > last + 1.0 / fps:
+        flags.append("clip_outside_video")
+    start, end = round(max(start, 0.0), _DIGITS), round(min(end, last), _DIGITS)
+    if start >= end:
+        raise BadRowError("bad_time", f"the clip is {start} to {end} s, expected a length")
+    return start, end
+
+
+def _seconds(value: float, annotation: Annotation, fps: float) -> float:
+    if annotation.unit == "seconds":
+        return value
+    return (value - annotation.first_frame) / fps

@@ -1,0 +1,42 @@
+"""Remarks of a conversion: flags of the rows that it writes, reasons for those it rejects."""
+
+FLAGS = {
+    "count_differs_from_cycles": "the count and the number of usable marks disagree; both are kept",
+    "count_zero": "nothing is repeated",
+    "no_cycles": "the set has marks, this row has none",
+    "zero_length_cycles": "marks that start where they end were left out",
+    "reversed_cycles": "marks that end before they start were left out",
+    "unsorted_cycles": "marks were out of order and are sorted",
+    "overlapping_cycles": "marks overlap and are kept",
+    "cycle_outside_clip": "marks reach over the clip's ends; cut to it, or left out if beyond it",
+    "clip_outside_video": "the clip reaches over the video's ends and is cut to it",
+    "fps_differs_from_video": "the table's frame rate is not the video's; marks follow the table",
+}
+
+REASONS = {
+    "missing_video": "no such file in the folder of videos",
+    "no_video_name": "the row names no video",
+    "absolute_path": "the video's path is absolute",
+    "path_traversal": "the video's path has a part `..`",
+    "bad_video_name": "the video's path cannot be a path (NUL, too long)",
+    "symlink_loop": "the video's path goes in circles",
+    "not_a_file": "the video's path is a folder or a device",
+    "unreadable_video": "the file's header is not that of a video",
+    "count_empty": "the row has no count",
+    "count_not_a_number": "the count is text",
+    "count_not_whole": "the count is a fraction",
+    "count_negative": "the count is below 0",
+    "count_too_large": "the count cannot be meant",
+    "bad_mark": "a mark is not a number of at least 0 (of at least 1 where frames count from 1)",
+    "half_a_cycle": "a start without an end, or an end without a start",
+    "bad_fps": "the table's frame rate is not a number above 0",
+    "bad_time": "the clip's start or end is not a number of at least 0, or start >= end",
+    "outside_video": "the clip lies outside the video",
+    "unknown_split": "the split is none of train, validation (val, valid, dev), test",
+    "duplicate_id": "an earlier row has the same id",
+    "not_utf8": "the row is not UTF-8",
+    "bad_line": "the line is not of the file's format",
+    "too_many_fields": "the row has more fields than the header",
+    "bad_annotation": "the annotation file cannot be read",
+    "no_annotations": "the video has no annotation",
+}
