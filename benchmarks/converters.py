@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.converters import TableFormat, convert, table
+from data_prep.converters.conversion import convert
+from data_prep.converters.table import TableFormat, table
 from data_prep.video_writer import encode_mp4
 
 FPS, NUM_FRAMES = 25, 250

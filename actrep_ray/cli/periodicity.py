@@ -11,7 +11,7 @@ from actrep_ray.cli.parts import show
 
 if TYPE_CHECKING:
     from actrep_ray.evaluation.predictions import Prediction
-    from data_prep.periodicity import Detection
+    from data_prep.periodicity.detector import Detection
     from data_prep.schema import Clip
 
 METHODS = ("model", "periodicity")
@@ -96,7 +96,7 @@ def showing_progress(num_clips: int) -> Iterator[Callable[[int], None]]:
 
 def count_periodicity(clip: "Clip", args: argparse.Namespace) -> None:
     """`actrep count --method periodicity`."""
-    from data_prep.periodicity import detect_cycles
+    from data_prep.periodicity.detector import detect_cycles
 
     found = detect_cycles(clip)
     if args.plot:
@@ -117,7 +117,7 @@ def count_periodicity(clip: "Clip", args: argparse.Namespace) -> None:
 
 def cross_check(clip: "Clip", prediction: "Prediction", args: argparse.Namespace) -> dict[str, Any]:
     """Compare a model's cycles with the detector's; JSON values, and the picture if asked for."""
-    from data_prep.periodicity import agreement, detect_cycles
+    from data_prep.periodicity.detector import agreement, detect_cycles
 
     found = detect_cycles(clip)
     if args.plot:

@@ -13,7 +13,8 @@ from actrep_ray.cli.parts import add_command, show
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
-    from data_prep.converters import Source, Summary
+    from data_prep.converters.annotation import Source
+    from data_prep.converters.conversion import Summary
 
 _BAR = 30  # characters of the longest bar
 
@@ -157,13 +158,13 @@ def _add_common(parser: argparse.ArgumentParser, metavar: str, what: str) -> Non
 
 
 def _repcount(args: argparse.Namespace) -> int:
-    from data_prep.converters import repcount
+    from data_prep.converters.repcount import repcount
 
     return _convert(args, lambda: repcount(args.annotations, split=args.split))
 
 
 def _ucfrep(args: argparse.Namespace) -> int:
-    from data_prep.converters import ucfrep
+    from data_prep.converters.ucfrep import ucfrep
 
     return _convert(
         args,
@@ -172,7 +173,7 @@ def _ucfrep(args: argparse.Namespace) -> int:
 
 
 def _countix(args: argparse.Namespace) -> int:
-    from data_prep.converters import countix
+    from data_prep.converters.countix import countix
 
     return _convert(
         args, lambda: countix(args.annotations, split=args.split, full_videos=args.full_videos)
@@ -180,7 +181,7 @@ def _countix(args: argparse.Namespace) -> int:
 
 
 def _quva(args: argparse.Namespace) -> int:
-    from data_prep.converters import quva
+    from data_prep.converters.quva import quva
 
     return _convert(
         args, lambda: quva(args.annotations, split=args.split, first_mark=args.first_mark)
@@ -188,19 +189,19 @@ def _quva(args: argparse.Namespace) -> int:
 
 
 def _ovr(args: argparse.Namespace) -> int:
-    from data_prep.converters import ovr
+    from data_prep.converters.ovr import ovr
 
     return _convert(args, lambda: ovr(args.annotations, split=args.split))
 
 
 def _actrep(args: argparse.Namespace) -> int:
-    from data_prep.converters import actrep
+    from data_prep.converters.actrep import actrep
 
     return _convert(args, lambda: actrep(args.annotations, split=args.split))
 
 
 def _csv(args: argparse.Namespace) -> int:
-    from data_prep.converters import TableFormat, table
+    from data_prep.converters.table import TableFormat, table
 
     def source() -> "Source":
         layout = TableFormat(
@@ -232,7 +233,7 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from data_prep.converters import convert
+    from data_prep.converters.conversion import convert
     from data_prep.schema import DataError
 
     try:
@@ -256,7 +257,7 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
 
 def _report(summary: "Summary", out: Path) -> str:
     """The summary as text: numbers, remarks by kind, and the histogram of counts."""
-    from data_prep.converters import FLAGS, REASONS
+    from data_prep.converters.remarks import FLAGS, REASONS
     from data_prep.strata import BINS
 
     splits = ", ".join(f"{summary.splits[name]} {name}" for name in SPLITS if summary.splits[name])

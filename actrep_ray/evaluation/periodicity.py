@@ -60,7 +60,7 @@ def _collect(
 def _predict(clip: Clip) -> Prediction:
     import cv2
 
-    from data_prep.periodicity import detect_cycles
+    from data_prep.periodicity.detector import detect_cycles
 
     cv2.setNumThreads(1)
     found = detect_cycles(clip)

@@ -20,7 +20,7 @@ from actrep_ray.evaluation.figure_style import (
     style_axis,
     style_lanes,
 )
-from data_prep.periodicity import Detection
+from data_prep.periodicity.detector import Detection
 from data_prep.schema import Cycle
 
 

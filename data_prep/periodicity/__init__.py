@@ -5,25 +5,3 @@ every other (`similarity`), and the best chain of closed excursions gives the re
 (`cycles`); `detector` puts them together. It serves as a baseline of every evaluation, proposes
 cycle marks where a set has none, and is a second opinion about the cycles that a model lists.
 """
-
-from data_prep.periodicity.detector import (
-    Detection,
-    Proposal,
-    agreement,
-    detect_cycles,
-    detect_in,
-    propose_cycles,
-)
-from data_prep.periodicity.features import Features, features_of_frames, features_of_signals
-
-__all__ = [
-    "Detection",
-    "Features",
-    "Proposal",
-    "agreement",
-    "detect_cycles",
-    "detect_in",
-    "features_of_frames",
-    "features_of_signals",
-    "propose_cycles",
-]

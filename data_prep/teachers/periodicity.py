@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from data_prep.cot import AnswerError, render_answer
-from data_prep.periodicity import propose_cycles
+from data_prep.periodicity.detector import propose_cycles
 from data_prep.schema import Clip
 from data_prep.teachers.answers import Outcome
 from data_prep.video import VideoError

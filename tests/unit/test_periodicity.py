@@ -16,16 +16,15 @@ from actrep_ray.cli.periodicity import cross_check, describe_cross_check
 from actrep_ray.evaluation.periodicity import predict_periodicity
 from actrep_ray.evaluation.periodicity_figure import plot_detection
 from actrep_ray.evaluation.predictions import Prediction
-from data_prep.periodicity import (
+from data_prep.periodicity.cycles import best_chain, close_gaps, excursions, trim_rest
+from data_prep.periodicity.detector import (
     Detection,
     agreement,
     detect_cycles,
     detect_in,
-    features_of_frames,
-    features_of_signals,
     propose_cycles,
 )
-from data_prep.periodicity.cycles import best_chain, close_gaps, excursions, trim_rest
+from data_prep.periodicity.features import features_of_frames, features_of_signals
 from data_prep.periodicity.similarity import (
     autocorrelation,
     estimate_period,

@@ -14,19 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actrep_ray.cli.main import main
-from data_prep.converters import (
-    FLAGS,
-    REASONS,
-    Annotation,
-    BadRowError,
-    MissingVideosError,
-    Record,
-    Source,
-    convert,
-    repcount,
-)
+from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.clips import clean_cycles, to_clip
-from data_prep.converters.rows import read_json_array
+from data_prep.converters.conversion import MissingVideosError, convert
+from data_prep.converters.remarks import FLAGS, REASONS
+from data_prep.converters.repcount import repcount
+from data_prep.converters.rows import BadRowError, Record, read_json_array
 from data_prep.converters.videos import VideoFolder, VideoHeader, read_header
 from data_prep.schema import DataError, parse_clip, read_clips
 from data_prep.strata import BINS, stratum_of

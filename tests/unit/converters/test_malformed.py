@@ -18,20 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from data_prep.converters import (
-    FLAGS,
-    REASONS,
-    Source,
-    TableFormat,
-    actrep,
-    convert,
-    countix,
-    ovr,
-    quva,
-    repcount,
-    table,
-    ucfrep,
-)
+from data_prep.converters.actrep import actrep
+from data_prep.converters.annotation import Source
+from data_prep.converters.conversion import convert
+from data_prep.converters.countix import countix
+from data_prep.converters.ovr import ovr
+from data_prep.converters.quva import quva
+from data_prep.converters.remarks import FLAGS, REASONS
+from data_prep.converters.repcount import repcount
+from data_prep.converters.table import TableFormat, table
+from data_prep.converters.ucfrep import ucfrep
 from data_prep.schema import DataError, read_clips
 
 MakeVideo = Callable[..., Path]

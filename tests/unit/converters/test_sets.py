@@ -10,20 +10,16 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from data_prep.converters import (
-    FLAGS,
-    Source,
-    Summary,
-    TableFormat,
-    actrep,
-    convert,
-    countix,
-    ovr,
-    quva,
-    repcount,
-    table,
-    ucfrep,
-)
+from data_prep.converters.actrep import actrep
+from data_prep.converters.annotation import Source
+from data_prep.converters.conversion import Summary, convert
+from data_prep.converters.countix import countix
+from data_prep.converters.ovr import ovr
+from data_prep.converters.quva import quva
+from data_prep.converters.remarks import FLAGS
+from data_prep.converters.repcount import repcount
+from data_prep.converters.table import TableFormat, table
+from data_prep.converters.ucfrep import ucfrep
 from data_prep.schema import Clip, DataError, read_clips
 from rewards.reference import usable_cycles
 
