@@ -30,10 +30,11 @@ from actrep_ray.cluster.session import cluster
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.driver.job import GrpoJob, prepare_grpo
 from actrep_ray.driver.pools import Pools
-from actrep_ray.evaluation.periodicity import NAME as BASELINE
 from actrep_ray.evaluation.periodicity import write_baseline
 from actrep_ray.evaluation.predictors import evaluate
-from actrep_ray.evaluation.report import Report, read_run, write_report
+from actrep_ray.evaluation.report import Report, write_report
+from actrep_ray.evaluation.run_results import DETECTOR as BASELINE
+from actrep_ray.evaluation.run_results import read_run
 from actrep_ray.evaluation.scores import FIGURES
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -236,7 +237,7 @@ class Quickstart:
     def report(self) -> Path:
         """Score, draw, write `summary.json`, and print what a person wants to know."""
         with self.stages.doing("report"):
-            report = write_report(read_run(self.folder), self.folder / "report")
+            report = write_report(read_run(self.folder), self.folder)
         path = self.folder / "summary.json"
         path.write_text(json.dumps(self.summary(report), indent=2) + "\n", encoding="utf-8")
         for table in report.tables[:2]:

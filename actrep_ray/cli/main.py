@@ -171,7 +171,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     with checking_input():
         model = resolve_model(needs_checkpoint(args))
         recipe = _recipe_for(args, model, f"data.path={json.dumps(str(args.data))}")
-        from actrep_ray.evaluation.predictors import prepare_evaluation
+        from actrep_ray.evaluation.jobs import prepare_evaluation
 
         job = prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir)
     job.run()

@@ -32,7 +32,9 @@ def draw_report(report: Report) -> Figure:
     and visual tokens, with the limits that the recipe sets."""
     figure = make_figure(10.0, 6.4)
     axes = figure.subplots(2, 2)
-    figure.suptitle(_headline(report), fontsize=TITLE, color=INK, x=0.01, ha="left")
+    figure.suptitle(
+        _headline(report), fontsize=TITLE, color=INK, x=0.01, ha="left", parse_math=False
+    )
     _draw_counts(axes[0, 0], report)
     _draw_durations(axes[0, 1], report)
     _draw_cycles(axes[1, 0], report)

@@ -69,7 +69,7 @@ def style_lanes(axis: Axes, names: Sequence[str], end_s: float) -> None:
     """Name the lanes, the first on top, over a time axis from 0 to `end_s`."""
     axis.set_xlim(0.0, end_s)
     axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set_yticks(range(len(names)), names, fontsize=NORMAL)
+    axis.set_yticks(range(len(names)), names, fontsize=NORMAL, parse_math=False)
     axis.set_xlabel("seconds", fontsize=SMALL, color=MUTED)
     style_axis(axis)
     axis.grid(visible=False, axis="y")

@@ -1,7 +1,7 @@
 """Pictures of a run: training curves, predicted against true counts, and a clip with its cycles.
 
 Every `draw_*` draws into a figure or subfigure that it is given, so that a report can put several
-on one page. `plot_style` makes figures and saves them.
+on one page. `figure_style` makes figures and saves them.
 """
 
 import math
@@ -33,6 +33,7 @@ from actrep_ray.evaluation.figure_style import (
     style_lanes,
 )
 from actrep_ray.evaluation.predictions import Prediction
+from actrep_ray.evaluation.scores import CountMetrics
 from actrep_ray.records import Labels
 from data_prep.schema import Clip, Cycle
 from data_prep.video import plan_frames, read_frames
@@ -249,8 +250,9 @@ def draw_counts(
     figure: FigureBase,
     sets: Mapping[str, Sequence[Prediction]],
     labels: Mapping[str, Labels],
+    metrics: Mapping[str, CountMetrics],
 ) -> None:
-    """Draw predicted against true counts, one panel for each predictor.
+    """Draw predicted against true counts, a panel for each predictor with its figures above.
 
     The area of a circle is the number of clips at that pair of counts; the band is within one.
     Answers without a count that can be read are crosses below.
@@ -258,7 +260,16 @@ def draw_counts(
     axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
     top = max(known.count for known in labels.values())
     for axis, (name, predictions) in zip(axes, sets.items(), strict=True):
-        _counts_panel(axis, name, predictions, labels, top)
+        scored = metrics[name]
+        axis.set_title(
+            f"{name}\nexact {scored.obz.value:.2f}, within one {scored.obo.value:.2f}, "
+            f"n = {scored.num_clips}",
+            fontsize=TITLE,
+            color=INK,
+            loc="left",
+            parse_math=False,
+        )
+        _counts_panel(axis, predictions, labels, top)
         style_axis(axis)
         axis.grid(visible=False)
     axes[0].set_ylabel("predicted count", fontsize=SMALL, color=MUTED)
@@ -280,7 +291,6 @@ def draw_counts(
 
 def _counts_panel(
     axis: Axes,
-    name: str,
     predictions: Sequence[Prediction],
     labels: Mapping[str, Labels],
     top: int,
@@ -288,15 +298,6 @@ def _counts_panel(
     ceiling = math.ceil(top * 1.25) + 1  # predictions above it are drawn on it
     missing = -0.09 * ceiling - 0.5
     cells = Counter((labels[p.clip_id].count, p.count) for p in predictions)
-    exact = sum(n for (g, p), n in cells.items() if g == p)
-    near = sum(n for (g, p), n in cells.items() if p is not None and abs(g - p) <= 1)
-    total = len(predictions)
-    axis.set_title(
-        f"{name}\nexact {exact / total:.2f}, within one {near / total:.2f}, n = {total}",
-        fontsize=TITLE,
-        color=INK,
-        loc="left",
-    )
     ends = np.array([-0.5, top + 0.5])
     axis.fill_between(ends, ends - 1, ends + 1, color=BLUE, alpha=0.08, linewidth=0)
     axis.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -344,7 +345,7 @@ def draw_clip(figure: FigureBase, strip: ClipStrip) -> None:
     for time_s, frame in zip(strip.times_s, strip.frames, strict=True):
         half = 0.49 * share
         axes[0].imshow(frame, extent=(time_s - half, time_s + half, 0, 1), aspect="auto", zorder=2)
-    axes[0].set_title(strip.title, fontsize=TITLE, color=INK, loc="left")
+    axes[0].set_title(strip.title, fontsize=TITLE, color=INK, loc="left", parse_math=False)
     # The axis box gets the shape that leaves the frames' pixels square.
     axes[0].set_box_aspect(height / (width * len(strip.frames)) * 0.98)
     axes[0].axis("off")
@@ -354,7 +355,7 @@ def draw_clip(figure: FigureBase, strip: ClipStrip) -> None:
     texts = [f"true: {len(strip.truth)}"]
     for place, (name, prediction) in enumerate(strip.rows.items(), start=1):
         cycles = tuple(c for c in prediction.cycles if 0 <= c[0] < c[1] <= strip.duration_s * 1.2)
-        hits = _matches(cycles, strip.truth)
+        hits = match_cycles(cycles, strip.truth)
         draw_cycles(lane, place, cycles, [GREEN if hit else RED for hit in hits])
         count = "none" if prediction.count is None else str(prediction.count)
         texts.append(f"{name}: {count}")
@@ -363,8 +364,8 @@ def draw_clip(figure: FigureBase, strip: ClipStrip) -> None:
     lane.set_xlabel(legend if strip.rows else "seconds", fontsize=SMALL, color=MUTED)
 
 
-def _matches(cycles: tuple[Cycle, ...], truth: tuple[Cycle, ...]) -> np.ndarray:
-    """Whether each predicted cycle has a true one of its own. bool [P]"""
+def match_cycles(cycles: tuple[Cycle, ...], truth: tuple[Cycle, ...]) -> np.ndarray:
+    """Which predicted cycles have a true one of their own. bool [P]"""
     hits = np.zeros(len(cycles), bool)
     if not cycles or not truth:
         return hits

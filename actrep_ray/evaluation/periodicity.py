@@ -1,6 +1,5 @@
 """The periodicity detector as a predictor: a baseline that has seen no data and no label."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -8,15 +7,14 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from actrep_ray.config import Recipe, write_resolved
+from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
+from actrep_ray.evaluation.run_results import DETECTOR, write_results
 from actrep_ray.evaluation.scores import CountMetrics, score_predictions
-from actrep_ray.run.provenance import provenance
 from actrep_ray.tasks.clips import labels_of, load_clips
 from data_prep.schema import Clip
 
-NAME = "periodicity"
-FILE = f"predictions-{NAME}.jsonl"
+FILE = f"predictions-{DETECTOR}.jsonl"
 
 _IN_THIS_PROCESS = 8  # clips for which starting others takes longer than the work
 
@@ -98,10 +96,7 @@ class PeriodicityJob:
             num_bootstrap=self.recipe.eval.num_bootstrap,
             seed=self.recipe.seed,
         )
-        figures = json.dumps(metrics.to_json(), indent=2, allow_nan=False)
-        (self.out_dir / "metrics.json").write_text(figures + "\n", encoding="utf-8")
-        source = {"checkpoint": f"{NAME} (no model)", **provenance(self.recipe)}
-        write_resolved(self.recipe, self.out_dir / "config.resolved.json", source)
+        write_results(self.out_dir, metrics, self.recipe, f"{DETECTOR} (no model)")
         return metrics
 
 

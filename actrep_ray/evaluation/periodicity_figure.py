@@ -91,6 +91,7 @@ def _draw_signal(axis: Axes, found: Detection, title: str) -> None:
         fontsize=TITLE,
         color=INK,
         loc="left",
+        parse_math=False,
     )
     for i, (start, stop) in enumerate(found.cycles):
         axis.axvspan(start, stop, color=BLUE, alpha=(0.16, 0.07)[i % 2], linewidth=0)

@@ -3,15 +3,13 @@
 The predictor never sees labels: what it is given of a clip are its frames and its question.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from actrep_ray.config import Recipe, write_resolved
+from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictions import (
     Prediction,
     prediction_of_text,
@@ -22,8 +20,7 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import start_engine
-from actrep_ray.run.provenance import provenance
-from actrep_ray.tasks.clips import labels_of, load_clips, question_for
+from actrep_ray.tasks.clips import labels_of, question_for
 from data_prep.schema import Clip
 
 
@@ -100,43 +97,3 @@ def count_in(clip: Clip, model: Path, recipe: Recipe) -> Prediction:
         return predict([clip], engine, QwenVLInputs(model), recipe)[0]
     finally:
         engine.shutdown()
-
-
-@dataclass(frozen=True)
-class EvaluationJob:
-    """An evaluation whose settings, data and model were checked; nothing has been started."""
-
-    recipe: Recipe
-    model: Path
-    clips: list[Clip]
-    inputs: QwenVLInputs
-    out_dir: Path
-
-    def run(self) -> CountMetrics:
-        """Start engines, predict, score; writes what they come to.
-
-        In `out_dir`: `predictions.jsonl`, `metrics.json` and `config.resolved.json`.
-        """
-        from actrep_ray.cluster.session import cluster
-        from actrep_ray.rollout.pool import RolloutPool
-
-        path = self.out_dir / "predictions.jsonl"
-        with cluster(self.recipe, roles=("rollout",)):
-            pool = RolloutPool.start(self.recipe, self.model)
-            metrics = evaluate(self.clips, pool, self.inputs, self.recipe, path)
-        figures = json.dumps(metrics.to_json(), indent=2, allow_nan=False)
-        (self.out_dir / "metrics.json").write_text(figures + "\n", encoding="utf-8")
-        source = {"checkpoint": str(self.model), **provenance(self.recipe)}
-        write_resolved(self.recipe, self.out_dir / "config.resolved.json", source)
-        return metrics
-
-
-def prepare_evaluation(recipe: Recipe, model: Path, *, split: str, out_dir: Path) -> EvaluationJob:
-    """Check everything that can be checked before an engine starts.
-
-    Raises:
-        ValueError: for data or a model that cannot be used.
-    """
-    clips = load_clips(recipe, split, limit=recipe.eval.num_clips)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    return EvaluationJob(recipe, model, clips, QwenVLInputs(model), out_dir)

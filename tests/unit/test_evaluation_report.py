@@ -4,24 +4,22 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from actrep_ray.config import Recipe, write_resolved
 from actrep_ray.evaluation import figures as plots
 from actrep_ray.evaluation.figure_style import make_figure
+from actrep_ray.evaluation.pictures import choose_clip
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
-from actrep_ray.evaluation.report import (
-    ReportInput,
-    choose_clip,
-    comparison_table,
-    read_run,
-    report_run,
-    write_report,
-)
+from actrep_ray.evaluation.report import report_run, write_report
+from actrep_ray.evaluation.run_results import ReportInput, read_run
+from actrep_ray.evaluation.tables import TableData, comparison_table
 from data_prep.schema import Clip, write_clips
 from data_prep.video_writer import encode_mp4
 
@@ -125,6 +123,91 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(runs: Path) -> N
     assert "text 2 &lt;/pre&gt;" in page
 
 
+def test_intervals_say_where_they_come_from(runs: Path) -> None:
+    out = io.StringIO()
+    report = report_run(runs, console=Console(file=out, width=200))
+    printed = " ".join(out.getvalue().split())
+    assert "(OBO, exact and parsed: Wilson; MAE and RMSE: bootstrap over clips)" in printed
+    assert "95% intervals by paired bootstrap" in printed
+    page = report.page.read_text(encoding="utf-8")
+    assert "exact and parsed: Wilson" in page
+    assert "paired bootstrap" in page
+
+
+HOSTILE = "<script>alert(1)</script>"
+MARKUP = "[red]push[/red] [/red] $\\frac$ :smile:"
+
+
+def test_names_and_answers_of_others_are_shown_as_they_are(tmp_path: Path, folder: Path) -> None:
+    clips = [
+        replace(clip, action=action).with_video_root(folder)
+        for clip, action in zip(
+            (clip for clip in make_clips() if clip.split == "test"),
+            (HOSTILE, MARKUP, HOSTILE, MARKUP, "half \ud83d", "clear \x1b[2J"),
+            strict=True,
+        )
+    ]
+    hostile = [replace(p, text=f"{HOSTILE} \ud83d") for p in answers(0, 2, 4, 4, 5, 6)]
+    given = ReportInput(
+        f"run {HOSTILE}",
+        clips,
+        {"[/red]": answers(*[1] * 6), "a | b": hostile},
+        facts={HOSTILE: HOSTILE},
+        num_bootstrap=20,
+    )
+    report = write_report(given, tmp_path)
+    page = report.page.read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
+    assert "[/red]" in page
+
+    out = io.StringIO()
+    console = Console(file=out, width=300)
+    for table in report.tables:
+        console.print(table.to_rich())
+    printed = out.getvalue()
+    assert HOSTILE in printed
+    assert MARKUP in printed
+    assert "[/red] → a | b" in printed
+    assert "\x1b" not in printed
+    printed.encode("utf-8")
+
+    breakdown = pd.read_csv(tmp_path / "tables" / "breakdown.csv")
+    assert {HOSTILE, MARKUP, "half ?"} <= set(breakdown["action"])
+    assert set(breakdown["predictor"]) == {"[/red]", "a | b"}
+
+
+def test_a_folder_with_brackets_in_its_name_is_printed(tmp_path: Path, folder: Path) -> None:
+    run = make_run(tmp_path / "[/red]", folder, "sft")
+    out = io.StringIO()
+    report_run(run, console=Console(file=out))
+    assert str(run / "report" / "report.html") in out.getvalue()
+
+
+def test_a_table_of_nothing_but_names_is_no_markup() -> None:
+    table = TableData("[/red]", ("[/red]", "[b]n"), (("[/red]", "1"),), "[/red] note")
+    out = io.StringIO()
+    Console(file=out).print(table.to_rich())
+    assert out.getvalue().count("[/red]") == 4
+
+
+def test_tables_lie_beside_the_metrics(runs: Path) -> None:
+    report = report_run(runs, console=Console(file=io.StringIO()))
+    names = {path.relative_to(runs).as_posix() for path in report.table_files}
+    assert names == {
+        f"tables/{name}.{ending}"
+        for name in ("predictors", "differences", "breakdown")
+        for ending in ("csv", "md", "tex")
+    }
+    rows = pd.read_csv(runs / "tables" / "predictors.csv").set_index("predictor")
+    assert list(rows.index) == ["constant 4", "untrained", "sft", "grpo"]
+    assert rows.loc["grpo", "obz"] == report.metrics["grpo"].obz.value
+    assert rows.loc["grpo", "obz_low"] == report.metrics["grpo"].obz.low
+    changed = pd.read_csv(runs / "tables" / "differences.csv")
+    assert len(changed) == 2 * 5
+    assert set(changed["stages"]) == {"untrained → sft", "sft → grpo"}
+
+
 def test_steps_of_a_run_are_its_first_and_last(tmp_path: Path, folder: Path) -> None:
     run = make_run(tmp_path, folder, "grpo")
     for step, count in ((0, 1), (10, 2), (20, 3)):
@@ -164,7 +247,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, folder: Path) -> None:
 def test_predictions_alone_are_a_report_and_collapse_is_said(tmp_path: Path, folder: Path) -> None:
     clips = [clip.with_video_root(folder) for clip in make_clips() if clip.split == "test"]
     given = ReportInput("x", clips, {"model": answers(*[4] * 6)}, num_bootstrap=20)
-    report = write_report(given, tmp_path / "report")
+    report = write_report(given, tmp_path)
     assert set(report.pictures) == {"counts", "clip", "summary"}
     assert report.tables[-1].title == "Most frequent answers"
     assert report.tables[-1].note.startswith("More than half of the answers are 4.")
@@ -191,10 +274,11 @@ def test_frames_come_from_the_middle_of_their_share_of_the_time(folder: Path) ->
 def test_a_predicted_cycle_matches_at_most_one() -> None:
     truth = ((1.0, 2.0), (2.0, 3.0))
     listed = ((1.0, 2.0), (1.1, 2.1), (2.0, 3.0), (6.0, 7.0))
-    assert plots._matches(listed, truth).sum() == 2
-    assert plots._matches(listed, truth)[2]
-    assert not plots._matches(listed, truth)[3]
-    assert plots._matches((), truth).tolist() == []
+    hits = plots.match_cycles(listed, truth)
+    assert hits.sum() == 2
+    assert hits[2]
+    assert not hits[3]
+    assert plots.match_cycles((), truth).tolist() == []
 
 
 def test_no_curves_is_an_error() -> None:

@@ -1,0 +1,91 @@
+"""The report as one HTML page that needs no other file and no network.
+
+Names and answers come from data files and models: the template escapes all that it is given.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from actrep_ray.evaluation.pictures import choose_clip
+from actrep_ray.evaluation.run_results import ReportInput
+from actrep_ray.evaluation.tables import VERDICTS, TableData
+
+_CAPTIONS = {
+    "curves": "Training. Thin: each step; thick: running mean; dots: held out, with 95% intervals "
+    "(shares: Wilson; MAE: bootstrap).",
+    "counts": "Predicted against true counts. Blue exact, orange one off, red further off; the "
+    "area is the number of clips.",
+    "clip": "One held-out clip. Green cycles match a true one, red ones match none.",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page.
+
+    Attributes:
+        name: For example "curves".
+        caption: What it shows.
+        source: A data URI.
+    """
+
+    name: str
+    caption: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer that is shown whole."""
+
+    title: str
+    text: str
+
+
+def write_page(
+    path: Path, given: ReportInput, tables: Sequence[TableData], pictures: Mapping[str, Path]
+) -> None:
+    """Write the page of a report.
+
+    Args:
+        path: The HTML file.
+        given: What the report is made of.
+        tables: The first two stand above the pictures.
+        pictures: PNG files by name.
+    """
+    environment = Environment(
+        loader=PackageLoader("actrep_ray.evaluation"), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("report.html.j2").render(
+        title=given.title,
+        facts=given.facts,
+        tables=tables,
+        verdicts=VERDICTS,
+        pictures=[
+            Picture(name, caption, _data_uri(pictures[name]))
+            for name, caption in _CAPTIONS.items()
+            if name in pictures
+        ],
+        answer=_shown_answer(given),
+    )
+    # A sampled text can hold halves of characters that UTF-8 cannot.
+    path.write_bytes(page.encode("utf-8", errors="replace"))
+
+
+def _shown_answer(given: ReportInput) -> Answer | None:
+    """The whole answer to the clip that is shown, of the last predictor."""
+    clip = choose_clip(given.clips)
+    if clip is None or not given.sets:
+        return None
+    name, predictions = list(given.sets.items())[-1]
+    prediction = next(p for p in predictions if p.clip_id == clip.id)
+    title = f"What {name} answered to {clip.id} (true count {clip.count})"
+    return Answer(title, prediction.text)
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,91 @@
+"""The pictures of a report: which there are, how large, and one sheet with all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actrep_ray.evaluation.run_results import ReportInput
+from actrep_ray.evaluation.scores import CountMetrics
+from actrep_ray.tasks.clips import labels_of
+from data_prep.schema import Clip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
+
+_MIN_SHOWN_CYCLES = 3  # of the clip that is shown
+_MOST_SETS = 3  # the last ones, of those that were compared
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One picture.
+
+    Attributes:
+        name: Of its file.
+        height: Inches.
+        draw: Draws it into a figure or subfigure.
+    """
+
+    name: str
+    height: float
+    draw: "Callable[[FigureBase], None]"
+
+
+def choose_clip(clips: Sequence[Clip]) -> Clip | None:
+    """The clip to show: the first with at least three annotated cycles, whatever was answered."""
+    for clip in clips:
+        if clip.cycles and len(clip.cycles) >= _MIN_SHOWN_CYCLES:
+            return clip
+    return None
+
+
+def write_pictures(
+    given: ReportInput, metrics: Mapping[str, CountMetrics], folder: Path
+) -> dict[str, Path]:
+    """Draw what there is to draw; returns the PNG files by name."""
+    # matplotlib takes a second to import, and the tables do without it.
+    from actrep_ray.evaluation import figures as plots
+    from actrep_ray.evaluation.figure_style import make_figure, save
+
+    parts = _parts(given, metrics)
+    if not parts:
+        return {}
+    width = max(11.0, 2.9 * plots.count_panels(given.stages))
+    paths = {part.name: folder / f"{part.name}.png" for part in parts}
+    for part in parts:
+        figure = make_figure(width, part.height)
+        part.draw(figure)
+        save(figure, paths[part.name])
+    heights = [part.height for part in parts]
+    sheet = make_figure(width, sum(heights))
+    rows = sheet.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)
+    for row, part in zip(rows[:, 0], parts, strict=True):
+        part.draw(row)
+    paths["summary"] = folder / "summary.png"
+    save(sheet, paths["summary"])
+    return paths
+
+
+def _parts(given: ReportInput, metrics: Mapping[str, CountMetrics]) -> list[_Part]:
+    from actrep_ray.evaluation import figures as plots
+
+    parts = []
+    if plots.count_panels(given.stages):
+        parts.append(_Part("curves", 3.1, lambda figure: plots.draw_curves(figure, given.stages)))
+    if not given.sets:
+        return parts
+    labels = labels_of(given.clips)
+    shown = dict(list(given.sets.items())[-_MOST_SETS:])
+    parts.append(
+        _Part("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, labels, metrics))
+    )
+    if (clip := choose_clip(given.clips)) is not None:
+        answers = {
+            name: next(p for p in predictions if p.clip_id == clip.id)
+            for name, predictions in shown.items()
+        }
+        strip = plots.read_strip(clip, answers)
+        height = 1.5 + 0.33 * (1 + len(answers))
+        parts.append(_Part("clip", height, lambda figure: plots.draw_clip(figure, strip)))
+    return parts

@@ -1,0 +1,168 @@
+"""What evaluations and trainings leave in a run folder, and what a report reads there.
+
+RUN_DIR/config.resolved.json          settings, commit, versions
+RUN_DIR/metrics.jsonl                 what a training logged
+RUN_DIR/predictions[-NAME].jsonl      answers on held-out clips, by step or by stage
+RUN_DIR/metrics.json                  figures of an evaluation that ran alone
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actrep_ray.config import Recipe, write_resolved
+from actrep_ray.evaluation.predictions import Prediction, read_predictions
+from actrep_ray.evaluation.scores import CountMetrics
+from actrep_ray.run.provenance import provenance
+from actrep_ray.run.metrics import read_metrics
+from data_prep.schema import Clip, read_clips
+
+DETECTOR = "periodicity"
+"""The predictor that is a baseline and no stage of training."""
+
+_PREDICTIONS = "predictions"
+
+
+def write_results(folder: Path, metrics: CountMetrics, recipe: Recipe, checkpoint: str) -> None:
+    """Write the figures and the settings of an evaluation that ran alone."""
+    figures = json.dumps(metrics.to_json(), indent=2, allow_nan=False)
+    (folder / "metrics.json").write_text(figures + "\n", encoding="utf-8")
+    source = {"checkpoint": checkpoint, **provenance(recipe)}
+    write_resolved(recipe, folder / "config.resolved.json", source)
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """What a report is made of.
+
+    Attributes:
+        title: Name of the run.
+        clips: The held-out clips that were answered.
+        sets: Predictions on them by the name of the predictor, in the order to show. Each is
+            compared with the one before it, but for the periodicity detector, which is a baseline
+            and no stage of training; the last is shown by bin and action.
+        stages: Rows of `metrics.jsonl` by the name of the stage.
+        train_counts: Counts of the train split, for the constant predictor; may be empty.
+        facts: What else a reader should know (settings, versions), by name.
+        num_bootstrap: Resamples of the intervals.
+        seed: Of the resamples.
+    """
+
+    title: str
+    clips: Sequence[Clip]
+    sets: Mapping[str, Sequence[Prediction]]
+    stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    train_counts: Sequence[int] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    num_bootstrap: int = 2000
+    seed: int = 0
+
+
+def read_run(run_dir: Path) -> ReportInput:
+    """What a run folder, or each run folder right inside of it, holds.
+
+    Raises:
+        ValueError: naming what was looked for.
+    """
+    settings = sorted(
+        [*run_dir.glob("config.resolved.json"), *run_dir.glob("*/config.resolved.json")]
+    )
+    if not settings:
+        raise ValueError(f"{run_dir}: no config.resolved.json in it, expected the folder of a run")
+    runs = [(path.parent, _read_settings(path)) for path in settings]
+    runs.sort(key=lambda run: ("sft", "grpo").index(run[1][0].stage))
+    stages: dict[str, list[dict[str, Any]]] = {}
+    sets: dict[str, list[Prediction]] = {}
+    for folder, (recipe, _) in runs:
+        if (path := folder / "metrics.jsonl").is_file() and (rows := read_metrics(path)):
+            stages[recipe.stage.upper()] = rows
+        sets |= _read_sets(folder)
+    sets = _read_sets(run_dir) or _same_clips(sets)
+    if not stages and not sets:
+        raise ValueError(f"{run_dir}: neither metrics.jsonl nor {_PREDICTIONS}*.jsonl in it")
+    recipe, content = runs[-1][1]
+    clips, train_counts = _read_answered(Path(recipe.data.path), sets)
+    return ReportInput(
+        title=run_dir.resolve().name,
+        clips=clips,
+        sets=sets,
+        stages=stages,
+        train_counts=train_counts,
+        facts=_facts(recipe, content),
+        num_bootstrap=recipe.eval.num_bootstrap,
+        seed=recipe.seed,
+    )
+
+
+def _read_settings(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Recipe.model_validate(content["recipe"]), content
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not the settings of a run ({error})") from error
+
+
+def _read_sets(folder: Path) -> dict[str, list[Prediction]]:
+    """Predictions of a folder by name; of those that are numbered by step, the first and last."""
+    paths = sorted(folder.glob(f"{_PREDICTIONS}*.jsonl"))
+    names = {path: path.stem.removeprefix(_PREDICTIONS).strip("-_") for path in paths}
+    steps = [path for path in paths if names[path].isdigit()]
+    chosen = [path for path in paths if path not in steps[1:-1]]
+    chosen.sort(key=lambda path: _place(names[path]))
+    return {
+        f"step {int(name)}" if (name := names[path]).isdigit() else name or folder.resolve().name: (
+            read_predictions(path)
+        )
+        for path in chosen
+    }
+
+
+def _place(name: str) -> int:
+    """The baseline, stages in the order in which they are trained, other names as they come."""
+    order = (DETECTOR, "untrained", "sft", "grpo")
+    return next((i for i, stage in enumerate(order) if stage in name), len(order))
+
+
+def _same_clips(sets: dict[str, list[Prediction]]) -> dict[str, list[Prediction]]:
+    """The predictions about the clips that the last ones are about: only those can be compared."""
+    ids = [{p.clip_id for p in predictions} for predictions in sets.values()]
+    return {
+        name: p
+        for (name, p), answered in zip(sets.items(), ids, strict=True)
+        if answered == ids[-1]
+    }
+
+
+def _read_answered(
+    data: Path, sets: Mapping[str, Sequence[Prediction]]
+) -> tuple[list[Clip], list[int]]:
+    """The clips that the predictions are about, and the counts of the train split."""
+    if not sets:
+        return [], []
+    ids = {p.clip_id for predictions in sets.values() for p in predictions}
+    clips, train_counts = [], []
+    for clip in read_clips(data):
+        if clip.id in ids:
+            clips.append(clip)
+        elif clip.split == "train":
+            train_counts.append(clip.count)
+    return clips, train_counts
+
+
+def _facts(recipe: Recipe, content: Mapping[str, Any]) -> dict[str, str]:
+    versions = content.get("versions") or {}
+    return {
+        "model": content.get("checkpoint", recipe.model.path),
+        "data": recipe.data.path,
+        "rewards": ", ".join(
+            f"{name} {part['weight'] if isinstance(part, dict) else part:g}"
+            for name, part in recipe.reward.weights.items()
+        ),
+        "algorithm": f"{recipe.algorithm.advantage}, {recipe.algorithm.loss}, "
+        f"{recipe.train.prompts_per_step} prompts x {recipe.train.group_size} answers a step",
+        "seed": str(recipe.seed),
+        "commit": str(content.get("commit")),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
