@@ -15,8 +15,8 @@ from typing import Any
 from actrep_ray.config import Recipe, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.evaluation.scores import CountMetrics
-from actrep_ray.run.provenance import provenance
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.run.provenance import provenance
 from data_prep.schema import Clip, read_clips
 
 DETECTOR = "periodicity"
