@@ -41,6 +41,12 @@ def log_counts_of_data(logger: MetricLogger, clips: Sequence[Clip]) -> None:
     logger.histogram(0, "data/counts", [clip.count for clip in clips])
 
 
+def describe_strata(num_clips: Mapping[str, int], weights: Mapping[str, float]) -> str:
+    """How many clips each count stratum has, and which share of the draws it gets."""
+    strata = (f"{name}: {num} ({weights.get(name, 0.0):.0%})" for name, num in num_clips.items())
+    return f"clips by count (share of the draws): {', '.join(strata)}"
+
+
 def log_counts(
     logger: MetricLogger,
     step: int,

@@ -14,7 +14,7 @@ from rich import get_console
 from actrep_ray.config import Recipe
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
-from actrep_ray.driver.counting import log_counts_of_data
+from actrep_ray.driver.counting import describe_strata, log_counts_of_data
 from actrep_ray.driver.groups import row_of, split_trainable
 from actrep_ray.driver.pools import Pools
 from actrep_ray.driver.sampling import CountSampler, SampledClip
@@ -105,12 +105,10 @@ class Phases:
     def log_start(self, logger: MetricLogger) -> None:
         """Write what the set is like before sampling, and how well the model does untrained."""
         log_counts_of_data(logger, self.data.train)
-        shares = ", ".join(
-            f"{name}: {number} ({self.sampler.weights.get(name, 0.0):.0%})"
-            for name, number in self.sampler.num_clips.items()
-        )
-        get_console().print(f"clips by count (share of the draws): {shares}", highlight=False)
-        metrics = {f"data/{name}": float(n) for name, n in self.sampler.num_clips.items()}
+        num_clips = self.sampler.num_clips
+        strata = describe_strata(num_clips, self.sampler.weights)
+        get_console().print(strata, highlight=False)
+        metrics = {f"data/{name}": float(number) for name, number in num_clips.items()}
         if self.recipe.eval.every:
             metrics |= self.evaluate(0)
         logger.log(0, metrics)
@@ -120,7 +118,7 @@ class Phases:
     def issue(self, step: int) -> tuple[list[Prompt], dict[str, Labels]]:
         """The prompts of a step, drawn by Random Count Sampling, and the labels of their clips.
 
-        Labels are of the clips as issued: a crop has a count of its own.
+        Labels are of the clips as issued: a crop has labels of its own.
         """
         drawn = self.sampler.take(self.prompts_per_step)
         prompts = [self.prompt(prompt_name(step, i), sampled) for i, sampled in enumerate(drawn)]

@@ -1,5 +1,6 @@
 """The phases of the GRPO loop, each alone, and the loop itself over fakes that keep its books."""
 
+import ast
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import Recipe, load_recipe, override
+from actrep_ray.driver import counting
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
 from actrep_ray.driver.groups import row_of, split_trainable
@@ -75,6 +77,20 @@ def test_groups_without_a_gradient_are_dropped_by_reason() -> None:
     trainable, dropped = split_trainable([*groups, not_scored])
     assert [group.prompt.prompt_id for group in trainable] == ["d"]
     assert dropped == Counter(all_wrong=1, all_right=1, all_equal=1, reward_raised=1)
+
+
+def test_only_counting_and_the_sampler_read_counts() -> None:
+    """What is to be asked of a task, once there are several, lies in one module."""
+    folder = Path(counting.__file__).parent
+    may = {"counting", "sampling", "cropping", "sampling_report"}
+    readers = {
+        path.stem
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("count", "counts", "cycles")
+    }
+    assert "counting" in readers  # or this reads nothing
+    assert readers <= may
 
 
 def test_metrics_of_a_step_by_hand() -> None:
