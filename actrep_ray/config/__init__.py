@@ -27,6 +27,7 @@ from actrep_ray.config.model import LoraConfig, ModelConfig
 from actrep_ray.config.presets import PRESET_PENALTIES, PRESETS
 from actrep_ray.config.recipe import Recipe, check_attention
 from actrep_ray.config.run import (
+    LOG_PROB_GAP_LIMITS,
     CheckpointConfig,
     EvalConfig,
     PlacementConfig,
@@ -36,6 +37,7 @@ from actrep_ray.config.run import (
 from actrep_ray.config.section import ConfigError
 
 __all__ = [
+    "LOG_PROB_GAP_LIMITS",
     "PRESETS",
     "PRESET_PENALTIES",
     "AlgorithmConfig",

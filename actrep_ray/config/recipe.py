@@ -14,6 +14,7 @@ from actrep_ray.config.learner import LearnerConfig
 from actrep_ray.config.model import ModelConfig
 from actrep_ray.config.presets import PRESET_PENALTIES
 from actrep_ray.config.run import (
+    LOG_PROB_GAP_LIMITS,
     CheckpointConfig,
     EvalConfig,
     PlacementConfig,
@@ -75,6 +76,12 @@ class Recipe(Section):
             return self.sft.clips_per_step
         train = self.train
         return train.mini_batch_size or train.prompts_per_step * train.group_size
+
+    @property
+    def log_prob_gap_limit(self) -> float:
+        """Mean |rollout - learner| log-prob that a run may have: a setting, or by its dtype."""
+        limit = self.train.max_log_prob_gap
+        return LOG_PROB_GAP_LIMITS[self.model.dtype] if limit is None else limit
 
     @property
     def sends_adapters(self) -> bool:

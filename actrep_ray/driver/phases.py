@@ -230,14 +230,14 @@ def prompt_name(step: int, number: int) -> str:
 
 def check_log_prob_gap(gap: float, recipe: Recipe) -> None:
     """Stop a run whose learner computes other log-probabilities than its engine sampled with."""
-    limit = recipe.train.max_log_prob_gap
-    is_bad = not gap <= limit  # a NaN is bad too
-    if recipe.train.on_log_prob_gap == "log" or recipe.model.dtype != "float32" or not is_bad:
+    limit = recipe.log_prob_gap_limit
+    if gap <= limit or recipe.train.on_log_prob_gap == "log":
         return
-    raise LogProbGapError(
+    raise LogProbGapError(  # of a NaN too
         f"rollout and learner disagree: the mean |log-prob difference| of sampled tokens is "
-        f"{gap:.3g}, above train.max_log_prob_gap={limit:g}. The update would follow a policy that "
-        "did not sample these answers. Usual causes: weights that did not reach the engine, frames "
-        "or positions that differ, top_p below 1 or another temperature. Set "
+        f"{gap:.3g}, above train.max_log_prob_gap={limit:g} (model.dtype={recipe.model.dtype}). "
+        "The update would follow a policy that did not sample these answers. Usual causes: weights "
+        "that did not reach the engine, frames or positions that differ, top_p below 1 or another "
+        "temperature. If it is only that kernels differ, raise train.max_log_prob_gap, or set "
         "train.on_log_prob_gap=log to go on all the same."
     )

@@ -142,16 +142,18 @@ def test_a_row_carries_what_the_learner_needs() -> None:
     assert [len(values) for values in row.rollout_log_probs] == [2, 3]
 
 
-def test_a_gap_between_rollout_and_learner_stops_a_float32_run() -> None:
-    recipe = load_recipe(None, ["model.dtype=float32"])
-    check_log_prob_gap(0.009, recipe)
-    for gap in (0.011, float("nan")):
-        with pytest.raises(LogProbGapError, match=r"above train.max_log_prob_gap=0\.01"):
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 0.01), ("bfloat16", 0.03)])
+def test_a_gap_between_rollout_and_learner_stops_a_run(dtype: str, limit: float) -> None:
+    recipe = load_recipe(None, [f"model.dtype={dtype}"])
+    check_log_prob_gap(0.9 * limit, recipe)
+    for gap in (1.1 * limit, float("nan")):
+        with pytest.raises(LogProbGapError, match=rf"train.max_log_prob_gap={limit} .*{dtype}"):
             check_log_prob_gap(gap, recipe)
-    check_log_prob_gap(0.011, load_recipe(None, ["model.dtype=bfloat16"]))
-    check_log_prob_gap(
-        0.011, load_recipe(None, ["model.dtype=float32", "train.on_log_prob_gap=log"])
-    )
+    check_log_prob_gap(1.1 * limit, override(recipe, ["train.on_log_prob_gap=log"]))
+    wider = override(recipe, [f"train.max_log_prob_gap={2 * limit}"])
+    check_log_prob_gap(1.1 * limit, wider)
+    with pytest.raises(LogProbGapError, match=rf"train.max_log_prob_gap={2 * limit}"):
+        check_log_prob_gap(2.1 * limit, wider)
 
 
 class Book:

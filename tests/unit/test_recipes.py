@@ -46,6 +46,13 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_no_recipe_goes_on_where_engine_and_learner_disagree(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.train.on_log_prob_gap == "stop"
+    assert recipe.log_prob_gap_limit == {"float32": 0.01, "bfloat16": 0.03}[recipe.model.dtype]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_begins_with_what_it_is_for(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# ")
