@@ -1,0 +1,95 @@
+"""Clips as rows of a verl data set: for training with verl on the same questions and rewards.
+
+One row (`rewards/compute_score.py` is the reward that reads it)::
+
+    prompt        [{"role": "user", "content": "<video>How often ..."}]
+    videos        [{"video": "/data/a.mp4", "video_start": 2.0, "video_end": 9.5, "fps": 4.0, ...}]
+    data_source   "repcount"
+    ability       "counting"
+    reward_model  {"style": "rule", "ground_truth": '{"count": 3, "cycles": [[0.5, 1.7], ...]}'}
+    extra_info    {"index": 0, "split": "train", "clip_id": ..., "action": ..., "duration_s": 7.5}
+
+verl hands `videos` to qwen_vl_utils, whose frames are close to ours and not always the same.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actrep_ray.config import Recipe
+from actrep_ray.tasks.clips import labels_of, question_for
+from data_prep.schema import Clip, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PLACEHOLDERS = ("<video>", "<image>", "<audio>")  # verl puts media in their place
+
+
+def verl_frame(clips: Sequence[Clip], recipe: Recipe) -> "pd.DataFrame":
+    """One row for each clip, in order.
+
+    Args:
+        clips: With absolute paths of their videos, as `read_clips` gives them.
+        recipe: Its `data.question` and `video` sections are used.
+
+    Raises:
+        DataError: for a question in which verl would put media of its own.
+    """
+    import pandas as pd
+
+    return pd.DataFrame([_row(index, clip, recipe) for index, clip in enumerate(clips)])
+
+
+def write_verl_parquet(clips: Sequence[Clip], recipe: Recipe, path: Path) -> int:
+    """Write the rows as Parquet, atomically; returns how many there are.
+
+    Raises:
+        DataError: as `verl_frame` does.
+    """
+    frame = verl_frame(clips, recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    frame.to_parquet(partial, index=False)
+    partial.replace(path)
+    return len(frame)
+
+
+def _row(index: int, clip: Clip, recipe: Recipe) -> dict[str, Any]:
+    question = question_for(clip, recipe)
+    if found := [word for word in _PLACEHOLDERS if word in question]:
+        raise DataError(
+            f"clip {clip.id!r}: its question holds {found[0]}, where verl would put media; change "
+            "data.question or the clip's action"
+        )
+    known = labels_of([clip])[clip.id]
+    truth: dict[str, Any] = {"count": known.count}
+    if known.cycles is not None:
+        truth["cycles"] = known.cycles
+    video = recipe.video
+    return {
+        "prompt": [{"role": "user", "content": f"<video>{question}"}],
+        "videos": [
+            {
+                "video": clip.video,
+                "video_start": clip.start_s,
+                "video_end": clip.end_s,
+                "fps": video.fps,
+                "min_frames": video.min_frames,
+                "max_frames": video.max_frames,
+                "min_pixels": video.min_pixels,
+                "max_pixels": video.max_pixels,
+            }
+        ],
+        "data_source": clip.dataset,
+        "ability": "counting",
+        "reward_model": {"style": "rule", "ground_truth": json.dumps(truth)},
+        "extra_info": {
+            "index": index,
+            "split": clip.split,
+            "clip_id": clip.id,
+            "action": clip.action,
+            "duration_s": known.duration_s,
+        },
+    }
