@@ -94,8 +94,6 @@ _CHECKS_NONE = (
     "nothing comes back to where it began and starts again",
 )
 
-MAX_VARIETY = 5  # phrasings of the section that has most
-
 
 class AnswerError(DataError):
     """A clip that no reference answer can be written for.

@@ -18,7 +18,6 @@ from rewards.grammar.tags import (
     find_reasoning,
     find_tags,
 )
-from rewards.grammar.write import Response
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,6 @@ class ParsedResponse:
     def has_problem(self, *codes: str) -> bool:
         """Whether one of these codes is among the problems."""
         return any(problem.code in codes for problem in self.problems)
-
-    def to_response(self) -> Response:
-        """The answer as a `Response`, so that `parse(render(x)).to_response() == x`.
-
-        Raises:
-            ValueError: if the text is not well formed, naming its first problem.
-        """
-        if not self.is_well_formed:
-            missing = sorted(REQUIRED_SECTIONS - self.sections)
-            what = str(self.problems[0]) if self.problems else f"no {missing[0]}"
-            raise ValueError(f"the answer is not well formed: {what}")
-        assert self.observation is not None
-        assert self.definition is not None
-        assert self.check is not None
-        assert self.total is not None
-        assert self.count is not None
-        return Response(
-            self.observation, self.definition, self.cycles, self.check, self.total, self.count
-        )
 
 
 def parse(text: str, *, dialect: str | None = None) -> ParsedResponse:

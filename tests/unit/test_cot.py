@@ -14,7 +14,6 @@ from actrep_ray.cli.main import main
 from actrep_ray.config import Recipe
 from actrep_ray.sft import answered
 from data_prep.cot import (
-    MAX_VARIETY,
     AnswerError,
     read_answers,
     reference_of,
@@ -29,6 +28,7 @@ from rewards.compose import score
 from rewards.grammar.read import parse
 
 TWO = ((0.5, 1.2), (1.2, 2.0))
+MAX_VARIETY = 5  # phrasings of the section that has most
 
 
 def make_clip(

@@ -5,14 +5,14 @@ take an hour; the properties themselves are tested with hypothesis beside each m
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from rewards.catalogue import PENALTIES, REWARDS
 from rewards.compose import RewardSpec, score
 from rewards.grammar.layout import REQUIRED_SECTIONS
-from rewards.grammar.read import parse
+from rewards.grammar.read import ParsedResponse, parse
 from rewards.grammar.write import Response, render
 from rewards.reference import Reference
 
@@ -79,7 +79,9 @@ BOUNDS = {name: (-1.0, 0.0) if name in PENALTIES else (0.0, 1.0) for name in REW
 
 
 @pytest.mark.parametrize("shard", range(NUM_SHARDS))
-def test_every_text_has_a_result_and_every_reward_its_range(shard: int) -> None:
+def test_every_text_has_a_result_and_every_reward_its_range(
+    response_of: Callable[[ParsedResponse], Response], shard: int
+) -> None:
     rewards = [(name, reward, *BOUNDS[name]) for name, reward in REWARDS.items()]
     num_well_formed = num_counts = 0
     for i, text in enumerate(generate(shard, NUM_TEXTS // NUM_SHARDS)):
@@ -93,7 +95,8 @@ def test_every_text_has_a_result_and_every_reward_its_range(shard: int) -> None:
         if response.is_well_formed:
             num_well_formed += 1
             assert response.sections >= REQUIRED_SECTIONS
-            assert parse(render(response.to_response())).to_response() == response.to_response()
+            written = response_of(response)
+            assert response_of(parse(render(written))) == written
         num_counts += response.count is not None
     # The mutations reach both sides: neither everything nor nothing is broken.
     assert num_well_formed > 1_000
