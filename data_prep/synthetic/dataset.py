@@ -148,20 +148,20 @@ def _render_all(
     # spawn: the caller may hold threads (Ray, torch), which a forked child must not inherit
     with ProcessPoolExecutor(
         num_processes, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
-    ) as pool:
+    ) as executor:
         waiting = iter(chunks)
         running = [
-            pool.submit(_render_chunk, out_dir, level, seed, c)
+            executor.submit(_render_chunk, out_dir, level, seed, c)
             for c in islice(waiting, 2 * num_processes)
         ]
         try:
             while running:
                 rows = running.pop(0).result()
                 for chunk in islice(waiting, 1):
-                    running.append(pool.submit(_render_chunk, out_dir, level, seed, chunk))
+                    running.append(executor.submit(_render_chunk, out_dir, level, seed, chunk))
                 yield rows
         finally:
-            pool.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
 
 
 def _render_chunk(out_dir: Path, level: str, seed: int, jobs: list[tuple[str, int]]) -> list[Row]:
