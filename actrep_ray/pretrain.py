@@ -35,6 +35,7 @@ from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import PLACES, num_parameters, write_tiny_model
 from data_prep.cot import wording
+from data_prep.files import AppendedLines, read_jsonl
 from data_prep.schema import Clip, read_clips
 from data_prep.video import FramePlan, read_frames
 
@@ -142,11 +143,8 @@ def describe_excursions(track: dict[str, Any]) -> str:
 
 def load_examples(folder: Path, split: str, inputs: QwenVLInputs, limit: int) -> list[Example]:
     """Decode the first clips of a synthetic data set, with their descriptions."""
-    tracks = {}
-    with (folder / "tracks.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            track = json.loads(line)
-            tracks[track["id"]] = track
+    rows = read_jsonl(folder / "tracks.jsonl", "the tracks of a synthetic data set")
+    tracks = {row.values["id"]: row.values for row in rows}
     clips: list[Clip] = list(read_clips(folder / "clips.jsonl", split=split))[:limit]
     examples = []
     for clip in clips:
@@ -250,7 +248,7 @@ def pretrain(args: argparse.Namespace) -> None:
     stream = batches(train, args.batch_size, args.seed)
     rng = random.Random(args.seed)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "pretraining.jsonl").open("a", encoding="utf-8") as history:
+    with AppendedLines(out / "pretraining.jsonl") as history:
         began = time.monotonic()
         for step, examples in zip(range(args.steps), stream, strict=False):
             seen = [replace(e, frames=mirrored(e.frames, rng)) for e in examples]
@@ -272,8 +270,7 @@ def pretrain(args: argparse.Namespace) -> None:
                 row |= validate(policy, inputs, held_out)
                 log.info("%s", {key: round(value, 4) for key, value in row.items()})
                 save(model, inputs, out)
-            history.write(json.dumps(row) + "\n")
-            history.flush()
+            history.add(json.dumps(row))
 
 
 class FrameHeads(torch.nn.Module):

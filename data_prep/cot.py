@@ -7,12 +7,12 @@ layout of an answer belongs to `rewards.grammar`; what asks others for answers t
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from data_prep.schema import Clip, DataError
+from data_prep.files import DataError, read_jsonl
+from data_prep.schema import Clip
 from rewards.compose import score
 from rewards.cycles import cycle_f1
 from rewards.grammar.layout import Cycle
@@ -204,18 +204,13 @@ def read_answers(path: str | Path) -> dict[str, str]:
     Raises:
         DataError: naming the file and line of the first bad row.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, expected one that `actrep cot` wrote")
     answers: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            name, text = row["id"], row["text"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{path}:{number}: expected a JSON object with id and text") from error
-        if not isinstance(name, str) or not isinstance(text, str) or name in answers:
-            raise DataError(f"{path}:{number}: id={name!r}, expected a new id, and text of it")
+    for row in read_jsonl(path, "a file that `actrep cot` wrote"):
+        name, text = row.values.get("id"), row.values.get("text")
+        if not isinstance(name, str) or name in answers:
+            raise DataError(f"{row.where}: id={name!r}, expected a new id")
+        if not isinstance(text, str):
+            raise DataError(f"{row.where}: text={text!r}, expected the text of an answer")
         answers[name] = text
     return answers
 

@@ -16,19 +16,18 @@ are seconds of the video; `cycles` are seconds from `start_s`, as the model sees
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import DataError as DataError
+from data_prep.files import read_jsonl, write_lines
+from data_prep.strict_json import is_text
+
 SPLITS = ("train", "validation", "test")
 
 Cycle = tuple[float, float]
-
-
-class DataError(ValueError):
-    """A file, row or value that cannot be used; the message names all three."""
 
 
 class RowError(DataError):
@@ -125,6 +124,8 @@ def parse_clip(row: dict[str, Any], where: str) -> Clip:
     for key in _STRINGS:
         if not isinstance(row[key], str) or not row[key]:
             raise RowError(where, key, repr(row[key]), "a non-empty string")
+        if not is_text(row[key]):
+            raise RowError(where, key, repr(row[key]), "whole characters")
     for key in _FLOATS:
         values[key] = _number(row[key], where, key)
     for key in _INTEGERS:
@@ -132,9 +133,11 @@ def parse_clip(row: dict[str, Any], where: str) -> Clip:
             raise RowError(where, key, repr(row[key]), "an integer of at least 0")
     values["cycles"] = _cycles(row.get("cycles"), where)
     source, flags = row.get("cycles_source"), row.get("flags", ())
-    if source is not None and not isinstance(source, str):
+    if source is not None and not (isinstance(source, str) and is_text(source)):
         raise RowError(where, "cycles_source", repr(source), "a string or null")
-    if not isinstance(flags, list | tuple) or not all(isinstance(flag, str) for flag in flags):
+    if not isinstance(flags, list | tuple) or not all(
+        isinstance(flag, str) and is_text(flag) for flag in flags
+    ):
         raise RowError(where, "flags", repr(flags), "a list of strings")
     values["flags"] = tuple(flags)
     clip = Clip(**values)
@@ -186,43 +189,16 @@ def read_clips(path: str | Path, *, split: str | None = None) -> Iterator[Clip]:
         DataError: naming the file and line of the first bad row.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, expected a JSONL file of clips")
     seen: dict[str, int] = {}
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not JSON ({error})") from error
-            clip = parse_clip(row, where)
-            if clip.id in seen:
-                raise DataError(f"{where}: id={clip.id!r} was used in line {seen[clip.id]} already")
-            seen[clip.id] = number
-            if split is None or clip.split == split:
-                yield clip.with_video_root(path.parent)
+    for row in read_jsonl(path, "a JSONL file of clips"):
+        clip = parse_clip(row.values, row.where)
+        if clip.id in seen:
+            raise DataError(f"{row.where}: id={clip.id!r} was used in line {seen[clip.id]} already")
+        seen[clip.id] = row.number
+        if split is None or clip.split == split:
+            yield clip.with_video_root(path.parent)
 
 
 def write_clips(path: str | Path, clips: Iterable[Clip]) -> int:
     """Write clips as JSONL, atomically; returns how many were written."""
     return write_lines(path, (clip.to_json() for clip in clips))
-
-
-def write_lines(path: str | Path, lines: Iterable[str]) -> int:
-    """Write lines of UTF-8, atomically: all or nothing; returns how many were written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    num_lines = 0
-    try:
-        with partial.open("w", encoding="utf-8") as out:
-            for line in lines:
-                out.write(line + "\n")
-                num_lines += 1
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return num_lines

@@ -14,6 +14,7 @@ from actrep_ray.config.mistakes import explain
 from actrep_ray.config.presets import PRESET_PENALTIES, PRESETS
 from actrep_ray.config.recipe import Recipe
 from actrep_ray.config.section import ConfigError
+from data_prep.files import DataError, read_object, write_lines
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -69,19 +70,16 @@ def read_saved(path: Path) -> Recipe:
         ConfigError: naming the file and all of it that is not settings of this version.
     """
     try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+        values = read_object(path, "the settings of a checkpoint")
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     return _build(values, (), str(path))
 
 
 def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:
     """Write every setting and `extra` (versions, commit, data) as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"recipe": recipe.model_dump(mode="json"), **extra}
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_lines(path, [json.dumps(content, indent=2, sort_keys=True)])
 
 
 def _build(values: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.schema import Cycle, write_lines
+from data_prep.files import DataError, read_jsonl, write_lines
+from data_prep.schema import Cycle
 from rewards.grammar.read import parse
 
 
@@ -87,34 +88,21 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     """Read predictions as `write_predictions` wrote them.
 
     Raises:
-        ValueError: naming the file, line, key and value that is wrong.
+        DataError: naming the file, line, key and value that is wrong.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file, expected a JSONL file of predictions")
-    with path.open(encoding="utf-8") as lines:
-        return [
-            _parse(line, f"{path}:{number}")
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
-        ]
+    rows = read_jsonl(path, "a JSONL file of predictions", allows_surrogates=True)
+    return [_parse(row.values, row.where) for row in rows]
 
 
-def _parse(line: str, where: str) -> Prediction:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+def _parse(row: dict[str, Any], where: str) -> Prediction:
     if unknown := sorted(set(row) - set(_NAMES)):
-        raise ValueError(
+        raise DataError(
             f"{where}: unknown key {unknown[0]!r}; a prediction has {', '.join(_NAMES)}"
         )
     if not isinstance(row.get("clip_id"), str) or not row["clip_id"]:
-        raise ValueError(f"{where}: clip_id={row.get('clip_id')!r}, expected the id of a clip")
+        raise DataError(f"{where}: clip_id={row.get('clip_id')!r}, expected the id of a clip")
     if "count" not in row or not _is_count(row["count"]):
-        raise ValueError(
+        raise DataError(
             f"{where}: count={row.get('count')!r}, expected an integer of at least 0 or null"
         )
     row["cycles"] = tuple(_cycle(pair, where) for pair in row.get("cycles", ()))
@@ -128,5 +116,5 @@ def _is_count(value: Any) -> bool:
 
 def _cycle(pair: Any, where: str) -> Cycle:
     if not isinstance(pair, list) or len(pair) != 2:
-        raise ValueError(f"{where}: cycles holds {pair!r}, expected [start_s, end_s]")
+        raise DataError(f"{where}: cycles holds {pair!r}, expected [start_s, end_s]")
     return float(pair[0]), float(pair[1])

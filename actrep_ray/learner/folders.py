@@ -1,10 +1,11 @@
 """Folders that are complete or absent, and the files of a model that are not its weights."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from data_prep import files
 
 _PROCESSOR_FILES = (
     "added_tokens.json",
@@ -35,11 +36,8 @@ def complete_folder(folder: Path, *, is_writer: bool = True) -> Iterator[Path]:
     if not is_writer or folder.is_dir():
         yield folder
         return
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    partial.rename(folder)
+    with files.complete_folder(folder) as partial:
+        yield partial
 
 
 def copy_processor_files(source: Path, target: Path) -> None:

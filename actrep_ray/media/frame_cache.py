@@ -11,14 +11,17 @@ passed the bound, or came to 1/16 of it; with P processes the folder can pass it
 that has a removed file mapped keeps its pages, as POSIX promises.
 """
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.files import locked, replacing
+from data_prep.partial_files import is_leftover
 from data_prep.video import FramePlan, read_frames
+
+_MAX_WAIT_S = 600.0  # for another process that decodes the same clip
 
 
 class FrameCache:
@@ -43,12 +46,15 @@ class FrameCache:
 
         Raises:
             VideoError: if the clip cannot be decoded; nothing is left in the cache then.
+            BusyError: if another process decodes the clip for longer than it may take.
         """
         path = self.folder / f"{plan.hash}.npy"
         if (frames := self._load(path)) is not None:
             self.num_hits += 1
             return frames
-        with self._lock(plan.hash):
+        lock = self.folder / f"{plan.hash}.lock"
+        waits_for = f"the process that decodes {plan.video}"
+        with locked(lock, timeout_s=_MAX_WAIT_S, waits_for=waits_for):
             if (frames := self._load(path)) is not None:  # another process was faster
                 self.num_hits += 1
                 return frames
@@ -63,13 +69,14 @@ class FrameCache:
             os.utime(path)
         except FileNotFoundError:
             return None
+        except (EOFError, ValueError):  # cut short by a loss of power
+            return None
         return frames
 
     def _store(self, path: Path, frames: np.ndarray) -> None:
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")
-        with partial.open("wb") as out:
+        # Not synced: what a loss of power takes from a cache is decoded again.
+        with replacing(path, is_durable=False) as partial, partial.open("wb") as out:
             np.save(out, frames, allow_pickle=False)
-        partial.replace(path)
         self._num_bytes_written += frames.nbytes
         may_exceed = self._num_bytes_seen + self._num_bytes_written > self.max_bytes
         if may_exceed or self._num_bytes_written > self.max_bytes // 16:
@@ -87,37 +94,7 @@ class FrameCache:
         for _, size, path in sorted(entries):
             if excess <= 0:
                 return
-            if (path.suffix == ".npy" and path != keep) or _is_orphan(path):
+            if (path.suffix == ".npy" and path != keep) or is_leftover(path.name):
                 path.unlink(missing_ok=True)
                 excess -= size
                 self._num_bytes_seen -= size
-
-    def _lock(self, name: str) -> "_FileLock":
-        return _FileLock(self.folder / f"{name}.lock")
-
-
-class _FileLock:
-    """An exclusive lock on a file, freed by the kernel when its holder dies.
-
-    The file is removed with the lock. Two processes may then hold locks of one name, on the old
-    file and on a new one; both find the finished frames, or else both decode, which does no harm.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        self.file = self.path.open("w")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
-        self.file.close()
-
-
-def _is_orphan(path: Path) -> bool:
-    """Whether a partial file was left by a process that is gone."""
-    if path.suffix != ".partial":
-        return False
-    pid = int(path.stem.rsplit(".", 1)[-1])
-    return not Path(f"/proc/{pid}").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actrep_ray.config import ConfigError, Recipe
+from data_prep.files import DataError, read_object
 
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -125,15 +126,10 @@ def _batch_key(recipe: Recipe) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"learner.deepspeed_config={str(path)!r}: no such file")
     try:
-        values = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
+        return read_object(path, "the settings of DeepSpeed")
+    except DataError as error:
+        raise ConfigError(f"learner.deepspeed_config={error}") from error
 
 
 def _get(values: dict[str, Any], dotted: str) -> Any:

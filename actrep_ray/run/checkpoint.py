@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actrep_ray.config import ConfigError, Recipe, read_saved
+from data_prep.files import complete_folder, read_object, write_lines
 
 _MAX_HEADER_BYTES = 100 * 2**20
 _NAME = re.compile(r"step-(\d{6,})")
@@ -43,8 +44,8 @@ class Checkpoint:
 
     def driver_state(self) -> dict[str, Any]:
         """What the driver saved: `step`, and what `CheckpointStore.write` was given."""
-        state: dict[str, Any] = json.loads((self.learner_folder / "driver.json").read_bytes())
-        return state
+        path = self.learner_folder / "driver.json"
+        return read_object(path, "the driver's state", is_strict=False)
 
 
 class SavesItself(Protocol):
@@ -88,19 +89,16 @@ class CheckpointStore:
             learners: Write the model, and the state of their optimiser.
         """
         target = self.folder / f"step-{step:06d}"
-        partial = self.folder / f".{target.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        training = partial / "training"
-        training.mkdir(parents=True)
-        learners.save_model(partial)
-        learners.save_state(training)
-        for folder in (partial, partial / "ema"):
-            if folder.is_dir():
-                (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
-        (training / "driver.json").write_text(json.dumps({"step": step, **driver_state}) + "\n")
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        with complete_folder(target, replaces=True) as partial:
+            training = partial / "training"
+            training.mkdir()
+            learners.save_model(partial)
+            learners.save_state(training)
+            for folder in (partial, partial / "ema"):
+                if folder.is_dir():
+                    write_lines(folder / "recipe.json", [recipe.model_dump_json(indent=2)])
+            state = json.dumps({"step": step, **driver_state})
+            write_lines(training / "driver.json", [state])
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old.folder)
         return Checkpoint(target, step)

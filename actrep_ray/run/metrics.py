@@ -10,6 +10,7 @@ is dropped, from the files and from TensorBoard alike, so that no step counts tw
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,9 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from data_prep.schema import write_lines
+from data_prep.files import AppendedLines, DataError, read_jsonl, write_lines
+
+_log = logging.getLogger(__name__)
 
 # What the console shows of a step, where it is there: (key, label, format).
 _COLUMNS = (
@@ -71,8 +74,7 @@ class MetricLogger:
         metrics, texts = (self.run_dir / name for name in ("metrics.jsonl", "texts.jsonl"))
         for path in (metrics, texts):
             _purge(path, purge_after_step)
-        self._metrics = metrics.open("a", encoding="utf-8")
-        self._texts = texts.open("a", encoding="utf-8")
+        self._metrics, self._texts = AppendedLines(metrics), AppendedLines(texts)
         self._board: Any = SummaryWriter(
             str(self.run_dir / "tb"),
             purge_step=None if purge_after_step is None else purge_after_step + 1,
@@ -106,7 +108,7 @@ class MetricLogger:
         row |= {key: value if math.isfinite(value) else None for key, value in values.items()}
         if lost := [key for key, value in values.items() if not math.isfinite(value)]:
             row["not_finite"] = lost
-        _write_line(self._metrics, row)
+        self._metrics.add(_line_of(row))
         for key, value in values.items():
             if math.isfinite(value):
                 self._board.add_scalar(key, value, step)
@@ -116,7 +118,7 @@ class MetricLogger:
 
     def text(self, step: int, key: str, text: str) -> None:
         """Write a text of a step, for example one answer."""
-        _write_line(self._texts, {"step": int(step), "key": key, "text": text})
+        self._texts.add(_line_of({"step": int(step), "key": key, "text": text}))
         # TensorBoard renders Markdown; indented by four it is shown as it is.
         self._board.add_text(key, "\n".join(f"    {line}" for line in text.splitlines()), step)
 
@@ -189,14 +191,14 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
     Rows of one step are joined; the later one's value stands where both have a key.
 
+    A last line that the end of a killed run cut off is left out, with a warning.
+
     Raises:
-        ValueError: naming the file and the line that is not a row.
+        DataError: naming the file and the line that is not a row.
     """
     rows: dict[int, dict[str, Any]] = {}
-    for number, row in _read_rows(Path(path)):
-        if not isinstance(row.get("step"), int):
-            raise ValueError(f"{path}:{number}: step={row.get('step')!r}, expected an integer")
-        rows.setdefault(row["step"], {}).update(row)
+    for step, row in _read_rows(Path(path)):
+        rows.setdefault(step, {}).update(row)
     return [rows[step] for step in sorted(rows)]
 
 
@@ -231,34 +233,22 @@ def _number(key: str, value: Any) -> float:
     return float(value)
 
 
-def _write_line(file: Any, row: Mapping[str, Any]) -> None:
-    """Write a line and hand it to the system at once: a killed run leaves whole lines."""
-    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    file.flush()
+def _line_of(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with their line numbers; a last line that a kill cut off is left out."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                if not line.endswith("\n"):
-                    return
-                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected a JSON object")
-            yield number, row
+    """Rows with their steps."""
+    for row in read_jsonl(path, "the metrics of a run", on_cut=_log.warning):
+        step = row.values.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise DataError(f"{row.where}: step={step!r}, expected an integer")
+        yield step, row.values
 
 
 def _purge(path: Path, after_step: int | None) -> None:
     """Drop the rows after a step, and a line that a kill cut off; atomically."""
-    if not path.is_file():
+    if not path.exists():
         return
-    rows = [row for _, row in _read_rows(path)]
-    if after_step is not None:
-        rows = [row for row in rows if row["step"] <= after_step]
-    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+    rows = [row for step, row in _read_rows(path) if after_step is None or step <= after_step]
+    write_lines(path, map(_line_of, rows))

@@ -28,7 +28,8 @@ from data_prep.converters.clips import to_clip
 from data_prep.converters.remarks import REASONS
 from data_prep.converters.rows import BadRowError, Record
 from data_prep.converters.videos import VideoFolder
-from data_prep.schema import Clip, DataError, write_lines
+from data_prep.files import DataError, write_lines
+from data_prep.schema import Clip
 from data_prep.strata import BINS, stratum_of
 
 _MAX_VALUE = 200  # characters of a value that a rejected row keeps

@@ -9,18 +9,21 @@ closed therefore spoils its own line alone.
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from data_prep.schema import DataError
+from data_prep.files import DataError, open_file, read_lines
+from data_prep.strict_json import JsonError, is_text, parse_json, unique_keys
 
 _MAX_OBJECT = 1 << 24  # characters of one object in a JSON array
 _CHUNK = 1 << 16
 _MAX_VALUE = 200  # characters of a value that a rejected row keeps
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_NOT_UTF8 = "surrogateescape"  # bytes that are not UTF-8 are kept, as half characters
 
 
 class BadRowError(ValueError):
@@ -68,9 +71,8 @@ def size_of(paths: Iterable[Path]) -> int:
     """
     total = 0
     for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        size = path.stat().st_size
+        with open_file(path, "annotations"):
+            size = path.stat().st_size
         if not size:
             raise DataError(f"{path}: the file is empty")
         total += size
@@ -92,34 +94,33 @@ def read_table(
     Raises:
         DataError: if the header is missing or lacks a column.
     """
-    with _open_text(path) as file:
-        header: list[str] = []
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            position = before + file.buffer.tell()
-            if header:
-                yield _table_record(path, number, line, header, delimiter, split, position)
-            else:
-                header = _header(path, line, delimiter, required)
-        if not header:
-            raise DataError(f"{path}: the file is empty, expected a header")
+    header: list[str] = []
+    for line in read_lines(path, "a table", ends_at_return=True):
+        if line.is_blank:
+            continue
+        text = line.content.decode(errors=_NOT_UTF8)
+        if header:
+            position = before + line.end
+            yield _table_record(path, line.number, text, header, delimiter, split, position)
+        else:
+            header = _header(f"{path}:{line.number}", text, delimiter, required)
+    if not header:
+        raise DataError(f"{path}: the file is empty, expected a header")
 
 
 def read_json_lines(path: Path, *, split: str = "", before: int = 0) -> Iterator[Record]:
     """Rows of a JSON Lines file: one object a line."""
-    with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            position = before + file.buffer.tell()
-            try:
-                values = _json_object(line)
-            except BadRowError as error:
-                raw = {"line": _short(line)}
-                yield Record(path.name, number, raw, split, position, error)
-            else:
-                yield Record(path.name, number, values, split, position)
+    for line in read_lines(path, "a file of JSON lines"):
+        if line.is_blank:
+            continue
+        position = before + line.end
+        text = line.content.decode(errors=_NOT_UTF8)
+        try:
+            values = _json_object(text)
+        except BadRowError as error:
+            yield Record(path.name, line.number, {"line": _short(text)}, split, position, error)
+        else:
+            yield Record(path.name, line.number, values, split, position)
 
 
 def read_json_array(path: Path, *, before: int = 0) -> Iterator[tuple[int, Any, int]]:
@@ -128,51 +129,101 @@ def read_json_array(path: Path, *, before: int = 0) -> Iterator[tuple[int, Any, 
     Raises:
         DataError: where the file stops being JSON; what follows could not be told apart.
     """
-    decoder = json.JSONDecoder()
-    with _open_text(path) as file:
-        buffer = file.read(_CHUNK).lstrip()
-        is_array = buffer.startswith("[")
-        buffer = buffer[is_array:]
-        number = 0
+    text = _Elements(path)
+    with closing(text):
+        while text.skip_separator():
+            number, value = text.next_value()
+            yield number, value, before + text.position
+
+
+class _Elements:
+    """The elements of a JSON file, of which no more is read than they need.
+
+    Bytes that are not UTF-8 come as surrogates, so that only their own element is lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        file = open_file(path, "a JSON file")
+        self._file = io.TextIOWrapper(file, "utf-8-sig", errors=_NOT_UTF8, newline="")
+        self._decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
+        self._number = 0
+        self._line = 1  # where the buffer begins
+        self._buffer = self._file.read(_CHUNK)
+        self._skip(len(self._buffer) - len(self._buffer.lstrip()))
+        self._is_array = self._buffer.startswith("[")
+        self._skip(self._is_array)
+
+    @property
+    def position(self) -> int:
+        """Bytes that were read."""
+        return self._file.buffer.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def skip_separator(self) -> bool:
+        """Go on to the next element; False if there is none."""
+        self._skip_space()
+        if self._number and self._buffer.startswith(","):
+            self._skip(1)
+            self._skip_space()
+        return bool(self._buffer) and not (self._is_array and self._buffer[0] == "]")
+
+    def next_value(self) -> tuple[int, Any]:
+        """The element that the buffer starts with, and its number; read on until it is whole."""
         while True:
-            buffer = _skip_separator(buffer, file, is_first=number == 0)
-            if not buffer or (is_array and buffer[0] == "]"):
+            try:
+                value, end = self._decoder.raw_decode(self._buffer)
+            except JsonError as error:
+                raise DataError(f"{self._path}:{self._line}: {error}") from error
+            except (ValueError, RecursionError) as error:
+                # Twice as much each time, so that a large object is not scanned over and over.
+                more = self._file.read(max(_CHUNK, len(self._buffer)))
+                if not more or len(self._buffer) > _MAX_OBJECT:
+                    told = getattr(error, "msg", error)
+                    raise DataError(f"{self._path}:{self._line}: not JSON ({told})") from error
+                self._buffer += more
+            else:
+                self._skip(end)
+                self._number += 1
+                return self._number, value
+
+    def _skip_space(self) -> None:
+        while True:
+            self._skip(len(self._buffer) - len(self._buffer.lstrip()))
+            if self._buffer or not (more := self._file.read(_CHUNK)):
                 return
-            value, buffer = _next_value(path, decoder, buffer, file)
-            number += 1
-            yield number, value, before + file.buffer.tell()
+            self._buffer = more
+
+    def _skip(self, num: int) -> None:
+        self._line += self._buffer.count("\n", 0, num)
+        self._buffer = self._buffer[num:]
 
 
-def _open_text(path: Path) -> TextIO:
-    """Bytes that are not UTF-8 come as surrogates, so that only their own row is lost."""
-    with path.open("rb") as file:
-        if file.read(2) in _UTF16:
-            raise DataError(f"{path}: is UTF-16, expected UTF-8")
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _header(path: Path, line: str, delimiter: str, required: Sequence[str]) -> list[str]:
-    if not _is_utf8(line) or "\0" in line:
-        raise DataError(f"{path}:1: the header is not text in UTF-8")
+def _header(where: str, line: str, delimiter: str, required: Sequence[str]) -> list[str]:
+    if not is_text(line) or "\0" in line:
+        raise DataError(f"{where}: the header is not text in UTF-8")
     try:
         names = [name.strip() for name in _fields(line, delimiter)]
     except csv.Error as error:
-        raise DataError(f"{path}:1: the header is not CSV ({error})") from error
+        raise DataError(f"{where}: the header is not CSV ({error})") from error
     known = [name for name in names if name]
     if twice := sorted({name for name in known if known.count(name) > 1}):
-        raise DataError(f"{path}:1: column {twice[0]!r} is there twice")
+        raise DataError(f"{where}: column {twice[0]!r} is there twice")
     for choice in required:
         if not set(choice.split("|")) & set(known):
             shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
             wanted = " or ".join(repr(name) for name in choice.split("|"))
-            raise DataError(f"{path}:1: no column {wanted}; the columns are {shown}")
+            raise DataError(f"{where}: no column {wanted}; the columns are {shown}")
     return names
 
 
 def _table_record(
     path: Path, number: int, line: str, header: list[str], delimiter: str, split: str, position: int
 ) -> Record:
-    problem = None if _is_utf8(line) else BadRowError("not_utf8", "expected UTF-8")
+    problem = None if is_text(line) else BadRowError("not_utf8", "expected UTF-8")
     cells: list[str] = []
     try:
         cells = _fields(line, delimiter)
@@ -192,50 +243,16 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _json_object(line: str) -> dict[str, Any]:
-    if not _is_utf8(line):
+    if not is_text(line):
         raise BadRowError("not_utf8", "expected UTF-8")
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadRowError("bad_line", f"not JSON ({error})") from error
+        values = parse_json(line, allows_any_number=True, allows_surrogates=True)
+    except JsonError as error:
+        raise BadRowError("bad_line", str(error)) from error
     if not isinstance(values, dict):
         raise BadRowError("bad_line", f"expected a JSON object, got {type(values).__name__}")
     return values
 
 
-def _skip_separator(buffer: str, file: TextIO, *, is_first: bool) -> str:
-    buffer = buffer.lstrip() or file.read(_CHUNK).lstrip()
-    if not is_first and buffer.startswith(","):
-        buffer = buffer[1:].lstrip() or file.read(_CHUNK).lstrip()
-    return buffer
-
-
-def _next_value(
-    path: Path, decoder: json.JSONDecoder, buffer: str, file: TextIO
-) -> tuple[Any, str]:
-    """The value that the buffer starts with, and the rest; more is read until it is complete."""
-    while True:
-        try:
-            value, end = decoder.raw_decode(buffer)
-            return value, buffer[end:]
-        except (ValueError, RecursionError) as error:
-            # Twice as much each time, so that a large object is not scanned over and over.
-            more = file.read(max(_CHUNK, len(buffer)))
-            if not more or len(buffer) > _MAX_OBJECT:
-                raise DataError(f"{path}: not JSON ({error})") from error
-            buffer += more
-
-
-def _is_utf8(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _short(text: str) -> str:
-    text = text.rstrip("\r\n")
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."

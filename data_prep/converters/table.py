@@ -1,6 +1,5 @@
 """Any other table: a CSV file and a word on what its columns mean."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,8 @@ from data_prep.converters.values import (
     time_of,
     without_suffix,
 )
-from data_prep.schema import DataError
+from data_prep.files import DataError, read_lines
+from data_prep.strict_json import JsonError, parse_json
 
 FIELDS = ("video", "count", "id", "split", "action", "start", "end", "fps", "cycles")
 _RANGE = re.compile(r"\s*([^\s-]+)\s*-\s*([^\s-]+)\s*", re.ASCII)
@@ -103,8 +103,9 @@ def table(
 
 def _split_of(path: Path, layout: TableFormat) -> str:
     """Empty where the table has a column for it."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline().strip().split(layout.delimiter)
+    lines = read_lines(path, "a table", ends_at_return=True)
+    first = next((line.content for line in lines if not line.is_blank), b"")
+    header = first.decode(errors="replace").strip().split(layout.delimiter)
     if layout.column("split") in (name.strip().strip('"') for name in header):
         return ""
     return split_of_path(path, None)
@@ -153,9 +154,9 @@ def _cell(text: str, column: str, first_frame: int) -> Pairs:
     pairs: list[Any]
     if text.startswith("["):
         try:
-            pairs = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadRowError("bad_mark", f"{column}: not JSON ({error})") from error
+            pairs = parse_json(text, allows_any_number=True)
+        except JsonError as error:
+            raise BadRowError("bad_mark", f"{column}: {error}") from error
     else:
         parts = [part for part in text.split(";") if part.strip()]
         pairs = [match.groups() if (match := _RANGE.fullmatch(part)) else part for part in parts]

@@ -8,13 +8,11 @@ A second writer of the same folder waits for the first::
     OUT_DIR/videos/*.mp4
 """
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +21,16 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_prep.files import (
+    DataError,
+    locked,
+    read_jsonl,
+    read_object,
+    sync_folder,
+    write_json,
+    write_lines,
+)
+from data_prep.partial_files import remove_leftovers
 from data_prep.processes import die_with
 from data_prep.schema import SPLITS, Clip, write_clips
 from data_prep.synthetic.clip import check_request, clip_spec
@@ -33,6 +41,7 @@ from data_prep.video_writer import encode_mp4
 # Raise it whenever the same (level, seed, split, index) would give another video or other labels.
 RENDERER_VERSION = 1
 
+_MAX_WAIT_S = 3600.0  # for another process that renders into the same folder
 _CHUNK = 16  # clips that a worker renders between two progress reports
 
 Row = tuple[Clip, str]
@@ -64,8 +73,8 @@ def write_dataset(
         The path of `clips.jsonl`.
 
     Raises:
-        ValueError: for an unknown level or split, a negative number, or a folder that belongs to
-            something else.
+        ValueError: for an unknown level or split, a negative number, a folder that belongs to
+            something else, or one that another process renders into for too long.
     """
     check_request(level, num_clips, seed, num_processes)
     out_dir = Path(out_dir)
@@ -78,7 +87,8 @@ def write_dataset(
     }
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     (out_dir / "videos").mkdir(parents=True, exist_ok=True)
-    with _only_writer(out_dir):
+    waits_for = "another process that renders into the folder"
+    with locked(out_dir / ".lock", timeout_s=_MAX_WAIT_S, waits_for=waits_for):
         if not _prepare_folder(out_dir, settings | {"fingerprint": fingerprint}):
             return clips_path
         jobs = [(s, i) for s in SPLITS for i in range(num_clips.get(s, 0))]
@@ -87,29 +97,28 @@ def write_dataset(
             rows += done
             if progress:
                 progress(len(rows), len(jobs))
-        _write_atomic(out_dir / "tracks.jsonl", "".join(track + "\n" for _, track in rows).encode())
+        sync_folder(out_dir / "videos")
+        write_lines(out_dir / "tracks.jsonl", (track for _, track in rows))
         write_clips(clips_path, (clip for clip, _ in rows))
     return clips_path
 
 
 def read_tracks(path: Path) -> dict[str, Track]:
-    """The tracks of a data set by clip id."""
+    """The tracks of a data set by clip id.
+
+    Raises:
+        DataError: naming the file and line of the first row that is no track.
+    """
     tracks = {}
-    with Path(path).open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            tracks[row["id"]] = Track(
-                np.array(row["times_s"]), np.array(row["position"]), np.array(row["moving"], bool)
+    for row in read_jsonl(path, "the tracks of a synthetic data set"):
+        try:
+            times, position, moving = (row.values[k] for k in ("times_s", "position", "moving"))
+            tracks[row.values["id"]] = Track(
+                np.array(times, float), np.array(position, float), np.array(moving, bool)
             )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{row.where}: not the track of a clip ({error!r})") from error
     return tracks
-
-
-@contextmanager
-def _only_writer(out_dir: Path) -> Iterator[None]:
-    """Let a second writer of the same folder wait for the first."""
-    with (out_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _prepare_folder(out_dir: Path, settings: dict[str, Any]) -> bool:
@@ -117,23 +126,16 @@ def _prepare_folder(out_dir: Path, settings: dict[str, Any]) -> bool:
     about, clips = out_dir / "dataset.json", out_dir / "clips.jsonl"
     if clips.exists() and not about.exists():
         raise ValueError(f"{clips}: exists without a dataset.json, expected a folder of our own")
-    is_ours = about.exists() and json.loads(about.read_bytes()) == settings
+    is_ours = about.exists() and read_object(about, "settings of a data set") == settings
     if is_ours and clips.exists():
         return False
     clips.unlink(missing_ok=True)
     if not is_ours:
         for video in (out_dir / "videos").glob("*.mp4"):
             video.unlink()
-        _write_atomic(about, (json.dumps(settings, indent=2) + "\n").encode())
-    for leftover in (out_dir / "videos").glob(".*.partial"):
-        leftover.unlink()
+        write_json(about, settings)
+    remove_leftovers(out_dir / "videos", are_all_dead=True)  # we hold the lock
     return True
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _render_all(
@@ -170,7 +172,7 @@ def _render_chunk(out_dir: Path, level: str, seed: int, jobs: list[tuple[str, in
     for split, index in jobs:
         spec = clip_spec(level, seed, split, index)
         path = out_dir / spec.clip.video
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:  # emptied by a loss of power
             encode_mp4(path, draw_clip(spec), spec.fps)
         track = {
             "id": spec.clip.id,

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.schema import Clip, write_lines
+from data_prep.files import write_lines
+from data_prep.schema import Clip
 
 
 @dataclass(frozen=True)

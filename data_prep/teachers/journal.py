@@ -4,22 +4,23 @@ One JSON object a line, appended and synced to the disk before the next is asked
 that is killed at any time goes on without asking twice. One run at a time may write it.
 """
 
-import fcntl
 import json
-import os
+import logging
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from data_prep.schema import DataError
+from data_prep.files import AppendedLines, BusyError, DataError, LineError, locked, read_jsonl
+
+_log = logging.getLogger(__name__)
 
 
 class Journal:
     """The answers so far, by key.
 
     Args:
-        path: The file; made if missing. A last line without its end, which a killed run leaves, is
-            cut off.
+        path: The file; made if missing. A last line that a killed run cut off is removed.
 
     Raises:
         DataError: if another run holds the file, or naming the line that cannot be read.
@@ -27,14 +28,16 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        try:
-            self._lock()
-            self._rows = self._read()
-        except BaseException:
-            self._file.close()
-            raise
+        with ExitStack() as stack:
+            lock = path.with_name(f".{path.name}.lock")
+            try:
+                stack.enter_context(locked(lock, timeout_s=0.0, waits_for="another run"))
+            except BusyError as error:
+                told = "another run is writing it; wait for its end"
+                raise DataError(f"{path}: {told}") from error
+            self._rows = _read(path) if path.exists() else {}
+            self._lines = stack.enter_context(AppendedLines(path, is_durable=True))
+            self._held = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -45,7 +48,7 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._held.close()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -56,31 +59,20 @@ class Journal:
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep an answer; it is on the disk when this returns."""
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._lines.add(json.dumps(row, ensure_ascii=False))
         self._rows[row["key"]] = row
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{self.path}: another run is writing it; wait for its end") from error
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            self._file.truncate(whole)
-        rows = {}
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                rows[row["key"]] = row
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{self.path}:{number}: expected a JSON object with a key; mend or remove the "
-                    "line, or the answers that follow it would be paid for again"
-                ) from error
-        return rows
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    rows = {}
+    try:
+        for row in read_jsonl(path, "the journal of a teacher", on_cut=_log.warning):
+            if not isinstance(row.values.get("key"), str):
+                raise LineError(row.where, "no key")
+            rows[row.values["key"]] = row.values
+    except LineError as error:
+        raise DataError(
+            f"{error.where}: expected a JSON object with a key ({error.problem}); mend or remove "
+            "the line, or the answers that follow it would be paid for again"
+        ) from error
+    return rows

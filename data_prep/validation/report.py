@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.schema import write_lines
+from data_prep.files import write_lines
 from data_prep.validation.findings import KINDS, Finding
 from data_prep.validation.view import Estimate, View
 

@@ -1,14 +1,14 @@
 """Rows one by one: each line is a clip with its findings, or the finding why it is none."""
 
-import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import read_lines
 from data_prep.schema import Clip, RowError, parse_clip
+from data_prep.strict_json import JsonError, parse_json
 from data_prep.validation.clip_checks import (
     check_cycles,
     check_path,
@@ -21,7 +21,6 @@ from data_prep.validation.report import Report
 from data_prep.validation.view import Estimate, View, estimate_view
 from data_prep.video import plan_indices
 
-_BOM = b"\xef\xbb\xbf"
 _SHOWN = 200  # characters of a line that cannot be read
 
 
@@ -57,15 +56,12 @@ def add_finding(report: Report, row: Row, kind: str, key: str, value: str, expec
 def read_rows(report: Report) -> Iterator[Row | None]:
     """Read and count every line and add its findings to the report; None where it is no clip."""
     folder = os.path.abspath(report.path.parent)  # noqa: PTH100 - `..` is taken out as text
-    with report.path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            if not line.strip():
-                report.num_blank += 1
-                continue
-            report.num_rows += 1
-            yield _read_row(report, folder, number, line)
+    for line in read_lines(report.path, "a JSONL file of clips"):
+        if line.is_blank:
+            report.num_blank += 1
+            continue
+        report.num_rows += 1
+        yield _read_row(report, folder, line.number, line.content)
 
 
 def _read_row(report: Report, folder: str, number: int, line: bytes) -> Row | None:
@@ -78,9 +74,9 @@ def _read_row(report: Report, folder: str, number: int, line: bytes) -> Row | No
         report.findings.append(make.make("not_utf8", "", value, "text in UTF-8"))
         return None
     try:
-        values = json.loads(text, object_pairs_hook=_without_repeated_keys)
-    except (ValueError, RecursionError) as error:
-        value = f"{text[:_SHOWN]!r} ({error})"
+        values = parse_json(text, allows_any_number=True, allows_surrogates=True)
+    except JsonError as error:
+        value = f"{text[: _SHOWN - 80]!r} ({error})"
         report.findings.append(make.make("not_json", "", value, "one JSON object"))
         return None
     try:
@@ -116,14 +112,6 @@ def _check_row(report: Report, clip: Clip, make: RowFindings) -> Estimate | None
     report.estimates.append(estimate)
     report.cycle_lengths_s.extend(end - start for start, end in clip.cycles or () if end > start)
     return estimate
-
-
-def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        repeated = next(key for key, number in Counter(k for k, _ in pairs).items() if number > 1)
-        raise ValueError(f"key {repeated!r} is given twice")
-    return values
 
 
 def _text(values: Any, key: str) -> str:

@@ -3,7 +3,6 @@
 rows = rows without findings + with warnings only + with errors + of other splits
 """
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -61,10 +60,6 @@ def validate_file(
         DataError: if there is no such file, or it holds no row.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, expected a JSONL file of clips")
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: permission denied")
     report = Report(path, split, view)
     rows = [row for row in read_rows(report) if row is not None]
     if report.num_rows == report.num_other_rows:

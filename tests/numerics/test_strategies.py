@@ -89,7 +89,7 @@ def test_a_contradiction_names_both(content: dict[str, Any], expected: str, tmp_
 def test_a_json_that_is_none(tmp_path: Path) -> None:
     recipe = _recipe_with(tmp_path, {})
     (tmp_path / "mine.json").write_text("{'stage': 3}")
-    with pytest.raises(ConfigError, match=r"mine\.json: not JSON"):
+    with pytest.raises(ConfigError, match=r"mine\.json:1: not JSON"):
         deepspeed_settings(recipe)
     (tmp_path / "mine.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"expected a JSON object, got list"):

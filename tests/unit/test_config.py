@@ -248,5 +248,5 @@ def test_saved_settings_of_another_version_are_told(tmp_path: Path) -> None:
     assert str(error.value).startswith(f"{path}: ")
     for text in ("[]", "{", "\ufeff"):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=r"recipe\.json: "):
+        with pytest.raises(ConfigError, match=r"recipe\.json:1: "):
             read_saved(path)
