@@ -61,7 +61,7 @@ def _parse(record: Record, *, full_videos: bool) -> Annotation:
     return Annotation(
         name=f"{video_id}_{int(clip_start):06d}_{round(1000 * (start - clip_start)):05d}",
         split=record.split,
-        videos=tuple(_places(stems, _FOLDERS[record.split], label)),
+        videos=tuple(_candidates(stems, _FOLDERS[record.split], label)),
         action=action_name(label),
         count=count_of(values, "count"),
         start=start - offset,
@@ -70,7 +70,7 @@ def _parse(record: Record, *, full_videos: bool) -> Annotation:
     )
 
 
-def _places(stems: Sequence[str], split: str, label: str) -> Iterator[str]:
+def _candidates(stems: Sequence[str], split: str, label: str) -> Iterator[str]:
     """Where copies of Kinetics keep a clip: by split, by class, by both, or all in one folder."""
     labels = dict.fromkeys((label, label.replace(" ", "_"))) if label else ()
     folders = ["", f"{split}/"]

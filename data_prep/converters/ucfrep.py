@@ -112,11 +112,11 @@ def _annotation(
     label = match[1] if match else path.parent.name
     folder = _FOLDERS.get(label, label)
     of_class = (f"UCF-101/{folder}/{path.name}", f"{folder}/{path.name}") if folder else ()
-    places = (name, *of_class, path.name)
+    candidates = (name, *of_class, path.name)
     return Annotation(
         name=path.stem,
         split=record.split,
-        videos=tuple(dict.fromkeys(places)),
+        videos=tuple(dict.fromkeys(candidates)),
         action=action_name(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", folder)),
         count=count,
         cycles=cycles,

@@ -136,15 +136,15 @@ def closing_mismatch(distances: Array, fps: float) -> Array:
     """
     squares = np.square(distances)
     num = len(squares)
-    places = np.arange(num)
-    lags_s = np.abs(places[:, None] - places[None]) / fps
+    indices = np.arange(num)
+    lags_s = np.abs(indices[:, None] - indices[None]) / fps
     result = np.empty_like(squares)
     shortest = 0.0
     for delay, longer in zip(_DELAYS_S, (*_DELAYS_S[1:], np.inf), strict=True):
         step = max(1, round(delay * fps))
-        before, after = np.maximum(places - step, 0), np.minimum(places + step, num - 1)
-        weight_before = np.minimum(squares[before, places] / _REST, 1.0)
-        weight_after = np.minimum(squares[after, places] / _REST, 1.0)
+        before, after = np.maximum(indices - step, 0), np.minimum(indices + step, num - 1)
+        weight_before = np.minimum(squares[before, indices] / _REST, 1.0)
+        weight_after = np.minimum(squares[after, indices] / _REST, 1.0)
         neighbours = weight_before[:, None] * squares[np.ix_(before, before)]
         neighbours += weight_after[None] * squares[np.ix_(after, after)]
         mixed = (squares + _NEIGHBOUR_WEIGHT * neighbours) / (1.0 + 2.0 * _NEIGHBOUR_WEIGHT)
@@ -162,16 +162,16 @@ def best_chain(gains: Array, low: int, high: int) -> NDArray[np.int64]:
     entry[i, l]: the best that can stand before a repetition of lags[l] moments that begins at i.
     """
     num, lags = len(gains), np.arange(low, high + 1)
-    places = np.arange(len(lags))
+    indices = np.arange(len(lags))
     log_lags = np.log(lags)
     tempo = (TEMPO_COST * np.abs(log_lags[:, None] - log_lags[None])).astype(np.float32)
     value = np.full(len(lags), -np.inf, np.float32)
     last_end = np.full(len(lags), -1)
     entry = np.zeros((num, len(lags)), np.float32)
-    entry_lag = np.full((num, len(lags)), -1)  # place of the lag before; -1: none before
+    entry_lag = np.full((num, len(lags)), -1)  # index of the lag before; -1: none before
     entry_end = np.full((num, len(lags)), -1)
     for j in range(num):
-        fits = places[: max(0, min(j, high) - low + 1)]
+        fits = indices[: max(0, min(j, high) - low + 1)]
         starts = j - lags[fits]
         offered = entry[starts, fits] + gains[starts, j]
         better = fits[offered > value[fits]]
@@ -182,18 +182,18 @@ def best_chain(gains: Array, low: int, high: int) -> NDArray[np.int64]:
             continue
         totals = value[None] - tempo
         before = totals.argmax(axis=1)
-        best = totals[places, before]
+        best = totals[indices, before]
         useful = best > 0
         entry[j] = np.where(useful, best, 0.0)
         entry_lag[j] = np.where(useful, before, -1)
         entry_end[j] = np.where(useful, last_end[before], -1)
-    place = int(value.argmax())
-    if not value[place] > 0:
+    index = int(value.argmax())
+    if not value[index] > 0:
         return np.zeros((0, 2), np.int64)
     borders = []
-    end = int(last_end[place])
-    while place >= 0:
-        start = end - int(lags[place])
+    end = int(last_end[index])
+    while index >= 0:
+        start = end - int(lags[index])
         borders.append((start, end))
-        place, end = int(entry_lag[start, place]), int(entry_end[start, place])
+        index, end = int(entry_lag[start, index]), int(entry_end[start, index])
     return np.array(borders[::-1], np.int64)

@@ -34,7 +34,7 @@ _PHASE_SLACK = 2  # phases by which one may run ahead of the other
 
 @dataclass(frozen=True)
 class Detection:
-    """What was found in a clip.
+    """The repetitions that were found in a clip.
 
     Attributes:
         cycles: (start, end) of each repetition, seconds from the start of the clip.
@@ -127,12 +127,12 @@ def _refine(features: Features) -> tuple[Array, NDArray[np.bool_], float]:
     impulse[20] = 1.0
     noise = features.noise * float(np.sqrt(np.square(gaussian_filter1d(impulse, width)).sum()))
     smooth = gaussian_filter1d(values, width, axis=0, mode="nearest")
-    places = np.arange((len(values) - 1) * _FINER + 1) / _FINER
-    before = np.minimum(places.astype(int), max(len(values) - 2, 0))
+    positions = np.arange((len(values) - 1) * _FINER + 1) / _FINER
+    before = np.minimum(positions.astype(int), max(len(values) - 2, 0))
     after = np.minimum(before + 1, len(values) - 1)
-    share = (places - before)[:, None].astype(np.float32)
-    fine = smooth[before] * (1.0 - share) + smooth[after] * share
-    is_hidden = features.is_hidden[np.minimum(np.round(places).astype(int), len(values) - 1)]
+    weight = (positions - before)[:, None].astype(np.float32)
+    fine = smooth[before] * (1.0 - weight) + smooth[after] * weight
+    is_hidden = features.is_hidden[np.minimum(np.round(positions).astype(int), len(values) - 1)]
     return np.asarray(fine, np.float32), is_hidden, noise
 
 
@@ -154,11 +154,11 @@ def _likeness(distances: Array, borders: NDArray[np.int64], gains: Array) -> flo
     if len(borders) == 1:
         return float(gains[0]) / (1.0 - LEAST_GAIN)
     phases = np.linspace(0.0, 1.0, _NUM_PHASES)
-    places = [np.round(i + (j - i) * phases).astype(int) for i, j in borders]
+    positions = [np.round(i + (j - i) * phases).astype(int) for i, j in borders]
     near = np.abs(np.subtract.outer(np.arange(_NUM_PHASES), np.arange(_NUM_PHASES)))
     far = np.where(near <= _PHASE_SLACK, 0.0, np.inf)
     aligned, other = [], []
-    for a, b in pairwise(places):
+    for a, b in pairwise(positions):
         block = distances[np.ix_(a, b)]
         aligned.append(float((block + far).min(axis=1).mean()))
         other.append(float(block.mean()))

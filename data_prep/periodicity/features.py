@@ -128,11 +128,11 @@ def features_of_signals(
 def _fill_in(signals: Array, hidden: NDArray[np.bool_]) -> None:
     """Replace hidden rows by a straight line between the rows around them, in place."""
     seen = np.flatnonzero(~hidden)
-    for place in np.flatnonzero(hidden):
-        after = int(np.searchsorted(seen, place))
+    for index in np.flatnonzero(hidden):
+        after = int(np.searchsorted(seen, index))
         left, right = seen[max(after - 1, 0)], seen[min(after, len(seen) - 1)]
-        share = (place - left) / (right - left) if right > left else 0.0
-        signals[place] = (1.0 - share) * signals[left] + share * signals[right]
+        weight = (index - left) / (right - left) if right > left else 0.0
+        signals[index] = (1.0 - weight) * signals[left] + weight * signals[right]
 
 
 def _halve(frame: Array) -> Array:

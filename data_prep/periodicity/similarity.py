@@ -140,10 +140,10 @@ def _spectral_period(values: Array, curve: Array, low: int, high: int) -> float 
     band = (periods >= low) & (periods <= 2 * high)
     if not band.any():
         return None
-    place = int(np.flatnonzero(band)[power[band].argmax()])
-    if power[place] <= power.mean() + SIGNIFICANCE * power.std():
+    peak = int(np.flatnonzero(band)[power[band].argmax()])
+    if power[peak] <= power.mean() + SIGNIFICANCE * power.std():
         return None
-    multiples = [k * periods[place] for k in (1, 2, 3, 4) if k * periods[place] <= high]
+    multiples = [k * periods[peak] for k in (1, 2, 3, 4) if k * periods[peak] <= high]
     if not multiples:
         return None
     # A line lies between the bins of the spectrum: look around each multiple.

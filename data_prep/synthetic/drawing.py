@@ -39,10 +39,12 @@ class Pen:
         return round(x * self.size * 16), round(point[1] * self.size * 16)
 
     def line(self, a: Point, b: Point, width: float, colour: Colour) -> None:
+        """Draw a line from `a` to `b` with round ends."""
         thickness = max(1, round(width * self.size))
         cv2.line(self.image, self._at(a), self._at(b), colour, thickness, cv2.LINE_AA, 4)
 
     def disc(self, centre: Point, radius: float, colour: Colour) -> None:
+        """Draw a filled circle."""
         radius16 = round(radius * self.size * 16)
         cv2.circle(self.image, self._at(centre), radius16, colour, -1, cv2.LINE_AA, 4)
 
@@ -79,4 +81,5 @@ def draw_colour(rng: np.random.Generator, low: float, high: float, saturation: f
 
 
 def brightness(colour: Colour) -> float:
+    """Grey value of a colour, 0 to 255 (ITU-R BT.601)."""
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]

@@ -30,6 +30,7 @@ class Scenery:
     duration_s: float
 
     def draw_behind(self, pen: Pen, time_s: float) -> None:
+        """Draw the distractors where they are at a time."""
         progress = time_s / self.duration_s
         for shape in self.distractors:
             x = shape.start[0] + progress * (shape.end[0] - shape.start[0])
@@ -41,6 +42,7 @@ class Scenery:
                 pen.line((x - half, y), (x + half, y), 1.2 * shape.radius, shape.colour)
 
     def draw_in_front(self, pen: Pen, time_s: float) -> None:
+        """Draw the bars, which stand still."""
         for centre, width, is_upright, colour in self.bars:
             if is_upright:
                 pen.line((centre, -0.2), (centre, 1.2), width, colour)
@@ -49,6 +51,7 @@ class Scenery:
 
 
 def draw_scenery(rng: np.random.Generator, level: Level, look: Look, duration_s: float) -> Scenery:
+    """As many distractors and bars as the level asks for, near the background in brightness."""
     base = brightness(look.background)
     towards = 1.0 if base < 128 else -1.0
     distractors = []

@@ -95,6 +95,7 @@ class _Worker:
         theirs.close()
 
     def give(self, task: VideoTask) -> None:
+        """Send it a file; its deadline starts now."""
         self.task = task
         self.due = time.monotonic() + self._deadline_s
         with suppress(BrokenPipeError):  # it has died already; `receive` will find out
@@ -115,6 +116,7 @@ class _Worker:
         return self._is_late() if time.monotonic() >= self.due else None
 
     def end(self) -> None:
+        """Kill the process and wait for it."""
         self.is_gone = True
         self._process.kill()
         self._process.join(_REAP_LIMIT_S)

@@ -16,7 +16,7 @@ from data_prep.validation.view import Estimate, View
 
 @dataclass
 class Report:
-    """What was found.
+    """The findings of a file of clips, and what a model would see of them.
 
     Attributes:
         path: The file.

@@ -29,7 +29,7 @@ class VideoTask:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What was found.
+    """What a video file holds, or why it cannot be used.
 
     Attributes:
         path: The file.
