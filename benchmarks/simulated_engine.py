@@ -11,8 +11,8 @@ import torch
 from simulated_learner import Latency
 
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.engine import Engine, SamplingSettings, Weights, make_rollout
-from actrep_ray.weights.buckets import magnitude, verify_magnitudes
+from actrep_ray.rollout.engine import Engine, SamplingSettings, make_rollout
+from actrep_ray.weights.buckets import Weights, magnitude, verify_magnitudes
 from data_prep.video import FramePlan
 from rewards.grammar.write import Response, render
 

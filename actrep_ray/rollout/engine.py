@@ -8,7 +8,7 @@ learner cannot follow it there.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,11 +20,10 @@ from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.weights.buckets import Weights
 from data_prep.video import FramePlan
 
 _GIB = 2**30
-
-Weights = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.lora import add_adapters, check_adapter, is_adapter
 from actrep_ray.models.qwen_vl import EncodedPrompt, load_model
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings, Weights, make_rollout
-from actrep_ray.weights.buckets import magnitude, verify_magnitudes
+from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings, make_rollout
+from actrep_ray.weights.buckets import Weights, magnitude, verify_magnitudes
 
 
 class HfEngine(QwenVLEngine):

@@ -21,8 +21,9 @@ import torch
 from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings, Weights, make_rollout
+from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings, make_rollout
 from actrep_ray.weights import vllm_load
+from actrep_ray.weights.buckets import Weights
 from data_prep.video import FramePlan
 
 _GIB = 2**30

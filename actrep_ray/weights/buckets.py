@@ -15,6 +15,9 @@ import numpy as np
 import torch
 
 BUCKET_BYTES = 256 * 2**20
+Weights = Mapping[str, torch.Tensor]
+"""Tensors by their Hugging Face names."""
+
 _NUM_SUMS = 512
 _PIECE = 2**18  # numbers that are summed at a time
 
@@ -102,9 +105,7 @@ def magnitude(weight: torch.Tensor) -> float:
     return float(sum(piece.abs().sum(dtype=torch.float64) for piece in pieces))
 
 
-def verify_magnitudes(
-    loaded: Mapping[str, float], weights: Mapping[str, torch.Tensor], dtype: torch.dtype
-) -> int:
+def verify_magnitudes(loaded: Mapping[str, float], weights: Weights, dtype: torch.dtype) -> int:
     """Check that an engine's weights are those that it was given; returns how many were compared.
 
     Args:

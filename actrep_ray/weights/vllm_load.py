@@ -6,7 +6,6 @@ vLLM before it is used, which takes 10 to 25 seconds.
 """
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ import torch
 
 from actrep_ray.config import LoraConfig
 from actrep_ray.models.lora import check_adapter, save_adapter
-from actrep_ray.weights.buckets import verify_magnitudes
+from actrep_ray.weights.buckets import Weights, verify_magnitudes
 
 OPTIONS: dict[str, Any] = {
     "weight_transfer_config": {"backend": "actrep_memory"},
@@ -23,8 +22,6 @@ OPTIONS: dict[str, Any] = {
 """What `vllm.LLM` has to be started with."""
 
 _ADAPTER_ID = 1
-
-Weights = Mapping[str, torch.Tensor]
 
 
 class Receiver(Protocol):

@@ -26,11 +26,11 @@ from actrep_ray.driver.job import prepare_grpo
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Labels, LearnerRow, Prompt, RolloutGroup
-from actrep_ray.rollout.engine import Engine, SamplingSettings, Weights, make_rollout
+from actrep_ray.rollout.engine import Engine, SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker, start_engine
 from actrep_ray.run.metrics import read_metrics
-from actrep_ray.weights.buckets import pack_weights
+from actrep_ray.weights.buckets import Weights, pack_weights
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan

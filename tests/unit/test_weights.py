@@ -1,7 +1,8 @@
 """Weight buckets: hand-computed layout and sums, and what must not pass."""
 
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actrep_ray.weights import vllm_load
 from actrep_ray.weights.buckets import (
+    Weights,
     checksum,
     magnitude,
     pack_weights,
@@ -94,3 +97,45 @@ def test_loaded_weights_are_compared_in_the_engines_dtype() -> None:
         verify_magnitudes(bfloat16, weights, torch.float32)
     with pytest.raises(RuntimeError, match="no weight"):
         verify_magnitudes({}, weights, torch.float32)
+
+
+@dataclass
+class Llm:
+    """What `vllm.LLM` does with weights, in two workers; `loses` and `spoils` name its faults."""
+
+    loses: str = ""
+    spoils: str = ""
+    held: dict[str, torch.Tensor] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    llm_engine: Any = None
+
+    def start_weight_update(self) -> None:
+        self.calls.append("start")
+
+    def update_weights(self, request: dict[str, Any], /) -> None:
+        self.calls.append("update")
+        given = dict(request["update_info"]["weights"])
+        self.held = {n: w * (2 if n == self.spoils else 1) for n, w in given.items()}
+
+    def finish_weight_update(self) -> None:
+        self.calls.append("finish")
+
+    def collective_rpc(self, method: str, *, args: tuple[Any, ...] = ()) -> list[Any]:
+        if method == "actrep_missing_weights":
+            return [[], [self.loses] if self.loses else []]
+        assert method == "actrep_magnitudes"
+        return [{name: magnitude(self.held[name]) for name in args[0]}] * 2
+
+
+def test_vllm_is_given_all_weights_and_asked_for_what_it_uses() -> None:
+    weights: Weights = {"a.norm.weight": torch.ones(3), "b.norm.weight": torch.ones(2)}
+    llm = Llm()
+    vllm_load.replace_all(llm, weights)
+    assert llm.calls == ["start", "update", "finish"]
+    vllm_load.verify_all(llm, weights, torch.float32)
+    with pytest.raises(ValueError, match=r"1 weights of the engine were not given, among them c"):
+        vllm_load.replace_all(Llm(loses="c"), weights)
+    spoiled = Llm(spoils="b.norm.weight")
+    vllm_load.replace_all(spoiled, weights)
+    with pytest.raises(RuntimeError, match=r"b.norm.weight: magnitude 4.0 in the engine"):
+        vllm_load.verify_all(spoiled, weights, torch.float32)
