@@ -23,7 +23,7 @@ from actrep_ray.evaluation.scores import (
     SHARES,
     CountMetrics,
     Figures,
-    score_groups,
+    score_cells,
 )
 from actrep_ray.tasks.clips import labels_of
 from data_prep.schema import Clip
@@ -99,7 +99,7 @@ def breakdown_frame(
     rows = [
         {"predictor": name, **dict(zip(_KEYS, cell, strict=True)), **_numbers(figures)}
         for name, predictions in sets.items()
-        for cell, figures in score_groups(
+        for cell, figures in score_cells(
             predictions, labels_of(clips), cells, num_bootstrap=num_bootstrap, seed=seed
         ).items()
     ]

@@ -18,7 +18,7 @@ _MOST_SETS = 3  # the last ones, of those that were compared
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Picture:
     """One picture.
 
     Attributes:
@@ -48,37 +48,39 @@ def write_pictures(
     from actrep_ray.evaluation import figures as plots
     from actrep_ray.evaluation.figure_style import make_figure, save
 
-    parts = _parts(given, metrics)
-    if not parts:
+    pictures = _pictures(given, metrics)
+    if not pictures:
         return {}
     width = max(11.0, 2.9 * plots.count_panels(given.stages))
-    paths = {part.name: folder / f"{part.name}.png" for part in parts}
-    for part in parts:
-        figure = make_figure(width, part.height)
-        part.draw(figure)
-        save(figure, paths[part.name])
-    heights = [part.height for part in parts]
+    paths = {picture.name: folder / f"{picture.name}.png" for picture in pictures}
+    for picture in pictures:
+        figure = make_figure(width, picture.height)
+        picture.draw(figure)
+        save(figure, paths[picture.name])
+    heights = [picture.height for picture in pictures]
     sheet = make_figure(width, sum(heights))
-    rows = sheet.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)
-    for row, part in zip(rows[:, 0], parts, strict=True):
-        part.draw(row)
+    rows = sheet.subfigures(len(pictures), 1, squeeze=False, height_ratios=heights)
+    for row, picture in zip(rows[:, 0], pictures, strict=True):
+        picture.draw(row)
     paths["summary"] = folder / "summary.png"
     save(sheet, paths["summary"])
     return paths
 
 
-def _parts(given: ReportInput, metrics: Mapping[str, CountMetrics]) -> list[_Part]:
+def _pictures(given: ReportInput, metrics: Mapping[str, CountMetrics]) -> list[_Picture]:
     from actrep_ray.evaluation import figures as plots
 
-    parts = []
+    pictures = []
     if plots.count_panels(given.stages):
-        parts.append(_Part("curves", 3.1, lambda figure: plots.draw_curves(figure, given.stages)))
+        pictures.append(
+            _Picture("curves", 3.1, lambda figure: plots.draw_curves(figure, given.stages))
+        )
     if not given.sets:
-        return parts
+        return pictures
     labels = labels_of(given.clips)
     shown = dict(list(given.sets.items())[-_MOST_SETS:])
-    parts.append(
-        _Part("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, labels, metrics))
+    pictures.append(
+        _Picture("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, labels, metrics))
     )
     if (clip := choose_clip(given.clips)) is not None:
         answers = {
@@ -87,5 +89,5 @@ def _parts(given: ReportInput, metrics: Mapping[str, CountMetrics]) -> list[_Par
         }
         strip = plots.read_strip(clip, answers)
         height = 1.5 + 0.33 * (1 + len(answers))
-        parts.append(_Part("clip", height, lambda figure: plots.draw_clip(figure, strip)))
-    return parts
+        pictures.append(_Picture("clip", height, lambda figure: plots.draw_clip(figure, strip)))
+    return pictures

@@ -110,7 +110,7 @@ def _read_sets(folder: Path) -> dict[str, list[Prediction]]:
     names = {path: path.stem.removeprefix(_PREDICTIONS).strip("-_") for path in paths}
     steps = [path for path in paths if names[path].isdigit()]
     chosen = [path for path in paths if path not in steps[1:-1]]
-    chosen.sort(key=lambda path: _place(names[path]))
+    chosen.sort(key=lambda path: _order_of(names[path]))
     return {
         f"step {int(name)}" if (name := names[path]).isdigit() else name or folder.resolve().name: (
             read_predictions(path)
@@ -119,7 +119,7 @@ def _read_sets(folder: Path) -> dict[str, list[Prediction]]:
     }
 
 
-def _place(name: str) -> int:
+def _order_of(name: str) -> int:
     """The baseline, stages in the order in which they are trained, other names as they come."""
     order = (DETECTOR, "untrained", "sft", "grpo")
     return next((i for i, stage in enumerate(order) if stage in name), len(order))

@@ -46,7 +46,7 @@ INTERVALS_TOLD = "OBO, exact and parsed: Wilson; MAE and RMSE: bootstrap over cl
 _MAE_OFFSET = 0.1  # keeps g = 0 defined; the value of the published metrics
 _CERTAIN = Interval(1.0, 1.0, 1.0, "definition")
 
-Group = TypeVar("Group", bound=Hashable)
+Cell = TypeVar("Cell", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class CountMetrics(Figures):
-    """Figures over all clips, and by parts of them.
+    """Figures over all clips, by bin of the count, and by action.
 
     Attributes:
         parsed_only: Over the clips with a readable answer; None if there is none.
@@ -138,20 +138,20 @@ def score_predictions(
     )
 
 
-def score_groups(
+def score_cells(
     predictions: Sequence[Prediction],
     labels: Mapping[str, Labels],
-    groups: Mapping[str, Group],
+    cells: Mapping[str, Cell],
     *,
     num_bootstrap: int = 2000,
     seed: int = 0,
-) -> dict[Group, Figures]:
-    """Figures over parts of the clips.
+) -> dict[Cell, Figures]:
+    """Figures over the clips of each cell, for example of an action and a bin.
 
     Args:
         predictions: One for each clip of `labels`.
         labels: By clip id.
-        groups: The part that each clip belongs to, by clip id.
+        cells: What each clip is counted under, by clip id.
         num_bootstrap: Resamples of the intervals of MAE and RMSE.
         seed: Of the resamples.
 
@@ -159,7 +159,7 @@ def score_groups(
         ValueError: as `score_predictions` does.
     """
     table = _Table.of(predictions, labels)
-    return table.by([groups[p.clip_id] for p in predictions], num_bootstrap, seed)
+    return table.by([cells[p.clip_id] for p in predictions], num_bootstrap, seed)
 
 
 def paired_difference(
@@ -255,17 +255,17 @@ class _Table:
         return self.values[:, 4] == 1
 
     def select(self, where: np.ndarray) -> "_Table":
-        """Some of the clips, by a bool [N] or by their places."""
+        """Some of the clips, by a bool [N] or by their indices."""
         return _Table(self.values[where])
 
-    def by(self, groups: Sequence[Group], num_bootstrap: int, seed: int) -> dict[Group, Figures]:
-        """The figures of each group of clips, in the order in which groups are first seen."""
-        rows: dict[Group, list[int]] = {}
-        for row, group in enumerate(groups):
-            rows.setdefault(group, []).append(row)
+    def by(self, cells: Sequence[Cell], num_bootstrap: int, seed: int) -> dict[Cell, Figures]:
+        """The figures of each cell, in the order in which cells are first seen."""
+        rows: dict[Cell, list[int]] = {}
+        for row, cell in enumerate(cells):
+            rows.setdefault(cell, []).append(row)
         return {
-            group: self.select(np.array(chosen)).figures(num_bootstrap, seed)
-            for group, chosen in rows.items()
+            cell: self.select(np.array(chosen)).figures(num_bootstrap, seed)
+            for cell, chosen in rows.items()
         }
 
     def figures(self, num_bootstrap: int, seed: int) -> Figures:

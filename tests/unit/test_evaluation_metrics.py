@@ -28,7 +28,7 @@ from actrep_ray.evaluation.scores import (
     count_histogram,
     metrics_of_json,
     paired_difference,
-    score_groups,
+    score_cells,
     score_predictions,
 )
 from actrep_ray.records import Labels
@@ -163,9 +163,9 @@ def test_a_share_of_nothing_is_an_error(num_right: int, num_clips: int) -> None:
         wilson_interval(num_right, num_clips)
 
 
-def test_groups_are_scored_apart() -> None:
-    groups = {"c0": "a", "c1": "b", "c2": "a", "c3": "b"}
-    figures = score_groups(PREDICTIONS, LABELS, groups)
+def test_cells_are_scored_apart() -> None:
+    cells = {"c0": "a", "c1": "b", "c2": "a", "c3": "b"}
+    figures = score_cells(PREDICTIONS, LABELS, cells)
     assert list(figures) == ["a", "b"]
     assert figures["a"].mae.value == pytest.approx((1 / 4.1 + 10 / 10.1) / 2)
     assert figures["a"].parse_rate.value == 0.5
