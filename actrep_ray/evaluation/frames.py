@@ -26,6 +26,7 @@ from actrep_ray.evaluation.scores import (
     score_cells,
 )
 from actrep_ray.tasks.clips import labels_of
+from data_prep.files import replacing
 from data_prep.schema import Clip
 from data_prep.strata import BINS, stratum_of
 
@@ -115,7 +116,6 @@ def breakdown_frame(
 
 def write_frame(frame: pd.DataFrame, stem: Path) -> list[Path]:
     """Write a frame as `stem`.csv, .md and .tex; returns the three paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     texts = {
         ".csv": frame.to_csv(index=False),
         ".md": to_markdown(frame),
@@ -124,7 +124,8 @@ def write_frame(frame: pd.DataFrame, stem: Path) -> list[Path]:
     paths = []
     for ending, text in texts.items():
         path = stem.with_name(stem.name + ending)
-        path.write_text(text, encoding="utf-8")
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8", newline="")
         paths.append(path)
     return paths
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from actrep_ray.evaluation.pictures import choose_clip
 from actrep_ray.evaluation.run_results import ReportInput
 from actrep_ray.evaluation.tables import VERDICTS, TableData
+from data_prep.files import replacing
 
 _CAPTIONS = {
     "curves": "Training. Thin: each step; thick: running mean; dots: held out, with 95% intervals "
@@ -73,7 +74,8 @@ def write_page(
         answer=_shown_answer(given),
     )
     # A sampled text can hold halves of characters that UTF-8 cannot.
-    path.write_bytes(page.encode("utf-8", errors="replace"))
+    with replacing(path) as partial:
+        partial.write_bytes(page.encode("utf-8", errors="replace"))
 
 
 def _shown_answer(given: ReportInput) -> Answer | None:

@@ -17,6 +17,7 @@ from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.evaluation.scores import CountMetrics
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
+from data_prep.files import write_json
 from data_prep.schema import Clip, read_clips
 
 DETECTOR = "periodicity"
@@ -27,8 +28,7 @@ _PREDICTIONS = "predictions"
 
 def write_results(folder: Path, metrics: CountMetrics, recipe: Recipe, checkpoint: str) -> None:
     """Write the figures and the settings of an evaluation that ran alone."""
-    figures = json.dumps(metrics.to_json(), indent=2, allow_nan=False)
-    (folder / "metrics.json").write_text(figures + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", metrics.to_json())
     source = {"checkpoint": checkpoint, **provenance(recipe)}
     write_resolved(recipe, folder / "config.resolved.json", source)
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from actrep_ray.config import Recipe
 from actrep_ray.tasks.clips import labels_of, question_for
-from data_prep.schema import Clip, DataError
+from data_prep.files import DataError, replacing
+from data_prep.schema import Clip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,10 +50,8 @@ def write_verl_parquet(clips: Sequence[Clip], recipe: Recipe, path: Path) -> int
         DataError: as `verl_frame` does.
     """
     frame = verl_frame(clips, recipe)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    frame.to_parquet(partial, index=False)
-    partial.replace(path)
+    with replacing(path) as partial:
+        frame.to_parquet(partial, index=False)
     return len(frame)
 
 
