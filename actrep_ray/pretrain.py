@@ -35,8 +35,10 @@ from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import PLACES, num_parameters, write_tiny_model
 from data_prep.cot import wording
-from data_prep.files import AppendedLines, read_jsonl
+from data_prep.files import AppendedLines
 from data_prep.schema import Clip, read_clips
+from data_prep.synthetic.dataset import read_tracks
+from data_prep.synthetic.timeline import Track
 from data_prep.video import FramePlan, read_frames
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class Example:
     shown: np.ndarray  # int64 [pairs of frames, 4], see `describe_frames`
 
 
-def describe_frames(track: dict[str, Any], plan: FramePlan) -> np.ndarray:
+def describe_frames(track: Track, plan: FramePlan) -> np.ndarray:
     """What each pair of frames shows, int64 [pairs, 4].
 
     The columns are those of `FRAME_CLASSES`: place, still/out/back, whole seconds, tenths.
@@ -73,30 +75,28 @@ def describe_frames(track: dict[str, Any], plan: FramePlan) -> np.ndarray:
     odd = plan.timestamps_s[-1:] * (plan.num_frames % 2)  # the processor repeats the last frame
     times = np.array([*plan.timestamps_s, *odd]).reshape(-1, 2).mean(axis=1)
     places = [PLACES.index(place) for place in places_at(track, times)]
-    ways = motion_of(track)[
-        np.searchsorted(track["times_s"], times).clip(max=len(track["times_s"]) - 1)
-    ]
+    ways = motion_of(track)[np.searchsorted(track.times_s, times).clip(max=len(track.times_s) - 1)]
     tenths = np.floor(times * 10 + 1e-6).astype(int)
     ways = [MOVES.index(way) for way in ways]
     return np.stack([places, ways, tenths // 10, tenths % 10], axis=1)
 
 
-def describe_times(track: dict[str, Any], plan: FramePlan, rng: random.Random) -> str:
+def describe_times(track: Track, plan: FramePlan, rng: random.Random) -> str:
     """`NUM_TIMES` times, seconds, each with the letter of where the part is then."""
     tenths = [rng.randrange(int(plan.timestamps_s[-1] * 10)) for _ in range(NUM_TIMES)]
     places = places_at(track, np.array(tenths) / 10)
     return "".join(f" {t / 10:.1f} {place}" for t, place in zip(tenths, places, strict=True))
 
 
-def places_at(track: dict[str, Any], times_s: np.ndarray) -> list[str]:
+def places_at(track: Track, times_s: np.ndarray) -> list[str]:
     """Which of as many equal parts of the way the position lies in at each time, as a letter."""
-    position = np.interp(times_s, track["times_s"], track["position"])
+    position = np.interp(times_s, track.times_s, track.position)
     return [PLACES[min(int(p * len(PLACES)), len(PLACES) - 1)] for p in position]
 
 
-def describe_motion(track: dict[str, Any]) -> str:
+def describe_motion(track: Track) -> str:
     """One line for each stretch in which the part rests, goes out or comes back, with its times."""
-    times, words = track["times_s"], motion_of(track)
+    times, words = track.times_s, motion_of(track)
     lines, start = [], 0
     for i in range(1, len(words) + 1):
         if i == len(words) or words[i] != words[start]:
@@ -107,10 +107,9 @@ def describe_motion(track: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-def motion_of(track: dict[str, Any]) -> np.ndarray:
+def motion_of(track: Track) -> np.ndarray:
     """One of `MOVES` for each video frame."""
-    times, position = np.array(track["times_s"]), np.array(track["position"])
-    is_moving = np.array(track["moving"], dtype=bool)
+    times, position, is_moving = track.times_s, track.position, track.is_moving
     words = np.full(len(times), "still", dtype=object)
     # A turn has no way back: its second half is called so.
     is_turn = bool(np.any(np.diff(position) < -0.5))
@@ -120,10 +119,9 @@ def motion_of(track: dict[str, Any]) -> np.ndarray:
     return words
 
 
-def describe_excursions(track: dict[str, Any]) -> str:
+def describe_excursions(track: Track) -> str:
     """One line for each stretch between leaving the rest pose and being back there."""
-    times, position = np.array(track["times_s"]), np.array(track["position"])
-    is_moving = np.array(track["moving"], dtype=bool)
+    times, position, is_moving = track.times_s, track.position, track.is_moving
     lines, start = [], None
     for i in range(1, len(times)):
         if start is None:
@@ -143,8 +141,7 @@ def describe_excursions(track: dict[str, Any]) -> str:
 
 def load_examples(folder: Path, split: str, inputs: QwenVLInputs, limit: int) -> list[Example]:
     """Decode the first clips of a synthetic data set, with their descriptions."""
-    rows = read_jsonl(folder / "tracks.jsonl", "the tracks of a synthetic data set")
-    tracks = {row.values["id"]: row.values for row in rows}
+    tracks = read_tracks(folder / "tracks.jsonl")
     clips: list[Clip] = list(read_clips(folder / "clips.jsonl", split=split))[:limit]
     examples = []
     for clip in clips:

@@ -29,6 +29,7 @@ from actrep_ray.pretrain import (
     describe_motion,
     describe_times,
 )
+from data_prep.synthetic.timeline import Track
 from data_prep.video import FramePlan
 
 
@@ -175,11 +176,11 @@ def test_parts_of_a_model() -> None:
 
 
 def test_frames_are_told_by_place_way_and_time_of_each_pair() -> None:
-    track = {
-        "times_s": [0.0, 0.5, 1.0, 1.5, 2.0],
-        "position": [0.0, 0.5, 1.0, 0.5, 0.0],
-        "moving": [False, True, True, True, True],
-    }
+    track = Track(
+        times_s=np.array([0.0, 0.5, 1.0, 1.5, 2.0]),
+        position=np.array([0.0, 0.5, 1.0, 0.5, 0.0]),
+        is_moving=np.array([False, True, True, True, True]),
+    )
     # pairs at (0, .5), (1, 1.5): middles 0.25 and 1.25, positions 0.25 and 0.75
     shown = describe_frames(track, make_plan(4, 2.0, 32))
     assert shown.tolist() == [[2, 1, 0, 2], [6, 2, 1, 2]]
@@ -188,7 +189,7 @@ def test_frames_are_told_by_place_way_and_time_of_each_pair() -> None:
 
 
 def test_times_are_asked_about_in_no_order_and_inside_the_clip() -> None:
-    track = {"times_s": [0.0, 1.0, 2.0], "position": [0.0, 1.0, 0.0]}
+    track = Track(np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 0.0]), np.ones(3, bool))
     words = describe_times(track, make_plan(4, 2.0, 32), random.Random(0)).split()
     times, places = [float(word) for word in words[::2]], words[1::2]
     assert len(times) == NUM_TIMES
@@ -216,10 +217,9 @@ def test_tokens_of_one_number_begin_alike(folders: dict[str, Path]) -> None:
 
 
 def test_motion_is_described_in_stretches_without_any_count() -> None:
-    times = [i / 10 for i in range(13)]
     position = [0, 0, 0, 0.3, 0.7, 1.0, 0.7, 0.3, 0, 0, 0, 0, 0]
     moving = [0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
-    track = {"times_s": times, "position": position, "moving": moving}
+    track = Track(np.arange(13) / 10, np.array(position), np.array(moving, bool))
     assert describe_motion(track) == (
         "still 0.0-0.2s\nout 0.2-0.5s\nback 0.5-0.8s\nstill 0.8-1.2s\n"
     )
