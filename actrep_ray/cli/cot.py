@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.parts import add_command, show
+from data_prep.chat_settings import GEMINI_URL
 from data_prep.schema import SPLITS
-from data_prep.teachers.settings import GEMINI_URL, ApiSettings
+from data_prep.teachers.settings import ApiSettings
 
 if TYPE_CHECKING:
     from data_prep.schema import Clip

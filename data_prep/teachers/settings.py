@@ -1,51 +1,26 @@
-"""Settings of the teacher behind an API. Imports nothing, so that `--help` can show them."""
+"""Settings of the teacher behind an API. Imports little, so that `--help` can show them."""
 
 from dataclasses import dataclass
 
-GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta/openai"
+from data_prep.chat_settings import ChatSettings
 
 
 @dataclass(frozen=True)
-class ApiSettings:
-    """What is asked of whom, and how fast.
+class ApiSettings(ChatSettings):
+    """What a teacher is shown, beside what any model behind an API is asked.
 
     Attributes:
-        base_url: Of an OpenAI-compatible endpoint, for example `http://localhost:8000/v1`; to it
-            `/chat/completions` is added.
-        model: Name that the endpoint knows the model by.
-        api_key_env: NAME of the environment variable that holds the key; None sends no key.
         num_candidates: Most answers asked for about one clip; the first that is accepted is kept.
-        concurrency: Requests under way at the same time.
-        requests_per_minute: Most requests in a minute; None sets no limit.
-        timeout_s: Longest wait for one answer, seconds.
-        max_retries: How often one request is sent again.
-        backoff_s: Wait before the first retry, seconds; it doubles with each, up to 60.
-        max_retry_after_s: Longest wait that a server may ask for, seconds; above it the run stops.
-        temperature: Of sampling.
-        max_tokens: Most tokens of an answer.
         fps: Frames a second that are shown.
         max_frames: Most frames that are shown.
         max_pixels: Most pixels of one frame.
         jpeg_quality: Of the frames that are sent, 1 to 100.
         dialect: Tag of the reasoning.
-        extra_body: JSON object that is put over the request; null takes a key out.
     """
 
-    base_url: str
-    model: str
-    api_key_env: str | None = None
     num_candidates: int = 4
-    concurrency: int = 8
-    requests_per_minute: float | None = None
-    timeout_s: float = 120.0
-    max_retries: int = 6
-    backoff_s: float = 1.0
-    max_retry_after_s: float = 600.0
-    temperature: float = 0.7
-    max_tokens: int = 2048
     fps: float = 4.0
     max_frames: int = 64
     max_pixels: int = 336 * 336
     jpeg_quality: int = 85
     dialect: str = "think"
-    extra_body: str = "{}"

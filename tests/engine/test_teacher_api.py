@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.models.tiny import write_base_model
+from data_prep.chat_api import ApiError
 from data_prep.schema import Clip
 from data_prep.teachers.answers import report_path
-from data_prep.teachers.api import TeacherError, ask_api, journal_path
+from data_prep.teachers.api import ask_api, journal_path
 from data_prep.teachers.settings import ApiSettings
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -124,11 +125,11 @@ def test_vllms_own_server_is_asked_paid_once_and_judged(
     assert per_request < tokens["prompt"] / candidates["asked"] - 6
 
     monkeypatch.setenv("TEACHER_KEY", "sk-wrong-key")
-    with pytest.raises(TeacherError, match="answered 401") as error:
+    with pytest.raises(ApiError, match="answered 401") as error:
         ask_api(clips, tmp_path / "refused.jsonl", settings)
     assert "sk-wrong-key" not in str(error.value)
     monkeypatch.setenv("TEACHER_KEY", SECRET)
-    with pytest.raises(TeacherError, match=r"answered 404: .*not exist"):
+    with pytest.raises(ApiError, match=r"answered 404: .*not exist"):
         ask_api(clips, tmp_path / "absent.jsonl", replace(settings, model="absent"))
     for path in (out, journal_path(out), report_path(out)):
         assert SECRET not in path.read_text()

@@ -20,16 +20,10 @@ import numpy as np
 import pytest
 
 from actrep_ray.cli.main import main
+from data_prep.chat_api import ApiError, Pace, retry_after, sampling_of
 from data_prep.cot import read_answers, rejection
 from data_prep.schema import Clip, DataError, write_clips
-from data_prep.teachers.api import (
-    TeacherError,
-    _Pace,
-    _retry_after,
-    _sampling,
-    ask_api,
-    journal_path,
-)
+from data_prep.teachers.api import ask_api, journal_path
 from data_prep.teachers.journal import Journal
 from data_prep.teachers.prompt import prompt_for, says_that_it_was_told
 from data_prep.teachers.settings import ApiSettings
@@ -264,7 +258,7 @@ def test_a_run_that_is_killed_goes_on_without_paying_twice(
 
 def test_requests_keep_to_the_rate_and_to_pauses() -> None:
     async def times() -> list[float]:
-        pace = _Pace(requests_per_minute=1200)  # one in 0.05 s
+        pace = Pace(requests_per_minute=1200)  # one in 0.05 s
         began = time.monotonic()
         passed = []
 
@@ -295,7 +289,7 @@ def test_an_endpoint_of_no_use_stops_the_run(
 ) -> None:
     clips = [make_clip(f"{kind} {i}") for i in range(20)]
     settings = settings_for(server, concurrency=1, max_retries=1)
-    with pytest.raises(TeacherError, match=message) as error:
+    with pytest.raises(ApiError, match=message) as error:
         ask_api(clips, tmp_path / "cot.jsonl", settings)
     assert SECRET not in str(error.value)
     assert server.num("asked").total() < 20
@@ -320,25 +314,25 @@ def test_wrong_settings_are_refused_without_the_key(
 ) -> None:
     monkeypatch.setenv("BAD_KEY", f"{SECRET}\nX-Other: 1")
     settings = replace(ApiSettings("http://127.0.0.1:9/v1", "tiny"), **changes)
-    with pytest.raises(TeacherError, match=message) as error:
+    with pytest.raises(ApiError, match=message) as error:
         ask_api([], tmp_path / "cot.jsonl", settings)
     assert SECRET not in str(error.value)
 
 
 def test_waits_that_a_server_asks_for() -> None:
-    assert _retry_after("7") == 7.0
-    assert _retry_after("0.5") == 0.5
+    assert retry_after("7") == 7.0
+    assert retry_after("0.5") == 0.5
     later = email.utils.formatdate(time.time() + 100, usegmt=True)
-    assert 95 < _retry_after(later) <= 100
+    assert 95 < retry_after(later) <= 100
     for value in (None, "", "soon", "-3", "inf", "nan", "Wed, 21 Oct 2015 07:28:00 GMT"):
-        assert _retry_after(value) == 0.0
+        assert retry_after(value) == 0.0
 
 
 def test_a_request_can_be_changed(server: Server, make_clip: MakeClip, tmp_path: Path) -> None:
     clips, out = [make_clip("plain")], tmp_path / "cot.jsonl"
     extra = '{"max_tokens": null, "max_completion_tokens": 77}'
     settings = settings_for(server, extra_body=extra)
-    sampling = _sampling(settings)
+    sampling = sampling_of(settings)
     assert sampling == {"model": "tiny", "temperature": 0.7, "max_completion_tokens": 77}
     assert ask_api(clips, out, settings).num_accepted == 1
     again = ask_api(clips, out, settings_for(server))  # another request: another answer
