@@ -78,8 +78,9 @@ def measure(
     model: Path, video: Path, packing: str, overrides: Sequence[str], steps: int
 ) -> dict[str, float]:
     """Seconds, tokens, FLOPs and memory of optimiser steps of one way of packing."""
+    from noise import noise_rows
+
     from actrep_ray.config import load_recipe
-    from actrep_ray.learner.batch.noise import noise_rows
     from actrep_ray.learner.worker import LearnerWorker
     from actrep_ray.models.architecture import read_architecture
     from actrep_ray.planning.learner_memory import plan_learner

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from noise import noise_rows
 
 from actrep_ray.config import Recipe, load_recipe
-from actrep_ray.learner.batch.noise import noise_rows
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.architecture import find_config
 from actrep_ray.models.tiny import write_random_model
