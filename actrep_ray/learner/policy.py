@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from actrep_ray.learner.batch.attention import block_mask, use_packed_attention
 from actrep_ray.learner.batch.packing import PackedBatch
 
-_CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
+CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
 # As a logit: probability exactly 0, and the entropy and its gradient stay finite (-inf: NaN).
 _NEVER = -1e9
 
@@ -25,15 +25,21 @@ class Policy(nn.Module):
         model: The Hugging Face model.
         suppressed_ids: Tokens that the engine never samples; they get probability 0 here too.
         attention: `learner.attention`.
+        chunk_logits: Most logits that exist at once, of all tokens together.
     """
 
     def __init__(
-        self, model: nn.Module, suppressed_ids: tuple[int, ...], attention: str = "sdpa"
+        self,
+        model: nn.Module,
+        suppressed_ids: tuple[int, ...],
+        attention: str = "sdpa",
+        chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.suppressed_ids = suppressed_ids
         self.attention = attention
+        self.chunk_logits = chunk_logits
         use_packed_attention(model, attention)
 
     def forward(
@@ -62,7 +68,7 @@ class Policy(nn.Module):
         ).last_hidden_state  # [B, L, H]
         mask = batch.target_mask
         chosen, targets = hidden.flatten(0, 1)[batch.predictors[mask]], batch.targets[mask]
-        size = max(1, _CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
+        size = max(1, self.chunk_logits // self.model.config.get_text_config().vocab_size)
         log_probs, entropies = [], []
         for chunk, wanted in zip(chosen.split(size), targets.split(size), strict=True):
             arguments = chunk, wanted, temperature, with_entropy_grad

@@ -13,29 +13,60 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actrep_ray.learner.batch.rows import LogProbGap
-from actrep_ray.learner.worker import LearnerError, LearnerWorker
+from actrep_ray.config import Recipe
+from actrep_ray.learner.batch.loader import MicroBatchLoader
+from actrep_ray.learner.loss.objective import (
+    LossParts,
+    PolicyTargets,
+    count_batch,
+    grpo_loss,
+    sft_loss,
+)
+from actrep_ray.learner.optimizer_step import LearnerError, accumulate_gradients
+from actrep_ray.learner.worker import LearnerWorker
 
 SOME = ("sft", "small", "shuffled", "token-mean")
 
 
-def gradients(worker: LearnerWorker, rows: list[Any], kind: str) -> dict[str, torch.Tensor]:
+def gradients(
+    worker: LearnerWorker, recipe: Recipe, rows: list[Any], kind: str
+) -> dict[str, torch.Tensor]:
     """Whole gradients of a batch: `sft`, or `grpo` with half-old log-probs, KL and entropy."""
-    counts = worker._counts(rows)
-    if kind == "sft":
-        worker._accumulate(rows, range(len(rows)), worker._sft_loss_of(counts), temperature=1.0)
-    else:
-        old = worker.log_probs(rows)
-        shifted = {
-            (i, a): (value + 0.3 * np.sin(np.arange(len(value)) + i + a)).astype(np.float32)
-            for i, values in enumerate(old)
-            for a, value in enumerate(values)
-        }
-        loss_of = worker._grpo_loss_of(rows, counts, shifted, shifted, LogProbGap(rows, set()))
-        worker._accumulate(rows, range(len(rows)), loss_of, temperature=1.0, with_entropy_grad=True)
+    ranks, chosen = worker.ranks, range(len(rows))
+    counts = count_batch(
+        rows,
+        chosen,
+        num_ranks=ranks.size,
+        max_answer_tokens=recipe.rollout.max_response_tokens,
+    )
+    shifted = {} if kind == "sft" else half_old(worker, rows)
+    targets = PolicyTargets(rows, shifted, shifted, kl_coef=recipe.algorithm.kl_coef)
+
+    def loss_fn(batch: Any, log_probs: torch.Tensor, entropy: torch.Tensor) -> LossParts:
+        if kind == "sft":
+            return sft_loss(log_probs, entropy, counts)
+        return grpo_loss(batch, log_probs, entropy, targets, counts, recipe.algorithm)
+
+    accumulate_gradients(
+        worker.strategy,
+        MicroBatchLoader(worker.encoder, ranks, recipe.learner).load(rows, chosen),
+        loss_fn,
+        ranks,
+        temperature=1.0,
+        with_entropy_grad=kind == "grpo",
+    )
     found = {name: gradient.clone() for name, gradient in worker.strategy.gradients()}
     forget(worker)
     return found
+
+
+def half_old(worker: LearnerWorker, rows: list[Any]) -> dict[tuple[int, int], np.ndarray]:
+    """Log-probabilities of the answers as they might have been before."""
+    return {
+        (i, a): (value + 0.3 * np.sin(np.arange(len(value)) + i + a)).astype(np.float32)
+        for i, values in enumerate(worker.log_probs(rows))
+        for a, value in enumerate(values)
+    }
 
 
 def forget(worker: LearnerWorker) -> None:
@@ -76,14 +107,12 @@ def gradients_of_cases(
     worker: LearnerWorker, job: dict[str, Any], only: tuple[str, ...] | None
 ) -> dict[str, torch.Tensor]:
     """`CASE/PARAMETER` to its whole gradient."""
-    own, found = worker.recipe, {}
-    for case, (recipe, kind, order) in job["cases"].items():
+    found = {}
+    for case, (recipe, kind, order) in job["cases"].items():  # how to pack, and which loss
         if only is None or case in only:
-            worker.recipe = recipe  # says how rows are packed and what the loss is
             rows = [job["rows"][i] for i in order]
-            grads = gradients(worker, rows, kind)
+            grads = gradients(worker, recipe, rows, kind)
             found |= {f"{case}/{name}": value for name, value in grads.items()}
-    worker.recipe = own
     return found
 
 

@@ -12,8 +12,8 @@ import torch
 
 from actrep_ray.config import AlgorithmConfig, Recipe
 from actrep_ray.driver.groups import row_of
-from actrep_ray.learner.loss.correction import take_kl_off_rewards, token_weights
-from actrep_ray.learner.worker import LearnerError
+from actrep_ray.learner.loss.correction import apply_kl_penalty, token_weights
+from actrep_ray.learner.optimizer_step import LearnerError
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import LearnerRow, Prompt, Rollout, RolloutGroup, RolloutStatus
 from data_prep.video import FramePlan
@@ -101,7 +101,7 @@ def test_a_correction_needs_the_engines_log_probs() -> None:
 def test_the_kl_is_taken_off_the_reward() -> None:
     cfg = AlgorithmConfig(advantage="dr_grpo", kl_in="reward", kl_coef=0.1, kl_type="k1")
     ref = {key: value - 0.5 for key, value in _old().items()}  # k1: 0.5 a token
-    [row] = take_kl_off_rewards([_row()], {0}, _old(), ref, 0.1, cfg, lambda value: [value])
+    [row] = apply_kl_penalty([_row()], {0}, _old(), ref, 0.1, cfg, lambda value: [value])
     rewards = np.array([1.0 - 0.1 * 1.5, 0.0 - 0.1 * 1.0])
     np.testing.assert_allclose(row.advantages, rewards - rewards.mean(), atol=1e-6)
 

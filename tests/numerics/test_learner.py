@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from actrep_ray.config import LearnerConfig, Recipe
+from actrep_ray.learner.optimizer_step import LearnerError
 from actrep_ray.learner.strategies.optimizer import freeze, learning_rates, make_optimizer
-from actrep_ray.learner.worker import LearnerError, LearnerWorker
+from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
 
 MakeRecipe = Callable[..., Recipe]

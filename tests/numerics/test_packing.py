@@ -314,7 +314,6 @@ def test_chunks_and_entropy(
     temperature: float,
     tiny_model: Callable[..., Path],
     make_rows: Callable[..., list[Any]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same numbers in chunks of 3 tokens; entropy as -sum(p log p); no visual token."""
     inputs = QwenVLInputs(tiny_model())
@@ -322,11 +321,10 @@ def test_chunks_and_entropy(
     [prompt] = _encoded(inputs, [row])
     batch = collate(split_row(0, "r", prompt, row.responses, budget=9999, shares_prefix=True))
     model = load_model(tiny_model(), dtype="float32")
-    policy = Policy(model, inputs.visual_token_ids)
     results = []
     for chunk_tokens in (10_000, 3):
         size = chunk_tokens * model.config.get_text_config().vocab_size
-        monkeypatch.setattr("actrep_ray.learner.policy._CHUNK_LOGITS", size)
+        policy = Policy(model, inputs.visual_token_ids, chunk_logits=size)
         model.zero_grad()
         log_probs, entropy = policy(batch, temperature=temperature, with_entropy_grad=True)
         (log_probs.sum() + entropy.square().sum()).backward()

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from actrep_ray.config import Recipe
-from actrep_ray.learner.batch.rows import deal
+from actrep_ray.learner.batch.rows import shard_rows
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from data_prep.video import read_frames
 
@@ -291,9 +291,9 @@ def test_a_state_does_not_depend_on_strategy_or_ranks(
         assert _relative(found, expected) < 1e-3
 
 
-def test_rows_are_dealt_evenly(job: dict[str, Any]) -> None:
+def test_rows_are_sharded_evenly(job: dict[str, Any]) -> None:
     rows = job["rows"] * 4
-    shares = deal(rows, list(range(len(rows))), 3)
-    assert sorted(i for share in shares for i in share) == list(range(20))
-    assert sorted(len(share) for share in shares) == [6, 7, 7]
-    assert shares == deal(rows, list(range(len(rows))), 3)
+    shards = shard_rows(rows, list(range(len(rows))), 3)
+    assert sorted(i for shard in shards for i in shard) == list(range(20))
+    assert sorted(len(shard) for shard in shards) == [6, 7, 7]
+    assert shards == shard_rows(rows, list(range(len(rows))), 3)

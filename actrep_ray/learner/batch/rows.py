@@ -1,29 +1,20 @@
-"""What of a batch is whose: rows that may be trained on, mini-batches, each rank's rows and tokens.
+"""Rows of a batch: what may be trained on, mini-batches, each rank's shard, values of its tokens.
 
 Every rank is given the same rows and follows the same rules, so no rank has to ask another.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from actrep_ray.config import TrainConfig
-from actrep_ray.learner.batch.packing import AnswerKey, PackedBatch, PackedRow, packed_length
+from actrep_ray.learner.batch.packing import AnswerKey, PackedBatch, packed_length
+from actrep_ray.learner.ranks import Ranks
 from actrep_ray.records import LearnerRow
 
 TokenValues = dict[AnswerKey, np.ndarray]
 """Values of an answer's tokens, float32 [R_i]."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A micro-batch of this rank; its weight is 0 if it only keeps step with the other ranks."""
-
-    rows: list[PackedRow]
-    weight: float
-    is_last: bool = False
 
 
 def check_rows(rows: Sequence[LearnerRow], visual_token_ids: Sequence[int]) -> None:
@@ -61,20 +52,30 @@ def mini_batches(num_rows: int, cfg: TrainConfig) -> list[list[int]]:
     return [numbers[start : start + size] for start in range(0, num_rows, size)]
 
 
-def deal(rows: Sequence[LearnerRow], chosen: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Deal rows to ranks: equally many each, as far as they go, and about as many tokens.
+def shard_rows(
+    rows: Sequence[LearnerRow], chosen: Sequence[int], num_ranks: int
+) -> list[list[int]]:
+    """Divide rows among ranks: equally many each, as far as they go, and about as many tokens.
 
     Longest first, to the rank that has fewest tokens among those with fewest rows. The same rows
-    give the same shares on every rank.
+    give the same shards on every rank.
+
+    Args:
+        rows: Of the whole batch.
+        chosen: Numbers of the rows to divide.
+        num_ranks: Number of shards.
+
+    Returns:
+        Numbers of the rows of each rank.
     """
     lengths = {i: _estimated_tokens(rows[i]) for i in chosen}
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    shards: list[list[int]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
     for i in sorted(chosen, key=lambda i: (-lengths[i], i)):
-        rank = min(range(num_ranks), key=lambda r: (len(shares[r]), loads[r], r))
-        shares[rank].append(i)
+        rank = min(range(num_ranks), key=lambda r: (len(shards[r]), loads[r], r))
+        shards[rank].append(i)
         loads[rank] += lengths[i]
-    return shares
+    return shards
 
 
 def by_answer(batch: PackedBatch, values: torch.Tensor) -> TokenValues:
@@ -111,6 +112,16 @@ class LogProbGap:
             self.total += float(gap.sum())
             self.largest = max(self.largest, float(gap.max()))
             self.num_tokens += len(gap)
+
+    def metrics(self, ranks: Ranks) -> dict[str, float]:
+        """Mean and maximum over the tokens of all ranks; nothing if the engine said nothing."""
+        if not self.num_expected:
+            return {}
+        sums = ranks.sum({"total": self.total, "tokens": float(self.num_tokens)})
+        return {
+            "log_prob_gap_mean": sums["total"] / sums["tokens"],
+            "log_prob_gap_max": ranks.max(self.largest),
+        }
 
 
 def _estimated_tokens(row: LearnerRow) -> int:

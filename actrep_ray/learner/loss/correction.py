@@ -105,7 +105,7 @@ def token_weights(
     return replace(found, metrics=metrics, num_kept=num_kept)
 
 
-def take_kl_off_rewards(
+def apply_kl_penalty(
     rows: Sequence[LearnerRow],
     own: set[int],
     old: Mapping[AnswerKey, np.ndarray],

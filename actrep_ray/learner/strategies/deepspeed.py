@@ -19,12 +19,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.packing import PackedBatch
 from actrep_ray.learner.policy import Policy
-from actrep_ray.learner.strategies.base import Moments
+from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
 from actrep_ray.planning.deepspeed_settings import deepspeed_settings
 
 
-class Zero:
+class Zero(Strategy):
     """`learner.strategy: deepspeed`; see `Strategy`."""
 
     def __init__(self, policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
@@ -36,7 +36,7 @@ class Zero:
             config=deepspeed_settings(recipe),
             dist_init_required=False,
         )
-        self._base = self._zero.optimizer  # PyTorch's AdamW over this rank's flat shares
+        self._base = self._zero.optimizer  # PyTorch's AdamW over this rank's flat shards
 
     def forward(
         self, batch: PackedBatch, *, temperature: float, with_entropy_grad: bool = False
@@ -96,8 +96,8 @@ class Zero:
         whole = whole.to(self._engine.device)
         self._deepspeed.utils.safe_set_full_fp32_param(parameter, whole)
 
-    def shares(self) -> list[torch.Tensor]:
-        """This rank's flat shares of the optimiser's weights."""
+    def local_shards(self) -> list[torch.Tensor]:
+        """This rank's flat shards of the optimiser's weights."""
         return [flat.detach() for flat in self._flat_masters()]
 
     def moments(self, parameter: torch.Tensor) -> Moments | None:
@@ -109,7 +109,7 @@ class Zero:
         return Moments(step, read(parameter, "exp_avg"), read(parameter, "exp_avg_sq"))
 
     def set_moments(self, parameter: torch.Tensor, moments: Moments) -> None:
-        """Take this rank's share of a saved state; all parameters have taken as many steps."""
+        """Keep this rank's shard of the state; all parameters have taken as many steps."""
         self._make_states()
         for state in self._base.state.values():
             state["step"].fill_(moments.step)
@@ -148,7 +148,7 @@ class Zero:
     def _gathered(
         self, parameter: torch.Tensor, modifier_rank: int | None = None
     ) -> Iterator[None]:
-        """ZeRO-3: the whole parameter in place of this rank's share, for a while."""
+        """ZeRO-3: the whole parameter in place of this rank's shard, for a while."""
         if not hasattr(parameter, "ds_id"):
             yield
             return

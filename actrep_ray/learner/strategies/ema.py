@@ -1,4 +1,4 @@
-"""A moving average of the trained weights, float32; every rank keeps that of its own shares.
+"""A moving average of the trained weights, float32; every rank keeps that of its own shards.
 
     average <- decay * average + (1 - decay) * weight        after each optimiser step
 
@@ -26,8 +26,8 @@ class Ema:
     """The average of what a strategy trains.
 
     Args:
-        strategy: Holds this rank's shares of the weights.
-        decay: Share of the old average that an optimiser step keeps, above 0 and below 1.
+        strategy: Holds this rank's shards of the weights.
+        decay: Fraction of the old average that an optimiser step keeps, above 0 and below 1.
     """
 
     def __init__(self, strategy: Strategy, decay: float) -> None:
@@ -37,12 +37,12 @@ class Ema:
 
     def restart(self) -> None:
         """Begin again with the present weights."""
-        self._averages = [share.clone() for share in self._strategy.shares()]
+        self._averages = [shard.clone() for shard in self._strategy.local_shards()]
 
     def update(self) -> None:
         """Take the weights that an optimiser step has left into the average."""
-        for average, share in self._pairs():
-            average.lerp_(share, 1.0 - self._decay)
+        for average, shard in self._pairs():
+            average.lerp_(shard, 1.0 - self._decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -90,12 +90,12 @@ class Ema:
                     self._strategy.write_master(parameter, file.get_tensor(name))
 
     def _pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return zip(self._averages, self._strategy.shares(), strict=True)
+        return zip(self._averages, self._strategy.local_shards(), strict=True)
 
     def _swap(self) -> None:
-        for average, share in self._pairs():
-            weight = share.clone()
-            share.copy_(average)
+        for average, shard in self._pairs():
+            weight = shard.clone()
+            shard.copy_(average)
             average.copy_(weight)
 
 

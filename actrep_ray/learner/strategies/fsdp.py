@@ -19,12 +19,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.packing import PackedBatch
 from actrep_ray.learner.policy import Policy
-from actrep_ray.learner.strategies.base import Moments
+from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
 from actrep_ray.models.loading import receive
 
 
-class Fsdp2:
+class Fsdp2(Strategy):
     """`learner.strategy: fsdp2`; see `Strategy`."""
 
     def __init__(self, policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
@@ -78,7 +78,7 @@ class Fsdp2:
         return self.whole(parameter)
 
     def set_master(self, parameter: torch.Tensor, whole: torch.Tensor) -> None:
-        """Copy this rank's share of a value."""
+        """Copy this rank's shard of a value."""
         with torch.no_grad():
             parameter.copy_(_split_like(whole, parameter))
 
@@ -86,8 +86,8 @@ class Fsdp2:
         """As `set_master`: a parameter is its own master."""
         self.set_master(parameter, whole)
 
-    def shares(self) -> list[torch.Tensor]:
-        """This rank's shares of the trained parameters."""
+    def local_shards(self) -> list[torch.Tensor]:
+        """This rank's shards of the trained parameters."""
         self.reshard()
         groups = self._optimizer.param_groups
         return [p.detach().to_local() for group in groups for p in group["params"]]
@@ -102,7 +102,7 @@ class Fsdp2:
         )
 
     def set_moments(self, parameter: torch.Tensor, moments: Moments) -> None:
-        """Take this rank's share of a saved state."""
+        """Keep this rank's shard of the state."""
         self._optimizer.state[parameter] = {
             # Fused AdamW counts steps where the parameter lies.
             "step": torch.tensor(moments.step, device=parameter.device),
@@ -143,7 +143,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _split_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This rank's share of a whole tensor, split as another one is."""
+    """This rank's shard of a whole tensor, split as another one is."""
     if not isinstance(like, DTensor):
         return full.to(like.device)
     local = full.to(like.device)

@@ -71,7 +71,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def lr_factor(step: int, cfg: LearnerConfig, total_steps: int) -> float:
-    """Share of the peak learning rate in optimiser step `step` (from 0) of `total_steps`.
+    """Fraction of the peak learning rate in optimiser step `step` (from 0) of `total_steps`.
 
     A linear warm-up ends at the peak; what follows ends at `min_lr_ratio` of it.
     """
@@ -79,12 +79,12 @@ def lr_factor(step: int, cfg: LearnerConfig, total_steps: int) -> float:
         return (step + 1) / cfg.warmup_steps
     done = (step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps)
     done = min(1.0, done)
-    share = {
+    fraction = {
         "constant": 1.0,
         "linear": 1.0 - done,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
     }[cfg.schedule]
-    return cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * share
+    return cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * fraction
 
 
 def learning_rates(step: int, cfg: LearnerConfig, total_steps: int) -> dict[str, float]:
@@ -110,7 +110,7 @@ def save_optimizer(
     Args:
         folder: Where to.
         model: Its names are those in the files.
-        strategy: Knows the whole of what this rank holds a share of.
+        strategy: Knows the whole of what this rank holds a shard of.
         state: JSON values to keep beside them.
         is_writer: Whether this rank writes.
         weights_of: Whether the weight of a name is saved too.

@@ -1,0 +1,251 @@
+"""The model in and out: the policy and its reference from a checkpoint, weights and state back.
+
+Every rank makes the same calls: reading is broadcast from rank 0, and a weight is whole only where
+all ranks have given their shards.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from actrep_ray.config import Recipe
+from actrep_ray.learner.folders import complete_folder, copy_processor_files
+from actrep_ray.learner.policy import Policy
+from actrep_ray.learner.ranks import Ranks
+from actrep_ray.learner.strategies import fsdp, optimizer
+from actrep_ray.learner.strategies.base import Strategy
+from actrep_ray.learner.strategies.ema import Ema
+from actrep_ray.models import loading, lora
+
+NamedWeights = Iterator[tuple[str, torch.Tensor]]
+"""(name, whole weight), one after another."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints that a learner reads.
+
+    Attributes:
+        model: What training starts or goes on from; its tokenizer and processor go into what is
+            saved.
+        base: The reference policy, and the weights that adapters belong to.
+    """
+
+    model: Path
+    base: Path
+
+
+def load_policy(
+    recipe: Recipe, checkpoints: Checkpoints, visual_ids: tuple[int, ...], ranks: Ranks
+) -> tuple[Policy, int | None]:
+    """What is trained, not split yet: parts frozen, adapters at their start.
+
+    Args:
+        recipe: Settings.
+        checkpoints: With adapters the base is loaded, else the model.
+        visual_ids: Tokens that the engine never samples.
+        ranks: Rank 0 reads, and tells the others with FSDP2.
+
+    Returns:
+        The policy, and the fingerprint of the base that its adapters belong to, if it has any.
+    """
+    cfg, has_lora = recipe.learner, recipe.model.lora.rank > 0
+    path = checkpoints.base if has_lora else checkpoints.model
+    is_whole = ranks.is_first or cfg.strategy == "deepspeed"
+    model: Any = loading.load(path, dtype="float32", is_reader=is_whole)
+    fingerprint: int | None = None
+    if has_lora:
+        torch.manual_seed(recipe.seed)  # adapters start alike on all ranks
+        lora.add_adapters(model, recipe.model.lora)
+        own = lora.base_fingerprint(model) if ranks.is_first else None
+        fingerprint = ranks.gather(own)[0]
+    else:
+        optimizer.freeze(model, recipe.model.freeze)
+    if cfg.gradient_checkpointing:
+        # ZeRO-3 frees weights that a checkpoint without re-entering autograd would compare.
+        _enable_checkpointing(model, cfg.strategy == "deepspeed" and cfg.zero_stage == 3)
+    model.train(cfg.gradient_checkpointing)
+    lora.set_dropout(model, is_on=False)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch_dtype(recipe))
+    return Policy(model, visual_ids, cfg.attention), fingerprint
+
+
+def load_reference(recipe: Recipe, base: Path, visual_ids: tuple[int, ...], ranks: Ranks) -> Policy:
+    """The frozen policy of the KL term, split by FSDP2 whatever the strategy."""
+    model: Any = loading.load(base, dtype=recipe.model.dtype, is_reader=ranks.is_first)
+    model.requires_grad_(False)
+    model.eval()
+    policy = Policy(model, visual_ids, recipe.learner.attention)
+    fsdp.shard(policy, ranks.mesh, recipe)
+    return policy
+
+
+def torch_dtype(recipe: Recipe) -> torch.dtype:
+    """The dtype that a recipe's model computes in."""
+    dtype: torch.dtype = getattr(torch, recipe.model.dtype)
+    return dtype
+
+
+class ModelIO:
+    """Exports and saves what is trained, and goes on from it.
+
+    Args:
+        recipe: Settings.
+        ranks: All of them make the same calls; rank 0 writes.
+        policy: What is trained.
+        strategy: What splits it.
+        ema: Its moving average, if there is one.
+        checkpoints: What it was loaded from.
+        base_fingerprint: Of the base that adapters belong to; None without adapters.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ranks: Ranks,
+        policy: Policy,
+        strategy: Strategy,
+        ema: Ema | None,
+        checkpoints: Checkpoints,
+        base_fingerprint: int | None,
+    ) -> None:
+        self._recipe = recipe
+        self._ranks = ranks
+        self._model = policy.model
+        self._strategy = strategy
+        self._ema = ema
+        self._checkpoints = checkpoints
+        self._base_fingerprint = base_fingerprint
+        self._has_lora = recipe.model.lora.rank > 0
+        self._dtype = torch_dtype(recipe)
+
+    def iter_weights(self, bucket_bytes: int) -> NamedWeights:
+        """See `LearnerWorker.iter_weights`."""
+        if self._recipe.sends_adapters:
+            yield from self._on_rank_0(lora.adapter_weights(self._model, self._strategy.whole))
+            return
+        bucket: dict[str, torch.Tensor] = {}
+        size = 0
+        for name, weight in self._model_weights():
+            bucket[name], size = weight, size + weight.nbytes
+            if size >= bucket_bytes:
+                yield from revert_weight_conversion(self._model, bucket).items()
+                bucket, size = {}, 0
+        yield from revert_weight_conversion(self._model, bucket).items()
+
+    def save_model(self, folder: Path) -> None:
+        """Write a Hugging Face folder, the moving average as another one in it: `ema`."""
+        with complete_folder(folder, is_writer=self._ranks.is_first) as target:
+            self._write_model(target, self._model_weights())
+            if self._ema is not None:
+                with self._ema.in_place():
+                    whole = lora.merged_weights(self._model, self._strategy.whole_master)
+                    self._write_model(target / "ema", self._on_rank_0(whole))
+        self._ranks.barrier()
+
+    def save_state(self, folder: Path, progress: dict[str, Any]) -> None:
+        """Write optimiser, average, adapter and progress.
+
+        Args:
+            folder: Is made.
+            progress: JSON values, which `load_state` gives back.
+        """
+        self._strategy.reshard()
+        state = dict(progress)
+        if self._has_lora:
+            state["base_model"] = str(self._checkpoints.base)
+            state["base_fingerprint"] = self._base_fingerprint
+        is_writer = self._ranks.is_first
+        with complete_folder(folder, is_writer=is_writer) as target:
+            optimizer.save_optimizer(
+                target,
+                self._model,
+                self._strategy,
+                state,
+                is_writer=is_writer,
+                weights_of=self._is_saved_exactly,
+            )
+            if self._ema is not None:
+                self._ema.save(target, self._model, is_writer=is_writer)
+            if self._has_lora:
+                self._save_adapter(target / "adapter")
+        self._ranks.barrier()
+
+    def load_state(self, folder: Path) -> dict[str, Any]:
+        """Read what `save_state` wrote; the weights are those that were loaded already.
+
+        Returns:
+            Its `progress`.
+
+        Raises:
+            ValueError: if it belongs to another model, or its adapter to another base.
+        """
+        if self._has_lora:
+            self._check_base(folder)
+        self._strategy.reshard()
+        state = optimizer.load_optimizer(folder, self._model, self._strategy)
+        if self._ema is not None:
+            self._ema.load(folder, self._model)
+        return state
+
+    def _check_base(self, folder: Path) -> None:
+        """Refuse an adapter that was trained beside other weights than those that were loaded."""
+        path = folder / "learner.json"
+        state = json.loads(path.read_bytes()) if path.is_file() else {}
+        if state and state.get("base_fingerprint") != self._base_fingerprint:
+            raise ValueError(
+                f"{folder}: its adapter belongs to {state.get('base_model', 'no base')}, not to "
+                f"the weights of {self._checkpoints.base}: set model.path to the base it was "
+                "trained on"
+            )
+
+    def _save_adapter(self, folder: Path) -> None:
+        adapter = {
+            name: self._strategy.whole_master(parameter).to("cpu", copy=True)
+            for name, parameter in self._model.named_parameters()
+            if lora.is_adapter(name)
+        }
+        if self._ranks.is_first:
+            lora.save_adapter(folder, self._recipe.model.lora, adapter)
+
+    def _is_saved_exactly(self, name: str) -> bool:
+        """Whether a weight's float32 is kept in the state: the model folder has less of it."""
+        return lora.is_adapter(name) if self._has_lora else self._dtype != torch.float32
+
+    def _model_weights(self) -> NamedWeights:
+        """Whole weights by their names in the Hugging Face model, adapters merged; on rank 0."""
+        yield from self._on_rank_0(lora.merged_weights(self._model, self._strategy.whole))
+
+    def _write_model(self, folder: Path, weights: NamedWeights) -> None:
+        """Write a model folder on rank 0; the other ranks take part in gathering."""
+        gathered = dict(weights)
+        if self._ranks.is_first:
+            folder.mkdir(exist_ok=True)
+            copy_processor_files(self._checkpoints.model, folder)
+            self._model.save_pretrained(folder, state_dict=gathered)
+
+    def _on_rank_0(self, weights: NamedWeights) -> NamedWeights:
+        """Whole weights on the CPU in the model's dtype; the other ranks only gather them."""
+        for name, weight in weights:
+            if self._ranks.is_first:
+                yield name, weight.to("cpu", self._dtype, copy=True).contiguous()
+
+
+def _enable_checkpointing(model: Any, is_reentrant: bool) -> None:
+    model.gradient_checkpointing_enable({"use_reentrant": is_reentrant})
+    if is_reentrant:
+        # Such a checkpoint gives no gradient to a layer whose input needs none.
+        first_layers: tuple[nn.Module, ...] = (
+            model.get_input_embeddings(),
+            model.model.visual.patch_embed,
+        )
+        for layer in first_layers:
+            layer.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
