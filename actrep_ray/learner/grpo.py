@@ -16,7 +16,7 @@ from actrep_ray.learner.forward import Forward, score_rows
 from actrep_ray.learner.loss import algorithms
 from actrep_ray.learner.loss.algorithms import BatchCounts
 from actrep_ray.learner.loss.correction import apply_kl_penalty, token_weights
-from actrep_ray.learner.loss.objective import LossParts, PolicyTargets, count_batch, grpo_loss
+from actrep_ray.learner.loss.objective import LossAndSums, PolicyTargets, count_batch, grpo_loss
 from actrep_ray.learner.optimizer_step import OptimizerSteps
 from actrep_ray.learner.ranks import Ranks
 from actrep_ray.records import LearnerRow
@@ -134,7 +134,7 @@ class GrpoUpdate:
 
         def loss_fn(
             batch: PackedBatch, log_probs: torch.Tensor, entropy: torch.Tensor
-        ) -> LossParts:
+        ) -> LossAndSums:
             if targets.old is None:
                 gap.add(by_answer(batch, log_probs))
             return grpo_loss(batch, log_probs, entropy, targets, counts, cfg)

@@ -78,7 +78,7 @@ class OptimizerSteps:
         Args:
             rows: Of the whole batch.
             chosen: Numbers of the rows of this mini-batch.
-            loss_fn: Gives a micro-batch's part of the mini-batch's loss.
+            loss_fn: Gives a micro-batch's contribution to the mini-batch's loss.
             counts: Of the mini-batch.
             temperature: Divides the logits.
             with_entropy_grad: Whether the entropy is part of the loss.
@@ -154,7 +154,7 @@ def accumulate_gradients(
     Args:
         strategy: What is trained.
         micro_batches: Of this rank, as many as every rank has.
-        loss_fn: Gives a micro-batch's part of the mini-batch's loss.
+        loss_fn: Gives a micro-batch's contribution to the mini-batch's loss.
         ranks: Whose gradients are averaged.
         temperature: Divides the logits.
         with_entropy_grad: Whether the entropy is part of the loss.

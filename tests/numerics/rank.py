@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.loader import MicroBatchLoader
 from actrep_ray.learner.loss.objective import (
-    LossParts,
+    LossAndSums,
     PolicyTargets,
     count_batch,
     grpo_loss,
@@ -42,7 +42,7 @@ def gradients(
     shifted = {} if kind == "sft" else half_old(worker, rows)
     targets = PolicyTargets(rows, shifted, shifted, kl_coef=recipe.algorithm.kl_coef)
 
-    def loss_fn(batch: Any, log_probs: torch.Tensor, entropy: torch.Tensor) -> LossParts:
+    def loss_fn(batch: Any, log_probs: torch.Tensor, entropy: torch.Tensor) -> LossAndSums:
         if kind == "sft":
             return sft_loss(log_probs, entropy, counts)
         return grpo_loss(batch, log_probs, entropy, targets, counts, recipe.algorithm)

@@ -45,7 +45,7 @@ class PrefixLayout:
 
     Attributes:
         rows: int64 [A], row of each answer.
-        tokens: int64 [A, S], place in the flat [B * L] of each answer's tokens; 0 on padding.
+        tokens: int64 [A, S], index in the flat [B * L] of each answer's tokens; 0 on padding.
         token_mask: bool [A, S], False on padding.
         mask: bool [A, 1, S, P + S], which of the prompt (P, the longest) and of its own tokens an
             answer's token sees.
@@ -153,8 +153,8 @@ def shared_prefix_attention(
         attn_mask=layout.mask,
         scale=scaling,
     ).transpose(1, 2)
-    places = layout.tokens[layout.token_mask]
-    flat = output.flatten(0, 1).index_copy(0, places, answers[layout.token_mask])
+    indices = layout.tokens[layout.token_mask]
+    flat = output.flatten(0, 1).index_copy(0, indices, answers[layout.token_mask])
     return flat.view_as(output), None
 
 

@@ -66,7 +66,7 @@ class PackedBatch:
             the same.
         pixel_values: float32 [num_patches, patch_dim], of all rows
         grid_thw: int64 [B, 3]
-        predictors: int64 [A, T], place in the flat [B * L] of the token that predicts each target
+        predictors: int64 [A, T], index in the flat [B * L] of the token that predicts each target
         targets: int64 [A, T], the answers' tokens
         target_mask: bool [A, T], False on padding
         answers: Which each of the A answers is
@@ -220,7 +220,7 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
 def _layout(rows: Sequence[PackedRow], reads: Sequence[torch.Tensor]) -> PrefixLayout:
     counts = torch.tensor([len(row.responses) for row in rows])
     prefixes = torch.tensor([len(row.prompt.input_ids) for row in rows])
-    token_mask = _pad([torch.ones(len(places), dtype=torch.bool) for places in reads])
+    token_mask = _pad([torch.ones(len(indices), dtype=torch.bool) for indices in reads])
     return PrefixLayout(
         rows=torch.arange(len(rows)).repeat_interleave(counts),
         tokens=_pad(reads),

@@ -124,7 +124,7 @@ def policy_loss(
     counts: BatchCounts,
     weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """A micro-batch's part of the mini-batch's policy loss.
+    """A micro-batch's contribution to the mini-batch's policy loss.
 
     Args:
         log_probs: Now, with gradient. float32 [A, T]
@@ -136,8 +136,8 @@ def policy_loss(
         weights: Importance weights of tokens, float32 [A, T]; None: 1.
 
     Returns:
-        The part, to be summed over micro-batches and averaged over ranks; and sums over tokens:
-        `clip_fraction` (tokens whose gradient is cut or, with clip_cov, that were picked; 0 for
+        The contribution, to be summed over micro-batches and averaged over ranks; and sums over
+        tokens: `clip_fraction` (tokens whose gradient is cut or, with clip_cov, that were picked; 0 for
         losses that do not clip), `approx_kl` (old minus new log-probability; kl_cov: its size).
     """
     response_mask = mask.to(log_probs.dtype)
@@ -184,14 +184,14 @@ def next_kl_coef(kl_coef: float, kl: float, num_answers: int, cfg: AlgorithmConf
 def aggregate(
     values: torch.Tensor, mask: torch.Tensor, cfg: AlgorithmConfig, counts: BatchCounts
 ) -> torch.Tensor:
-    """A micro-batch's part of the mini-batch's aggregate of token values [A, T]."""
-    part: torch.Tensor = _verl().agg_loss(
+    """A micro-batch's contribution to the mini-batch's aggregate of token values [A, T]."""
+    loss: torch.Tensor = _verl().agg_loss(
         loss_mat=values,
         loss_mask=mask.to(values.dtype),
         loss_agg_mode=cfg.aggregation,
         **_global_counts(cfg, counts),
     )
-    return part
+    return loss
 
 
 @cache

@@ -1,7 +1,7 @@
 """The losses of SFT and GRPO, over explicit data: no model, no ranks, no state.
 
-A loss is a micro-batch's part of the mini-batch's loss, times the number of ranks: summed over
-micro-batches and averaged over ranks it is that of the mini-batch, however the work is split.
+A loss is a micro-batch's contribution to the mini-batch's loss, times the number of ranks: summed
+over micro-batches and averaged over ranks it is that of the mini-batch, however work is split.
 Beside it go sums over tokens, which whoever steps divides by all tokens that count.
 """
 
@@ -18,10 +18,10 @@ from actrep_ray.learner.loss.algorithms import BatchCounts
 from actrep_ray.learner.loss.correction import TokenWeights
 from actrep_ray.records import LearnerRow
 
-LossParts = tuple[torch.Tensor, dict[str, float]]
-"""A micro-batch's part of the loss, and sums over its tokens by name."""
+LossAndSums = tuple[torch.Tensor, dict[str, float]]
+"""A micro-batch's contribution to the loss, and sums over its tokens by name."""
 
-LossFn = Callable[[PackedBatch, torch.Tensor, torch.Tensor], LossParts]
+LossFn = Callable[[PackedBatch, torch.Tensor, torch.Tensor], LossAndSums]
 """(batch, log-probabilities [A, T], entropies [A, T]) to the loss and sums."""
 
 
@@ -76,7 +76,7 @@ def count_batch(
     )
 
 
-def sft_loss(log_probs: torch.Tensor, entropy: torch.Tensor, counts: BatchCounts) -> LossParts:
+def sft_loss(log_probs: torch.Tensor, entropy: torch.Tensor, counts: BatchCounts) -> LossAndSums:
     """Cross-entropy per answer token of the whole batch.
 
     Args:
@@ -96,7 +96,7 @@ def grpo_loss(
     targets: PolicyTargets,
     counts: BatchCounts,
     cfg: AlgorithmConfig,
-) -> LossParts:
+) -> LossAndSums:
     """Policy loss, entropy bonus and KL to the reference policy.
 
     Args:

@@ -3,7 +3,7 @@
     forward ─► loss ─► backward  (once for each micro-batch; gradients add up, averaged over ranks)
                           └─► step  (norm, clip, AdamW; nothing if the norm is not finite)
 
-A loss is therefore given as its part of the whole batch's loss times the number of ranks.
+A loss is therefore given as its contribution to the whole batch's loss times the number of ranks.
 
 Words: a parameter is split into shards, one a rank; the whole is what all shards make; the master
 is the float32 weight that the optimiser steps.
