@@ -4,7 +4,6 @@ Every rank makes the same calls: reading is broadcast from rank 0, and a weight 
 all ranks have given their shards.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from actrep_ray.learner.strategies import fsdp, optimizer
 from actrep_ray.learner.strategies.base import Strategy
 from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.models import loading, lora
+from data_prep import files
 
 NamedWeights = Iterator[tuple[str, torch.Tensor]]
 """(name, whole weight), one after another."""
@@ -199,7 +199,7 @@ class ModelIO:
     def _check_base(self, folder: Path) -> None:
         """Refuse an adapter that was trained beside other weights than those that were loaded."""
         path = folder / "learner.json"
-        state = json.loads(path.read_bytes()) if path.is_file() else {}
+        state = files.read_object(path, "a saved learner state") if path.is_file() else {}
         if state and state.get("base_fingerprint") != self._base_fingerprint:
             raise ValueError(
                 f"{folder}: its adapter belongs to {state.get('base_model', 'no base')}, not to "

@@ -1,6 +1,5 @@
 """One optimiser step: gradients of a mini-batch's micro-batches, and what follows from them."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.learner.strategies.optimizer import learning_rates, lr_factor
 from actrep_ray.models import lora
 from actrep_ray.records import LearnerRow
+from data_prep import files
 
 
 class LearnerError(RuntimeError):
@@ -196,7 +196,7 @@ def _stop_not_finite(
     if ranks.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"optimizer_step": step, "what": what, "bad": bad, "mini_batch": list(rollouts)}
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        files.write_json(path, content)
     named = dict.fromkeys(rollout.rpartition("/")[0] for rollout in bad)
     raise LearnerError(
         f"optimiser step {step}: the {what} is not finite; nothing was changed. "

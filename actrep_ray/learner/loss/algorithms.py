@@ -137,8 +137,9 @@ def policy_loss(
 
     Returns:
         The contribution, to be summed over micro-batches and averaged over ranks; and sums over
-        tokens: `clip_fraction` (tokens whose gradient is cut or, with clip_cov, that were picked; 0 for
-        losses that do not clip), `approx_kl` (old minus new log-probability; kl_cov: its size).
+        tokens: `clip_fraction` (tokens whose gradient is cut or, with clip_cov, that were picked;
+        0 for losses that do not clip), `approx_kl` (old minus new log-probability; kl_cov: its
+        size).
     """
     response_mask = mask.to(log_probs.dtype)
     num_tokens = float(response_mask.sum())

@@ -7,7 +7,6 @@ Files of a saved state::
     learner.json          steps done, optimiser steps of each parameter
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import nn
 from actrep_ray.config import LearnerConfig
 from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.models.qwen_vl import part_of
+from data_prep import files
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
@@ -130,8 +130,7 @@ def save_optimizer(
             tensors |= {f"{k}/{name}": v.to("cpu", copy=True) for k, v in wanted.items()}
     if is_writer:
         save_file(tensors, folder / "learner.safetensors")
-        text = json.dumps({**state, "moment_steps": counts}, indent=2)
-        (folder / "learner.json").write_text(text + "\n", encoding="utf-8")
+        files.write_json(folder / "learner.json", {**state, "moment_steps": counts})
 
 
 def load_optimizer(folder: Path, model: nn.Module, strategy: Strategy) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def load_optimizer(folder: Path, model: nn.Module, strategy: Strategy) -> dict[s
     for file in ("learner.json", "learner.safetensors"):
         if not (folder / file).is_file():
             raise ValueError(f"{folder / file}: no such file, expected a saved learner state")
-    state: dict[str, Any] = json.loads((folder / "learner.json").read_bytes())
+    state = files.read_object(folder / "learner.json", "a saved learner state")
     counts: dict[str, float] = state.pop("moment_steps")
     parameters = dict(model.named_parameters())
     with safe_open(folder / "learner.safetensors", framework="pt") as file:
