@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.parts import add_command, show
+from actrep_ray.cli.parts import UsageError, add_command, show
 from data_prep.chat_settings import GEMINI_URL
 from data_prep.schema import SPLITS
 from data_prep.teachers.settings import ApiSettings
@@ -95,19 +95,16 @@ def _add_api(group: Any) -> None:
 
 
 def _cot(args: argparse.Namespace) -> int:
-    from data_prep.schema import DataError, read_clips
+    from data_prep.schema import read_clips
 
     if args.variety < 1:
-        raise DataError(f"--variety {args.variety}, expected at least 1")
+        raise UsageError(f"--variety {args.variety}, expected at least 1")
     teachers = {
         "annotations": _from_annotations,
         "periodicity": _from_periodicity,
         "api": _from_api,
     }
-    try:
-        report = teachers[args.teacher](args, read_clips(args.data, split=args.split))
-    except OSError as error:  # a folder that may not be written
-        raise DataError(f"{error.filename or args.out}: {error.strerror}") from error
+    report = teachers[args.teacher](args, read_clips(args.data, split=args.split))
     _show(report, args.out)
     if not report.num_accepted:
         sys.stderr.write(f"actrep: {args.data}: no clip has an answer that can be learnt from\n")
@@ -149,12 +146,11 @@ def _from_periodicity(args: argparse.Namespace, clips: "Iterator[Clip]") -> "Cot
 
 
 def _from_api(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
-    from data_prep.schema import DataError
     from data_prep.teachers.api import ask_api
 
     for name in ("base_url", "model"):
         if not getattr(args, name):
-            raise DataError(f"--teacher api needs --{name.replace('_', '-')}")
+            raise UsageError(f"--teacher api needs --{name.replace('_', '-')}")
     given = {f.name: getattr(args, f.name) for f in fields(ApiSettings) if hasattr(args, f.name)}
     with _progress("asking") as progress:
         return ask_api(list(clips), args.out, ApiSettings(**given), progress=progress)
@@ -178,7 +174,9 @@ def _progress(title: str) -> "Iterator[Callable[[int, int, int], None]]":
         TextColumn("{task.fields[accepted]} accepted"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    is_off = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=is_off) as bar:
         task = bar.add_task(title, total=None, accepted=0)
         yield lambda done, total, accepted: bar.update(
             task, completed=done, total=total, accepted=accepted

@@ -1,26 +1,22 @@
-"""What the commands of `actrep` share: how one is added, and whose mistake an error is."""
+"""What the commands of `actrep` share: adding one, reading settings, showing text."""
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actrep_ray.config import Recipe
 
 Command = Callable[[argparse.Namespace], int | None]
 """Runs a command; None and 0 are success."""
 
+_PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+
 
 class UsageError(ValueError):
     """What was asked cannot be done; the message is for the person who asked."""
-
-
-@contextmanager
-def checking_input() -> Iterator[None]:
-    """Within it, a ValueError or OSError is about what the user gave."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
 
 
 def add_command(
@@ -42,7 +38,7 @@ def add_command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, paths=())
     return parser
 
 
@@ -55,6 +51,40 @@ def add_set(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change one setting, for example --set learner.lr=2e-6; may be given again",
     )
+
+
+def picture_file(text: str) -> Path:
+    """A file that a picture can be written to, as the type of an argument."""
+    path = Path(text)
+    if path.suffix.lower() not in _PICTURES:
+        raise argparse.ArgumentTypeError(f"{text}: expected a name in {', '.join(_PICTURES)}")
+    return path
+
+
+def read_recipe(args: argparse.Namespace) -> "Recipe":
+    """The recipe of `args.recipe` with `--set`; its paths count as given by the user.
+
+    Raises:
+        ConfigError: naming all that is wrong with it.
+    """
+    from actrep_ray.config import load_recipe
+
+    return with_paths(args, load_recipe(args.recipe, args.set))
+
+
+def with_paths(args: argparse.Namespace, recipe: "Recipe") -> "Recipe":
+    """The recipe, its paths noted in `args.paths` for the words of an error."""
+    data, model = recipe.data, recipe.model
+    paths = (
+        recipe.runs_dir,
+        data.path,
+        data.answers,
+        model.path,
+        recipe.video.cache_dir,
+        recipe.learner.deepspeed_config,
+    )
+    args.paths = tuple(Path(path) for path in paths if path)
+    return recipe
 
 
 def show(text: str) -> None:

@@ -1,14 +1,13 @@
 """`actrep validate`: arguments, progress and table; the work is done by `data_prep.validation`."""
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.parts import UsageError, add_command, add_set, checking_input
+from actrep_ray.cli.parts import UsageError, add_command, add_set, read_recipe
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -95,17 +94,15 @@ def _positive(text: str) -> float:
 def _validate(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from actrep_ray.config import load_recipe
     from data_prep.validation.report import is_failure, write_report
     from data_prep.validation.validate import Decoding, validate_file
 
-    recipe = load_recipe(args.recipe, args.set)
+    recipe = read_recipe(args)
     view, note = view_of(recipe)
     decoding = Decoding(args.workers, args.deadline, is_on=not args.no_decode)
     with _progress(args.no_decode) as progress:
         report = validate_file(args.data, view, decoding, split=args.split, progress=progress)
-    with checking_input():
-        path = write_report(report, args.out)
+    path = write_report(report, args.out)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
@@ -140,14 +137,17 @@ def view_of(recipe: "Recipe") -> tuple["View", str]:
     """How a recipe's model is shown clips, and a remark on where its patches come from."""
     from actrep_ray.config import ConfigError
     from actrep_ray.run.checkpoint import resolve_model
+    from data_prep.files import read_object
     from data_prep.validation.view import View
 
     video, rollout = recipe.video, recipe.rollout
     try:
-        config = json.loads((resolve_model(recipe.model.path) / "config.json").read_bytes())
-        note = f"patches of {recipe.model.path}"
+        file = resolve_model(recipe.model.path) / "config.json"
     except ConfigError:
         config, note = {}, "patches of Qwen3-VL, as no checkpoint is at model.path"
+    else:
+        config = read_object(file, "settings of a model")
+        note = f"patches of {recipe.model.path}"
     vision = config.get("vision_config", {})
     patch = vision.get("patch_size", _PATCH.get(config.get("model_type", ""), _NEWER_PATCH))
     view = View(

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from actrep_ray.config import SamplingConfig
+from actrep_ray.config import ConfigError, SamplingConfig
 from actrep_ray.driver.cropping import can_crop, crop_clip
 from data_prep.schema import Clip
 from data_prep.strata import make_strata
@@ -155,7 +155,7 @@ class CountSampler:
         mine = self.state_dict()
         for key in ("version", "seed", "fingerprint"):
             if state.get(key) != mine[key]:
-                raise ValueError(
+                raise ConfigError(
                     f"sampler state: {key}={state.get(key)!r}, this run has {mine[key]!r}: the "
                     "seed, the clips of train or the sampling settings are not those of the run "
                     "that saved it"

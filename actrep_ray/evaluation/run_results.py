@@ -17,7 +17,7 @@ from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.evaluation.scores import CountMetrics
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
-from data_prep.files import write_json
+from data_prep.files import DataError, write_json
 from data_prep.schema import Clip, read_clips
 
 DETECTOR = "periodicity"
@@ -64,13 +64,13 @@ def read_run(run_dir: Path) -> ReportInput:
     """What a run folder, or each run folder right inside of it, holds.
 
     Raises:
-        ValueError: naming what was looked for.
+        DataError: naming what was looked for.
     """
     settings = sorted(
         [*run_dir.glob("config.resolved.json"), *run_dir.glob("*/config.resolved.json")]
     )
     if not settings:
-        raise ValueError(f"{run_dir}: no config.resolved.json in it, expected the folder of a run")
+        raise DataError(f"{run_dir}: no config.resolved.json in it, expected the folder of a run")
     runs = [(path.parent, _read_settings(path)) for path in settings]
     runs.sort(key=lambda run: ("sft", "grpo").index(run[1][0].stage))
     stages: dict[str, list[dict[str, Any]]] = {}
@@ -81,7 +81,7 @@ def read_run(run_dir: Path) -> ReportInput:
         sets |= _read_sets(folder)
     sets = _read_sets(run_dir) or _same_clips(sets)
     if not stages and not sets:
-        raise ValueError(f"{run_dir}: neither metrics.jsonl nor {_PREDICTIONS}*.jsonl in it")
+        raise DataError(f"{run_dir}: neither metrics.jsonl nor {_PREDICTIONS}*.jsonl in it")
     recipe, content = runs[-1][1]
     clips, train_counts = _read_answered(Path(recipe.data.path), sets)
     return ReportInput(
@@ -101,7 +101,7 @@ def _read_settings(path: Path) -> tuple[Recipe, dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Recipe.model_validate(content["recipe"]), content
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not the settings of a run ({error})") from error
+        raise DataError(f"{path}: not the settings of a run ({error})") from error
 
 
 def _read_sets(folder: Path) -> dict[str, list[Prediction]]:

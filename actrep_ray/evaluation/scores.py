@@ -29,6 +29,7 @@ from actrep_ray.evaluation.intervals import (
 )
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.records import Labels
+from data_prep.files import DataError
 from data_prep.strata import BINS, stratum_of
 
 FIGURES = ("mae", "obo", "obz", "rmse", "parse_rate")
@@ -181,7 +182,7 @@ def paired_difference(
     first = _Table.of(before, labels)
     by_id = {p.clip_id: p for p in after}
     if missing := [p.clip_id for p in before if p.clip_id not in by_id]:
-        raise ValueError(f"clip {missing[0]!r} is answered before and not after")
+        raise DataError(f"clip {missing[0]!r} is answered before and not after")
     _check_ids(after, labels)
     second = _Table.of([by_id[p.clip_id] for p in before], labels)
 
@@ -294,14 +295,14 @@ def _reduce(values: np.ndarray) -> np.ndarray:
 
 def _check_ids(predictions: Sequence[Prediction], labels: Mapping[str, Labels]) -> None:
     if not predictions:
-        raise ValueError("no predictions to score")
+        raise DataError("no predictions to score")
     ids = Counter(p.clip_id for p in predictions)
     if doubled := [name for name, number in ids.items() if number > 1]:
-        raise ValueError(f"clip {doubled[0]!r} has {ids[doubled[0]]} predictions, expected one")
+        raise DataError(f"clip {doubled[0]!r} has {ids[doubled[0]]} predictions, expected one")
     if unknown := [name for name in ids if name not in labels]:
-        raise ValueError(f"clip {unknown[0]!r} has a prediction and no label")
+        raise DataError(f"clip {unknown[0]!r} has a prediction and no label")
     if missing := [name for name in labels if name not in ids]:
-        raise ValueError(
+        raise DataError(
             f"clip {missing[0]!r} has no prediction (and {len(missing) - 1} more): every clip "
             "that was to be answered counts"
         )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from actrep_ray.config import VideoConfig
+from actrep_ray.config import ConfigError, VideoConfig
 from data_prep.schema import Clip
 from data_prep.video import FramePlan, plan_frames
 
@@ -45,17 +45,17 @@ def read_family(path: str | Path) -> str:
     """`model_type` of a checkpoint folder.
 
     Raises:
-        ValueError: if the folder is no checkpoint of a known family.
+        ConfigError: if the folder is no checkpoint of a known family.
     """
     config = Path(path) / "config.json"
     if not config.is_file():
-        raise ValueError(f"{path}: not a model checkpoint (no config.json in it)")
+        raise ConfigError(f"{path}: not a model checkpoint (no config.json in it)")
     try:
         family = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config}: not JSON ({error})") from error
+        raise ConfigError(f"{config}: not JSON ({error})") from error
     if family not in FAMILIES:
-        raise ValueError(f"{config}: model_type={family!r}, expected one of {', '.join(FAMILIES)}")
+        raise ConfigError(f"{config}: model_type={family!r}, expected one of {', '.join(FAMILIES)}")
     return str(family)
 
 
@@ -68,7 +68,10 @@ class QwenVLInputs:
 
     def __init__(self, path: str | Path) -> None:
         self.family = read_family(path)
-        self.processor: Any = AutoProcessor.from_pretrained(str(path))
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(str(path))
+        except (OSError, ValueError) as error:  # transformers' words for files it lacks
+            raise ConfigError(f"{path}: its processor cannot be read ({error})") from error
         self.tokenizer: Any = self.processor.tokenizer
         config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
         self._tokens_per_second = float(config["vision_config"].get("tokens_per_second", 1.0))

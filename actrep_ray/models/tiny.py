@@ -31,6 +31,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from actrep_ray.config import ConfigError
 from actrep_ray.models.architecture import build_config
 from data_prep.cot import wording
 from data_prep.synthetic.motions import MOTIONS
@@ -76,7 +77,7 @@ def write_base_model(folder: str | Path, *, family: str = "qwen3_vl") -> Path:
     """Write the shipped base: pretrained on describing motion, never on counting.
 
     Raises:
-        ValueError: if no base of that family is shipped.
+        ConfigError: if no base of that family is shipped.
     """
     shutil.copytree(base_model_folder(family), Path(folder), dirs_exist_ok=True)
     return Path(folder)
@@ -86,11 +87,11 @@ def base_model_folder(family: str = "qwen3_vl") -> Path:
     """Where the shipped base of a family lies.
 
     Raises:
-        ValueError: if no base of that family is shipped.
+        ConfigError: if no base of that family is shipped.
     """
     source = Path(str(files("actrep_ray") / "models" / "assets" / f"tiny_{family}"))
     if not source.is_dir():
-        raise ValueError(
+        raise ConfigError(
             f"family={family!r}: no pretrained base is shipped, only qwen3_vl has one; "
             "random weights can be written for every family"
         )
@@ -109,10 +110,10 @@ def write_tiny_model(
         tied: Whether the output layer shares the weights of the token embedding.
 
     Raises:
-        ValueError: if the family is not known.
+        ConfigError: if the family is not known.
     """
     if family not in FAMILIES:
-        raise ValueError(f"family={family!r}, expected one of {', '.join(FAMILIES)}")
+        raise ConfigError(f"family={family!r}, expected one of {', '.join(FAMILIES)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from actrep_ray.config import Recipe
+from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.records import Labels, RolloutGroup
 from rewards.check import check_options
 from rewards.compose import RewardSpec, Score, group_rewards, score
@@ -452,11 +452,14 @@ def make_spec(recipe: Recipe) -> RewardSpec:
     """The composition of rewards that a recipe asks for.
 
     Raises:
-        ValueError: naming the reward, its value and what was expected.
+        ConfigError: naming the reward, its value and what was expected.
     """
-    cfg = recipe.reward
-    spec = RewardSpec.from_mapping(cfg.weights, combine=cfg.combine, dialect=recipe.data.dialect)
-    check_options(spec)
+    cfg, dialect = recipe.reward, recipe.data.dialect
+    try:
+        spec = RewardSpec.from_mapping(cfg.weights, combine=cfg.combine, dialect=dialect)
+        check_options(spec)
+    except ValueError as error:
+        raise ConfigError(f"reward.weights: {error}") from error
     return spec
 
 

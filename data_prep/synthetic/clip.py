@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.files import DataError
 from data_prep.schema import SPLITS, Clip
 from data_prep.synthetic.levels import LEVELS, Level
 from data_prep.synthetic.timeline import Timeline, Track, draw_timeline
@@ -37,7 +38,7 @@ def clip_spec(level: str, seed: int, split: str, index: int) -> ClipSpec:
     """Draw the labels of one clip; a thousand times cheaper than its frames.
 
     Raises:
-        ValueError: for an unknown level or split, or a negative seed or index.
+        DataError: for an unknown level or split, or a negative seed or index.
     """
     check_request(level, {split: index + 1}, seed, 1)
     ranges = LEVELS[level]
@@ -71,15 +72,15 @@ def clip_spec(level: str, seed: int, split: str, index: int) -> ClipSpec:
 def check_request(level: str, num_clips: dict[str, int], seed: int, num_processes: int) -> None:
     """Raise ValueError for what no data set can be drawn from."""
     if level not in LEVELS:
-        raise ValueError(f"level={level!r}, expected one of {', '.join(LEVELS)}")
+        raise DataError(f"level={level!r}, expected one of {', '.join(LEVELS)}")
     if seed < 0:
-        raise ValueError(f"seed={seed}, expected an integer of at least 0")
+        raise DataError(f"seed={seed}, expected an integer of at least 0")
     if num_processes < 1:
-        raise ValueError(f"num_processes={num_processes}, expected at least 1")
+        raise DataError(f"num_processes={num_processes}, expected at least 1")
     for split, number in num_clips.items():
         if split not in SPLITS:
-            raise ValueError(f"num_clips: split {split!r}, expected one of {', '.join(SPLITS)}")
+            raise DataError(f"num_clips: split {split!r}, expected one of {', '.join(SPLITS)}")
         if number < 0:
-            raise ValueError(f"num_clips[{split!r}]={number}, expected at least 0")
+            raise DataError(f"num_clips[{split!r}]={number}, expected at least 0")
     if not sum(num_clips.values()):
-        raise ValueError(f"num_clips={num_clips}, expected at least one clip")
+        raise DataError(f"num_clips={num_clips}, expected at least one clip")

@@ -73,7 +73,7 @@ def write_dataset(
         The path of `clips.jsonl`.
 
     Raises:
-        ValueError: for an unknown level or split, a negative number, a folder that belongs to
+        DataError: for an unknown level or split, a negative number, a folder that belongs to
             something else, or one that another process renders into for too long.
     """
     check_request(level, num_clips, seed, num_processes)
@@ -125,7 +125,7 @@ def _prepare_folder(out_dir: Path, settings: dict[str, Any]) -> bool:
     """Make the folder ready for these settings; False if it is finished already."""
     about, clips = out_dir / "dataset.json", out_dir / "clips.jsonl"
     if clips.exists() and not about.exists():
-        raise ValueError(f"{clips}: exists without a dataset.json, expected a folder of our own")
+        raise DataError(f"{clips}: exists without a dataset.json, expected a folder of our own")
     is_ours = about.exists() and read_object(about, "settings of a data set") == settings
     if is_ours and clips.exists():
         return False

@@ -1,24 +1,42 @@
 """The command line: help that teaches, and one line with exit code 2 for a user's mistake."""
 
+import argparse
 import json
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from actrep_ray.cli.main import main
+from actrep_ray.cli.boundary import words_of_mistake
+from actrep_ray.cli.main import build_parser, main
+from actrep_ray.cli.parts import UsageError, picture_file
+from actrep_ray.config import ConfigError
 from actrep_ray.models.tiny import write_tiny_model
+from data_prep.files import DataError
 from data_prep.schema import Clip, read_clips, write_clips
 from data_prep.synthetic.dataset import write_dataset
 
-COMMANDS = (
-    "prepare synthetic", "prepare tiny-model", "prepare rcs-report", "prepare rcs-export",
-    "validate", "cot", "sft", "train", "evaluate",
-    "count", "check", "report", "doctor", "quickstart",
-)  # fmt: skip
+ALIKE = "actrep_ray.cli.prepare.converters"  # the public sets, which differ in a line each
+
+
+def leaves(
+    parser: argparse.ArgumentParser, name: str = ""
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every command with its parser, as `prepare synthetic`."""
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        yield name, parser
+    for group in groups:
+        for word, below in group.choices.items():
+            yield from leaves(below, f"{name} {word}".strip())
+
+
+COMMANDS = dict(leaves(build_parser()))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +79,14 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     assert time.perf_counter() - began < 10  # under a second on an idle machine
 
 
+def test_every_command_has_a_file_of_its_own() -> None:
+    files = Counter(parser.get_default("run").__module__ for parser in COMMANDS.values())
+    assert len(COMMANDS) >= 21
+    assert [name for name, number in files.items() if number > 1 and name != ALIKE] == []
+    assert all(name.startswith("actrep_ray.cli.") for name in files)
+    assert "actrep_ray.cli.main" not in files
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_shows_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
@@ -101,6 +127,93 @@ def test_all_mistakes_of_a_recipe_are_a_line_each(
         "  video.fps='fast'",
         "  unknown key 'train.group_sise'; did you mean 'group_size'?",
     ]
+
+
+@pytest.mark.parametrize("kind", [UsageError, ConfigError, DataError])
+def test_a_mistake_is_told_by_its_type(kind: type[ValueError]) -> None:
+    assert words_of_mistake(kind("two\n  words"), argparse.Namespace()) in (
+        "two words",
+        "two\n  words",  # all mistakes of a recipe
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a defect"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a reader that does not say which file"),
+        KeyError("a defect"),
+        RuntimeError("a worker died"),
+        OSError("no file of the user's"),
+        FileNotFoundError(2, "No such file or directory", "/usr/share/nothing"),
+        ConnectionRefusedError(111, "Connection refused"),
+    ],
+    ids=repr,
+)
+def test_a_defect_is_no_mistake(error: Exception) -> None:
+    args = argparse.Namespace(out=Path("/home/somebody/out"), num=3, paths=())
+    assert words_of_mistake(error, args) is None
+
+
+@pytest.mark.parametrize("name", ["/data/out", "/data/out/clips.jsonl", "/data", b"/data/out"])
+def test_a_path_that_was_given_is_told(name: str | bytes) -> None:
+    error = PermissionError(13, "Permission denied", name)
+    text = name if isinstance(name, str) else name.decode()
+    for args in (
+        argparse.Namespace(out=Path("/data/out")),
+        argparse.Namespace(annotations=[Path("/x"), Path("/data/out")]),
+        argparse.Namespace(paths=(Path("/data/out"),)),
+    ):
+        assert words_of_mistake(error, args) == f"{text}: Permission denied"
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("actrep_ray.evaluation.report.report_run", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        main(["report", "runs/nothing"])
+
+
+def test_what_cannot_be_read_or_written_is_one_line(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("text")
+    inside = str(file / "inside")
+    small = ["--train", "1", "--validation", "0", "--test", "0", "--processes", "1"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"stage: grpo\nruns_dir: {inside}\nmodel: {{path: {model}}}\ndata: {{path: {data}}}\n"
+    )
+    sets = ["repcount", "TABLE.csv", "--videos", str(tmp_path)]
+    for arguments, message in (
+        (["prepare", "synthetic", *small, "--out", inside], "file"),
+        (["prepare", "tiny-model", "--out", inside], "file"),
+        (["prepare", *sets, "--out", inside], "TABLE.csv"),
+        (["prepare", "rcs-report", str(data), "--out", f"{inside}.png"], "file"),
+        (["prepare", "rcs-export", str(data), "--num", "2", "--out", f"{inside}/a"], "file"),
+        (["validate", str(data), "--no-decode", "--out", inside], "file"),
+        (["cot", str(data), "--out", f"{inside}/cot.jsonl"], "file"),
+        (["train", str(recipe)], "file"),
+        (["train", str(tmp_path)], f"{tmp_path}: "),
+        (["report", str(tmp_path)], "no config.resolved.json"),
+        (["report", inside], "no config.resolved.json"),
+        (["prepare", "synthetic", *small, "--seed", "-1"], "seed=-1"),
+        (["prepare", "tiny-model", "--family", "qwen2_vl", "--out", str(tmp_path)], "qwen2_vl"),
+        (["check", "--reward", "nowhere:reward"], "cannot import 'nowhere'"),
+    ):
+        assert main(arguments) == 2, arguments
+        *_, line = capsys.readouterr().err.splitlines()  # after the progress of `validate`
+        assert line.startswith("actrep: error: "), arguments
+        assert message in line, arguments
+
+
+def test_a_picture_needs_a_known_ending() -> None:
+    assert picture_file("a/b.PNG") == Path("a/b.PNG")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"a\.xyz: expected a name in \.png"):
+        picture_file("a.xyz")
 
 
 @pytest.mark.parametrize("command", ["sft", "train"])

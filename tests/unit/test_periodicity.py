@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from actrep_ray.cli.count import cross_check, describe_cross_check
 from actrep_ray.cli.main import main
-from actrep_ray.cli.periodicity import cross_check, describe_cross_check
 from actrep_ray.evaluation.periodicity import predict_periodicity
 from actrep_ray.evaluation.periodicity_figure import plot_detection
 from actrep_ray.evaluation.predictions import Prediction

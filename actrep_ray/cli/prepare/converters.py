@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.parts import add_command, show
+from actrep_ray.cli.parts import UsageError, add_command, show
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -217,13 +217,11 @@ def _csv(args: argparse.Namespace) -> int:
 
 
 def _columns(options: list[str]) -> dict[str, str]:
-    from data_prep.schema import DataError
-
     columns = {}
     for option in options:
         name, equals, column = option.partition("=")
         if not (name and equals and column):
-            raise DataError(f"--column {option!r}, expected FIELD=COLUMN")
+            raise UsageError(f"--column {option!r}, expected FIELD=COLUMN")
         columns[name] = column
     return columns
 
@@ -234,21 +232,17 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
     from rich.progress import Progress
 
     from data_prep.converters.conversion import convert
-    from data_prep.schema import DataError
 
-    try:
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("converting", total=None)
-            summary = convert(
-                source(),
-                videos=args.videos,
-                out=args.out,
-                allow_missing=args.allow_missing,
-                progress=lambda done, size: bar.update(task, completed=done, total=size),
-            )
-    except OSError as error:  # a folder that may not be read or written
-        raise DataError(f"{error.filename or args.out}: {error.strerror}") from error
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("converting", total=None)
+        summary = convert(
+            source(),
+            videos=args.videos,
+            out=args.out,
+            allow_missing=args.allow_missing,
+            progress=lambda done, size: bar.update(task, completed=done, total=size),
+        )
     show(_report(summary, args.out))
     if not summary.num_written:
         sys.stderr.write(f"actrep: no row could be used; the first: {summary.first_rejected}\n")

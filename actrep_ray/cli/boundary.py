@@ -1,0 +1,63 @@
+"""Whose mistake an error is, decided by its type.
+
+What a person typed, or a file that they named, is answered with one line (a recipe with several
+mistakes: one line each). Everything else is a defect of ours and keeps its traceback.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from actrep_ray.cli.parts import UsageError
+
+
+def words_of_mistake(error: Exception, args: argparse.Namespace) -> str | None:
+    """What to tell the person who asked; None where the error is not their mistake.
+
+    Args:
+        error: What a command raised.
+        args: What they asked for.
+    """
+    if isinstance(error, OSError):
+        return _words_of_path(error, args)
+    if not isinstance(error, ValueError):
+        return None
+    from actrep_ray.config import ConfigError
+    from data_prep.files import DataError
+
+    if not isinstance(error, UsageError | ConfigError | DataError):
+        return None
+    cause = _cause(error)
+    if isinstance(cause, ConfigError):
+        return "\n  ".join(_one_line(line) for line in str(cause).splitlines())
+    return _one_line(str(cause))
+
+
+def _words_of_path(error: OSError, args: argparse.Namespace) -> str | None:
+    """Of a file or folder that was given, or that lies in or above one: the path and the reason."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    path = Path(os.fsdecode(error.filename))
+    at = path.absolute()
+    for given in _given_paths(args):
+        if at.is_relative_to(given) or given.is_relative_to(at):
+            return _one_line(f"{path}: {error.strerror}")
+    return None
+
+
+def _given_paths(args: argparse.Namespace) -> Iterator[Path]:
+    for value in vars(args).values():
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, Path):
+                yield one.absolute()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised, without the traceback that Ray puts into the message."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,59 @@
+"""What `actrep evaluate` and `actrep count` share: a checkpoint and its settings."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actrep_ray.cli.parts import UsageError, add_set, with_paths
+
+if TYPE_CHECKING:
+    from actrep_ray.config import Recipe
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--checkpoint`, `--method`, `--recipe` and `--set`."""
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="model or run folder")
+    parser.add_argument(
+        "--method",
+        choices=("model", "periodicity"),
+        default="model",
+        help="periodicity: a detector without a model, by self-similarity; default: %(default)s",
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="RECIPE",
+        help="settings (default: those that the checkpoint was trained with)",
+    )
+    add_set(parser)
+
+
+def read_model(args: argparse.Namespace) -> Path:
+    """The model folder of `--checkpoint`.
+
+    Raises:
+        UsageError: if none was given.
+        ConfigError: if there is no model in it.
+    """
+    from actrep_ray.run.checkpoint import resolve_model
+
+    if args.checkpoint is None:
+        raise UsageError("--checkpoint DIR is missing; only --method periodicity needs none")
+    return resolve_model(args.checkpoint)
+
+
+def recipe_for(args: argparse.Namespace, model: Path, *overrides: str) -> "Recipe":
+    """Settings to run a checkpoint with: those of --recipe, else its own, else the defaults.
+
+    Args:
+        args: With `recipe` and `set`.
+        model: Folder of the checkpoint.
+        overrides: What the command asks for, as of `--set`, which comes after them.
+    """
+    from actrep_ray.config import load_recipe, override
+    from actrep_ray.run.checkpoint import recipe_of
+
+    recipe = load_recipe(args.recipe) if args.recipe else recipe_of(model) or load_recipe(None)
+    of_model = f"model.path={json.dumps(str(model))}"
+    return with_paths(args, override(recipe, [of_model, *overrides, *args.set]))

@@ -1,0 +1,146 @@
+"""`actrep count`: the repetitions in one video, by a model or by the periodicity detector."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
+from actrep_ray.cli.parts import UsageError, add_command, picture_file, show
+
+if TYPE_CHECKING:
+    from actrep_ray.evaluation.predictions import Prediction
+    from data_prep.periodicity.detector import Detection
+    from data_prep.schema import Clip
+
+
+def add_count(commands: Any) -> None:
+    """Add `actrep count`.
+
+    Args:
+        commands: The sub-parsers of `actrep`.
+    """
+    parser = add_command(
+        commands,
+        "count",
+        _count,
+        "count the repetitions in one video",
+        "actrep count squats.mp4 --checkpoint runs/tiny_grpo --json",
+    )
+    parser.add_argument("video", type=Path, metavar="VIDEO")
+    parser.add_argument(
+        "--plot",
+        type=picture_file,
+        metavar="FILE.png",
+        help="draw self-similarity, signal and cycles of the periodicity detector",
+    )
+    parser.add_argument(
+        "--cross-check",
+        action="store_true",
+        help="compare the model's cycles with those of the periodicity detector",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--action", default="unknown", help="name for {action} in data.question")
+    add_checkpoint_arguments(parser)
+
+
+def _count(args: argparse.Namespace) -> None:
+    from data_prep.video import clip_of_video
+
+    if args.plot and args.method == "model" and not args.cross_check:
+        raise UsageError("--plot shows the detector: use --method periodicity or --cross-check")
+    if args.method == "periodicity":
+        _count_periodicity(clip_of_video(args.video, action=args.action), args)
+        return
+    model = read_model(args)
+    recipe = recipe_for(args, model)
+    from actrep_ray.evaluation.predictors import count_in
+
+    clip = clip_of_video(args.video, action=args.action)
+    prediction = count_in(clip, model, recipe)
+    check = cross_check(clip, prediction, args) if args.cross_check else None
+    if args.json:
+        show(json.dumps(_as_record(prediction, check, args.video, model)))
+        return
+    answer = "no readable count" if prediction.count is None else f"{prediction.count} repetitions"
+    show(f"{args.video}: {answer}")
+    for i, (start, end) in enumerate(prediction.cycles, start=1):
+        show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
+    show(f"\n{prediction.text}")
+    if check is not None:
+        show(f"\n{describe_cross_check(check, args.plot)}")
+
+
+def _as_record(
+    prediction: "Prediction", check: dict[str, Any] | None, video: Path, model: Path
+) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "video": str(video),
+        "checkpoint": str(model),
+        "count": prediction.count,
+        "cycles": prediction.cycles,
+        "text": prediction.text,
+    }
+    return record if check is None else {**record, "cross_check": check}
+
+
+def _count_periodicity(clip: "Clip", args: argparse.Namespace) -> None:
+    from data_prep.periodicity.detector import detect_cycles
+
+    found = detect_cycles(clip)
+    if args.plot:
+        _plot(found, args)
+    if args.json:
+        record = {"video": str(args.video), "method": "periodicity", **_as_json(found)}
+        show(json.dumps(record))
+        return
+    show(f"{args.video}: {_repetitions(found.count)}")
+    for i, (start, end) in enumerate(found.cycles, start=1):
+        show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
+    period = found.period.period_s
+    length = "none that repeats" if period is None else f"{period:.2f} s"
+    show(f"periodicity {found.score:.2f} of 1, typical period: {length}")
+    if args.plot:
+        show(f"picture: {args.plot}")
+
+
+def cross_check(clip: "Clip", prediction: "Prediction", args: argparse.Namespace) -> dict[str, Any]:
+    """Compare a model's cycles with the detector's; JSON values, and the picture if asked for."""
+    from data_prep.periodicity.detector import agreement, detect_cycles
+
+    found = detect_cycles(clip)
+    if args.plot:
+        _plot(found, args, model=prediction)
+    return {"agreement": round(agreement(prediction.cycles, found.cycles), 3), **_as_json(found)}
+
+
+def describe_cross_check(check: dict[str, Any], plot: Path | None) -> str:
+    """The cross-check in words."""
+    text = (
+        f"cross-check: agreement {check['agreement']:.2f} of 1 with the periodicity detector, "
+        f"which finds {_repetitions(check['count'])} (periodicity {check['score']:.2f})"
+    )
+    return f"{text}\npicture: {plot}" if plot else text
+
+
+def _repetitions(count: int) -> str:
+    return f"{count} repetition{'' if count == 1 else 's'}"
+
+
+def _as_json(found: "Detection") -> dict[str, Any]:
+    return {
+        "count": found.count,
+        "cycles": [[round(start, 3), round(end, 3)] for start, end in found.cycles],
+        "score": round(found.score, 3),
+        "period_s": None if found.period.period_s is None else round(found.period.period_s, 3),
+    }
+
+
+def _plot(found: "Detection", args: argparse.Namespace, model: "Prediction | None" = None) -> None:
+    from actrep_ray.evaluation.periodicity_figure import plot_detection
+
+    others = {} if model is None else {"model": model.cycles}
+    try:
+        plot_detection(found, args.plot, title=args.video.name, others=others)
+    except OSError as error:  # a folder that may not be written
+        raise UsageError(f"--plot {args.plot}: {error.strerror}") from error

@@ -1,0 +1,103 @@
+"""`actrep evaluate`: count in every clip of a split, by a model or by the periodicity detector."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
+from actrep_ray.cli.parts import UsageError, add_command, read_recipe
+from data_prep.schema import SPLITS
+
+if TYPE_CHECKING:
+    from data_prep.schema import Clip
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add `actrep evaluate`.
+
+    Args:
+        commands: The sub-parsers of `actrep`.
+    """
+    parser = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "count in every clip of a split and score the answers",
+        "actrep evaluate --checkpoint runs/tiny_grpo --data data/synthetic-easy/clips.jsonl",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: runs/evaluation or runs/periodicity"
+    )
+    parser.add_argument(
+        "--no-baseline",
+        action="store_true",
+        help="leave out the row of the periodicity detector",
+    )
+    add_checkpoint_arguments(parser)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    if args.method == "periodicity":
+        _evaluate_periodicity(args)
+    else:
+        _evaluate_model(args)
+
+
+def _evaluate_model(args: argparse.Namespace) -> None:
+    model = read_model(args)
+    recipe = recipe_for(args, model, _data_of(args))
+    from actrep_ray.evaluation.jobs import prepare_evaluation
+    from actrep_ray.evaluation.report import report_run
+
+    out_dir = args.out or Path("runs/evaluation")
+    job = prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir)
+    job.run()
+    _add_baseline(job.clips, out_dir, wanted=not args.no_baseline)
+    report_run(out_dir)
+
+
+def _evaluate_periodicity(args: argparse.Namespace) -> None:
+    from actrep_ray.config import override
+    from actrep_ray.evaluation.periodicity import prepare_periodicity
+    from actrep_ray.evaluation.report import report_run
+
+    if args.checkpoint is not None:
+        raise UsageError("--checkpoint belongs to --method model")
+    recipe = override(read_recipe(args), [_data_of(args), *args.set])
+    out_dir = args.out or Path("runs/periodicity")
+    job = prepare_periodicity(recipe, split=args.split, out_dir=out_dir)
+    with _showing_progress(len(job.clips)) as progress:
+        job.run(progress)
+    report_run(out_dir)
+
+
+def _data_of(args: argparse.Namespace) -> str:
+    return f"data.path={json.dumps(str(args.data))}"
+
+
+def _add_baseline(clips: Sequence["Clip"], out_dir: Path, *, wanted: bool) -> None:
+    """Put the detector's predictions beside a model's, or take out those of an earlier call."""
+    from actrep_ray.evaluation.periodicity import drop_baseline, write_baseline
+
+    if not wanted:
+        drop_baseline(out_dir)
+        return
+    with _showing_progress(len(clips)) as progress:
+        write_baseline(clips, out_dir, progress=progress)
+
+
+@contextmanager
+def _showing_progress(num_clips: int) -> Iterator[Callable[[int], None]]:
+    """A bar of the clips that the detector has done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("periodicity", total=num_clips)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,24 @@
+"""`actrep prepare`: data sets and small checkpoints, each kind in a module of its own."""
+
+from typing import Any
+
+from actrep_ray.cli.prepare.converters import add_converters
+from actrep_ray.cli.prepare.rcs_export import add_rcs_export
+from actrep_ray.cli.prepare.rcs_report import add_rcs_report
+from actrep_ray.cli.prepare.synthetic import add_synthetic
+from actrep_ray.cli.prepare.tiny_model import add_tiny_model
+
+
+def add_prepare(commands: Any) -> None:
+    """Add `actrep prepare` and what it prepares.
+
+    Args:
+        commands: The sub-parsers of `actrep`.
+    """
+    prepare = commands.add_parser("prepare", help="write data sets and small checkpoints")
+    kinds = prepare.add_subparsers(title="what", metavar="WHAT", required=True)
+    add_synthetic(kinds)
+    add_tiny_model(kinds)
+    add_converters(kinds)
+    add_rcs_report(kinds)
+    add_rcs_export(kinds)

@@ -1,0 +1,47 @@
+"""What `rcs-report` and `rcs-export` share: clips to draw from, and the settings of the draw."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actrep_ray.cli.parts import UsageError, add_set
+
+if TYPE_CHECKING:
+    from data_prep.schema import Clip
+
+
+def add_draw_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the clips, `--recipe` and `--set`."""
+    parser.add_argument("data", type=Path, metavar="FILE", help="JSONL of clips; only train")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="RECIPE",
+        help="whose sampling settings and seed are used (default: the defaults)",
+    )
+    add_set(parser)
+
+
+def read_split(path: Path, split: str) -> "list[Clip]":
+    """The clips of a split.
+
+    Raises:
+        DataError: if there is none.
+    """
+    from data_prep.files import DataError
+    from data_prep.schema import read_clips
+
+    clips = list(read_clips(path, split=split))
+    if not clips:
+        raise DataError(f"{path}: no clip has split={split!r}")
+    return clips
+
+
+def check_draws(num: int) -> None:
+    """Refuse fewer draws than one.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    if num < 1:
+        raise UsageError(f"{num} draws, expected at least 1")

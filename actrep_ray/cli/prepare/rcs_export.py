@@ -1,0 +1,54 @@
+"""`actrep prepare rcs-export`: draws of Random Count Sampling as a file of clips."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from actrep_ray.cli.parts import add_command, read_recipe, show
+from actrep_ray.cli.prepare.rcs import add_draw_arguments, check_draws, read_split
+
+
+def add_rcs_export(kinds: Any) -> None:
+    """Add `actrep prepare rcs-export`.
+
+    Args:
+        kinds: The sub-parsers of `prepare`.
+    """
+    parser = add_command(
+        kinds,
+        "rcs-export",
+        _rcs_export,
+        "write draws of Random Count Sampling as a file of clips, for SFT",
+        "actrep prepare rcs-export data/repcount/clips.jsonl --num 5000 --out balanced.jsonl \\\n"
+        "      --set sampling.crop_probability=0.5",
+    )
+    add_draw_arguments(parser)
+    parser.add_argument("--num", type=int, required=True, metavar="N", help="draws to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--with-validation",
+        action="store_true",
+        help="add the clips of the validation split as they are, which SFT wants",
+    )
+
+
+def _rcs_export(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from actrep_ray.driver.sampling_report import export_clips, portable
+    from data_prep.schema import write_clips
+
+    check_draws(args.num)
+    recipe = read_recipe(args)
+    clips = read_split(args.data, "train")
+    folder = args.out.parent
+    drawn = export_clips(clips, recipe.sampling, seed=recipe.seed, num=args.num, folder=folder)
+    others = read_split(args.data, "validation") if args.with_validation else []
+    others = [replace(clip, video=portable(clip.video, folder)) for clip in others]
+    write_clips(args.out, [*drawn, *others])
+    crops = sum("cropped" in clip.flags for clip in drawn)
+    also = f", and {len(others):,} of validation as they are" if args.with_validation else ""
+    show(
+        f"{args.out}: {len(drawn):,} draws from {len(clips):,} clips of train, {crops:,} of them "
+        f"crops{also}"
+    )

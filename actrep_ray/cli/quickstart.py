@@ -1,0 +1,34 @@
+"""`actrep quickstart`: everything once."""
+
+import argparse
+from typing import Any
+
+from actrep_ray.cli.parts import add_command, add_set
+
+
+def add_quickstart(commands: Any) -> None:
+    """Add `actrep quickstart`.
+
+    Args:
+        commands: The sub-parsers of `actrep`.
+    """
+    parser = add_command(
+        commands,
+        "quickstart",
+        _quickstart,
+        "from nothing to a small Qwen3-VL that counts, in minutes on a CPU",
+        "actrep quickstart --fresh",
+    )
+    parser.add_argument("--fresh", action="store_true", help="start over")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="the long recipes (tiny_sft.yaml, tiny_grpo.yaml; at most 90 minutes on 2 cores)",
+    )
+    add_set(parser)
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    from actrep_ray.quickstart import FULL, QUICK, run_quickstart
+
+    run_quickstart(edition=FULL if args.full else QUICK, fresh=args.fresh, overrides=args.set)

@@ -1,0 +1,32 @@
+"""`actrep sft`: supervised fine-tuning."""
+
+import argparse
+from typing import Any
+
+from actrep_ray.cli.parts import add_command, show
+from actrep_ray.cli.training import add_training_arguments, announce, read_training_recipe
+
+
+def add_sft(commands: Any) -> None:
+    """Add `actrep sft`.
+
+    Args:
+        commands: The sub-parsers of `actrep`.
+    """
+    parser = add_command(
+        commands,
+        "sft",
+        _sft,
+        "supervised fine-tuning on reference answers",
+        "actrep sft recipes/tiny_sft.yaml --set sft.num_steps=100",
+    )
+    add_training_arguments(parser)
+
+
+def _sft(args: argparse.Namespace) -> None:
+    recipe = read_training_recipe(args, "sft")
+    from actrep_ray.sft import prepare_sft
+
+    job = prepare_sft(recipe, resume=args.resume)
+    announce(recipe)
+    show(f"last checkpoint: {job.run().folder}")

@@ -1,0 +1,35 @@
+"""`actrep train`: reinforcement learning."""
+
+import argparse
+from typing import Any
+
+from actrep_ray.cli.parts import add_command, show
+from actrep_ray.cli.training import add_training_arguments, announce, read_training_recipe
+
+
+def add_train(commands: Any) -> None:
+    """Add `actrep train`.
+
+    Args:
+        commands: The sub-parsers of `actrep`.
+    """
+    parser = add_command(
+        commands,
+        "train",
+        _train,
+        "reinforcement learning (GRPO) on counting rewards",
+        "actrep train recipes/tiny_grpo.yaml --set learner.lr=2e-5 --set name=second",
+    )
+    add_training_arguments(parser)
+    parser.add_argument(
+        "--profile", action="store_true", help="draw who did what when, and name the bottleneck"
+    )
+
+
+def _train(args: argparse.Namespace) -> None:
+    recipe = read_training_recipe(args, "grpo")
+    from actrep_ray.driver.job import prepare_grpo
+
+    job = prepare_grpo(recipe, resume=args.resume)
+    announce(recipe)
+    show(f"last checkpoint: {job.run(profile=args.profile).folder}")
