@@ -132,7 +132,8 @@ install_packages() {
         --no-deps --requirements "$lock"
     say "installing actrep_ray (editable)"
     "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --no-deps --editable .
-    "$VENV/bin/python" -m actrep_ray.torchvision_hook >/dev/null
+    # Not with -m: once the .pth file is there, every start of Python has imported the module.
+    "$VENV/bin/python" -c "from actrep_ray import torchvision_hook as h; h.install_pth()"
 }
 
 is_set_up() { [[ -f "$STAMP" && "$(cat "$STAMP")" == "$(expected_stamp "$1")" ]]; }

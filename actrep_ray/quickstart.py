@@ -27,7 +27,7 @@ from rich.table import Table
 
 from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.session import cluster
-from actrep_ray.config import ConfigError, Recipe, load_recipe, override
+from actrep_ray.config import ConfigError, Recipe, load_recipe, override, recipes_folder
 from actrep_ray.driver.job import GrpoJob, prepare_grpo
 from actrep_ray.driver.pools import Pools
 from actrep_ray.evaluation.periodicity import write_baseline
@@ -47,8 +47,6 @@ from actrep_ray.sft import prepare_sft
 from actrep_ray.tasks.clips import load_clips
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
-
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 # The hardest level that the time allows.
 LEVEL = "easy"
@@ -91,8 +89,9 @@ def run_quickstart(*, edition: Edition = QUICK, fresh: bool, overrides: Sequence
     Raises:
         ValueError: for settings that cannot be used.
     """
-    sft = load_recipe(RECIPES / edition.sft, overrides)
-    grpo = load_recipe(RECIPES / edition.grpo, overrides)
+    recipes = recipes_folder()
+    sft = load_recipe(recipes / edition.sft, overrides)
+    grpo = load_recipe(recipes / edition.grpo, overrides)
     grpo = override(grpo, [f"model.path={json.dumps(str(sft.run_dir))}"])
     if not any(text.startswith("model.path=") for text in overrides):
         sft = override(sft, [f"model.path={json.dumps(str(Path(sft.runs_dir) / BASE))}"])
@@ -286,9 +285,8 @@ class Quickstart:
     def next_commands(self, report: Report) -> str:
         """Where the results are and how to go on."""
         grpo, data = self.grpo.run_dir, self.grpo.data.path
-        video = Path(self.clips[0].video)
-        if video.is_relative_to(Path.cwd()):
-            video = video.relative_to(Path.cwd())
+        video = _from_here(Path(self.clips[0].video))
+        larger = _from_here(recipes_folder() / "qwen3_vl_4b_grpo.yaml")
         longer = "  actrep quickstart --full                  # the same, longer and better"
         return "\n".join(
             [
@@ -300,9 +298,14 @@ class Quickstart:
                 f"  actrep count {video} --checkpoint {grpo}",
                 f"  actrep evaluate --checkpoint {grpo} --data {data}",
                 *([longer] if self.edition is not FULL else []),
-                f"  actrep check {RECIPES.name}/qwen3_vl_4b_grpo.yaml   # a real model, on GPUs",
+                f"  actrep check {larger}   # a real model, on GPUs",
             ]
         )
+
+
+def _from_here(path: Path) -> Path:
+    """The path as it is typed in the current folder, where it lies in it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 class SharedEngine:

@@ -12,7 +12,7 @@ workers, the children of the rollout engine) places the finder before any other 
 here imports torch until torchvision is imported; where torchvision's library loads by itself (a
 CUDA torch, or a torchvision built for the CPU) nothing is declared.
 
-``python -m actrep_ray.torchvision_hook`` writes the ``.pth`` file; ``launch.sh setup`` calls it.
+``launch.sh setup`` writes the ``.pth`` file by ``install_pth``; a wheel brings it (``setup.py``).
 """
 
 import sys
@@ -108,7 +108,3 @@ def _is_library_loadable(torchvision_init: str) -> bool:
             return False
         return True
     return False
-
-
-if __name__ == "__main__":
-    sys.stdout.write(f"{install_pth()}\n")

@@ -20,6 +20,7 @@ from actrep_ray.config.loading import (
     load_recipe,
     override,
     read_saved,
+    recipes_folder,
     under_root,
     write_resolved,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "load_recipe",
     "override",
     "read_saved",
+    "recipes_folder",
     "under_root",
     "write_resolved",
 ]

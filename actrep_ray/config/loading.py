@@ -1,5 +1,6 @@
 """Reading and writing recipes: YAML, `key=value` overrides, and the settings of a run as JSON."""
 
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,13 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     """
     values: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
     return _build(values, overrides, str(path or "settings"))
+
+
+def recipes_folder() -> Path:
+    """Folder of the recipes: inside an installed package, or at the top level of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -122,7 +130,7 @@ def _forget_preset(values: dict[str, Any], preset: str | None) -> None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe")
+        raise ConfigError(f"{path}: no such recipe; {_where_recipes_are(path.name)}")
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -134,6 +142,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     return values
+
+
+def _where_recipes_are(name: str) -> str:
+    folder = recipes_folder()
+    near = difflib.get_close_matches(name, [path.name for path in folder.glob("*.yaml")], n=1)
+    return f"did you mean {folder / near[0]}?" if near else f"ours are in {folder}"
 
 
 def _parse(text: str) -> Any:

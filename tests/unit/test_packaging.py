@@ -1,0 +1,116 @@
+"""The wheel: what it holds, and what it does where nothing else of the checkout is."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from actrep_ray.torchvision_hook import PTH_LINE, PTH_NAME
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("actrep_ray", "data_prep", "rewards")
+BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing is left in the checkout; needs no network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in (*PACKAGES, "recipes"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in BUILT_FROM:
+        shutil.copy(ROOT / name, source)
+    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    run = subprocess.run(
+        [sys.executable, "-c", code, folder],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel, and with what it depends on from this one."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # A path in a .pth file: the .pth files in there, an editable installation's too, are not read.
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return folder / "bin" / "python"
+
+
+def run_in(folder: Path, python: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """A command of Python in a folder, without what this process says of the checkout."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [python, *command],
+        cwd=folder,
+        env=kept,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_the_recipes(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    of_packages = {str(p.relative_to(ROOT)) for name in PACKAGES for p in files_below(ROOT / name)}
+    recipes = {f"actrep_ray/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    assert len(recipes) > 30
+    assert of_packages | recipes <= names
+    extra = names - of_packages - recipes
+    assert {name for name in extra if ".dist-info/" not in name} == {PTH_NAME}
+    assert zipfile.ZipFile(wheel).read(PTH_NAME).decode() == PTH_LINE
+
+
+def test_an_installed_wheel_finds_its_recipes(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from actrep_ray.config import load_recipe, recipes_folder as f; import actrep_ray;"
+        "print(actrep_ray.__file__); print(f()); print(load_recipe(f() / 'tiny_grpo.yaml').stage)"
+    )
+    run = run_in(tmp_path, installed, "-c", code)
+    assert run.returncode == 0, run.stderr
+    package, recipes, stage = run.stdout.split()
+    site = next(installed.parents[1].glob("lib/python*/site-packages"))
+    assert Path(package).parent == site / "actrep_ray"
+    assert Path(recipes) == site / "actrep_ray" / "recipes"
+    assert stage == "grpo"
+
+
+def test_an_installed_wheel_says_where_its_recipes_are(installed: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path, installed, "-m", "actrep_ray", "--help")
+    assert run.returncode == 0
+    assert "quickstart" in run.stdout
+    run = run_in(tmp_path, installed, "-m", "actrep_ray", "train", "tiny_grpo.yml")
+    assert run.returncode == 2
+    site = next(installed.parents[1].glob("lib/python*/site-packages"))
+    assert f"did you mean {site / 'actrep_ray/recipes/tiny_grpo.yaml'}?" in run.stderr
+
+
+def test_an_installed_wheel_repairs_torchvision(installed: Path, tmp_path: Path) -> None:
+    code = "import sys; print([type(f).__name__ for f in sys.meta_path])"
+    assert "_TorchvisionFinder" in run_in(tmp_path, installed, "-c", code).stdout
