@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from actrep_ray.learner.batch.attention import block_mask, use_packed_attention
+from actrep_ray.learner.batch.attention import PrefixLayout, block_mask, use_packed_attention
 from actrep_ray.learner.batch.packing import PackedBatch
 
 CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
@@ -55,9 +56,9 @@ class Policy(nn.Module):
         Returns:
             Two float32 [A, T]; zeros on padding.
         """
-        layout: Any = batch.layout
-        if layout is not None and self.attention == "flex":
-            layout = block_mask(layout, *batch.input_ids.shape)
+        layout: PrefixLayout | BlockMask | None = batch.layout
+        if batch.layout is not None and self.attention == "flex":
+            layout = block_mask(batch.layout, *batch.input_ids.shape)
         hidden = self.model.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

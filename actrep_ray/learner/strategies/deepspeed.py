@@ -113,9 +113,11 @@ class Zero(Strategy):
         self._make_states()
         for state in self._base.state.values():
             state["step"].fill_(moments.step)
-        for key in ("exp_avg", "exp_avg_sq"):
-            value = getattr(moments, key).to(self._engine.device)
-            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+        wanted = {"exp_avg": moments.exp_avg, "exp_avg_sq": moments.exp_avg_sq}
+        for key, value in wanted.items():
+            self._deepspeed.utils.safe_set_full_optimizer_state(
+                parameter, value.to(self._engine.device), key
+            )
 
     @property
     def _is_split(self) -> bool:
