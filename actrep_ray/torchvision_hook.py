@@ -33,20 +33,20 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 # A torch.library.Library withdraws its schemas when it is collected: keep it for good.
-_libraries: list[object] = []
+declared: list[object] = []
 
 
 def activate() -> None:
     """Place the finder first on ``sys.meta_path``; a second call, or a late one, does nothing."""
     if "torchvision" in sys.modules:
         return
-    if not any(isinstance(finder, _TorchvisionFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TorchvisionFinder())
+    if not any(isinstance(finder, TorchvisionFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, TorchvisionFinder())
 
 
 def is_declared_here() -> bool:
     """Whether this process had to declare torchvision's operators (False until it is imported)."""
-    return bool(_libraries)
+    return bool(declared)
 
 
 def install_pth() -> "Path":
@@ -59,7 +59,7 @@ def install_pth() -> "Path":
     return path
 
 
-class _TorchvisionFinder:
+class TorchvisionFinder:
     """Finds only the top-level ``torchvision``, and gives it a loader that declares first."""
 
     @staticmethod
@@ -70,32 +70,32 @@ class _TorchvisionFinder:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = _TorchvisionLoader(spec.loader.name, spec.loader.path)
+            spec.loader = TorchvisionLoader(spec.loader.name, spec.loader.path)
         return spec
 
 
-class _TorchvisionLoader(SourceFileLoader):
+class TorchvisionLoader(SourceFileLoader):
     """The ordinary source loader, with the declarations made just before the code runs."""
 
     def exec_module(self, module: ModuleType) -> None:
-        _declare_operators_if_missing(self.path)
+        declare_operators_if_missing(self.path)
         super().exec_module(module)
 
 
-def _declare_operators_if_missing(torchvision_init: str) -> None:
+def declare_operators_if_missing(torchvision_init: str) -> None:
     """Declare ``nms`` and ``qnms`` unless torchvision's C++ library brings them itself."""
     import torch
 
-    if torch.version.cuda is not None or _libraries:
+    if torch.version.cuda is not None or declared:
         return
-    if not _is_library_loadable(torchvision_init):
+    if not is_library_loadable(torchvision_init):
         library = torch.library.Library("torchvision", "FRAGMENT")
         for schema in _SCHEMAS:
             library.define(schema)
-        _libraries.append(library)
+        declared.append(library)
 
 
-def _is_library_loadable(torchvision_init: str) -> bool:
+def is_library_loadable(torchvision_init: str) -> bool:
     """Try what torchvision itself will try; opening the library a second time is free."""
     from pathlib import Path
 

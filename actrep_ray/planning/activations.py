@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from actrep_ray.config import Recipe
 from actrep_ray.models.architecture import Architecture
-from actrep_ray.planning.plan import value_bytes
+from actrep_ray.planning.memory_plan import value_bytes
 from actrep_ray.planning.prompts import PromptSize
 
 _CHUNK_LOGITS = 1 << 26  # as `learner.policy` cuts them

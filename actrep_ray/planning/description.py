@@ -15,8 +15,8 @@ import numpy as np
 from actrep_ray.cluster.placement import Node, parse_gpus
 from actrep_ray.config import ConfigError, Recipe, load_recipe
 from actrep_ray.models.architecture import Architecture, find_config, read_architecture
-from actrep_ray.planning.memory import make_plan
-from actrep_ray.planning.plan import GIB, Plan, RolePlan
+from actrep_ray.planning.memory import plan_memory
+from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from actrep_ray.planning.training import describe_training
 from actrep_ray.run.checkpoint import model_folder
@@ -33,7 +33,7 @@ class Check:
     """
 
     lines: tuple[str, ...]
-    plan: Plan | None
+    plan: MemoryPlan | None
 
     @property
     def fits(self) -> bool:
@@ -42,7 +42,7 @@ class Check:
 
 
 def check_recipe(recipe: Recipe, path: Path, gpus: str | None = None) -> Check:
-    """Plan a recipe.
+    """Plan the memory of a recipe.
 
     Args:
         recipe: Settings.
@@ -59,7 +59,7 @@ def check_recipe(recipe: Recipe, path: Path, gpus: str | None = None) -> Check:
     model = read_architecture(str(model_folder(source)))
     prompt, of_data = _prompt_of(recipe, model)
     where, nodes = find_hardware(path, gpus, is_cpu=recipe.device == "cpu")
-    plan = make_plan(recipe, model, prompt, nodes)
+    plan = plan_memory(recipe, model, prompt, nodes)
     lines = [_describe_model(model, source, recipe), of_data, *lines, *_describe_roles(plan)]
     return Check((*lines, *_verdict(plan, where)), plan)
 
@@ -152,12 +152,12 @@ def _size(number: int) -> str:
     return f"{number / 1e9:.2f}B" if number >= 1e8 else f"{number / 1e6:.2f}M"
 
 
-def _describe_roles(plan: Plan) -> Iterable[str]:
+def _describe_roles(plan: MemoryPlan) -> Iterable[str]:
     for role in plan.roles:
         yield from _describe_role(role)
 
 
-def _describe_role(role: RolePlan) -> Sequence[str]:
+def _describe_role(role: RoleMemory) -> Sequence[str]:
     total = f"{role.num_bytes / GIB:.1f} GiB"
     limit = f" of {role.limit / GIB:.1f}" if role.limit else ""
     lines = [f"memory of a GPU, {role.role}: {total}{limit}"]
@@ -165,7 +165,7 @@ def _describe_role(role: RolePlan) -> Sequence[str]:
     return [*lines, *(f"  {note}" for note in role.notes)]
 
 
-def _verdict(plan: Plan, where: str) -> Iterable[str]:
+def _verdict(plan: MemoryPlan, where: str) -> Iterable[str]:
     yield from (f"placement, {line}" for line in plan.placement)
     yield from (f"warning: {line}" for line in plan.warnings)
     if plan.fits:

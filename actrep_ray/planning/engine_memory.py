@@ -2,7 +2,7 @@
 
 from actrep_ray.config import Recipe
 from actrep_ray.models.architecture import Architecture
-from actrep_ray.planning.plan import GIB, RolePlan, value_bytes
+from actrep_ray.planning.memory_plan import GIB, RoleMemory, value_bytes
 from actrep_ray.planning.prompts import PromptSize
 
 _ENGINE_CUDA_GIB = 0.9
@@ -16,7 +16,7 @@ def plan_rollout(
     prompt: PromptSize,
     gpu_gib: float = 0.0,
     taken: float = 0.0,
-) -> RolePlan:
+) -> RoleMemory:
     """Memory of one GPU of an engine, bytes; the KV cache is the least that an engine starts with.
 
     Args:
@@ -55,7 +55,7 @@ def plan_rollout(
             f"{cfg.max_model_len} tokens, or {groups:.1f} groups whose answers use half of "
             "max_response_tokens"
         )
-    return RolePlan("rollout", tuple(items), limit, tuple(notes))
+    return RoleMemory("rollout", tuple(items), limit, tuple(notes))
 
 
 def engine_overhead(recipe: Recipe) -> float:

@@ -20,11 +20,13 @@ from actrep_ray.planning.learner_memory import (
     resting_bytes,
     trainable_parameters,
 )
-from actrep_ray.planning.plan import GIB, Plan, RolePlan, value_bytes
+from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory, value_bytes
 from actrep_ray.planning.prompts import PromptSize
 
 
-def fit(recipe: Recipe, model: Architecture, prompt: PromptSize, nodes: Sequence[Node]) -> Plan:
+def fit(
+    recipe: Recipe, model: Architecture, prompt: PromptSize, nodes: Sequence[Node]
+) -> MemoryPlan:
     """What each role needs and may use, without remedies.
 
     Args:
@@ -65,10 +67,10 @@ def fit(recipe: Recipe, model: Architecture, prompt: PromptSize, nodes: Sequence
     if shares_bundles(recipe):
         problems += _turn_problems(recipe, model, gpu_gib["rollout"])
     problems += _load_problems(recipe, model, roles[0].limit)
-    return Plan(tuple(roles), placement, tuple(problems), tuple(warnings))
+    return MemoryPlan(tuple(roles), placement, tuple(problems), tuple(warnings))
 
 
-def _largest(role: RolePlan) -> str:
+def _largest(role: RoleMemory) -> str:
     name, size = max(role.items, key=lambda item: item[1])
     return f"{name} ({size / GIB:.1f} GiB)"
 

@@ -6,7 +6,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.models.architecture import Architecture
 from actrep_ray.planning.activations import activation_bytes, micro_batch
 from actrep_ray.planning.engine_memory import engine_overhead
-from actrep_ray.planning.plan import GIB, RolePlan, value_bytes
+from actrep_ray.planning.memory_plan import GIB, RoleMemory, value_bytes
 from actrep_ray.planning.prompts import PromptSize
 
 _CUDA_GIB = 1.5  # context and NCCL buffers of a learner rank
@@ -21,7 +21,7 @@ def plan_learner(
     prompt: PromptSize,
     gpu_gib: float = 0.0,
     ranks_per_node: int = 1,
-) -> RolePlan:
+) -> RoleMemory:
     """Peak memory of one rank, bytes.
 
     Args:
@@ -37,7 +37,7 @@ def plan_learner(
     items = [*state, ("activations", activations), ("logits", head)]
     slack = _FRAGMENTATION * sum(size for _, size in items) if recipe.device != "cpu" else 0.0
     items.append(("CUDA, NCCL, fragmentation", overhead + slack))
-    return RolePlan(
+    return RoleMemory(
         "learner", tuple(items), gpu_gib * GIB, tuple(_learner_notes(recipe, model, prompt))
     )
 
@@ -52,7 +52,7 @@ def resting_bytes(recipe: Recipe, model: Architecture) -> float:
     return held + (_CUDA_GIB * GIB if recipe.device != "cpu" else 0.0)
 
 
-def beside_sleeping_engine(recipe: Recipe, learner: RolePlan) -> RolePlan:
+def beside_sleeping_engine(recipe: Recipe, learner: RoleMemory) -> RoleMemory:
     """A rank that takes turns: the engine sleeps on the CPU and leaves its context and graphs."""
     left = engine_overhead(recipe) if recipe.device != "cpu" else 0.0
     note = f"takes turns with an engine, which leaves {left / GIB:.1f} GiB behind when it sleeps"

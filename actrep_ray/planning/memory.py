@@ -18,15 +18,15 @@ from actrep_ray.cluster.placement import Node
 from actrep_ray.config import Recipe
 from actrep_ray.models.architecture import Architecture
 from actrep_ray.planning.fit import fit
-from actrep_ray.planning.plan import Plan
+from actrep_ray.planning.memory_plan import MemoryPlan
 from actrep_ray.planning.prompts import PromptSize
 from actrep_ray.planning.remedies import find_remedies
 
 
-def make_plan(
+def plan_memory(
     recipe: Recipe, model: Architecture, prompt: PromptSize, nodes: Sequence[Node] = ()
-) -> Plan:
-    """Plan a recipe, and if it does not fit, find what would help.
+) -> MemoryPlan:
+    """Plan the memory of a recipe, and if it does not fit, find what would help.
 
     Args:
         recipe: Settings.

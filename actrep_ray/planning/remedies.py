@@ -6,7 +6,7 @@ from actrep_ray.cluster.placement import Node
 from actrep_ray.config import ConfigError, Recipe, override
 from actrep_ray.models.architecture import Architecture
 from actrep_ray.planning.fit import fit
-from actrep_ray.planning.plan import GIB, Plan
+from actrep_ray.planning.memory_plan import GIB, MemoryPlan
 from actrep_ray.planning.prompts import PromptSize, largest_prompt
 
 
@@ -15,7 +15,7 @@ def find_remedies(
     model: Architecture,
     prompt: PromptSize,
     nodes: Sequence[Node],
-    plan: Plan,
+    plan: MemoryPlan,
 ) -> list[str]:
     """The first three settings that help: those that make it fit, then those that gain most."""
     missed = {role.role for role in plan.roles if not role.fits}
@@ -96,6 +96,6 @@ def _changes(recipe: Recipe, missed: set[str], prompt: PromptSize) -> list[str]:
     return changes
 
 
-def _excess(plan: Plan) -> float:
+def _excess(plan: MemoryPlan) -> float:
     """Bytes by which the roles exceed their limits."""
     return sum(max(0.0, role.num_bytes - role.limit) for role in plan.roles if role.limit)

@@ -19,8 +19,8 @@ from actrep_ray.planning.activations import micro_batch
 from actrep_ray.planning.description import check_recipe, model_source, stated_hardware
 from actrep_ray.planning.engine_memory import plan_rollout
 from actrep_ray.planning.learner_memory import plan_learner, resting_bytes, trainable_parameters
-from actrep_ray.planning.memory import make_plan
-from actrep_ray.planning.plan import GIB
+from actrep_ray.planning.memory import plan_memory
+from actrep_ray.planning.memory_plan import GIB
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from data_prep.schema import Clip
 
@@ -147,7 +147,7 @@ def test_what_an_engine_leaves_for_the_kv_cache() -> None:
 def test_what_does_not_fit_is_told_with_three_settings_that_help() -> None:
     model = read_architecture(MODEL)
     asked = recipe("learner.num_workers=4", "rollout.num_workers=4", "train.prompts_per_step=64")
-    plan = make_plan(asked, model, largest_prompt(asked, model), parse_gpus("8x80GB"))
+    plan = plan_memory(asked, model, largest_prompt(asked, model), parse_gpus("8x80GB"))
     assert not plan.fits
     assert "learner: needs" in plan.problems[0]
     assert "most is activations" in plan.problems[0]
@@ -163,9 +163,9 @@ def test_a_prompt_longer_than_the_engine_takes_is_told() -> None:
         "learner.num_workers=4",
     )
     prompt = PromptSize(4096, 42, is_of_data=True)
-    plan = make_plan(asked, model, prompt, parse_gpus("8x141GB"))
+    plan = plan_memory(asked, model, prompt, parse_gpus("8x141GB"))
     assert "exceed rollout.max_model_len=2048: raise it to 5162" in plan.problems[0]
-    only_allowed = make_plan(asked, model, PromptSize(4096, 42), parse_gpus("8x141GB"))
+    only_allowed = plan_memory(asked, model, PromptSize(4096, 42), parse_gpus("8x141GB"))
     assert only_allowed.fits
     assert "rollout.max_model_len=2048" in only_allowed.warnings[0]
 
@@ -269,7 +269,7 @@ def test_taking_turns_needs_the_larger_of_both_and_what_stays() -> None:
     alone = [plan_learner(asked, model, prompt), plan_rollout(asked, model, prompt)]
     larger, both = max(r.num_bytes for r in alone), sum(r.num_bytes for r in alone)
     gpu_gib = (0.3 * larger + 0.7 * both) / GIB  # one after the other fits, both do not
-    plan = make_plan(asked, model, prompt, [Node("a", 1, gpu_gib=gpu_gib)])
+    plan = plan_memory(asked, model, prompt, [Node("a", 1, gpu_gib=gpu_gib)])
     assert plan.fits, plan.problems
     assert plan.roles[0].limit == pytest.approx((gpu_gib - 0.9 - 1.2) * GIB)  # context and graphs
     kept = resting_bytes(recipe(*COLOCATED, "model.path=Qwen2-VL-2B-Instruct"), model)
@@ -280,10 +280,10 @@ def test_an_engine_that_could_not_wake_up_is_told() -> None:
     """12 bytes of 2.2G parameters and CUDA's 1.5 GiB stay; 0.85 x 76 GiB does not fit beside."""
     model = read_architecture("Qwen2-VL-2B-Instruct")
     asked = recipe(*COLOCATED, "model.path=Qwen2-VL-2B-Instruct")
-    plan = make_plan(asked, model, PromptSize(4096, 42), parse_gpus("1x80GB"))
+    plan = plan_memory(asked, model, PromptSize(4096, 42), parse_gpus("1x80GB"))
     assert "a learner rank keeps 26.2 of its 76.0 GiB" in plan.problems[0]
     assert "rollout.gpu_memory_utilization to at most 0.65" in plan.problems[0]
-    assert make_plan(
+    assert plan_memory(
         override(asked, ["rollout.gpu_memory_utilization=0.65"]),
         model,
         PromptSize(4096, 42),

@@ -10,8 +10,8 @@ from actrep_ray.cluster.placement import parse_gpus
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.models.architecture import read_architecture
 from actrep_ray.planning.description import model_source, stated_hardware
-from actrep_ray.planning.memory import make_plan
-from actrep_ray.planning.plan import Plan
+from actrep_ray.planning.memory import plan_memory
+from actrep_ray.planning.memory_plan import MemoryPlan
 from actrep_ray.planning.prompts import largest_prompt
 from rewards.compose import RewardSpec
 
@@ -75,10 +75,10 @@ SIZES_GB = (16, 24, 40, 48, 80, 141)
 PLANNED = [path for path in RECIPES if path.stem.startswith("qwen")]
 
 
-def plan_on(path: Path, hardware: str) -> Plan:
+def plan_on(path: Path, hardware: str) -> MemoryPlan:
     recipe = load_recipe(path)
     model = read_architecture(model_source(recipe, path))
-    return make_plan(recipe, model, largest_prompt(recipe, model), parse_gpus(hardware))
+    return plan_memory(recipe, model, largest_prompt(recipe, model), parse_gpus(hardware))
 
 
 @pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.stem)

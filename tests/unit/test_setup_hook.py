@@ -34,7 +34,7 @@ def test_fresh_process_has_the_finder_and_has_imported_nothing_heavy() -> None:
 import sys
 finders = [type(f).__name__ for f in sys.meta_path]
 heavy = {"torch", "torchvision", "numpy", "pathlib", "typing", "ray"} & set(sys.modules)
-print(finders.count("_TorchvisionFinder"), sorted(heavy))
+print(finders.count("TorchvisionFinder"), sorted(heavy))
 """
     assert _run_fresh(code) == "1 []"
 
@@ -89,13 +89,13 @@ def test_activate_twice_places_one_finder(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     torchvision_hook.activate()
     torchvision_hook.activate()
-    finders = [f for f in sys.meta_path if type(f).__name__ == "_TorchvisionFinder"]
+    finders = [f for f in sys.meta_path if type(f).__name__ == "TorchvisionFinder"]
     assert len(finders) == 1
 
 
 def test_other_modules_are_left_to_the_next_finder() -> None:
-    assert torchvision_hook._TorchvisionFinder.find_spec("torchvision.ops") is None
-    assert torchvision_hook._TorchvisionFinder.find_spec("torch") is None
+    assert torchvision_hook.TorchvisionFinder.find_spec("torchvision.ops") is None
+    assert torchvision_hook.TorchvisionFinder.find_spec("torch") is None
 
 
 def _package_with_library(folder: Path, library: Path | None) -> str:
@@ -119,13 +119,13 @@ def _loadable_library() -> Path:
 
 def test_library_that_loads_is_found_so(tmp_path: Path) -> None:
     init = _package_with_library(tmp_path, _loadable_library())
-    assert torchvision_hook._is_library_loadable(init)
+    assert torchvision_hook.is_library_loadable(init)
 
 
 def test_missing_or_broken_library_is_found_so(tmp_path: Path) -> None:
-    assert not torchvision_hook._is_library_loadable(_package_with_library(tmp_path, None))
+    assert not torchvision_hook.is_library_loadable(_package_with_library(tmp_path, None))
     (tmp_path / "_C.so").write_bytes(b"not a shared object")
-    assert not torchvision_hook._is_library_loadable(str(tmp_path / "__init__.py"))
+    assert not torchvision_hook.is_library_loadable(str(tmp_path / "__init__.py"))
 
 
 @pytest.mark.parametrize("case", ["cuda torch", "library loads"])
@@ -134,8 +134,8 @@ def test_declares_nothing_where_torchvision_loads_by_itself(
 ) -> None:
     import torch
 
-    monkeypatch.setattr(torchvision_hook, "_libraries", [])
+    monkeypatch.setattr(torchvision_hook, "declared", [])
     monkeypatch.setattr(torch.version, "cuda", "13.0" if case == "cuda torch" else None)
     library = None if case == "cuda torch" else _loadable_library()
-    torchvision_hook._declare_operators_if_missing(_package_with_library(tmp_path, library))
+    torchvision_hook.declare_operators_if_missing(_package_with_library(tmp_path, library))
     assert not torchvision_hook.is_declared_here()

@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class RolePlan:
+class RoleMemory:
     """Memory of one GPU of a role.
 
     Attributes:
@@ -35,7 +35,7 @@ class RolePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """A recipe on some hardware.
 
     Attributes:
@@ -46,7 +46,7 @@ class Plan:
         remedies: The first settings to change, one line each, with what they come to.
     """
 
-    roles: tuple[RolePlan, ...]
+    roles: tuple[RoleMemory, ...]
     placement: tuple[str, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
