@@ -6,7 +6,6 @@ RUN_DIR/predictions[-NAME].jsonl      answers on held-out clips, by step or by s
 RUN_DIR/metrics.json                  figures of an evaluation that ran alone
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.evaluation.scores import CountMetrics
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
-from data_prep.files import DataError, write_json
+from data_prep.files import DataError, read_object, write_json
 from data_prep.schema import Clip, read_clips
 
 DETECTOR = "periodicity"
@@ -97,8 +96,8 @@ def read_run(run_dir: Path) -> ReportInput:
 
 
 def _read_settings(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    content = read_object(path, "the settings of a run")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         return Recipe.model_validate(content["recipe"]), content
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the settings of a run ({error})") from error

@@ -242,6 +242,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, folder: Path) -> None:
     (run / "config.resolved.json").write_text("{}")
     with pytest.raises(ValueError, match="not the settings of a run"):
         report_run(run)
+    (run / "config.resolved.json").write_bytes(b'{"recipe": "\xff"}')
+    with pytest.raises(ValueError, match=r"config\.resolved\.json:1: byte 0xff"):
+        report_run(run)
 
 
 def test_predictions_alone_are_a_report_and_collapse_is_said(tmp_path: Path, folder: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from actrep_ray.cli.main import main
 from actrep_ray.config import Recipe
 from actrep_ray.tasks.verl_rows import write_verl_parquet
-from data_prep.schema import Clip, DataError
+from data_prep.files import DataError
+from data_prep.schema import Clip, write_clips
 from rewards.compute_score import compute_score
 from rewards.grammar.write import Response, render
 
@@ -106,3 +108,25 @@ def test_a_question_cannot_ask_for_media_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="clip 'a': its question holds <image>"):
         write_verl_parquet([clip], RECIPE, tmp_path / "x.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_verl_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = replace(COUNTED, id="t", split="test")
+    write_clips(tmp_path / "clips.jsonl", [MARKED, COUNTED, replace(test, video="videos/t.mp4")])
+    out = tmp_path / "test.parquet"
+    command = ["prepare", "verl", str(tmp_path / "clips.jsonl"), "--out", str(out)]
+    question = "data.question=Count."
+    assert main([*command, "--split", "test", "--set", question, "--set", "video.fps=8"]) == 0
+    assert "1 rows for verl" in capsys.readouterr().out
+    (row,) = (row for _, row in pd.read_parquet(out).iterrows())
+    assert row["prompt"][0]["content"] == "<video>Count."
+    assert row["videos"][0]["fps"] == 8.0
+    assert row["videos"][0]["video"] == str(tmp_path / "videos" / "t.mp4")
+    assert main(command) == 0
+    assert "2 rows" in capsys.readouterr().out
+    assert main([*command, "--split", "validation"]) == 2
+    assert "no clip has split='validation'" in capsys.readouterr().err
+    assert main([*command[:-1], str(tmp_path)]) == 2
+    assert f"{tmp_path}: is a folder" in capsys.readouterr().err

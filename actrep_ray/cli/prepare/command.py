@@ -7,6 +7,7 @@ from actrep_ray.cli.prepare.rcs_export import add_rcs_export
 from actrep_ray.cli.prepare.rcs_report import add_rcs_report
 from actrep_ray.cli.prepare.synthetic import add_synthetic
 from actrep_ray.cli.prepare.tiny_model import add_tiny_model
+from actrep_ray.cli.prepare.verl import add_verl
 
 
 def add_prepare(commands: Any) -> None:
@@ -22,3 +23,4 @@ def add_prepare(commands: Any) -> None:
     add_converters(kinds)
     add_rcs_report(kinds)
     add_rcs_export(kinds)
+    add_verl(kinds)
