@@ -4,7 +4,7 @@ Videos of three sizes are rendered. For each, in turns and in one process:
 
     decord      the frames of the plan by decord alone: open, one batch, full size, nothing else
     resized     the same and cv2's area resize of each frame, which is the least that a model needs
-    decode      `decode_frames`: open, the plan's frames one by one at full size
+    decode      `Video.frames_at`: probe, open, the plan's frames one by one at full size
     read        `read_frames`: what training and evaluation read, resized to the pixel budget
     validate    `check_video`: hash, open, time stamps, decode; the work of one process of
                 `actrep validate`
@@ -41,9 +41,8 @@ from data_prep.validation.video_facts import VideoTask, check_video
 from data_prep.validation.view import View
 from data_prep.video import (
     FramePlan,
+    Video,
     clip_of_video,
-    decode_frames,
-    open_video,
     plan_frames,
     read_frames,
 )
@@ -138,7 +137,7 @@ def measure(path: Path, rounds: int) -> dict[str, float]:
         "resized": partial(bare_resized, plan),
         "decode": partial(decode, plan),
         "read": partial(read_frames, plan),
-        "validate": partial(check_video, VideoTask(plan.video, plan.indices)),
+        "validate": partial(check_video, VideoTask(plan.video, plan.times_s)),
     }
     best = dict.fromkeys(jobs, float("inf"))
     for _ in range(rounds):
@@ -151,7 +150,8 @@ def measure(path: Path, rounds: int) -> dict[str, float]:
 
 def bare(plan: FramePlan) -> np.ndarray:
     reader = decord.VideoReader(plan.video, num_threads=1)
-    return np.asarray(reader.get_batch(list(plan.indices)).asnumpy())
+    numbers = np.minimum(np.floor(np.array(plan.times_s) * FPS + 1e-3), len(reader) - 1)
+    return np.asarray(reader.get_batch(numbers.astype(int).tolist()).asnumpy())
 
 
 def bare_resized(plan: FramePlan) -> np.ndarray:
@@ -160,7 +160,8 @@ def bare_resized(plan: FramePlan) -> np.ndarray:
 
 
 def decode(plan: FramePlan) -> int:
-    return sum(1 for _ in decode_frames(open_video(plan.video), plan.video, plan.indices))
+    with Video(plan.video) as video:
+        return sum(1 for _ in video.frames_at(plan.times_s))
 
 
 def measure_file(video: Path, copies: int) -> dict[str, float]:

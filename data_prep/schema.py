@@ -29,6 +29,12 @@ SPLITS = ("train", "validation", "test")
 
 Cycle = tuple[float, float]
 
+TIMES_SOURCES = {
+    "seconds": "they were given in seconds",
+    "time_stamps": "frame numbers, by the times at which the file presents these frames",
+    "rate": "frame numbers, divided by the rate that the annotations state",
+}
+
 
 class RowError(DataError):
     """A row that is no clip.
@@ -64,6 +70,8 @@ class Clip:
         cycles: (start, end) of each repetition in seconds from the start of the clip, or None
             where the set has no marks.
         cycles_source: Where the marks come from ("annotation", "synthetic", "periodicity").
+        times_source: How window and marks became seconds, a key of `TIMES_SOURCES`; None where
+            that is not known.
         flags: Remarks of the converter, for example "count_differs_from_cycles".
     """
 
@@ -81,6 +89,7 @@ class Clip:
     count: int
     cycles: tuple[Cycle, ...] | None = None
     cycles_source: str | None = None
+    times_source: str | None = None
     flags: tuple[str, ...] = ()
 
     @property
@@ -135,6 +144,9 @@ def parse_clip(row: dict[str, Any], where: str) -> Clip:
     source, flags = row.get("cycles_source"), row.get("flags", ())
     if source is not None and not (isinstance(source, str) and is_text(source)):
         raise RowError(where, "cycles_source", repr(source), "a string or null")
+    if row.get("times_source") not in (None, *TIMES_SOURCES):
+        expected = f"null or one of {', '.join(TIMES_SOURCES)}"
+        raise RowError(where, "times_source", repr(row["times_source"]), expected)
     if not isinstance(flags, list | tuple) or not all(
         isinstance(flag, str) and is_text(flag) for flag in flags
     ):

@@ -143,8 +143,8 @@ def _torchvision() -> str:
 
 
 def _video_decoding() -> str:
-    _require_modules(("decord", "av", "cv2"))
-    return "decord reads; av and cv2 write synthetic clips"
+    _require_modules(("av", "cv2"))
+    return "av reads and writes videos, cv2 resizes frames"
 
 
 def _ray() -> str:

@@ -65,6 +65,12 @@ def add_validate(commands: Any) -> None:
         metavar="S",
         help="seconds that one video may take; default: %(default)g",
     )
+    add(
+        "--deep",
+        action="store_true",
+        help="compare the frames that a model sees with a pass through each whole video; without, "
+        "only those of kinds in which decoders have been seen to err",
+    )
     add("--no-decode", action="store_true", help="only look whether videos are there, and hash")
     add(
         "--out",
@@ -99,7 +105,9 @@ def _validate(args: argparse.Namespace) -> None:
 
     recipe = read_recipe(args)
     view, note = view_of(recipe)
-    decoding = Decoding(args.workers, args.deadline, is_on=not args.no_decode)
+    if args.deep and args.no_decode:
+        raise UsageError("--deep decodes every video and --no-decode none: give one of them")
+    decoding = Decoding(args.workers, args.deadline, is_on=not args.no_decode, is_deep=args.deep)
     with _progress(args.no_decode) as progress:
         report = validate_file(args.data, view, decoding, split=args.split, progress=progress)
     path = write_report(report, args.out)

@@ -84,11 +84,11 @@ class ContrastSource(GroupSource):
 def shuffled(prompt: Prompt) -> Prompt:
     """The same question about the same frames in an order that the prompt's id decides."""
     random = np.random.default_rng(crc32(prompt.prompt_id.encode()))
-    indices = tuple(random.permutation(prompt.plan.indices).tolist())
+    times_s = tuple(random.permutation(prompt.plan.times_s).tolist())
     return replace(
         prompt,
         prompt_id=prompt.prompt_id + _SUFFIX,
-        plan=replace(prompt.plan, indices=indices),
+        plan=replace(prompt.plan, times_s=times_s),
     )
 
 

@@ -87,9 +87,7 @@ def read_strip(
         factor=2,
     )
     times = (np.arange(num_frames) + 0.5) * clip.duration_s / num_frames
-    indices = np.floor((clip.start_s + times) * clip.video_fps).astype(int)
-    indices = np.minimum(indices, max(clip.num_frames - 1, 0))
-    plan = replace(plan, indices=tuple(int(i) for i in indices))
+    plan = replace(plan, times_s=tuple((clip.start_s + times).tolist()))
     action = clip.action.replace("_", " ")
     return ClipStrip(
         title=f"{clip.id}: {action}, {clip.count} repetitions",

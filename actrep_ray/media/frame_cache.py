@@ -19,7 +19,8 @@ import numpy as np
 
 from data_prep.files import locked, replacing
 from data_prep.partial_files import is_leftover
-from data_prep.video import FramePlan, read_frames
+from data_prep.video import FramePlan
+from data_prep.video.guard import read_guarded
 
 _MAX_WAIT_S = 600.0  # for another process that decodes the same clip
 
@@ -58,7 +59,7 @@ class FrameCache:
             if (frames := self._load(path)) is not None:  # another process was faster
                 self.num_hits += 1
                 return frames
-            decoded = read_frames(plan)
+            decoded = read_guarded(plan)
             self._store(path, decoded)
             self.num_decoded += 1
         return decoded

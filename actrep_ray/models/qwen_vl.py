@@ -152,7 +152,7 @@ class QwenVLInputs:
             "duration": plan.num_frames / plan.fps,
             "width": plan.width,
             "height": plan.height,
-            "video_backend": "decord",
+            "video_backend": "pyav",
         }
 
     def positions(

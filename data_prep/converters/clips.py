@@ -6,32 +6,34 @@ from itertools import pairwise
 from data_prep.converters.annotation import Annotation
 from data_prep.converters.rows import BadRowError
 from data_prep.converters.values import Pairs
-from data_prep.converters.videos import VideoHeader
 from data_prep.schema import Clip
+from data_prep.video import Probe
 
 _DIGITS = 6  # of seconds in the output
 _SLACK_S = 1e-6  # differences of rounding
 _FPS_TOLERANCE = 0.01
 
 
-def to_clip(annotation: Annotation, header: VideoHeader, *, dataset: str, video: str) -> Clip:
-    """An annotation in seconds, checked against the header of its video.
+def to_clip(annotation: Annotation, found: Probe, *, dataset: str, video: str) -> Clip:
+    """An annotation in seconds, checked against what its video holds.
 
-    Seconds of frame f are (f - first_frame) / fps; a clip's last frame is shown to its end.
+    A frame number becomes the time at which the file presents that frame; only where the table
+    states another rate than the file has (the marks are of another copy), it is divided by that.
+    A clip's last frame is shown to its end. `times_source` of the clip says which it was.
 
     Raises:
         BadRowError: if the clip is empty or lies outside the video.
     """
     flags = list(annotation.flags)
-    fps = annotation.fps or header.fps
-    if annotation.fps and abs(annotation.fps - header.fps) > _FPS_TOLERANCE * header.fps:
+    clock = _Clock(annotation, found)
+    if clock.source == "rate":
         flags.append("fps_differs_from_video")
-    start, end = _span(annotation, fps, header, flags)
+    start, end = _span(annotation, clock, found, flags)
     pairs = annotation.cycles
     cycles = None
     if pairs is not None:
-        in_clip = [tuple(_seconds(x, annotation, fps) - start for x in pair) for pair in pairs]
-        cycles = clean_cycles(in_clip, end - start, 1.0 / fps, flags)
+        in_clip = [tuple(clock.seconds(x) - start for x in pair) for pair in pairs]
+        cycles = clean_cycles(in_clip, end - start, 1.0 / clock.fps, flags)
     if annotation.count == 0:
         flags.append("count_zero")
     if cycles is not None and len(cycles) != annotation.count:
@@ -43,16 +45,42 @@ def to_clip(annotation: Annotation, header: VideoHeader, *, dataset: str, video:
         video=video,
         start_s=start,
         end_s=end,
-        video_fps=header.fps,
-        num_frames=header.num_frames,
-        width=header.width,
-        height=header.height,
+        video_fps=found.fps,
+        num_frames=found.num_frames,
+        width=found.width,
+        height=found.height,
         action=annotation.action,
         count=annotation.count,
         cycles=cycles,
         cycles_source=None if cycles is None else "annotation",
+        times_source=clock.source,
         flags=tuple(dict.fromkeys(flags)),
     )
+
+
+class _Clock:
+    """From the unit of an annotation to seconds of its video.
+
+    Attributes:
+        fps: Frames per second of the marks.
+        source: How times were found: a key of `TIMES_SOURCES`.
+    """
+
+    def __init__(self, annotation: Annotation, found: Probe) -> None:
+        self.fps = annotation.fps or found.fps
+        self._found, self._first = found, annotation.first_frame
+        is_of_another_copy = abs(self.fps - found.fps) > _FPS_TOLERANCE * found.fps
+        if annotation.unit == "seconds":
+            self.source = "seconds"
+        else:
+            self.source = "rate" if is_of_another_copy else "time_stamps"
+
+    def seconds(self, value: float) -> float:
+        """When a frame is presented, or a second is; seconds from the video's first frame."""
+        if self.source == "seconds":
+            return value
+        number = value - self._first
+        return number / self.fps if self.source == "rate" else self._found.time_of_frame(number)
 
 
 def clean_cycles(
@@ -88,15 +116,15 @@ def clean_cycles(
 
 
 def _span(
-    annotation: Annotation, fps: float, header: VideoHeader, flags: list[str]
+    annotation: Annotation, clock: _Clock, found: Probe, flags: list[str]
 ) -> tuple[float, float]:
     """(start, end) of the clip in seconds of the video, cut to it."""
     is_frames = annotation.unit == "frames"
-    start = 0.0 if annotation.start is None else _seconds(annotation.start, annotation, fps)
-    last = header.duration_s
+    start = 0.0 if annotation.start is None else clock.seconds(annotation.start)
+    last = found.end_s
     end = last
     if annotation.end is not None:  # a frame is shown until the next one
-        end = _seconds(annotation.end + is_frames, annotation, fps)
+        end = clock.seconds(annotation.end + is_frames)
     if start >= end and annotation.end is not None:
         raise BadRowError(
             "bad_time", f"start={annotation.start}, end={annotation.end}, expected start < end"
@@ -106,15 +134,9 @@ def _span(
             "outside_video",
             f"the clip is {start:.3f} to {end:.3f} s, the video lasts {last:.3f} s",
         )
-    if start < -1.0 / fps or end > last + 1.0 / fps:
+    if start < -1.0 / clock.fps or end > last + 1.0 / clock.fps:
         flags.append("clip_outside_video")
     start, end = round(max(start, 0.0), _DIGITS), round(min(end, last), _DIGITS)
     if start >= end:
         raise BadRowError("bad_time", f"the clip is {start} to {end} s, expected a length")
     return start, end
-
-
-def _seconds(value: float, annotation: Annotation, fps: float) -> float:
-    if annotation.unit == "seconds":
-        return value
-    return (value - annotation.first_frame) / fps

@@ -173,7 +173,7 @@ class _Conversion:
         video = self._videos.find(annotation.videos)
         clip = to_clip(
             annotation,
-            self._videos.header(video),
+            self._videos.probe(video),
             dataset=self._source.dataset,
             video=os.path.normpath(f"{self._front}/{video}"),
         )

@@ -168,6 +168,6 @@ class _Run:
 
     def _key_of(self, clip: Clip, plan: FramePlan, prompt: str, number: int) -> str:
         """Names one candidate by all that its answer depends on; not by where files lie."""
-        frames = (plan.num_bytes, plan.indices, plan.fps, plan.height, plan.width)
+        frames = (plan.num_bytes, plan.times_s, plan.fps, plan.height, plan.width)
         named = json.dumps([clip.id, prompt, frames, self._sampling, number], sort_keys=True)
         return hashlib.sha256(named.encode()).hexdigest()[:32]

@@ -109,7 +109,7 @@ def check_view(clip: Clip, estimate: Estimate, view: View, make: RowFindings) ->
 
 
 def check_facts(
-    clip: Clip, estimate: Estimate, facts: VideoFacts, last_index: int, make: RowFindings
+    clip: Clip, estimate: Estimate, facts: VideoFacts, last_s: float, make: RowFindings
 ) -> Iterator[Finding]:
     """The row against what was found in its video, which could be decoded.
 
@@ -117,7 +117,7 @@ def check_facts(
         clip: The row.
         estimate: How it is shown.
         facts: Of its video.
-        last_index: The last frame that it is shown with.
+        last_s: The last second of the video at which it is shown.
         make: Makes the findings.
     """
     half_sample_s = 0.5 / estimate.fps
@@ -128,9 +128,12 @@ def check_facts(
     if facts.drift_s > half_sample_s:
         uneven = f"times up to {facts.drift_s:.2f} s off"
         yield make.make("variable_frame_rate", "video", f"{make.video!r} ({uneven})", "even times")
-    if last_index >= facts.num_frames:
-        found = f"a clip within the {facts.num_frames} frames of the video"
-        yield make.make("clip_outside_video", "end_s", f"{clip.end_s} (frame {last_index})", found)
+    if last_s >= facts.end_s:
+        found = f"a clip within the {facts.end_s:.3f} s ({facts.num_frames} frames) of the video"
+        yield make.make("clip_outside_video", "end_s", f"{clip.end_s}", found)
+    if facts.num_wrong:
+        value = f"{make.video!r} ({facts.num_wrong} of {facts.num_decoded} frames)"
+        yield make.make("wrong_frames", "video", value, "the frames of a pass through the file")
     if clip.num_frames != facts.num_frames:
         found = f"{facts.num_frames} as in the video"
         yield make.make("num_frames_differs", "num_frames", clip.num_frames, found)

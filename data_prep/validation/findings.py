@@ -33,6 +33,7 @@ ERRORS = {
     "undecodable_video": "the decoder refuses it",
     "decoder_crashed": "the decoder's process died of it",
     "decoder_hung": "the decoder did not finish in time",
+    "wrong_frames": "the reader gives other frames than a pass through the whole file",
     "fps_differs": "times in the row and in the video drift apart",
 }
 WARNINGS = {

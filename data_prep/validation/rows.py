@@ -19,7 +19,7 @@ from data_prep.validation.clip_checks import (
 from data_prep.validation.findings import RowFindings
 from data_prep.validation.report import Report
 from data_prep.validation.view import Estimate, View, estimate_view
-from data_prep.video import plan_indices
+from data_prep.video import plan_times
 
 _SHOWN = 200  # characters of a line that cannot be read
 
@@ -39,12 +39,12 @@ class Row:
         """Makes findings of this row."""
         return RowFindings(self.number, self.clip.id, self.clip.video, self.clip.flags)
 
-    def indices(self, view: View) -> tuple[int, ...]:
-        """Frames that the clip is shown with."""
+    def times_s(self, view: View) -> tuple[float, ...]:
+        """Seconds of the video at which the clip is shown."""
         if self.estimate is None or self.is_other:
             return ()
         limits = {"min_frames": view.min_frames, "max_frames": view.max_frames}
-        return plan_indices(self.clip, fps=view.fps, **limits)[0]
+        return plan_times(self.clip, fps=view.fps, **limits)[0]
 
 
 def add_finding(report: Report, row: Row, kind: str, key: str, value: str, expected: str) -> None:

@@ -29,12 +29,15 @@ class Decoding:
         deadline_s: Seconds that one video may take.
         is_on: Whether videos are opened and the frames that a model sees are decoded. Without,
             files are only looked at and hashed.
+        is_deep: Whether the frames that a model sees are compared with a pass through the whole
+            video, whatever its kind; without, only where the reader leaps in a risky kind.
         check: What the processes run for one video.
     """
 
     num_workers: int
     deadline_s: float
     is_on: bool = True
+    is_deep: bool = False
     check: Check = check_video
 
 
@@ -75,14 +78,17 @@ def _check_videos(
     report: Report, rows: Iterable[Row], decoding: Decoding, progress: Progress | None
 ) -> dict[str, VideoFacts]:
     """Facts of every video, each file once."""
-    indices: dict[str, set[int]] = {}
+    times: dict[str, set[float]] = {}
     opened: set[str] = set()
     for row in rows:
-        shown = row.indices(report.view) if decoding.is_on else ()
-        indices.setdefault(row.path, set()).update(shown)
+        shown = row.times_s(report.view) if decoding.is_on else ()
+        times.setdefault(row.path, set()).update(shown)
         if decoding.is_on and not row.is_other:
             opened.add(row.path)
-    tasks = [VideoTask(p, tuple(sorted(found)), p in opened) for p, found in indices.items()]
+    tasks = [
+        VideoTask(path, tuple(sorted(found)), path in opened, decoding.is_deep)
+        for path, found in times.items()
+    ]
     facts: dict[str, VideoFacts] = {}
     num_bad = 0
     checking = check_in_processes(
@@ -117,7 +123,7 @@ def _compare_with_videos(
             value = f"{row.clip.video!r} ({found.message})"
             add_finding(report, row, found.problem, "video", value, "a video that decodes")
         elif decoding.is_on and row.estimate is not None:
-            last = row.indices(report.view)[-1]
+            last = row.times_s(report.view)[-1]
             report.findings += check_facts(row.clip, row.estimate, found, last, row.make)
     for users in by_content.values():
         compare_content(report, users)

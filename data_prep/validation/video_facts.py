@@ -1,13 +1,13 @@
 """What is found in a video file: bytes, frames, rate, size and evenness of its times."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.video import VideoError, decode_frames, file_problem, open_video
+from data_prep.video import EPSILON_S, Video, VideoError, file_problem
 
 _HASHED_AT_ONCE = 2**20
 
@@ -18,13 +18,16 @@ class VideoTask:
 
     Attributes:
         path: The file.
-        indices: Frame numbers to decode, not decreasing; those beyond the file's end are left out.
+        times_s: Seconds at which frames are read, not falling; those beyond the file's end are
+            left out.
         is_opened: False only looks at the file and hashes it.
+        is_deep: Compare what is read with a pass through the whole file, whatever its kind.
     """
 
     path: str
-    indices: tuple[int, ...] = ()
+    times_s: tuple[float, ...] = ()
     is_opened: bool = True
+    is_deep: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class VideoFacts:
         sha256: Of the file's bytes; None where they were not read.
         num_frames: Frames of the file; 0 where it was not opened, as are the rest.
         fps: Frames per second, on average.
-        width: Of a frame as it is shown (rotation applied), pixels.
+        end_s: When the last frame ends, seconds from the first.
+        width: Of a frame as it is shown (rotation and pixel aspect applied), pixels.
         height: Of a frame as it is shown, pixels.
         drift_s: How far the time of a frame lies from (its number / fps) at most, seconds; near 0
             unless the frame rate varies.
-        num_decoded: Frames that were decoded.
+        num_decoded: Frames that were read.
+        num_wrong: Of those, how many are not the ones of a pass through the whole file.
     """
 
     path: str
@@ -52,10 +57,12 @@ class VideoFacts:
     sha256: str | None = None
     num_frames: int = 0
     fps: float = 0.0
+    end_s: float = 0.0
     width: int = 0
     height: int = 0
     drift_s: float = 0.0
     num_decoded: int = 0
+    num_wrong: int = 0
 
 
 Check = Callable[[VideoTask], VideoFacts]
@@ -79,24 +86,37 @@ def check_video(task: VideoTask) -> VideoFacts:
 
 
 def _decode(task: VideoTask, facts: VideoFacts) -> VideoFacts:
-    reader = open_video(task.path)
-    num_frames, fps = len(reader), float(reader.get_avg_fps())
-    times = np.asarray(reader.get_frame_timestamp(np.arange(num_frames)), np.float64)[:, 0]
-    drift = np.abs(times - times[0] - np.arange(num_frames) / fps).max() if fps > 0 else 0.0
-    inside = [index for index in task.indices if index < num_frames] or [0]
-    height = width = num_decoded = 0
-    for frame in decode_frames(reader, task.path, inside):
-        height, width = frame.shape[:2]
-        num_decoded += 1
+    with Video(task.path) as video:
+        found = video.probe
+        inside = [second for second in task.times_s if second < found.end_s] or [0.0]
+        read = [_digest(image) for image in video.frames_at(inside)]
+        is_risky = video.num_seeks > 0 and found.is_risky
+        num_wrong = 0
+        if task.is_deep or is_risky:
+            shown = [(second, _digest(image)) for second, image in video.frames()]
+            num_wrong = sum(a != b for a, b in zip(read, _shown_at(inside, shown), strict=True))
     return replace(
         facts,
-        num_frames=num_frames,
-        fps=fps,
-        width=width,
-        height=height,
-        drift_s=float(drift),
-        num_decoded=num_decoded,
+        num_frames=found.num_frames,
+        fps=found.fps,
+        end_s=found.end_s,
+        width=found.width,
+        height=found.height,
+        drift_s=found.drift_s,
+        num_decoded=len(read),
+        num_wrong=num_wrong,
     )
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
+def _shown_at(times_s: Sequence[float], shown: Sequence[tuple[float, bytes]]) -> list[bytes]:
+    """Of a pass through a file, what is shown at some seconds."""
+    starts = np.array([second for second, _ in shown]) - EPSILON_S
+    places = np.searchsorted(starts, times_s, side="right") - 1
+    return [shown[max(int(place), 0)][1] for place in places]
 
 
 def _sha256(path: str) -> str:

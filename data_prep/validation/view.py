@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from data_prep.schema import Clip
-from data_prep.video import fit_size, plan_indices
+from data_prep.video import fit_size, plan_times
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Estimate:
 
 def estimate_view(clip: Clip, row: int, view: View) -> Estimate:
     """What a model is shown of a clip: frames, size, visual tokens and samples in a cycle."""
-    indices, fps = plan_indices(
+    times_s, fps = plan_times(
         clip, fps=view.fps, min_frames=view.min_frames, max_frames=view.max_frames
     )
     height, width = fit_size(
@@ -86,7 +86,7 @@ def estimate_view(clip: Clip, row: int, view: View) -> Estimate:
         min_pixels=view.min_pixels,
         max_pixels=view.max_pixels,
     )
-    num_patches = math.ceil(len(indices) / view.frames_per_patch)
+    num_patches = math.ceil(len(times_s) / view.frames_per_patch)
     cycle_s = _cycle_length(clip)
     samples = None if cycle_s is None else cycle_s * fps
     return Estimate(
@@ -95,7 +95,7 @@ def estimate_view(clip: Clip, row: int, view: View) -> Estimate:
         split=clip.split,
         count=clip.count,
         duration_s=clip.duration_s,
-        num_frames=len(indices),
+        num_frames=len(times_s),
         fps=fps,
         height=height,
         width=width,

@@ -106,7 +106,7 @@ def check_groups(groups: list[RolloutGroup], prompts: list[Prompt], version: int
 def with_frozen_video(group: RolloutGroup) -> RolloutGroup:
     """The same answers to a clip that shows its first frame all the time."""
     plan = group.prompt.plan
-    frozen = replace(plan, indices=plan.indices[:1] * plan.num_frames)
+    frozen = replace(plan, times_s=plan.times_s[:1] * plan.num_frames)
     return replace(group, prompt=replace(group.prompt, plan=frozen))
 
 

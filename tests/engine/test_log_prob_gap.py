@@ -147,8 +147,8 @@ def test_the_limit_lies_between_health_and_faults(
 
 
 def one_frame_later(row: LearnerRow) -> LearnerRow:
-    indices = row.plan.indices
-    return replace(row, plan=replace(row.plan, indices=indices[1:] + indices[-1:]))
+    times_s = row.plan.times_s
+    return replace(row, plan=replace(row.plan, times_s=times_s[1:] + times_s[-1:]))
 
 
 Positions = tuple[torch.Tensor, int]

@@ -35,7 +35,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> FramePlan:
 
 
 def shorter(plan: FramePlan, num_frames: int) -> FramePlan:
-    return replace(plan, indices=plan.indices[:num_frames])
+    return replace(plan, times_s=plan.times_s[:num_frames])
 
 
 def names(folder: Path, suffix: str = ".npy") -> set[str]:
@@ -70,7 +70,7 @@ def test_the_folder_is_bounded_and_the_oldest_goes_first(plan: FramePlan, tmp_pa
 
 
 def test_a_clip_that_cannot_be_decoded_leaves_nothing(plan: FramePlan, tmp_path: Path) -> None:
-    bad = replace(plan, indices=(0, 10_000))
+    bad = replace(plan, times_s=(0.0, 10_000.0))
     cache = FrameCache(tmp_path, GIB)
     with pytest.raises(VideoError):
         cache.get(bad)
@@ -104,7 +104,7 @@ def start_process(code: str, folder: Path, plans: list[FramePlan]) -> subprocess
         "from data_prep.video import FramePlan\n"
         "folder = sys.argv[1]\n"
         "rows = json.loads(sys.argv[2])\n"
-        "plans = [FramePlan(**row | {'indices': tuple(row['indices'])}) for row in rows]\n"
+        "plans = [FramePlan(**row | {'times_s': tuple(row['times_s'])}) for row in rows]\n"
     )
     rows = json.dumps([asdict(plan) for plan in plans])
     return subprocess.Popen(

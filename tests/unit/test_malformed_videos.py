@@ -50,7 +50,7 @@ OUTCOMES: dict[str, set[str]] = {
     "8k.mp4": {"(repeated_frames)"},  # two frames in two seconds, shown as eight
     "one_frame.mp4": {"(repeated_frames)"},
     "variable_rate.mp4": {"(variable_frame_rate)"},
-    "labelled_25_fps.mp4": {"fps_differs"},
+    "labelled_25_fps.mp4": {"fps_differs", "clip_outside_video"},
     "labelled_too_long.mp4": {"clip_outside_video", "(num_frames_differs)"},
     "empty.mp4": {"empty_video"},
     "truncated.mp4": {"undecodable_video"},  # without its index, which comes last

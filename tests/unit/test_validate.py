@@ -29,6 +29,7 @@ from data_prep.validation.report import Report, write_report
 from data_prep.validation.validate import Decoding, validate_file
 from data_prep.validation.video_facts import VideoTask
 from data_prep.validation.view import View, estimate_view
+from data_prep.video.guard import end_processes
 from data_prep.video_writer import encode_mp4
 from rewards.reference import usable_cycles
 
@@ -262,7 +263,7 @@ def test_marks_that_training_leaves_out_are_errors(
 
 def test_every_kind_that_is_made_is_known_with_a_meaning() -> None:
     package = Path(validation.__file__).parent
-    sources = [*package.glob("*.py"), package.with_name("video.py")]
+    sources = [*package.glob("*.py"), *package.with_name("video").glob("*.py")]
     text = "".join(path.read_text() for path in sources)
     for kind, meaning in KINDS.items():
         assert text.count(f'"{kind}"') >= 2, kind  # in the table, and where it is made
@@ -416,6 +417,7 @@ def test_files_that_kill_their_decoder_are_rows_and_the_rest_goes_on(
     ]
     clips[-1] = replace(CLIP, id="copy", video="copy.mp4")
     path.write_text("".join(clip.to_json() + "\n" for clip in clips))
+    end_processes()  # those that other tests have left warm
     began = time.monotonic()
     report = validate_file(path, VIEW, Decoding(2, 8.0, check=bad_decoders.check))
     assert time.monotonic() - began < 90
@@ -455,7 +457,7 @@ def children_of(pid: int) -> list[int]:
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in path.read_text().split():
             command = Path(f"/proc/{child}/cmdline")
-            if command.exists() and b"spawn_main" in command.read_bytes():
+            if command.exists() and b"data_prep.video.process" in command.read_bytes():
                 children.append(int(child))
     return children
 

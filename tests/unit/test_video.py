@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from data_prep.schema import Clip
 from data_prep.video import (
     FramePlan,
+    Video,
     VideoError,
     check_videos,
     clip_of_video,
-    decode_frames,
     fit_size,
-    open_video,
     plan_frames,
+    probe,
     read_frames,
 )
 from data_prep.video_writer import encode_mp4
@@ -47,16 +47,16 @@ def test_a_clip_of_a_file_spans_it(clip: Clip) -> None:
 
 def test_frames_lie_at_the_rate_from_the_start_of_the_clip(clip: Clip) -> None:
     plan = plan_of(clip, fps=4)
-    assert plan.indices == tuple(range(0, 60, 3))
+    assert plan.times_s == tuple(i / 4 for i in range(20))
     assert plan.timestamps_s[:3] == (0.0, 0.25, 0.5)
     part = plan_of(replace(clip, start_s=1.0, end_s=3.0), fps=2)
-    assert part.indices == (12, 18, 24, 30)
+    assert part.times_s == (1.0, 1.5, 2.0, 2.5)
     assert part.timestamps_s == (0.0, 0.5, 1.0, 1.5)  # of the clip, not of the file
 
 
 def test_limits_spread_the_frames_and_say_at_what_rate(clip: Clip) -> None:
     few = plan_of(clip, fps=4, max_frames=5)
-    assert (few.indices, few.fps) == ((0, 12, 24, 36, 48), 1.0)
+    assert (few.times_s, few.fps) == ((0.0, 1.0, 2.0, 3.0, 4.0), 1.0)
     many = plan_of(replace(clip, end_s=0.5), fps=2, min_frames=4)
     assert (many.num_frames, many.fps) == (4, 8.0)
 
@@ -66,13 +66,13 @@ def test_decoded_frames_are_those_of_the_plan(clip: Clip) -> None:
     frames = read_frames(plan)
     assert frames.shape == (12, 32, 32, 3)
     assert frames.dtype == np.uint8
-    expected = 4 * np.array(plan.indices)
+    expected = 4 * FPS * np.array(plan.times_s)
     assert np.abs(frames.mean(axis=(1, 2, 3)) - expected).max() < 3  # H.264 is lossy
 
 
 def test_frames_come_in_the_order_of_the_plan(clip: Clip) -> None:
     plan = plan_of(clip, fps=2)
-    backwards = replace(plan, indices=plan.indices[::-1])
+    backwards = replace(plan, times_s=plan.times_s[::-1])
     np.testing.assert_array_equal(read_frames(backwards), read_frames(plan)[::-1])
 
 
@@ -147,7 +147,7 @@ def test_files_that_are_no_videos_are_named(clip: Clip, tmp_path: Path) -> None:
     }
     for name, reason in reasons.items():
         with pytest.raises(VideoError, match=rf"{name}: {reason}"):
-            open_video(tmp_path / name)
+            probe(tmp_path / name)
     bad = [replace(clip, id=name, video=str(tmp_path / name)) for name in reasons]
     with pytest.raises(VideoError, match=r"missing.mp4: .*'missing.mp4'\] \(and 4 more\)"):
         check_videos([clip, *bad])
@@ -164,7 +164,9 @@ def test_a_plan_of_a_missing_or_empty_file_is_refused(clip: Clip, tmp_path: Path
 
 def test_a_file_shorter_than_its_plan_is_refused(clip: Clip) -> None:
     plan = plan_of(replace(clip, num_frames=100, end_s=8.0), fps=4)
-    with pytest.raises(VideoError, match="holds 60 frames, the plan needs frame 93"):
+    with pytest.raises(
+        VideoError, match=r"ends after 5.000 s \(60 frames\), the plan needs second 7.75"
+    ):
         read_frames(plan)
 
 
@@ -173,13 +175,16 @@ def test_every_width_is_decoded_to_the_pixels_that_were_written(tmp_path: Path, 
     written = np.zeros((12, 32, width, 3), np.uint8)
     written[:, :, : width // 2] = np.arange(60, 180, 10)[:, None, None, None]
     encode_mp4(tmp_path / "clip.mp4", written, 10)
-    plan = FramePlan(str(tmp_path / "clip.mp4"), 1, tuple(range(12)), 10.0, 32, width)
+    plan = FramePlan(
+        str(tmp_path / "clip.mp4"), 1, tuple(i / 10 for i in range(12)), 10.0, 32, width
+    )
     assert np.abs(read_frames(plan).astype(int) - written).mean() < 4
 
 
 def test_a_frame_that_is_shown_twice_is_decoded_once(clip: Clip) -> None:
-    reader = open_video(clip.video)
-    frames = list(decode_frames(reader, clip.video, [3, 3, 3, 50, 50]))
+    with Video(clip.video) as video:
+        frames = list(video.frames_at([3 / FPS, 3.3 / FPS, 3.6 / FPS, 50 / FPS, 50.5 / FPS]))
+        assert video.num_decoded <= 52
     means = [float(frame.mean()) for frame in frames]
     assert means == pytest.approx([12, 12, 12, 200, 200], abs=3)  # H.264 is lossy
     assert frames[0] is frames[2]

@@ -1,10 +1,8 @@
 """The conversion itself: streaming, atomic, repeatable, missing videos, headers, the command."""
 
 import json
-import os
 import tracemalloc
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -20,10 +18,10 @@ from data_prep.converters.conversion import MissingVideosError, convert
 from data_prep.converters.remarks import FLAGS, REASONS
 from data_prep.converters.repcount import repcount
 from data_prep.converters.rows import BadRowError, Record, read_json_array
-from data_prep.converters.videos import VideoFolder, VideoHeader, read_header
+from data_prep.converters.videos import VideoFolder
 from data_prep.schema import DataError, parse_clip, read_clips
 from data_prep.strata import BINS, stratum_of
-from data_prep.video import open_video
+from data_prep.video import Probe
 
 MakeVideo = Callable[..., Path]
 TABLE = """type,name,count,L1,L2,L3,L4
@@ -210,30 +208,6 @@ def test_the_file_of_a_larger_json_array_is_read_in_pieces(tmp_path: Path) -> No
 # --- headers
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.mov"])
-@pytest.mark.parametrize("fps", [25, Fraction(30000, 1001)])
-def test_a_header_says_what_decoding_finds(
-    name: str, fps: Fraction, tmp_path: Path, make_video: MakeVideo
-) -> None:
-    header = read_header(make_video(tmp_path / name, fps, 75))
-    reader = open_video(tmp_path / name)
-    height, width = reader[0].shape[:2]
-    assert (header.num_frames, header.width, header.height) == (len(reader), width, height)
-    assert header.num_frames == 75
-    assert header.fps == pytest.approx(reader.get_avg_fps(), rel=1e-4)
-    assert header.duration_s == pytest.approx(75 / float(fps), rel=1e-4)
-
-
-@pytest.mark.parametrize(("rotation", "size"), [(90, (32, 48)), (180, (48, 32)), (-90, (32, 48))])
-def test_a_rotated_video_has_the_size_it_is_shown_at(
-    rotation: int, size: tuple[int, int], tmp_path: Path, make_video: MakeVideo
-) -> None:
-    path = make_video(tmp_path / "a.mp4", 25, 10, rotation)
-    header = read_header(path)
-    assert (header.width, header.height) == size
-    assert open_video(path)[0].shape[:2] == (size[1], size[0])
-
-
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
@@ -244,8 +218,8 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         frame.rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(BadRowError, match="no video in the file"):
-        read_header(path)
+    with pytest.raises(BadRowError, match=r"a\.mp4: .*no video stream in it"):
+        VideoFolder(tmp_path).probe(path.name)
 
 
 def test_a_link_that_the_user_made_is_followed(tmp_path: Path, make_video: MakeVideo) -> None:
@@ -254,22 +228,41 @@ def test_a_link_that_the_user_made_is_followed(tmp_path: Path, make_video: MakeV
     (tmp_path / "videos" / "train").symlink_to(tmp_path / "disk")
     folder = VideoFolder(tmp_path / "videos")
     assert folder.find(["a.mp4", "train/a.mp4"]) == "train/a.mp4"
-    assert folder.header("train/a.mp4").num_frames == 10
+    assert folder.probe("train/a.mp4").num_frames == 10
 
 
-def test_a_header_is_read_once_for_all_rows_of_a_video(
+def test_a_video_is_looked_at_once_for_all_of_its_rows(
     tmp_path: Path, make_video: MakeVideo
 ) -> None:
-    path = make_video(tmp_path / "a.mp4", 25, 10)
+    make_video(tmp_path / "a.mp4", 25, 10)
     folder = VideoFolder(tmp_path)
-    first = folder.header("a.mp4")
-    os.truncate(path, 0)
-    assert folder.header("a.mp4") is first
+    assert folder.probe("a.mp4") is folder.probe("a.mp4")
 
 
 # --- arithmetic
 
-HEADER = VideoHeader(fps=20.0, num_frames=200, width=48, height=32)
+
+def even_probe(fps: float, num_frames: int) -> Probe:
+    """A video of 48x32 pixels whose frames lie at equal distances."""
+    return Probe(
+        path="a.mp4",
+        container="mp4",
+        codec="h264",
+        stream=0,
+        times_s=np.arange(num_frames) / fps,
+        end_s=num_frames / fps,
+        fps=fps,
+        first_pts=0,
+        time_base_s=1 / fps,
+        keyframes_s=np.zeros(1),
+        width=48,
+        height=32,
+        counts_frames=False,
+        is_risky=False,
+    )
+
+
+HEADER = even_probe(fps=20.0, num_frames=200)
 MARK = st.one_of(st.integers(0, 400), st.floats(0, 400))
 
 

@@ -1,0 +1,31 @@
+"""Video files: what they hold (`probe`), what is shown of them (`plan`), reading it (`reader`)."""
+
+from data_prep.video.files import FileProblem, VideoError, file_problem
+from data_prep.video.plan import (
+    FramePlan,
+    check_videos,
+    clip_of_video,
+    fit_size,
+    plan_frames,
+    plan_times,
+)
+from data_prep.video.probe import Probe, probe, without_prefix
+from data_prep.video.reader import EPSILON_S, Video, read_frames
+
+__all__ = [
+    "EPSILON_S",
+    "FileProblem",
+    "FramePlan",
+    "Probe",
+    "Video",
+    "VideoError",
+    "check_videos",
+    "clip_of_video",
+    "file_problem",
+    "fit_size",
+    "plan_frames",
+    "plan_times",
+    "probe",
+    "read_frames",
+    "without_prefix",
+]

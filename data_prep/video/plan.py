@@ -1,0 +1,180 @@
+"""Frame plans: one, made from metadata alone, for SFT, GRPO, evaluation and inference alike.
+
+A plan says at which seconds of a file a model sees it, and at what size. Nothing is opened to make
+it, it is small enough to travel between processes in place of pixels, and has a hash by which
+caches and assertions know it. What is shown at a second, the file's own time stamps say (`reader`).
+
+Times that a model is told count from the start of the clip, because that is what it is asked about.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.schema import Clip, DataError
+from data_prep.video.files import VideoError, file_problem
+from data_prep.video.probe import probe
+
+_DIGITS = 6  # of a second
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """Which frames of a clip are shown, and at what size.
+
+    Attributes:
+        video: Path of the file.
+        num_bytes: Size of the file when the plan was made; a file that changes changes its hash.
+        times_s: Seconds from the file's first frame, T of them, in the order in which they are
+            shown: the frame that the file presents then.
+        fps: Frames per second at which the clip is shown (after the limits on T).
+        height: Height of a shown frame, pixels.
+        width: Width of a shown frame, pixels.
+    """
+
+    video: str
+    num_bytes: int
+    times_s: tuple[float, ...]
+    fps: float
+    height: int
+    width: int
+
+    @property
+    def num_frames(self) -> int:
+        """T, the number of frames shown."""
+        return len(self.times_s)
+
+    @property
+    def timestamps_s(self) -> tuple[float, ...]:
+        """Seconds from the start of the clip, one for each frame."""
+        return tuple(i / self.fps for i in range(self.num_frames))
+
+    @cached_property
+    def hash(self) -> str:
+        """32 hexadecimal digits that name this plan."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def plan_frames(
+    clip: Clip,
+    *,
+    fps: float,
+    min_frames: int,
+    max_frames: int,
+    min_pixels: int,
+    max_pixels: int,
+    factor: int,
+) -> FramePlan:
+    """Choose the frames of a clip: `fps` a second from its start, within the limits.
+
+    Where the clip would give more than `max_frames` (fewer than `min_frames`), that many frames
+    are spread evenly over the clip instead and the plan's `fps` says at what rate.
+
+    Args:
+        clip: The clip; its `video` must exist.
+        fps: Frames per second wanted.
+        min_frames: Fewest frames.
+        max_frames: Most frames.
+        min_pixels: Fewest pixels of ONE frame.
+        max_pixels: Most pixels of ONE frame.
+        factor: Height and width are multiples of this (patch size times merge size).
+
+    Raises:
+        VideoError: if the file is missing or empty.
+    """
+    if problem := file_problem(clip.video):
+        raise VideoError(f"{clip.video}: {problem.message} (clip {clip.id!r})")
+    times_s, fps = plan_times(clip, fps=fps, min_frames=min_frames, max_frames=max_frames)
+    height, width = fit_size(
+        clip.height, clip.width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
+    )
+    return FramePlan(
+        video=str(Path(clip.video)),
+        num_bytes=Path(clip.video).stat().st_size,
+        times_s=times_s,
+        fps=fps,
+        height=height,
+        width=width,
+    )
+
+
+def plan_times(
+    clip: Clip, *, fps: float, min_frames: int, max_frames: int
+) -> tuple[tuple[float, ...], float]:
+    """Seconds in the file and the rate of a plan; the file need not be there."""
+    wanted = math.floor(clip.duration_s * fps + 1e-6)
+    num_frames = min(max(wanted, min_frames, 1), max_frames)
+    if num_frames != wanted:
+        fps = num_frames / clip.duration_s
+    times = np.round(clip.start_s + np.arange(num_frames) / fps, _DIGITS)
+    return tuple(times.tolist()), float(fps)
+
+
+def fit_size(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Size of a frame within a pixel budget, keeping the aspect ratio as multiples allow.
+
+    Both sides are rounded to a multiple of `factor`; the area is then brought within
+    [min_pixels, max_pixels] (the rule of Qwen-VL's image processor, applied to ONE frame).
+    """
+    if height <= 0 or width <= 0:
+        raise DataError(f"frame size {width}x{height}, expected positive numbers of pixels")
+    new_height = max(factor, round(height / factor) * factor)
+    new_width = max(factor, round(width / factor) * factor)
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def clip_of_video(path: str | Path, *, action: str = "unknown") -> Clip:
+    """A clip that spans a whole video file, with no labels, for counting in a file at hand.
+
+    Raises:
+        VideoError: naming the file and why it cannot be read.
+    """
+    found = probe(path)
+    return Clip(
+        id=Path(path).stem,
+        dataset="file",
+        split="test",
+        video=str(Path(path).absolute()),
+        start_s=0.0,
+        end_s=found.end_s,
+        video_fps=found.fps,
+        num_frames=found.num_frames,
+        width=found.width,
+        height=found.height,
+        action=action,
+        count=0,
+    )
+
+
+def check_videos(clips: Sequence[Clip]) -> None:
+    """Refuse a list of clips whose videos cannot all be opened, before any work is done on them.
+
+    Raises:
+        VideoError: naming the first bad file and how many there are.
+    """
+    problems = []
+    for path, clip_id in {clip.video: clip.id for clip in clips}.items():
+        try:
+            probe(path)
+        except VideoError as error:
+            problems.append(f"{error} [clip {clip_id!r}]")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise VideoError(problems[0] + more)

@@ -1,0 +1,363 @@
+"""What a video file is: one description, shared by converters, validator, planner and reader.
+
+Owns which stream is read, the size at which it is shown, and when each of its frames is presented.
+Times are the file's own time stamps (after edit lists), in seconds from the first frame that is
+shown; a frame's number times a rate is never taken for its time.
+
+    mp4, mov         the index, where frames lie at equal distances; else the packets' time stamps
+    AVI, ASF, bare   stamps follow the order of decoding: the i-th frame shown has the i-th lowest
+    stamps missing   the frames are decoded once; one without a stamp follows its predecessor
+    all others       the packets' time stamps
+
+A probe costs a look at every packet (0.003 ms each) and one decoded frame; it is remembered by the
+file's identity (device, inode, size, time of change).
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+from data_prep.video.files import VideoError, file_problem
+
+# Containers of video, by FFmpeg's names. A still picture, a playlist and a text (which FFmpeg
+# renders as pictures of a terminal) are no videos.
+CONTAINERS = frozenset(
+    (
+        "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "asf", "mpegts", "mpeg", "flv",
+        "live_flv", "ogg", "gif", "apng", "mxf", "nut", "nsv", "rm", "wtv", "dv", "ivf",
+        "yuv4mpegpipe",
+        "mpegvideo", "m4v", "mjpeg", "h261", "h263", "h264", "hevc", "vc1", "vc1test", "av1", "obu",
+    )
+)  # fmt: skip
+_OF_DECODING_ORDER = frozenset(
+    ("avi", "asf", "mpegvideo", "m4v", "mjpeg", "h261", "h263", "h264", "hevc", "vc1", "av1", "obu")
+)
+"""Their stamps follow the order of the packets: frames are shown in another one."""
+_SEEKABLE = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"))
+"""They have an index of key frames; in others a seek lands at a guess."""
+
+_MAX_FPS = 1000.0
+_LONGEST_FRAME_S = 600.0  # beyond it a time stamp is taken for damaged
+_NUM_REMEMBERED = 4096
+_LOG_PREFIX = re.compile(r"\[(\d\d:\d\d:\d\d\] \S+:\d+:|\w+ @ 0x\w+\]) ")
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a video file holds.
+
+    Attributes:
+        path: The file.
+        container: FFmpeg's name of its format.
+        codec: FFmpeg's name of its codec.
+        stream: Number of the stream that is read.
+        times_s: When each frame is presented, seconds from the first: float64 [N], not falling.
+        end_s: When the last frame ends.
+        fps: Frames per second, on average.
+        first_pts: Time stamp of the first frame, in units of the stream.
+        time_base_s: One unit, seconds.
+        keyframes_s: About when the key frames are presented: float64 [K], rising; empty where
+            seeking is not sound.
+        width: Of a frame as it is shown (rotation and pixel aspect applied), pixels.
+        height: Likewise.
+        counts_frames: Whether the i-th frame shown has the i-th time, whatever its own stamp.
+        is_risky: Whether decoders have been seen to give other frames after a seek: groups of
+            pictures that are open, and files that are cut by an edit list.
+    """
+
+    path: str
+    container: str
+    codec: str
+    stream: int
+    times_s: np.ndarray
+    end_s: float
+    fps: float
+    first_pts: int
+    time_base_s: float
+    keyframes_s: np.ndarray
+    width: int
+    height: int
+    counts_frames: bool
+    is_risky: bool
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that are presented."""
+        return len(self.times_s)
+
+    @property
+    def drift_s(self) -> float:
+        """How far a frame lies from its number divided by the rate, at most, seconds."""
+        even = np.arange(self.num_frames) / self.fps
+        return float(np.abs(self.times_s - even).max())
+
+    def time_of_frame(self, number: float) -> float:
+        """When a frame is presented; between two frames in proportion, seconds from the first.
+
+        Args:
+            number: From 0, in the order in which frames are shown; the end is `num_frames`.
+        """
+        times = np.append(self.times_s, self.end_s)
+        if 0 <= number <= self.num_frames:
+            return float(np.interp(number, np.arange(len(times)), times))
+        beyond = number - (self.num_frames if number > 0 else 0)
+        return float((self.end_s if number > 0 else 0.0) + beyond / self.fps)
+
+
+def probe(path: str | Path) -> Probe:
+    """Describe a video.
+
+    Raises:
+        VideoError: naming the file and why it cannot be read: no video, damaged, or time stamps
+            that are missing, go back or leap.
+    """
+    if problem := file_problem(path):
+        raise VideoError(f"{path}: {problem.message}")
+    status = Path(path).stat()
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return _probe(str(path), identity)
+
+
+@lru_cache(maxsize=_NUM_REMEMBERED)
+def _probe(path: str, identity: tuple[int, ...]) -> Probe:
+    del identity  # only names what is remembered
+    with open_container(path) as container:
+        stream = choose_stream(path, container)
+        entries = _entries(container, stream)
+    _check_order(path, entries)
+    with open_container(path) as container:
+        stream = choose_stream(path, container)
+        first, is_counted = _first_frame(path, container, stream), False
+        if not entries.is_complete:
+            pts, is_counted = _decoded_pts(path, container, stream, first), True
+        elif container.format.name in _OF_DECODING_ORDER:
+            pts, is_counted = np.sort(entries.pts), True
+        else:
+            pts = np.sort(entries.pts)
+            if first.pts is not None:  # a recording may begin with frames whose reference it lacks
+                pts = pts[pts >= first.pts]
+        return _describe(path, container, stream, first, pts, entries, is_counted)
+
+
+@contextmanager
+def open_container(path: str) -> Iterator["av.container.InputContainer"]:
+    """Open a file as a video; only local files, only containers of video.
+
+    Raises:
+        VideoError: if it is none, or a packet cannot be read inside.
+    """
+    try:
+        # `file` alone: a playlist in the guise of a video must not make us open addresses.
+        options = {"protocol_whitelist": "file"}
+        with av.open(path, metadata_errors="replace", options=options) as container:
+            if container.format.name not in CONTAINERS:
+                raise VideoError(
+                    f"{path}: cannot be opened as a video (read as {container.format.name!r}, "
+                    "expected a container of video)"
+                )
+            yield container
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be opened as a video{reason_of(error)}") from error
+
+
+def choose_stream(path: str, container: "av.container.InputContainer") -> "av.VideoStream":
+    """The stream that is read: the largest picture that is no cover; the first of equals."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise VideoError(f"{path}: cannot be opened as a video (no video stream in it)")
+    sizes = [
+        s.codec_context.width * s.codec_context.height if s.codec_context else 0 for s in streams
+    ]
+    if not max(sizes):
+        raise VideoError(f"{path}: cannot be opened as a video (no decoder, or no size of frames)")
+    stream = streams[sizes.index(max(sizes))]
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def reason_of(error: BaseException) -> str:
+    """What FFmpeg says, in brackets."""
+    text = getattr(error, "strerror", None) or str(error)
+    return f" ({without_prefix(text)[:200]})" if text else ""
+
+
+def without_prefix(line: str) -> str:
+    """A message of FFmpeg without the times and places in its source."""
+    return _LOG_PREFIX.sub("", line).strip()
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Packets that hold frames that are shown, in the order of the file.
+
+    Attributes:
+        num: How many.
+        pts: Time stamps of presentation, of those that have one: int64 [N].
+        dts: Of decoding, of those that have one: int64 [M].
+        is_key: Of those of `pts`: bool [N].
+        is_cut: Whether packets are left out by an edit list.
+    """
+
+    num: int
+    pts: np.ndarray
+    dts: np.ndarray
+    is_key: np.ndarray
+    is_cut: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all have a time stamp of presentation."""
+        return len(self.pts) == self.num
+
+
+def _entries(container: Any, stream: Any) -> _Entries:
+    if "mov" in container.format.name and (found := _index(stream)) is not None:
+        return found
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    rows = [(p.pts, p.dts, p.is_keyframe) for p in packets if not p.is_discard]
+    shown = [(pts, is_key) for pts, _, is_key in rows if pts is not None]
+    return _Entries(
+        num=len(rows),
+        pts=np.array([pts for pts, _ in shown], np.int64),
+        dts=np.array([dts for _, dts, _ in rows if dts is not None], np.int64),
+        is_key=np.array([is_key for _, is_key in shown], bool),
+        is_cut=len(rows) < len(packets),
+    )
+
+
+def _index(stream: Any) -> _Entries | None:
+    """The index of an mp4, if it alone tells when frames are presented: at equal distances."""
+    index = stream.index_entries
+    if len(index) < 3 or any(entry.is_discard for entry in index):
+        return None
+    dts = np.array([entry.timestamp for entry in index], np.int64)
+    steps = np.diff(dts)
+    if steps.min() <= 0 or steps.max() != steps.min():
+        return None
+    is_key = np.array([entry.is_keyframe for entry in index])
+    return _Entries(len(dts), dts - dts[0] + (stream.start_time or 0), dts, is_key)
+
+
+def _is_open(entries: _Entries) -> bool:
+    """Whether frames are shown before a key frame that they follow in the file."""
+    latest_key = np.maximum.accumulate(
+        np.where(entries.is_key, entries.pts, np.iinfo(np.int64).min)
+    )
+    return bool((entries.pts < latest_key).any())
+
+
+def _check_order(path: str, entries: _Entries) -> None:
+    """Refuse a file without frames, or whose stamps go back, as where two recordings were joined.
+
+    Raises:
+        VideoError: naming the file and where.
+    """
+    if not entries.num:
+        raise VideoError(f"{path}: holds no video frames")
+    back = np.flatnonzero(np.diff(entries.dts) < 0)
+    if len(back):
+        raise VideoError(
+            f"{path}: time stamps go back at frame {back[0] + 1} of {len(entries.dts)}, expected "
+            f"them to rise: two recordings in one file? {_REMEDY}"
+        )
+
+
+_REMEDY = "write it anew, for example with ffmpeg -i IN -vf setpts=N/FRAME_RATE/TB OUT.mp4"
+
+
+def _first_frame(path: str, container: Any, stream: Any) -> Any:
+    try:
+        return next(container.decode(stream))
+    except StopIteration:
+        raise VideoError(f"{path}: cannot be decoded (no frame comes out)") from None
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be decoded{reason_of(error)}") from error
+
+
+def _decoded_pts(path: str, container: Any, stream: Any, first: Any) -> np.ndarray:
+    """Time stamps by decoding all frames: int64 [N]; those without one follow at the usual rate.
+
+    Raises:
+        VideoError: if nothing says how far apart they are, or they do not rise.
+    """
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise VideoError(f"{path}: its frames have no time stamps and no rate; {_REMEDY}")
+    step = round(1 / (rate * stream.time_base))
+    pts: list[int] = [first.pts or 0]
+    try:
+        for frame in container.decode(stream):
+            pts.append(pts[-1] + step if frame.pts is None else frame.pts)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be decoded{reason_of(error)}") from error
+    found = np.array(pts, np.int64)
+    back = np.flatnonzero(np.diff(found) < 0)
+    if len(back):
+        raise VideoError(f"{path}: time stamps go back at frame {back[0] + 1}; {_REMEDY}")
+    return found
+
+
+def _describe(
+    path: str,
+    container: Any,
+    stream: Any,
+    first: Any,
+    pts: np.ndarray,
+    entries: _Entries,
+    is_counted: bool,
+) -> Probe:
+    unit = stream.time_base
+    ticks = pts - pts[0]
+    times = ticks * unit.numerator / unit.denominator  # one rounding: 61440 / 12288 is 5
+    steps = np.diff(ticks)
+    rate = stream.average_rate or stream.guessed_rate
+    last = round(float(np.median(steps))) if len(steps) else 0
+    if not last and rate:
+        last = round(1 / (rate * unit))
+    length = int(ticks[-1]) + last
+    end = length * unit.numerator / unit.denominator
+    fps = len(times) * unit.denominator / (length * unit.numerator) if length else float("inf")
+    longest = float(steps.max(initial=0) * unit)
+    if not fps <= _MAX_FPS or longest > _LONGEST_FRAME_S:
+        raise VideoError(
+            f"{path}: {len(times)} frames in {end:.3f} s, one of them shown for {longest:.3f} s: "
+            f"expected time stamps of a video (at most {_MAX_FPS:g} frames a second, none longer "
+            f"than {_LONGEST_FRAME_S:g} s); {_REMEDY}"
+        )
+    keyframes = np.zeros(0)
+    if container.format.name in _SEEKABLE and entries.is_complete:
+        start = entries.pts.min()
+        keyframes = np.sort(entries.pts[entries.is_key] - start) * float(unit)
+    width, height = shown_size(first.width, first.height, stream, first.rotation)
+    return Probe(
+        path=path,
+        container=container.format.name,
+        codec=stream.codec_context.name,
+        stream=stream.index,
+        times_s=times,
+        end_s=end,
+        fps=fps,
+        first_pts=int(pts[0]),
+        time_base_s=float(unit),
+        keyframes_s=keyframes,
+        width=width,
+        height=height,
+        counts_frames=is_counted,
+        is_risky=entries.is_cut or _is_open(entries),
+    )
+
+
+def shown_size(width: int, height: int, stream: Any, rotation: int) -> tuple[int, int]:
+    """(width, height) of a frame as it is shown: pixels made square, then turned."""
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    if aspect and aspect > 0 and aspect != 1:
+        width = max(1, round(width * float(aspect)))
+    return (height, width) if rotation % 180 else (width, height)

@@ -1,0 +1,218 @@
+"""Decoding by presentation time: the frame that is shown at a second, never another.
+
+    want 3.2 s ─► is a key frame nearer than where the decoder is? ─► seek, else go on
+                  decode until a frame is presented later than 3.2 s; the one before it is shown
+
+Frames come out of the decoder in the order in which they are shown. Seeks are made only in
+containers with an index of key frames, and a seek whose first frame is not one of the file's own
+times, or lies behind what was wanted, is undone: the file is read from its start.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import av
+import cv2
+import numpy as np
+
+from data_prep.video.files import VideoError
+from data_prep.video.plan import FramePlan
+from data_prep.video.probe import Probe, choose_stream, open_container, probe, reason_of
+
+EPSILON_S = 1e-3
+"""A frame counts as shown this much early: containers round time stamps to milliseconds."""
+_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}  # degrees to quarter turns, both against the clock
+
+
+def read_frames(plan: FramePlan) -> np.ndarray:
+    """Decode a plan's frames: uint8 RGB, shape [T, height, width, 3].
+
+    Raises:
+        VideoError: if the file cannot be decoded or ends before the plan's last second.
+    """
+    frames = np.empty((plan.num_frames, plan.height, plan.width, 3), dtype=np.uint8)
+    places = np.argsort(plan.times_s, kind="stable")  # the file is read from front to back
+    with Video(plan.video) as video:
+        shown = video.frames_at([plan.times_s[i] for i in places])
+        for place, frame in zip(places, shown, strict=True):
+            frames[place] = _resize(frame, plan.height, plan.width)
+    return frames
+
+
+class Video:
+    """An open video; a context manager.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        probe: What the file holds.
+        num_decoded: Frames that left the decoder so far, shown or not.
+        num_seeks: Times that it leapt to a key frame.
+
+    Raises:
+        VideoError: naming the file and why it cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.probe: Probe = probe(path)
+        self.num_decoded = 0
+        self.num_seeks = 0
+        self._stack = ExitStack()
+        self._decoder: Iterator[tuple[float, Any]] = iter(())
+        self._container: Any = None
+        self._stream: Any = None
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def frames(self) -> Iterator[tuple[float, np.ndarray]]:
+        """(second, uint8 RGB [H, W, 3]) of every frame in the order in which they are shown."""
+        for second, frame in self._from_start():
+            yield second, _image(frame)
+
+    def frames_at(self, times_s: Sequence[float]) -> Iterator[np.ndarray]:
+        """The frames shown at some seconds, at the file's own size: uint8 RGB [H, W, 3] each.
+
+        Args:
+            times_s: Seconds from the first frame, not falling. A frame that is shown at several of
+                them is decoded once.
+
+        Raises:
+            VideoError: if the file cannot be decoded, or ends before the last second.
+        """
+        self._check_end(times_s)
+        decoder = self._from_start()
+        upcoming = next(decoder, None)
+        current, image = upcoming, None
+        for time_s in times_s:
+            if upcoming is not None and (goal := self._better_start(time_s, upcoming[0])):
+                decoder = self._from(goal)
+                current = upcoming = next(decoder, None)
+                image = None
+            while upcoming is not None and upcoming[0] <= time_s + EPSILON_S:
+                current, image = upcoming, None
+                upcoming = next(decoder, None)
+            if current is None:
+                raise VideoError(f"{self.probe.path}: cannot be decoded (no frame comes out)")
+            self._check_shown(current[0], time_s)
+            if image is None:
+                image = _image(current[1])
+            yield image
+
+    @property
+    def _slack_s(self) -> float:
+        """How far ends that were rounded may lie beyond the file's."""
+        return max(2.0 / self.probe.fps, 0.1)
+
+    def _check_shown(self, shown_s: float, time_s: float) -> None:
+        """Whether the frame found is the one that the file's own times name."""
+        times = self.probe.times_s
+        i = int(np.searchsorted(times, time_s + EPSILON_S, side="right")) - 1
+        if abs(float(times[max(i, 0)]) - shown_s) > self._slack_s:
+            raise VideoError(
+                f"{self.probe.path}: cannot be decoded (at {time_s:.3f} s the decoder gives the "
+                f"frame of {shown_s:.3f} s, not that of {times[max(i, 0)]:.3f} s)"
+            )
+
+    def _check_end(self, times_s: Sequence[float]) -> None:
+        if times_s and times_s[-1] >= self.probe.end_s + self._slack_s:
+            raise VideoError(
+                f"{self.probe.path}: ends after {self.probe.end_s:.3f} s "
+                f"({self.probe.num_frames} frames), the plan needs second {times_s[-1]:.3f}"
+            )
+
+    # --- where the decoder is
+
+    def _better_start(self, time_s: float, position_s: float) -> float:
+        """The key frame to go on from, if one lies between here and there; else 0."""
+        keys = self.probe.keyframes_s
+        i = int(np.searchsorted(keys, time_s + EPSILON_S, side="right")) - 1
+        # One key frame earlier than the last: its time is only about right.
+        goal = float(keys[i - 1]) if i >= 1 else 0.0
+        return goal if goal > position_s + EPSILON_S else 0.0
+
+    def _open(self) -> None:
+        self._stack.close()
+        self._container = self._stack.enter_context(open_container(self.probe.path))
+        self._stream = choose_stream(self.probe.path, self._container)
+        self._stream.thread_type = "NONE"
+
+    def _from_start(self) -> Iterator[tuple[float, Any]]:
+        self._open()
+        return self._decode()
+
+    def _from(self, goal_s: float) -> Iterator[tuple[float, Any]]:
+        """Frames from a key frame on; from the start where the seek did not land well."""
+        stamp = self.probe.first_pts + round(goal_s / self.probe.time_base_s)
+        self._open()
+        self.num_seeks += 1
+        try:
+            self._container.seek(stamp, stream=self._stream, backward=True)
+            decoder = self._decode()
+            first = next(decoder, None)
+        except (VideoError, av.FFmpegError):
+            return self._from_start()
+        if first is None or first[0] > goal_s + EPSILON_S or not self._is_known(first[0]):
+            return self._from_start()
+        return _chain(first, decoder)
+
+    def _is_known(self, time_s: float) -> bool:
+        times = self.probe.times_s
+        i = int(np.searchsorted(times, time_s))
+        near = times[max(i - 1, 0) : i + 1]
+        return bool(np.abs(near - time_s).min() <= EPSILON_S)
+
+    def _decode(self) -> Iterator[tuple[float, Any]]:
+        """(second, frame) from where the container stands; damage ends in an error."""
+        probe, number = self.probe, 0
+        frames = self._container.decode(self._stream)
+        while True:
+            try:
+                frame = next(frames)
+            except StopIteration:
+                return
+            except (av.FFmpegError, OSError) as error:
+                raise VideoError(f"{probe.path}: cannot be decoded{reason_of(error)}") from error
+            if frame.is_corrupt:
+                raise VideoError(f"{probe.path}: cannot be decoded (frame {number} is damaged)")
+            if probe.counts_frames:
+                if number >= probe.num_frames:
+                    return
+                second = float(probe.times_s[number])
+            else:
+                if frame.pts is None:
+                    raise VideoError(f"{probe.path}: frame {number} has no time stamp")
+                second = (frame.pts - probe.first_pts) * probe.time_base_s
+            number += 1
+            self.num_decoded += 1
+            yield second, frame
+
+
+def _chain(first: tuple[float, Any], rest: Iterator[tuple[float, Any]]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _image(frame: Any) -> np.ndarray:
+    """Pixels of a decoded frame as it is shown, at its own size: uint8 RGB [H, W, 3]."""
+    image = frame.to_ndarray(format="rgb24")
+    turns = _TURNS.get(frame.rotation % 360)
+    if turns is None:
+        raise VideoError(f"turned by {frame.rotation} degrees, expected quarter turns")
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else np.asarray(image)
+
+
+def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize one frame [H, W, 3]."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    is_smaller = height * width < frame.shape[0] * frame.shape[1]
+    method = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=method))

@@ -1,0 +1,231 @@
+"""Frames are those that the file presents at the planned second, in every ordinary kind of file.
+
+The files are made here, frame k showing k in binary: whatever frame is read says which one it is.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.video import FramePlan, Video, VideoError, clip_of_video, plan_frames, read_frames
+from data_prep.video.probe import probe
+from tests.unit.video.coded import (
+    Kind,
+    Written,
+    number_of,
+    picture,
+    write_coded,
+    write_packed,
+)
+
+H264 = (("preset", "ultrafast"), ("x264-params", "scenecut=0"))
+H264_OPEN = (("preset", "fast"), ("x264-params", "open-gop=1:scenecut=0:keyint=15"))
+H265 = (("preset", "ultrafast"), ("x265-params", "log-level=none:open-gop=0:keyint=15"))
+H265_OPEN = (("preset", "ultrafast"), ("x265-params", "log-level=none:open-gop=1:keyint=15"))
+VP9 = (("deadline", "realtime"), ("cpu-used", "8"))
+AV1 = (("preset", "10"), ("crf", "20"), ("svtav1-params", "keyint=15:scm=1"))
+CODECS = {
+    "h264": ("libx264", H264, ("mp4", "mov", "mkv", "ts", "avi", "flv", "mpg")),
+    "hevc": ("libx265", H265, ("mp4", "mov", "mkv", "ts", "flv")),
+    "mpeg4": ("mpeg4", (), ("mp4", "mov", "mkv", "ts", "avi")),
+    "mpeg2": ("mpeg2video", (), ("mp4", "mov", "mkv", "ts", "mpg", "avi")),
+    "vp9": ("libvpx-vp9", VP9, ("mp4", "mkv", "webm")),
+    "av1": ("libsvtav1", AV1, ("mp4", "mkv", "webm")),
+    "wmv2": ("wmv2", (), ("wmv", "avi")),
+    "msmpeg4": ("msmpeg4v3", (), ("avi", "wmv", "mkv")),
+    "prores": ("prores", (), ("mov",)),
+    "ffv1": ("ffv1", (), ("mkv", "avi")),
+    "mjpeg": ("mjpeg", (), ("mov", "avi", "mkv")),
+}
+PIXELS = {"prores": "yuv422p10le", "mjpeg": "yuvj420p"}
+HAVE_B_FRAMES = ("h264", "hevc", "mpeg4", "mpeg2")
+UNEVEN = tuple(itertools.accumulate([33, 33, 50, 120, 20] * 11 + [33] * 4, initial=0))  # 60 times
+
+
+def _kinds() -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {}
+    for name, (codec, options, containers) in CODECS.items():
+        pixels = PIXELS.get(name, "yuv420p")
+        for container in containers:
+            base = Kind(container, codec, options, pixels=pixels)
+            kinds[f"{name} {container}"] = base
+            if name in HAVE_B_FRAMES:
+                kinds[f"{name} {container} b-frames"] = Kind(container, codec, options, num_b=2)
+    for container in ("mp4", "mov", "mkv", "ts"):
+        kinds[f"h264 {container} open gop"] = Kind(container, options=H264_OPEN, num_b=3)
+        kinds[f"hevc {container} open gop"] = Kind(container, "libx265", H265_OPEN, num_b=3)
+        kinds[f"h264 {container} offset"] = Kind(container, options=H264, num_b=2, offset_ms=5000)
+        kinds[f"h264 {container} variable"] = Kind(
+            container, options=H264, num_b=2, times_ms=UNEVEN
+        )
+    for container in ("mp4", "mov"):
+        kinds[f"h264 {container} edit list"] = Kind(container, options=H264, num_b=2, cut_ms=1040)
+        kinds[f"hevc {container} edit list"] = Kind(
+            container, "libx265", H265_OPEN, num_b=3, cut_ms=760
+        )
+    kinds["vp9 webm variable"] = Kind("webm", "libvpx-vp9", VP9, times_ms=UNEVEN)
+    kinds["hevc 10 bit mkv"] = Kind("mkv", "libx265", H265, pixels="yuv420p10le")
+    return kinds
+
+
+KINDS = _kinds()
+
+
+def check(path: Path, written: Written) -> None:
+    """Sequential reads, reads of all frames and reads far apart give the frames that were shown."""
+    ends = (*written.times_s[1:], written.times_s[-1] + 0.02)
+    middles = [(start + end) / 2 for start, end in zip(written.times_s, ends, strict=True)]
+    with Video(path) as video:
+        shown = [(second, number_of(image)) for second, image in video.frames()]
+        assert [number for _, number in shown] == list(written.numbers)
+        assert np.abs(np.subtract([s for s, _ in shown], written.times_s)).max() < 2e-3
+        assert video.probe.num_frames == len(written.numbers)
+        every = [number_of(image) for image in video.frames_at(middles)]
+        assert every == list(written.numbers)
+        places = [3, len(middles) // 3, len(middles) - 14, len(middles) - 1]
+        apart = [number_of(image) for image in video.frames_at([middles[i] for i in places])]
+        assert apart == [written.numbers[i] for i in places]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_are_those_that_the_file_presents(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    path = tmp_path / f"video.{kind.container}"
+    check(path, write_coded(path, kind, num_frames=60))
+
+
+def test_packed_b_frames_are_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "packed.avi"
+    check(path, write_packed(path))
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_a_turned_picture_is_shown_upright(container: str, rotation: int, tmp_path: Path) -> None:
+    path = tmp_path / f"turned.{container}"
+    write_coded(path, Kind(container, options=H264, rotation=rotation), num_frames=20)
+    with Video(path) as video:
+        images = [image for _, image in video.frames()]
+    back = [np.rot90(image, -rotation // 90) for image in images]
+    assert [number_of(image) for image in back] == list(range(20))
+    found = probe(path)
+    assert (found.height, found.width) == images[0].shape[:2]
+    assert (found.width, found.height) == ((96, 128) if rotation % 180 else (128, 96))
+
+
+def test_pixels_that_are_no_squares_are_made_squares(tmp_path: Path) -> None:
+    """720x576 at 16:15 is a 4:3 television picture: 768x576."""
+    path = tmp_path / "dvd.mpg"
+    write_coded(path, Kind("mpg", "mpeg2video", size=(720, 576), aspect=(16, 15)), num_frames=12)
+    clip = clip_of_video(path)
+    assert (clip.width, clip.height) == (768, 576)
+    plan = plan_frames(
+        clip, fps=4.0, min_frames=1, max_frames=4, min_pixels=1, max_pixels=96 * 72, factor=8
+    )
+    assert (plan.width, plan.height) == (96, 72)
+    assert read_frames(plan).shape == (1, 72, 96, 3)
+
+
+def test_the_plan_of_a_file_of_uneven_times_follows_its_own_clock(tmp_path: Path) -> None:
+    """A second of 25 frames, then a second of 5: slow motion as phones write it."""
+    times = (*range(0, 1000, 40), *range(1000, 2000, 200))
+    path = tmp_path / "slow.mp4"
+    write_coded(path, Kind(options=H264, times_ms=times), num_frames=len(times))
+    clip = clip_of_video(path)
+    assert clip.end_s == pytest.approx(1.84, abs=1e-3)  # the last frame lasts as most do
+    plan = plan_frames(
+        clip, fps=4.0, min_frames=4, max_frames=64, min_pixels=1, max_pixels=128 * 96, factor=32
+    )
+    numbers = [number_of(frame) for frame in read_frames(plan)]
+    assert plan.times_s == (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    assert numbers == [0, 6, 12, 18, 25, 26, 27]
+
+
+def test_the_largest_picture_is_read_not_the_first(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as out:
+        small = out.add_stream("mpeg4", rate=25)
+        small.width, small.height, small.pix_fmt = 64, 48, "yuv420p"
+        large = out.add_stream("libx264", rate=25, options=dict(H264))
+        large.width, large.height, large.pix_fmt = 128, 96, "yuv420p"
+        for i in range(40):
+            for stream in (small, large):
+                shown = i if stream is large else 4000
+                image = picture(shown, stream.width, stream.height)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for stream in (small, large):
+            out.mux(stream.encode(None))
+    assert probe(path).stream == 1
+    check(path, Written(path, tuple(range(40)), tuple(i / 25 for i in range(40))))
+
+
+def test_joined_recordings_are_refused_with_the_place(tmp_path: Path) -> None:
+    parts = []
+    for size in ((128, 96), (192, 144)):
+        path = tmp_path / f"{size[0]}.ts"
+        write_coded(path, Kind("ts", options=H264, size=size), num_frames=50)
+        parts.append(path.read_bytes())
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    with pytest.raises(VideoError, match=r"joined\.ts: time stamps go back at frame 50 of 100"):
+        probe(path)
+
+
+def test_a_change_of_size_is_brought_to_the_plan(tmp_path: Path) -> None:
+    parts = []
+    for i, size in enumerate(((128, 96), (192, 144))):
+        path = tmp_path / f"{size[0]}.ts"
+        kind = Kind("ts", options=H264, size=size, offset_ms=2000 * i)
+        write_coded(path, kind, num_frames=50, first=50 * i)
+        parts.append(path.read_bytes())
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    times = tuple(i / 25 for i in range(0, 100, 7))
+    frames = read_frames(FramePlan(str(path), 1, times, 25 / 7, 96, 128))
+    assert [number_of(frame) for frame in frames] == list(range(0, 100, 7))
+
+
+def test_a_frame_of_an_hour_is_a_damaged_time_stamp(tmp_path: Path) -> None:
+    path = tmp_path / "leap.mp4"
+    times = (*range(0, 400, 40), 3_600_000)
+    write_coded(path, Kind(options=H264, times_ms=times), num_frames=len(times))
+    with pytest.raises(VideoError, match=r"leap\.mp4: 11 frames in .* one of them shown for 3599"):
+        probe(path)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "image.png", "list.m3u8"])
+def test_what_is_no_video_is_not_rendered_as_one(name: str, tmp_path: Path) -> None:
+    """FFmpeg shows a text as pictures of a terminal, and opens what a playlist names."""
+    import cv2
+
+    content = {
+        "notes.txt": b"squats: 10\n" * 200,
+        "image.png": cv2.imencode(".png", picture(5, 64, 48))[1].tobytes(),
+        "list.m3u8": b"#EXTM3U\n#EXTINF:2,\nvideo.mp4\n#EXT-X-ENDLIST\n",
+    }[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VideoError, match=rf"{name}: cannot be opened as a video"):
+        probe(tmp_path / name)
+
+
+def test_a_probe_is_made_once_for_a_file_that_stays(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    write_coded(path, Kind(options=H264), num_frames=30)
+    first = probe(path)
+    assert probe(str(path)) is first
+    write_coded(path, Kind(options=H264), num_frames=40)
+    assert probe(path).num_frames == 40
+
+
+def test_a_window_late_in_a_long_file_is_not_read_from_its_start(tmp_path: Path) -> None:
+    """Counted in frames that leave the decoder, not in seconds."""
+    path = tmp_path / "long.mp4"
+    write_coded(path, Kind(options=H264, num_b=2), num_frames=1000)
+    with Video(path) as video:
+        numbers = [number_of(image) for image in video.frames_at([38.0, 38.4, 38.8])]
+        assert numbers == [950, 960, 970]
+        assert video.num_decoded <= 3 * 15 + 21
