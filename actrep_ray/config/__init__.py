@@ -19,6 +19,7 @@ from actrep_ray.config.learner import LearnerConfig
 from actrep_ray.config.loading import (
     load_recipe,
     override,
+    read_resolved,
     read_saved,
     recipes_folder,
     under_root,
@@ -61,6 +62,7 @@ __all__ = [
     "check_attention",
     "load_recipe",
     "override",
+    "read_resolved",
     "read_saved",
     "recipes_folder",
     "under_root",

@@ -15,7 +15,7 @@ from actrep_ray.config.mistakes import explain
 from actrep_ray.config.presets import PRESET_PENALTIES, PRESETS
 from actrep_ray.config.recipe import Recipe
 from actrep_ray.config.section import ConfigError
-from data_prep.files import DataError, read_object, write_lines
+from data_prep.files import DataError, read_object, read_text, write_lines
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -77,11 +77,19 @@ def read_saved(path: Path) -> Recipe:
     Raises:
         ConfigError: naming the file and all of it that is not settings of this version.
     """
-    try:
-        values = read_object(path, "the settings of a checkpoint")
-    except DataError as error:
-        raise ConfigError(str(error)) from error
-    return _build(values, (), str(path))
+    return _build(_read_json(path, "the settings of a checkpoint"), (), str(path))
+
+
+def read_resolved(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    """What `write_resolved` wrote: the settings, and all of the file by name.
+
+    Raises:
+        ConfigError: naming the file and all of it that is not settings of this version.
+    """
+    content = _read_json(path, "the settings of a run")
+    if not isinstance(content.get("recipe"), dict):
+        raise ConfigError(f"{path}: not the settings of a run (no recipe in it)")
+    return _build(content["recipe"], (), str(path)), content
 
 
 def write_resolved(recipe: Recipe, path: Path, extra: dict[str, Any]) -> None:
@@ -132,9 +140,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe; {_where_recipes_are(path.name)}")
     try:
-        values = _parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        values = _parse(read_text(path, "a recipe"))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     except ValueError as error:
         raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
     if values is None:
@@ -142,6 +150,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     return values
+
+
+def _read_json(path: Path, expected: str) -> dict[str, Any]:
+    try:
+        return read_object(path, expected)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _where_recipes_are(name: str) -> str:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.config import Recipe, write_resolved
+from actrep_ray.config import Recipe, read_resolved, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.evaluation.scores import CountMetrics
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
-from data_prep.files import DataError, read_object, write_json
+from data_prep.files import DataError, write_json
 from data_prep.schema import Clip, read_clips
 
 DETECTOR = "periodicity"
@@ -70,7 +70,7 @@ def read_run(run_dir: Path) -> ReportInput:
     )
     if not settings:
         raise DataError(f"{run_dir}: no config.resolved.json in it, expected the folder of a run")
-    runs = [(path.parent, _read_settings(path)) for path in settings]
+    runs = [(path.parent, read_resolved(path)) for path in settings]
     runs.sort(key=lambda run: ("sft", "grpo").index(run[1][0].stage))
     stages: dict[str, list[dict[str, Any]]] = {}
     sets: dict[str, list[Prediction]] = {}
@@ -93,14 +93,6 @@ def read_run(run_dir: Path) -> ReportInput:
         num_bootstrap=recipe.eval.num_bootstrap,
         seed=recipe.seed,
     )
-
-
-def _read_settings(path: Path) -> tuple[Recipe, dict[str, Any]]:
-    content = read_object(path, "the settings of a run")
-    try:
-        return Recipe.model_validate(content["recipe"]), content
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not the settings of a run ({error})") from error
 
 
 def _read_sets(folder: Path) -> dict[str, list[Prediction]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from actrep_ray.config import ConfigError
 from actrep_ray.models.qwen_vl import FAMILIES, part_of
+from data_prep.files import read_object
 
 PARTS = ("vision_tower", "merger", "language_model")
 
@@ -117,10 +118,11 @@ def find_config(model_path: str) -> tuple[str, dict[str, Any]]:
 
     Raises:
         ConfigError: if it is neither.
+        DataError: if the folder's config is not JSON.
     """
     path = Path(model_path)
     if (path / "config.json").is_file():
-        text = (path / "config.json").read_text(encoding="utf-8")
+        config = read_object(path / "config.json", "the config of a model")
     else:
         shipped = {name.lower(): name for name in shipped_names()}
         name = shipped.get(Path(model_path).name.lower())
@@ -129,9 +131,8 @@ def find_config(model_path: str) -> tuple[str, dict[str, Any]]:
                 f"model.path={model_path!r}: no such folder, and not the name of a known model "
                 f"({', '.join(shipped.values())})"
             )
-        text = (_configs() / f"{name}.json").read_text(encoding="utf-8")
+        config = json.loads((_configs() / f"{name}.json").read_text(encoding="utf-8"))
         path = Path(name)
-    config: dict[str, Any] = json.loads(text)
     if config.get("model_type") not in FAMILIES:
         raise ConfigError(
             f"model.path={model_path!r}: model_type={config.get('model_type')!r}, expected one of "

@@ -5,7 +5,6 @@ each token has, and what the parts of the model are called. Rollout and learner 
 here, so they cannot disagree.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from actrep_ray.config import ConfigError, VideoConfig
+from data_prep.files import read_object
 from data_prep.schema import Clip
 from data_prep.video import FramePlan, plan_frames
 
@@ -46,14 +46,12 @@ def read_family(path: str | Path) -> str:
 
     Raises:
         ConfigError: if the folder is no checkpoint of a known family.
+        DataError: if its config is not JSON.
     """
     config = Path(path) / "config.json"
     if not config.is_file():
         raise ConfigError(f"{path}: not a model checkpoint (no config.json in it)")
-    try:
-        family = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{config}: not JSON ({error})") from error
+    family = read_object(config, "the config of a model").get("model_type")
     if family not in FAMILIES:
         raise ConfigError(f"{config}: model_type={family!r}, expected one of {', '.join(FAMILIES)}")
     return str(family)
@@ -73,7 +71,7 @@ class QwenVLInputs:
         except (OSError, ValueError) as error:  # transformers' words for files it lacks
             raise ConfigError(f"{path}: its processor cannot be read ({error})") from error
         self.tokenizer: Any = self.processor.tokenizer
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        config = read_object(Path(path) / "config.json", "the config of a model")
         self._tokens_per_second = float(config["vision_config"].get("tokens_per_second", 1.0))
         self.merge_size = int(self.processor.video_processor.merge_size)
         self.patch_size = int(self.processor.video_processor.patch_size)

@@ -1,6 +1,5 @@
 """Settings: precedence, types, rules, and the words of an error."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from actrep_ray.config import (
     Recipe,
     load_recipe,
     override,
+    read_resolved,
     read_saved,
     write_resolved,
 )
@@ -202,6 +202,21 @@ def test_a_range_of_engines() -> None:
         load_recipe(None, ["rollout.num_workers={min: 2, max: 1}"])
 
 
+def test_a_recipe_is_read_as_every_file_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text in (b"seed: 3\n", b"\xef\xbb\xbfseed: 3\n", b"\r\nseed: 3\r\n", b"\n\nseed: 3"):
+        path.write_bytes(text)
+        assert load_recipe(path).seed == 3
+    path.write_bytes("name: 'a\u2028b'".encode())
+    with pytest.raises(ConfigError, match=r"name='a.*b'"):
+        load_recipe(path)
+    path.write_bytes(b"seed: 3\nname: \xff\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml:2: byte 0xff"):
+        load_recipe(path)
+    with pytest.raises(ConfigError, match="no such recipe"):
+        load_recipe(tmp_path)
+
+
 def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
     assert load_recipe(recipe_file(tmp_path, "# nothing\n")) == Recipe()
 
@@ -231,9 +246,9 @@ def test_resolved_settings_are_read_back_the_same(tmp_path: Path) -> None:
     recipe = load_recipe(None, ["learner.betas=[0.9, 0.95]", "sampling.bins=[1, 3]"])
     path = tmp_path / "run" / "config.resolved.json"
     write_resolved(recipe, path, {"commit": "abc"})
-    content = json.loads(path.read_text())
+    found, content = read_resolved(path)
     assert content["commit"] == "abc"
-    assert Recipe.model_validate(content["recipe"]) == recipe
+    assert found == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
