@@ -119,10 +119,8 @@ class AsynchronousDriver:
         figures of the last delivery.
         """
         self.finish_push()
-        with self.phases.timeline.span("learner", "ranks", "export weights"):
-            export = self.phases.pools.learners.export_weights_refs
-            refs = self.while_working("export_weights_refs", export)
         sync = self.phases.pools.weight_sync
+        refs = self.while_working("export of weights", sync.export)
         if self.max_staleness == 0:
             metrics = sync.deliver(refs, step)
             self.version = step

@@ -20,7 +20,8 @@ from rich import get_console
 
 from actrep_ray.config import Recipe
 
-_POOLS = ("rollout", "reward", "learner", "driver")
+_POOLS = ("rollout", "reward", "learner", "weights", "driver")
+_WORKING = ("rollout", "reward", "learner")  # the others have no workers that could be idle
 _COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 _BUSY = 0.85  # share of the time from which a pool is called busy
 _MAX_LANES = 24  # rows of the picture
@@ -31,7 +32,8 @@ class Span:
     """Something that was done.
 
     Attributes:
-        pool: `rollout`, `reward`, `learner` or `driver`.
+        pool: `rollout`, `reward`, `learner`, `weights` (a push of them, on whichever workers) or
+            `driver`.
         lane: Who: "engine 0".
         what: "generate".
         began_s: Wall clock, seconds since 1970.
@@ -91,12 +93,15 @@ class Profile:
         seconds: That time.
         busy: By pool, the mean over its lanes of the share in which a lane did something.
         alone: By pool, the share of the time in which nobody else did anything.
+        pushing: Share of the time in which weights were on their way to the engines, None if none
+            were pushed.
         verdict: The bottleneck and the setting to change.
     """
 
     seconds: float
     busy: dict[str, float]
     alone: dict[str, float]
+    pushing: float | None
     verdict: str
 
     def lines(self) -> list[str]:
@@ -106,6 +111,8 @@ class Profile:
             f"{self.alone[pool]:5.1%}"
             for pool, busy in self.busy.items()
         ]
+        if self.pushing is not None:
+            rows.append(f"{'weights':8} on their way to the engines {self.pushing:5.1%}")
         return [f"{self.seconds:.1f} s were observed", *rows, self.verdict]
 
 
@@ -123,7 +130,7 @@ def analyse(spans: Sequence[Span], *, max_staleness: int | None) -> Profile:
         raise ValueError("no spans: nothing was observed")
     start, end = min(s.began_s for s in spans), max(s.ended_s for s in spans)
     seconds = max(end - start, 1e-9)
-    pools = [pool for pool in _POOLS if any(s.pool == pool for s in spans) and pool != "driver"]
+    pools = [pool for pool in _WORKING if any(s.pool == pool for s in spans)]
     busy, covers = {}, {}
     for pool in pools:
         lanes = sorted({s.lane for s in spans if s.pool == pool})
@@ -139,7 +146,9 @@ def analyse(spans: Sequence[Span], *, max_staleness: int | None) -> Profile:
         alone[pool] = (everybody - others) / seconds
     shares = [_length(cover) / seconds for cover in covers.values()]
     gain = sum(shares) / max(*shares, 1e-9)  # if all that takes turns were done at the same time
-    return Profile(seconds, busy, alone, _verdict(busy, alone, gain, max_staleness))
+    pushes = _length(_cover(s for s in spans if s.pool == "weights")) / seconds
+    verdict = _verdict(busy, alone, gain, max_staleness)
+    return Profile(seconds, busy, alone, pushes or None, verdict)
 
 
 def write_profile(folder: Path, spans: Sequence[Span], *, max_staleness: int | None) -> Profile:

@@ -1,19 +1,54 @@
 """Carries the learners' weights to the rollout engines and proves that they arrived.
 
-    LearnerPool ──export_weights_refs()──► object store (buckets) ──► every engine loads, verifies
+    learners ──export_weights_refs()──► object store (buckets) ──► every engine loads, verifies
 
 What is proved at each push: that each tensor's checksum is the same before and after the transfer
 (`unpack_weights`), that weights in use by the engine are those it was given (`verify_magnitudes`),
 and that every engine reports the new version.
+
+A push has a line of its own in the timeline, from its begin until the last engine has the weights.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from actrep_ray.learner.pool import LearnerPool
-    from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.run.profile import Timeline
+
+
+class WeightSource(Protocol):
+    """What holds the weights: the learners."""
+
+    def export_weights_refs(self) -> Sequence[Any]:
+        """References of `WeightBucket`s with the current weights."""
+
+
+class WeightSink(Protocol):
+    """What the weights are for: the rollout engines."""
+
+    @property
+    def timeline(self) -> Timeline:
+        """Where it is noted who did what when."""
+
+    @property
+    def num_workers(self) -> int:
+        """Engines."""
+
+    def load_weights(self, refs: Sequence[Any], policy_version: int) -> None:
+        """Replace every engine's weights, all at the same time."""
+
+    def start_load(
+        self,
+        refs: Sequence[Any],
+        policy_version: int,
+        then: Callable[[], None],
+        *,
+        at_once: int | None = None,
+    ) -> None:
+        """As `load_weights`, `at_once` at a time; `then` is called when all have them."""
+
+    def policy_versions(self) -> list[int]:
+        """What each engine reports."""
 
 
 class WeightSync:
@@ -24,7 +59,7 @@ class WeightSync:
         rollouts: Where they go.
     """
 
-    def __init__(self, learners: "LearnerPool", rollouts: "RolloutPool") -> None:
+    def __init__(self, learners: WeightSource, rollouts: WeightSink) -> None:
         self.learners = learners
         self.rollouts = rollouts
 
@@ -38,16 +73,21 @@ class WeightSync:
             RuntimeError: if a weight changed on its way, or an engine reports another version.
         """
         start = time.perf_counter()
-        with self.rollouts.timeline.span("learner", "ranks", "export weights"):
-            refs = self.learners.export_weights_refs()
+        refs = self.export()
         metrics = {"sync/export_s": time.perf_counter() - start}
         return metrics | self.deliver(refs, policy_version)
+
+    def export(self) -> Sequence[Any]:
+        """The learners' current weights, for `deliver` or `start_delivery`."""
+        span = self.rollouts.timeline.span
+        with span("weights", "sync", "export"), span("learner", "ranks", "export weights"):
+            return self.learners.export_weights_refs()
 
     def deliver(self, refs: Sequence[Any], policy_version: int) -> dict[str, float]:
         """Give every engine weights that were exported, all at the same time.
 
         Args:
-            refs: What `LearnerPool.export_weights_refs` returned.
+            refs: What `export` returned.
             policy_version: Version to stamp them with.
 
         Returns:
@@ -56,9 +96,9 @@ class WeightSync:
         Raises:
             RuntimeError: if a weight changed on its way, or an engine reports another version.
         """
-        start = time.perf_counter()
+        began = time.time()
         self.rollouts.load_weights(refs, policy_version)
-        return self._metrics(policy_version, start)
+        return self._arrived(policy_version, began)
 
     def start_delivery(
         self, refs: Sequence[Any], policy_version: int, then: Callable[[dict[str, float]], None]
@@ -68,21 +108,23 @@ class WeightSync:
         Returns at once; `then` is called with the metrics when all engines have the weights, and
         errors are raised, by whoever waits in the pool's mailbox.
         """
-        start = time.perf_counter()
+        began = time.time()
         self.rollouts.start_load(
             refs,
             policy_version,
-            lambda: then(self._metrics(policy_version, start)),
+            lambda: then(self._arrived(policy_version, began)),
             at_once=-(-self.rollouts.num_workers // 2),
         )
 
-    def _metrics(self, policy_version: int, start: float) -> dict[str, float]:
+    def _arrived(self, policy_version: int, began_s: float) -> dict[str, float]:
+        ended_s = time.time()
+        self.rollouts.timeline.add("weights", "sync", "deliver", began_s, ended_s)
         versions = self.rollouts.policy_versions()
         if set(versions) != {policy_version}:
             raise RuntimeError(
                 f"pushed policy version {policy_version}, but the engines report {versions}"
             )
         return {
-            "sync/load_s": time.perf_counter() - start,
+            "sync/load_s": ended_s - began_s,
             "sync/policy_version": float(policy_version),
         }

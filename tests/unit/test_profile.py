@@ -30,6 +30,21 @@ def test_shares_by_hand() -> None:
     assert "1.3 times" in profile.verdict  # (0.75 + 0.05 + 0.2) / 0.75: somebody generates 7.5 s
 
 
+def test_a_push_has_a_line_of_its_own_and_is_nobodys_work() -> None:
+    push = [
+        Span("weights", "sync", "export", 106.3, 106.5),
+        Span("weights", "sync", "deliver", 106.5, 107.1),
+    ]
+    without, profile = (analyse(spans, max_staleness=None) for spans in (TURNS, [*TURNS, *push]))
+    assert (profile.busy, profile.alone) == (without.busy, without.alone)
+    assert profile.verdict == without.verdict
+    assert (without.pushing, profile.pushing) == (None, pytest.approx(0.08))
+    assert "weights  on their way to the engines  8.0%" in profile.lines()
+    events = chrome_trace([*TURNS, *push])["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names == ["rollout", "reward", "learner", "weights"]
+
+
 def test_overlapping_spans_of_a_lane_count_once() -> None:
     spans = [
         Span("learner", "ranks", "update", 0.0, 6.0),
