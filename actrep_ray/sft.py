@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from actrep_ray.cluster.session import cluster
+from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.config import Recipe
 from actrep_ray.driver.checkpoints import RunCheckpoints
-from actrep_ray.driver.restarts import outlive_losses
-from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
+from actrep_ray.driver.restarts import run_with_restarts
+from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
@@ -87,12 +88,12 @@ class SftJob:
             learners = LearnerPool.start(self.recipe, job.model, self.recipe.sft.num_steps)
             try:
                 return job.run(learners)
-            except LearnerWorkerError:
+            except WorkerLostError:
                 learners.shutdown()
                 raise
 
         with cluster(self.recipe):
-            return outlive_losses(self.recipe, attempt, self.start)
+            return run_with_restarts(self.recipe, attempt, self.start)
 
 
 class SftData:

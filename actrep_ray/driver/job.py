@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actrep_ray.cluster.session import cluster
+from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.config import Recipe
 from actrep_ray.driver.asynchronous import AsynchronousDriver
 from actrep_ray.driver.in_flight import check_in_flight
 from actrep_ray.driver.phases import GrpoData, Phases
 from actrep_ray.driver.pools import Pools, start_pools
-from actrep_ray.driver.restarts import RANK_LOSSES, outlive_losses
+from actrep_ray.driver.restarts import run_with_restarts
 from actrep_ray.driver.sampling import CountSampler
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -17,7 +18,7 @@ from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.run.checkpoint import Checkpoint, resolve_model
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.profile import profiled
-from actrep_ray.scoring.pool import make_spec
+from actrep_ray.scoring.worker import make_spec
 
 
 def run_grpo(recipe: Recipe, *, pools: Pools | None = None, resume: bool = False) -> Checkpoint:
@@ -93,9 +94,9 @@ class GrpoJob:
             pools = start_pools(self.recipe, job.model)
             try:
                 return job.run(pools, profile=profile)
-            except RANK_LOSSES:
+            except WorkerLostError:
                 pools.shutdown()
                 raise
 
         with cluster(self.recipe):
-            return outlive_losses(self.recipe, attempt, self.start)
+            return run_with_restarts(self.recipe, attempt, self.start)

@@ -5,8 +5,9 @@ the same call on every rank; rank 0's answer is the pool's.
 """
 
 import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,9 +17,19 @@ import torch
 from ray.util.placement_group import PlacementGroup
 
 from actrep_ray.cluster.bundles import bundle_options, release, reserve
+from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import use_node_network, with_device
 from actrep_ray.cluster.placement import share_of_bundle, shares_bundles
-from actrep_ray.cluster.supervision import cause_of_loss
+from actrep_ray.cluster.supervision import (
+    CAUSE_S,
+    Call,
+    Loss,
+    WorkerLostError,
+    end_worker,
+    find_cause,
+    follow,
+    wait_for,
+)
 from actrep_ray.config import Recipe
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
@@ -29,8 +40,44 @@ from actrep_ray.weights.buckets import pack_weights
 _LOSS_S = 10.0  # from the first rank's failure to the news that another one was lost
 
 
-class LearnerWorkerError(RuntimeError):
+class LearnerWorkerError(WorkerLostError):
     """A rank died; the message says which and at what."""
+
+
+@dataclass(eq=False)
+class _Round:
+    """One call of some ranks at the same time, and what has come of it.
+
+    Attributes:
+        ranks: That were called.
+        results: By rank.
+        error: What the first of them raised that failed by itself.
+        suspect: The first of them that was lost.
+        loss: The same, when Ray knows the cause.
+        is_over: Whether nobody waits for the others any more.
+    """
+
+    ranks: Sequence[int]
+    results: dict[int, Any] = field(default_factory=dict)
+    failed: set[int] = field(default_factory=set)
+    error: Exception | None = None
+    suspect: Loss | None = None
+    loss: Loss | None = None
+    is_over: bool = False
+
+    @property
+    def missing(self) -> list[int]:
+        """Ranks that have not reported."""
+        return [rank for rank in self.ranks if rank not in self.results.keys() | self.failed]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known how it ends, but for the cause of a loss."""
+        return self.suspect is not None or self.is_over or not self.missing
+
+    def end(self) -> None:
+        """Wait no longer for the others."""
+        self.is_over = True
 
 
 class _Rank(LearnerWorker):
@@ -66,13 +113,21 @@ class LearnerPool:
         recipe: Settings, with the device resolved.
         workers: Handles of the actors, rank 0 first.
         group: Their placement group; given back at the end.
+        mailbox: That of the thread that waits, if other pools share it; one of its own by default.
     """
 
-    def __init__(self, recipe: Recipe, workers: Sequence[Any], group: Any = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        workers: Sequence[Any],
+        group: Any = None,
+        mailbox: Mailbox | None = None,
+    ) -> None:
         self.recipe = recipe
         self.workers = list(workers)
+        self.mailbox = mailbox or Mailbox()
+        self.timeout_s = recipe.learner.timeout_s  # of every wait
         self._group = group
-        self._timeout_s = recipe.learner.timeout_s
 
     @classmethod
     def start(
@@ -81,57 +136,89 @@ class LearnerPool:
         model_path: str | Path,
         total_steps: int,
         bundles: PlacementGroup | None = None,
+        mailbox: Mailbox | None = None,
     ) -> Self:
-        """Start the ranks and wait until each has its share of the model.
-
-        Args:
-            recipe: Settings; `recipe.stage` says whether `sft_step` or `update` is meant.
-            model_path: Checkpoint to start or go on from.
-            total_steps: Steps of the loop, for the learning rate.
-            bundles: What `reserve` held for the ranks; by default it is reserved now.
+        """As `launch`, and wait until each rank has its share of the model.
 
         Raises:
             ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
             LearnerWorkerError: if a rank dies at its start.
             TimeoutError: if they are not ready within `learner.timeout_s`.
         """
+        pool = cls.launch(recipe, model_path, total_steps, bundles, mailbox)
+        pool.finish_launch()
+        return pool
+
+    @classmethod
+    def launch(
+        cls,
+        recipe: Recipe,
+        model_path: str | Path,
+        total_steps: int,
+        bundles: PlacementGroup | None = None,
+        mailbox: Mailbox | None = None,
+    ) -> Self:
+        """Start the ranks; they load the model in `finish_launch`.
+
+        Args:
+            recipe: Settings; `recipe.stage` says whether `sft_step` or `update` is meant.
+            model_path: Checkpoint to start or go on from.
+            total_steps: Steps of the loop, for the learning rate.
+            bundles: What `reserve` held for the ranks; by default it is reserved now.
+            mailbox: See the class.
+
+        Raises:
+            ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
+            TimeoutError: if the cluster has no room for them.
+        """
         runs_dir = str(Path(recipe.runs_dir).absolute())  # a rank may have another folder
         recipe = with_device(recipe).model_copy(update={"runs_dir": runs_dir})
-        options = _actor_options(recipe)
         size = recipe.learner.num_workers
-        actor = ray.remote(**options)(_Rank)
+        actor = ray.remote(**_actor_options(recipe))(_Rank)
         path = str(Path(model_path).absolute())
         base = str(resolve_model(recipe.model.path)) if _needs_base(recipe) else path
         check_deepspeed(recipe)
         group = bundles or reserve(recipe)
         ranks = [actor.options(**bundle_options(group, rank)) for rank in range(size)]
-        pool = cls(
-            recipe,
-            [rank.remote(recipe, path, r, size, total_steps, base) for r, rank in enumerate(ranks)],
-            group,
-        )
+        workers = [
+            rank.remote(recipe, path, r, size, total_steps, base) for r, rank in enumerate(ranks)
+        ]
+        return cls(recipe, workers, group, mailbox)
+
+    def finish_launch(self) -> None:
+        """Wait until the ranks are ready; all end if that fails. Errors: see `start`."""
         try:
-            [(address, port)] = pool._call([0], "rendezvous", what="rank 0 to start")
-            pool._call_all("setup", address, port, what="the learner ranks to load the model")
+            first = self._call([0], "rendezvous", lambda rank: rank.rendezvous.remote())
+            address, port = self._wait(first, "rank 0 to start")
+            self._call_all(
+                "setup",
+                lambda rank: rank.setup.remote(address, port),
+                what="the learner ranks to load the model",
+            )
         except BaseException:
-            pool.shutdown()
+            self.shutdown()
             raise
-        return pool
 
     def sft_step(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         """One optimiser step of SFT over all ranks; see `LearnerWorker.sft_step`."""
-        metrics: dict[str, float] = self._call_all("sft_step", rows, what="an SFT step")
+        metrics: dict[str, float] = self._call_all(
+            "sft_step", lambda rank: rank.sft_step.remote(rows), what="an SFT step"
+        )
         return metrics
 
     def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         """Loss on rows without training; see `LearnerWorker.sft_loss`."""
-        metrics: dict[str, float] = self._call_all("sft_loss", rows, what="a validation loss")
+        metrics: dict[str, float] = self._call_all(
+            "sft_loss", lambda rank: rank.sft_loss.remote(rows), what="a validation loss"
+        )
         return metrics
 
     def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
         """All optimiser steps on one step's groups; see `LearnerWorker.update`."""
         what = f"the update of step {step}"
-        metrics: dict[str, float] = self._call_all("update", rows, step, what=what)
+        metrics: dict[str, float] = self._call_all(
+            "update", lambda rank: rank.update.remote(rows, step), what=what
+        )
         return metrics
 
     def log_probs(
@@ -139,91 +226,107 @@ class LearnerPool:
     ) -> list[tuple[np.ndarray, ...]]:
         """Log-probabilities of the answers' tokens; see `LearnerWorker.log_probs`."""
         values: list[tuple[np.ndarray, ...]] = self._call_all(
-            "log_probs", rows, what="log-probabilities", reference=reference
+            "log_probs",
+            lambda rank: rank.log_probs.remote(rows, reference=reference),
+            what="log-probabilities",
         )
         return values
 
     def export_weights_refs(self) -> list["ray.ObjectRef"]:
         """References of `WeightBucket`s with the current weights, when they are there."""
         refs: list[ray.ObjectRef] = self._call_all(
-            "export_buckets", what="the weights to be exported"
+            "export_buckets",
+            lambda rank: rank.export_buckets.remote(),
+            what="the weights to be exported",
         )
         return refs
 
     def save_model(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face folder."""
-        self._call_all("save_model", str(Path(folder).absolute()), what="the model to be saved")
+        path = str(Path(folder).absolute())
+        self._call_all(
+            "save_model", lambda rank: rank.save_model.remote(path), what="the model to be saved"
+        )
 
     def save_state(self, folder: str | Path) -> None:
         """Write what training goes on from, beside the model folder."""
-        self._call_all("save_state", str(Path(folder).absolute()), what="the state to be saved")
+        path = str(Path(folder).absolute())
+        self._call_all(
+            "save_state", lambda rank: rank.save_state.remote(path), what="the state to be saved"
+        )
 
     def load_state(self, folder: str | Path) -> None:
         """Go on from a saved state; the weights are those that the pool was started with."""
-        self._call_all("load_state", str(Path(folder).absolute()), what="the state to be loaded")
+        path = str(Path(folder).absolute())
+        self._call_all(
+            "load_state", lambda rank: rank.load_state.remote(path), what="the state to be loaded"
+        )
 
     def shutdown(self) -> None:
         """End the ranks; the pool cannot be used afterwards."""
         for worker in self.workers:
-            ray.kill(worker)
+            end_worker(worker)
         self.workers = []
         if self._group is not None:
             release(self._group)
             self._group = None
 
-    def _call_all(self, method: str, *arguments: Any, what: str, **options: Any) -> Any:
+    def _call_all(self, method: str, call: Callable[[Any], Any], *, what: str) -> Any:
         """Call every rank at the same time and wait for all; returns rank 0's answer."""
-        ranks = range(len(self.workers))
-        return self._call(ranks, method, *arguments, what=what, **options)[0]
+        return self._wait(self._call(range(len(self.workers)), method, call), what)
 
-    def _call(
-        self, ranks: Sequence[int], method: str, *arguments: Any, what: str, **options: Any
-    ) -> list[Any]:
-        refs = [getattr(self.workers[r], method).remote(*arguments, **options) for r in ranks]
-        return self._wait(refs, ranks, method, what)
+    def _call(self, ranks: Sequence[int], method: str, call: Callable[[Any], Any]) -> _Round:
+        """Have ranks called by `call(handle)`; their reports arrive in the mailbox."""
+        round_ = _Round(ranks)
+        for rank in ranks:
+            follow(
+                self.mailbox,
+                Call("learner", rank, method, call(self.workers[rank])),
+                then=partial(round_.results.__setitem__, rank),
+                on_loss=partial(self._on_loss, round_),
+                on_error=partial(self._on_error, round_, rank),
+                is_wanted=lambda: not round_.is_over,
+            )
+        return round_
 
-    def _wait(self, refs: list[Any], ranks: Sequence[int], method: str, what: str) -> list[Any]:
-        """Results in the order of ranks; the first rank that fails ends the wait at once."""
-        deadline = time.monotonic() + self._timeout_s
-        left = list(refs)
-        while left:
-            remaining = max(0.0, deadline - time.monotonic())
-            done, left = ray.wait(left, num_returns=1, timeout=remaining)
-            if not done:
-                missing = ", ".join(str(ranks[refs.index(ref)]) for ref in left)
-                raise TimeoutError(
-                    f"waited {self._timeout_s:g} s (learner.timeout_s) for {what}; still missing: "
-                    f"rank {missing}"
+    def _wait(self, round_: _Round, what: str) -> Any:
+        """Rank 0's answer when all have answered; the first loss or error ends the wait."""
+        try:
+            wait_for(
+                self.mailbox,
+                lambda: round_.is_settled,
+                lambda: f"{what}; still missing: rank {', '.join(map(str, round_.missing))}",
+                timeout_s=self.timeout_s,
+                setting="learner.timeout_s",
+            )
+            if (suspect := round_.suspect) is not None:
+                # Until Ray knows that a node is lost, it would count on its room.
+                self.mailbox.wait(
+                    lambda: round_.loss is not None,
+                    2 * CAUSE_S,
+                    lambda: f"waited {2 * CAUSE_S:g} s for Ray to say why {suspect}",
                 )
-            rank_of = dict(zip(refs, ranks, strict=True))
-            self._raise_if_failed(done[0], rank_of, method)
-        results: list[Any] = ray.get(refs)
-        return results
+        finally:
+            round_.end()
+        if round_.loss is not None:
+            raise LearnerWorkerError(str(round_.loss), round_.loss)
+        if round_.error is not None:
+            raise round_.error
+        return round_.results[0]
 
-    def _raise_if_failed(self, ref: Any, rank_of: Mapping[Any, int], method: str) -> None:
-        try:
-            ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            # Where a rank is lost, those that were to talk to it fail first.
-            if others := [other for other in rank_of if other != ref]:
-                done, _ = ray.wait(others, num_returns=len(others), timeout=_LOSS_S)
-                for other in done:
-                    self._raise_if_lost(other, rank_of[other], method)
-            raise error.cause from error  # as the rank raised it, its traceback behind
-        except ray.exceptions.RayActorError:
-            self._raise_if_lost(ref, rank_of[ref], method)
+    def _on_error(self, round_: _Round, rank: int, error: Exception) -> None:
+        """Where a rank is lost, those that were to talk to it fail first: wait for that news."""
+        round_.failed.add(rank)
+        if round_.error is None:
+            round_.error = error
+            self.mailbox.post_later(_LOSS_S, round_.end)
 
-    def _raise_if_lost(self, ref: Any, rank: int, method: str) -> None:
-        try:
-            ray.get(ref)
-        except ray.exceptions.RayActorError as error:
-            # Until Ray knows that a node is lost, it would count on its room.
-            cause = cause_of_loss(self.workers[rank], error)
-            lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-            died = f"learner rank {rank} died in `{method}`: {lines[-1]}"
-            raise LearnerWorkerError(died) from error
-        except ray.exceptions.RayTaskError:
-            return
+    def _on_loss(self, round_: _Round, loss: Loss) -> None:
+        round_.failed.add(loss.worker)
+        if round_.suspect is None:
+            round_.suspect = loss
+            then = partial(setattr, round_, "loss")
+            find_cause(self.mailbox, self.workers[loss.worker], loss, then)
 
 
 def _needs_base(recipe: Recipe) -> bool:

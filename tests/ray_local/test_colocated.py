@@ -1,9 +1,9 @@
 """Engines and ranks that take turns in one bundle, with the transformers engine on a CPU."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ray.util import placement_group_table
 
 from actrep_ray.config import load_recipe
@@ -13,9 +13,7 @@ from actrep_ray.models.tiny import write_tiny_model
 from data_prep.synthetic.dataset import write_dataset
 
 
-def test_they_share_a_bundle_and_train(
-    ray_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_they_share_a_bundle_and_train(ray_session: Any, tmp_path: Path) -> None:
     sizes = {"train": 4, "validation": 2}
     settings = {
         "placement.mode": "colocated",
@@ -42,18 +40,29 @@ def test_they_share_a_bundle_and_train(
     job = prepare_grpo(recipe)
     pools = start_pools(recipe, tmp_path / "model")
     try:
-        table: Any = placement_group_table(pools.learners._group)
-        assert table["bundles"] == {0: {"CPU": 2.0}}  # for both, so a CPU is left of four
+        groups: Any = placement_group_table()
+        created = [group for group in groups.values() if group["state"] == "CREATED"]
+        # One for both, so a CPU is left of four.
+        assert [group["bundles"] for group in created] == [{0: {"CPU": 2.0}}]
         assert ray_session.available_resources()["CPU"] == 4 - 2 - recipe.reward.num_cpus
-        told: list[str] = []
-        tell_all = pools.rollouts._tell_all
 
-        def note(what: str) -> None:
-            told.append(what)
-            tell_all(what)
+        def note_turns(worker: Any) -> None:  # within the engine's process
+            def noting(name: str) -> Callable[[], None]:
+                method = getattr(worker, name)
 
-        monkeypatch.setattr(pools.rollouts, "_tell_all", note)
+                def note() -> None:
+                    worker.told.append(name)
+                    method()
+
+                return note
+
+            worker.told = []
+            worker.sleep, worker.wake = noting("sleep"), noting("wake")
+
+        [engine] = pools.rollouts.workers
+        ray_session.get(engine.__ray_call__.remote(note_turns))
         assert job.run(pools).step == 2
+        told = ray_session.get(engine.__ray_call__.remote(lambda worker: worker.told))
         assert told == ["sleep", "wake"] * 2  # at each update
     finally:
         pools.shutdown()

@@ -103,7 +103,7 @@ def test_a_refusal_reaches_the_driver_as_it_was_raised(
 def test_a_wait_has_a_deadline_and_says_for_what(
     pool: LearnerPool, rows: list[LearnerRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_timeout_s", 0.001)
+    monkeypatch.setattr(pool, "timeout_s", 0.001)
     with pytest.raises(TimeoutError, match=r"learner\.timeout_s\) for the update of step 7.*rank"):
         pool.update(rows, 7)
 

@@ -92,7 +92,7 @@ def test_a_push_reaches_every_engine(
     ray_session: Any, pool: RolloutPool, prompts: Sequence[Prompt], models: list[Path]
 ) -> None:
     before = pool.generate(prompts, GREEDY)
-    metrics = WeightSync(Learner(ray_session.put, models[1]), pool).push(7)  # type: ignore[arg-type]
+    metrics = WeightSync(Learner(ray_session.put, models[1]), pool).push(7)
     assert metrics["sync/policy_version"] == 7
     assert pool.policy_versions() == [7, 7]
     after = pool.generate(prompts, GREEDY)
@@ -100,7 +100,7 @@ def test_a_push_reaches_every_engine(
     for old, new in zip(before, after, strict=True):
         gap = old.rollouts[0].rollout_log_probs - new.rollouts[0].rollout_log_probs
         assert np.abs(gap).max() > 1e-3
-    WeightSync(Learner(ray_session.put, models[0]), pool).push(8)  # type: ignore[arg-type]
+    WeightSync(Learner(ray_session.put, models[0]), pool).push(8)
     for old, new in zip(before, pool.generate(prompts, GREEDY), strict=True):
         np.testing.assert_array_equal(old.rollouts[0].token_ids, new.rollouts[0].token_ids)
 
@@ -114,7 +114,7 @@ def test_user_errors_keep_their_type(pool: RolloutPool, prompts: Sequence[Prompt
 def test_a_wait_has_a_deadline(
     pool: RolloutPool, prompts: Sequence[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_timeout_s", 1e-4)
+    monkeypatch.setattr(pool, "timeout_s", 1e-4)
     with pytest.raises(
         TimeoutError, match=r"rollout.timeout_s\) for 5 of 5 groups; .*worker 0 has"
     ):
@@ -135,7 +135,7 @@ def test_a_weight_damaged_on_its_way_is_an_error(
     # The last test of this pool: after such an error it is of no use.
     learner = Learner(ray_session.put, models[0], flip)
     with pytest.raises(RuntimeError, match=r"checksum .* after the transfer"):
-        WeightSync(learner, pool).push(9)  # type: ignore[arg-type]
+        WeightSync(learner, pool).push(9)
 
 
 def with_rollout(recipe: Recipe, **changes: Any) -> Recipe:
@@ -147,7 +147,7 @@ def test_a_dead_worker_is_named(
 ) -> None:
     recipe = with_rollout(recipe, max_restarts=0)
     pool = RolloutPool.start(recipe, models[0], num_workers=1)
-    ray_session.kill(pool._workers[0].handle)
+    ray_session.kill(pool.workers[0])
     with pytest.raises(RolloutWorkerError, match="rollout worker 0 died in `advance`"):
         pool.generate(prompts, SETTINGS)
 
@@ -163,9 +163,9 @@ def test_workers_die_come_and_go(
     recipe = with_rollout(recipe, num_workers=1, max_workers=2, max_restarts=1)
     pool = RolloutPool.start(recipe, models[0])
     try:
-        WeightSync(Learner(ray_session.put, models[1]), pool).push(3)  # type: ignore[arg-type]
+        WeightSync(Learner(ray_session.put, models[1]), pool).push(3)
         seen: list[RolloutGroup] = []
-        worker = pool._workers[0].handle
+        [worker] = pool.workers
         pid = ray_session.get(worker.__ray_call__.remote(lambda _: os.getpid()))
         pool.submit(prompts, SETTINGS, seen.append)
         os.kill(pid, signal.SIGKILL)
@@ -176,20 +176,19 @@ def test_workers_die_come_and_go(
         late = {group.rollouts[0].policy_version for group in seen if group.prompt.attempt}
         assert late == {3}, "the new worker did not load the weights before it took prompts"
 
-        check_growth_and_shrinkage(pool, prompts)
+        check_growth_and_shrinkage(pool, prompts, newest=2)  # 0 was killed, 1 replaced it
         with pytest.raises(ValueError, match="one must stay"):
             pool.remove_workers()
     finally:
         pool.shutdown()
 
 
-def check_growth_and_shrinkage(pool: RolloutPool, prompts: Sequence[Prompt]) -> None:
+def check_growth_and_shrinkage(pool: RolloutPool, prompts: Sequence[Prompt], newest: int) -> None:
     """A worker that comes while others work loads first; one that goes loses and repeats nothing.
 
     Work goes on, each finished group followed by another, until the new worker has had a part.
     """
     pool.timeline.is_on = True
-    newest = pool._workers[0].index + 1
     asked: list[str] = []
     answered: list[RolloutGroup] = []
 
@@ -217,7 +216,7 @@ def check_growth_and_shrinkage(pool: RolloutPool, prompts: Sequence[Prompt]) -> 
     assert sorted(group.prompt.prompt_id for group in answered) == sorted(asked)
     assert {r.policy_version for group in answered for r in group.rollouts} == {3}
     assert done_by_new()[:2] == ["load weights", "generate"]
-    pool.wait(lambda: len(pool._workers) == 1, lambda: "the worker to leave")
+    pool.wait(lambda: len(pool.workers) == 1, lambda: "the worker to leave")
 
 
 def test_a_worker_that_cannot_start_says_why(ray_session: Any, recipe: Recipe) -> None:

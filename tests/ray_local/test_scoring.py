@@ -11,15 +11,8 @@ import pytest
 
 from actrep_ray.config import Recipe
 from actrep_ray.records import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
-from actrep_ray.scoring.pool import (
-    FailedTask,
-    RewardPool,
-    RewardWorker,
-    ScoringError,
-    ScoringTimeoutError,
-    make_spec,
-    make_task,
-)
+from actrep_ray.scoring.pool import RewardPool, ScoringError, ScoringTimeoutError
+from actrep_ray.scoring.worker import FailedTask, RewardWorker, make_spec, make_task
 from data_prep.video import FramePlan
 from rewards.compose import score
 from rewards.grammar.write import Response, render
@@ -213,9 +206,11 @@ def test_groups_come_back_in_order_with_the_same_rewards_as_in_process() -> None
     expected = score_in_process(recipe, groups)
     with started(recipe) as pool:
         scored = pool.score(groups, LABELS)
-        for group in groups:
-            pool.submit(group, LABELS)
-        streamed = pool.collect()
+        by_place: dict[int, RolloutGroup] = {}
+        for place, group in enumerate(groups):
+            pool.submit([group], LABELS, lambda one, place=place: by_place.update({place: one[0]}))
+        pool.mailbox.wait(lambda: len(by_place) == len(groups), 60.0, lambda: "the groups")
+        streamed = [by_place[place] for place in range(len(groups))]
         assert pool.score([], LABELS) == []
     for results in (scored, streamed):
         assert [g.prompt.prompt_id for g in results] == [g.prompt.prompt_id for g in groups]

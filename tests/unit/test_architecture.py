@@ -15,6 +15,7 @@ MAY_IMPORT_RAY = {
     "nodes.py",
     "bundles.py",
     "supervision.py",
+    "pool_actors.py",  # of RolloutPool, RewardPool
     "pool.py",  # RolloutPool, LearnerPool, RewardPool
 }
 

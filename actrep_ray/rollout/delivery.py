@@ -1,0 +1,75 @@
+"""The weights in use, and new ones on their way to the engines, so many at a time. Without Ray."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actrep_ray.rollout.dispatch import Member
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that engines are to use.
+
+    Attributes:
+        refs: `WeightBucket`s in the object store.
+        policy_version: What the engines stamp on their answers.
+    """
+
+    refs: Sequence[Any]
+    policy_version: int
+
+
+class Delivery:
+    """Who has to load new weights yet; one delivery after the other.
+
+    Args:
+        load: Has a worker load the weights in use; it says so by its `policy_version`.
+    """
+
+    def __init__(self, load: Callable[[Member, Weights], None]) -> None:
+        self.weights: Weights | None = None  # in use; None until any were pushed
+        self._load = load
+        self._waiting: deque[Member] = deque()
+        self._loading: set[Member] = set()
+        self._at_once = 0
+        self._then: Callable[[], None] | None = None  # there is a delivery
+
+    def start(
+        self, weights: Weights, members: Sequence[Member], at_once: int, then: Callable[[], None]
+    ) -> None:
+        """Begin a delivery.
+
+        Args:
+            weights: The new ones.
+            members: Who has to load them; workers that come later do so at their start.
+            at_once: How many may at the same time.
+            then: Called when all that live have them, and one of them can work.
+        """
+        assert self._then is None, "the engines are still loading other weights"
+        self.weights, self._at_once, self._then = weights, at_once, then
+        self._waiting, self._loading = deque(members), set()
+
+    def bring_up_to_date(self, member: Member) -> bool:
+        """Whether a worker that has started holds the weights in use; if not, it loads them."""
+        if self.weights is None or self.weights.policy_version == member.policy_version:
+            return True
+        self._load(member, self.weights)
+        return False
+
+    def go_on(self, living: Sequence[Member]) -> None:
+        """Let the next ones load; whoever changes or loses a worker calls this."""
+        weights, then = self.weights, self._then
+        if weights is None or then is None:
+            return
+        version = weights.policy_version
+        self._loading = {m for m in self._loading if m in living and m.policy_version != version}
+        while self._waiting and len(self._loading) < self._at_once:
+            member = self._waiting.popleft()
+            if member in living:
+                self._loading.add(member)
+                self._load(member, weights)
+        if not self._loading and any(member.is_ready for member in living):
+            self._then = None
+            then()

@@ -1,0 +1,101 @@
+"""Who gets which prompt: waiting prompts go to the worker with the most room. Without Ray."""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.rollout.engine import SamplingSettings
+
+OnGroup = Callable[[RolloutGroup], None]
+
+
+@dataclass(eq=False)
+class Task:
+    """A prompt on its way, and who gets its group."""
+
+    prompt: Prompt
+    settings: SamplingSettings
+    on_group: OnGroup
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker as its pool knows it.
+
+    Attributes:
+        index: Its number.
+        handle: Of the actor.
+        tasks: What it was given, by prompt_id.
+        num_calls: Calls of `advance` that are under way.
+        policy_version: Of its engine; None until that has started.
+        is_ready: Whether it holds the weights in use, and takes prompts.
+        is_leaving: Whether it goes when it has finished what it has.
+    """
+
+    index: int
+    handle: Any
+    tasks: dict[str, Task] = field(default_factory=dict)
+    num_calls: int = 0
+    policy_version: int | None = None
+    is_ready: bool = False
+    is_leaving: bool = False
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that it was asked for."""
+        return sum(task.settings.group_size for task in self.tasks.values())
+
+
+class Backlog:
+    """Prompts that wait for a worker.
+
+    Args:
+        max_in_flight: Answers that a worker may be asked for at a time; one group always may.
+    """
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.max_in_flight = max_in_flight
+        self.waiting: deque[Task] = deque()
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Put prompts at the end."""
+        self.waiting.extend(tasks)
+
+    def give_back(self, member: Member) -> None:
+        """Put what a lost worker had before all others, each one attempt further."""
+        lost = [
+            replace(task, prompt=replace(task.prompt, attempt=task.prompt.attempt + 1))
+            for task in member.tasks.values()
+        ]
+        self.waiting.extendleft(reversed(lost))
+
+    def assign(self, members: Iterable[Member]) -> dict[Member, list[Task]]:
+        """Give prompts to those that have the most room; what each of them got."""
+        given: dict[Member, list[Task]] = {}
+        if not self.waiting:
+            return given
+        room = [(m.num_answers, m.index, m) for m in members if m.is_ready and not m.is_leaving]
+        heapq.heapify(room)
+        while self.waiting and room:
+            load, index, member = room[0]
+            size = self.waiting[0].settings.group_size
+            if load and load + size > self.max_in_flight:
+                heapq.heappop(room)
+                continue
+            task = self.waiting.popleft()
+            assert task.prompt.prompt_id not in member.tasks, f"{task.prompt.prompt_id} twice"
+            member.tasks[task.prompt.prompt_id] = task
+            given.setdefault(member, []).append(task)
+            heapq.heapreplace(room, (load + size, index, member))
+        return given
+
+    def forget(self, prompt_ids: AbstractSet[str], members: Sequence[Member]) -> None:
+        """Nobody waits for these any more; what is at work on them is thrown away."""
+        self.waiting = deque(t for t in self.waiting if t.prompt.prompt_id not in prompt_ids)
+        for member in members:
+            for prompt_id in prompt_ids & member.tasks.keys():
+                member.tasks[prompt_id].on_group = lambda group: None

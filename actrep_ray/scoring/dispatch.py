@@ -1,0 +1,101 @@
+"""What is scored together, in which call, and what a reward worker has to do."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from actrep_ray.cluster.supervision import Loss
+from actrep_ray.records import RolloutGroup
+from actrep_ray.scoring.worker import FailedTask, ScoredTask, ScoringTask
+
+OnScored = Callable[[list[RolloutGroup]], None]
+Result = ScoredTask | FailedTask
+
+
+@dataclass(eq=False)
+class Request:
+    """Groups that are scored together.
+
+    Attributes:
+        groups: In the order in which they are given back.
+        on_scored: Who gets them.
+        results: By place.
+        is_cancelled: Whether nobody waits for them any more.
+    """
+
+    groups: list[RolloutGroup]
+    on_scored: OnScored
+    results: dict[int, Result] = field(default_factory=dict)
+    is_cancelled: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether they can be given back."""
+        return len(self.results) == len(self.groups) and not self.is_cancelled
+
+    def scored_groups(self, part_names: Sequence[str]) -> list[RolloutGroup]:
+        """The groups with their results; `part_names` are those of the composition."""
+        return [
+            _with_result(group, self.results[place], part_names)
+            for place, group in enumerate(self.groups)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One group of a request."""
+
+    request: Request
+    place: int
+    task: ScoringTask
+
+
+Items = tuple[Item, ...]
+"""The groups of one call."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker as its pool knows it.
+
+    Attributes:
+        index: Its number.
+        handle: Of the actor.
+        deadline: Until when it has to have started, or scored the oldest of `batches`.
+        one_by_one: Whether it gets a call at a time. Its end may come before the reply of the call
+            that it finished last, and the blame would be that call's.
+        is_ready: Whether it has started.
+        next_look: When somebody looks whether its deadline has passed.
+        batches: Calls that are under way, oldest first.
+        held: Calls that it gets next.
+        asked: The overdue call for which it is asked where it is.
+        lost: Those of `batches` that were reported as lost.
+        suspect: The first loss that was reported.
+        loss: The same, when Ray knows the cause.
+    """
+
+    index: int
+    handle: Any
+    deadline: float
+    one_by_one: bool = False
+    is_ready: bool = False
+    next_look: float = math.inf
+    batches: list[Items] = field(default_factory=list)
+    held: list[Items] = field(default_factory=list)
+    asked: Items | None = None
+    lost: set[Items] = field(default_factory=set)
+    suspect: Loss | None = None
+    loss: Loss | None = None
+
+
+def _with_result(group: RolloutGroup, result: Result, part_names: Sequence[str]) -> RolloutGroup:
+    if isinstance(result, ScoredTask):
+        return replace(
+            group, rewards=result.rewards, reward_parts=result.parts, counts=result.counts
+        )
+    unknown = np.full(len(group.rollouts), np.nan, np.float32)
+    parts = dict.fromkeys(part_names, unknown)
+    return replace(group, rewards=unknown, reward_parts=parts, failure=result.reason)

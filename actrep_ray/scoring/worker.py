@@ -1,0 +1,174 @@
+"""A reward worker and what it is sent: plain classes, without Ray.
+
+Only text and labels travel, never token ids or pixels.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+import numpy as np
+
+from actrep_ray.config import ConfigError, Recipe
+from actrep_ray.records import Labels, RolloutGroup
+from rewards.check import check_options
+from rewards.compose import RewardSpec, Score, group_rewards, score
+from rewards.contract import Part, RewardError
+from rewards.reference import Reference, usable_cycles
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """One group as a reward worker needs it.
+
+    Attributes:
+        rollout_ids: Of the G answers.
+        texts: The G answers.
+        references: What is known about the right one, G times: they differ in `num_tokens`.
+    """
+
+    rollout_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    references: tuple[Reference, ...]
+
+
+@dataclass(frozen=True)
+class ScoredTask:
+    """The rewards of one group.
+
+    Attributes:
+        rewards: As `reward.combine` says. float32 [G]
+        parts: Each part by name, float32 [G], NaN where it did not apply.
+        counts: What each answer counted; None where it cannot be read.
+    """
+
+    rewards: np.ndarray
+    parts: dict[str, np.ndarray]
+    counts: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class FailedTask:
+    """A group that could not be scored.
+
+    Attributes:
+        reason: "reward_raised", "reward_bad_value", "reward_timeout" or "reward_worker_died".
+        message: Names the reward and the rollout.
+    """
+
+    reason: str
+    message: str
+
+
+class RewardWorker:
+    """Scores groups with one composition of rewards.
+
+    Args:
+        spec: The composition.
+    """
+
+    def __init__(self, spec: RewardSpec) -> None:
+        self.spec = spec
+        self._scoring: tuple[int, str, float] | None = None  # thread, rollout, since when
+
+    def ready(self) -> bool:
+        """True, once the worker has started."""
+        return True
+
+    def score(self, tasks: Sequence[ScoringTask]) -> list[ScoredTask | FailedTask]:
+        """Score groups, in order; one that fails does not keep the others from their scores."""
+        return [self._score_group(task) for task in tasks]
+
+    def status(self) -> tuple[str, str] | None:
+        """The rollout that is scored now, and for how long in which function; None when idle."""
+        if self._scoring is None:
+            return None
+        thread, rollout_id, since = self._scoring
+        where = _describe_stack(sys._current_frames().get(thread))
+        return rollout_id, f"{rollout_id} for {time.monotonic() - since:.1f} s, {where}"
+
+    def _score_group(self, task: ScoringTask) -> ScoredTask | FailedTask:
+        at = task.rollout_ids[0]
+        scores: list[Score] = []
+        try:
+            for at, text, reference in zip(
+                task.rollout_ids, task.texts, task.references, strict=True
+            ):
+                scores.append(self._score_one(at, text, reference))
+            rewards = group_rewards(scores, self.spec).astype(np.float32)
+        except RewardError as error:
+            return FailedTask(f"reward_{error.reason}", f"rollout {at}: {error}")
+        parts = {
+            part.name: np.array(
+                [np.nan if s.parts[part.name] is None else s.parts[part.name] for s in scores],
+                np.float32,
+            )
+            for part in self.spec.parts
+        }
+        return ScoredTask(rewards, parts, tuple(one.count for one in scores))
+
+    def _score_one(self, rollout_id: str, text: str, reference: Reference) -> Score:
+        self._scoring = (threading.get_ident(), rollout_id, time.monotonic())
+        try:
+            return score(text, reference, self.spec)
+        finally:
+            self._scoring = None
+
+
+def make_spec(recipe: Recipe) -> RewardSpec:
+    """The composition of rewards that a recipe asks for.
+
+    Raises:
+        ConfigError: naming the reward, its value and what was expected.
+    """
+    cfg, dialect = recipe.reward, recipe.data.dialect
+    try:
+        spec = RewardSpec.from_mapping(cfg.weights, combine=cfg.combine, dialect=dialect)
+        check_options(spec)
+    except ValueError as error:
+        raise ConfigError(f"reward.weights: {error}") from error
+    return spec
+
+
+def make_task(group: RolloutGroup, labels: Mapping[str, Labels], recipe: Recipe) -> ScoringTask:
+    """What a worker needs to score a group.
+
+    Raises:
+        ValueError: if the group's clip has no labels.
+    """
+    prompt = group.prompt
+    if prompt.clip_id not in labels:
+        raise ValueError(f"prompt {prompt.prompt_id}: no labels of clip {prompt.clip_id!r}")
+    known = labels[prompt.clip_id]
+    references = tuple(
+        Reference(
+            count=known.count,
+            cycles=usable_cycles(known.count, known.cycles)[0],
+            duration_s=known.duration_s,
+            label=known.action,
+            prompt=prompt.question,
+            num_tokens=len(rollout.token_ids),
+            max_tokens=recipe.rollout.max_response_tokens,
+        )
+        for rollout in group.rollouts
+    )
+    ids = tuple(rollout.rollout_id for rollout in group.rollouts)
+    return ScoringTask(ids, tuple(rollout.text for rollout in group.rollouts), references)
+
+
+def _describe_stack(frame: FrameType | None) -> str:
+    """The innermost function of a thread, and the reward that called it."""
+    if frame is None:
+        return "in a thread that has ended"
+    code = frame.f_code
+    where = f"in {code.co_name} ({code.co_filename}:{frame.f_lineno})"
+    caller: FrameType | None = frame
+    while caller is not None:
+        part = caller.f_locals.get("part")
+        if isinstance(part, Part):
+            return f"reward {part.name!r}, {where}"
+        caller = caller.f_back
+    return where
