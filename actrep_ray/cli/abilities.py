@@ -47,17 +47,6 @@ class DoctorReport:
     devices: dict[str, str]
     abilities: tuple[Ability, ...]
 
-    def can_run(self, kind: str, name: str) -> bool:
-        """Whether the named engine, learner strategy or library works here.
-
-        Raises ValueError for a kind and name that the report does not hold.
-        """
-        for ability in self.abilities:
-            if (ability.kind, ability.name) == (kind, name):
-                return ability.is_available
-        known = [(ability.kind, ability.name) for ability in self.abilities]
-        raise ValueError(f"no ability ({kind!r}, {name!r}); the report holds {known}")
-
     @property
     def is_healthy(self) -> bool:
         """Whether one engine, one learner strategy and every needed library work."""

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def read_model(args: argparse.Namespace) -> Path:
     return resolve_model(args.checkpoint)
 
 
-def recipe_for(args: argparse.Namespace, model: Path, *overrides: str) -> "Recipe":
+def recipe_for(args: argparse.Namespace, model: Path, overrides: Sequence[str] = ()) -> "Recipe":
     """Settings to run a checkpoint with: those of --recipe, else its own, else the defaults.
 
     Args:

@@ -50,7 +50,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _evaluate_model(args: argparse.Namespace) -> None:
     model = read_model(args)
-    recipe = recipe_for(args, model, _data_of(args))
+    recipe = recipe_for(args, model, [_data_of(args)])
     from actrep_ray.evaluation.jobs import prepare_evaluation
     from actrep_ray.evaluation.report import report_run
 

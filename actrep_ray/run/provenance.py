@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,13 @@ def read_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = _git(root, ("rev-parse", "HEAD"))
     if commit is None:
         return None
-    return commit + ("+changes" if _git(root, "status", "--porcelain", "-uno") else "")
+    return commit + ("+changes" if _git(root, ("status", "--porcelain", "-uno")) else "")
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git(root: Path, arguments: Sequence[str]) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],

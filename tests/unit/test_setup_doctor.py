@@ -32,14 +32,6 @@ def test_healthy_needs_an_engine_a_learner_and_every_library(
     assert _report(**available).is_healthy is is_healthy
 
 
-def test_can_run_answers_for_known_names_only() -> None:
-    report = _report(vllm=False, hf=True)
-    assert report.can_run("engine", "hf")
-    assert not report.can_run("engine", "vllm")
-    with pytest.raises(ValueError, match=r"\('engine', 'sglang'\)"):
-        report.can_run("engine", "sglang")
-
-
 def test_failed_check_carries_the_reason() -> None:
     def broken() -> str:
         raise OSError("libcudart.so.13: cannot open\n shared object file")

@@ -25,42 +25,61 @@ def add_converters(kinds: Any) -> None:
     Args:
         kinds: The sub-parsers of `prepare`.
     """
-    repcount = add_command(
+    for add in (
+        _add_repcount,
+        _add_ucfrep,
+        _add_countix,
+        _add_quva,
+        _add_ovr,
+        _add_actrep,
+        _add_csv,
+    ):
+        add(kinds)
+
+
+def _add_repcount(kinds: Any) -> None:
+    parser = add_command(
         kinds,
         "repcount",
         _repcount,
         "convert RepCount-A: train.csv, valid.csv, test.csv",
         "actrep prepare repcount annotation/*.csv --videos video --out data/repcount",
     )
-    _add_common(repcount, "FILE", "the tables")
+    _add_common(parser, "FILE", "the tables")
 
-    ucfrep = add_command(
+
+def _add_ucfrep(kinds: Any) -> None:
+    parser = add_command(
         kinds,
         "ucfrep",
         _ucfrep,
         "convert UCFRep: its tables, or the original .mat files",
         "actrep prepare ucfrep annotations --videos UCF-101 --out data/ucfrep",
     )
-    _add_common(ucfrep, "PATH", "tables, .mat files, or folders of .mat files")
-    ucfrep.add_argument(
+    _add_common(parser, "PATH", "tables, .mat files, or folders of .mat files")
+    parser.add_argument(
         "--strip-prefix", metavar="TEXT", help="take this off the front of the tables' video names"
     )
 
-    countix = add_command(
+
+def _add_countix(kinds: Any) -> None:
+    parser = add_command(
         kinds,
         "countix",
         _countix,
         "convert Countix: countix_train.csv, countix_val.csv, countix_test.csv",
         "actrep prepare countix countix/*.csv --videos kinetics700 --out data/countix",
     )
-    _add_common(countix, "FILE", "the tables")
-    countix.add_argument(
+    _add_common(parser, "FILE", "the tables")
+    parser.add_argument(
         "--full-videos",
         action="store_true",
         help="the videos are whole YouTube videos, not the 10-second clips of Kinetics",
     )
 
-    quva = add_command(
+
+def _add_quva(kinds: Any) -> None:
+    parser = add_command(
         kinds,
         "quva",
         _quva,
@@ -68,8 +87,8 @@ def add_converters(kinds: Any) -> None:
         "actrep prepare quva QUVARepetitionDataset --videos QUVARepetitionDataset/videos "
         "--out data/quva",
     )
-    _add_common(quva, "PATH", "the set's folder, its folder of annotations, or .npy files")
-    quva.add_argument(
+    _add_common(parser, "PATH", "the set's folder, its folder of annotations, or .npy files")
+    parser.add_argument(
         "--first-mark",
         choices=("end", "start"),
         default="end",
@@ -77,24 +96,27 @@ def add_converters(kinds: Any) -> None:
         "is how many numbers there are) or starts it (one less); default: %(default)s",
     )
 
-    ovr = add_command(
+
+def _add_ovr(kinds: Any) -> None:
+    parser = add_command(
         kinds,
         "ovr",
         _ovr,
         "convert OVR: JSON with a list of annotations for each video",
         "actrep prepare ovr ovr_kinetics.json --videos kinetics700 --out data/ovr",
     )
-    _add_common(ovr, "PATH", ".json or .jsonl files, or folders of them")
+    _add_common(parser, "PATH", ".json or .jsonl files, or folders of them")
 
-    actrep = add_command(
+
+def _add_actrep(kinds: Any) -> None:
+    parser = add_command(
         kinds,
         "actrep",
         _actrep,
         "convert ActRep-R1's files: CSV, or JSON Lines (also the older form)",
         "actrep prepare actrep train.jsonl --videos videos --out data/actrep",
     )
-    _add_common(actrep, "FILE", ".csv or .jsonl files")
-    _add_csv(kinds)
+    _add_common(parser, "FILE", ".csv or .jsonl files")
 
 
 def _add_csv(kinds: Any) -> None:
