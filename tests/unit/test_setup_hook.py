@@ -1,5 +1,6 @@
 """The torchvision hook: active in every process, free at start-up, idle where it is not needed."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from actrep_ray import torchvision_hook
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch.sh"
 
 
 def _run_fresh(code: str) -> str:
@@ -27,6 +30,20 @@ def _run_fresh(code: str) -> str:
 def test_pth_file_is_installed() -> None:
     path = Path(sysconfig.get_paths()["purelib"]) / torchvision_hook.PTH_NAME
     assert path.read_text(encoding="utf-8") == torchvision_hook.PTH_LINE
+
+
+def test_writing_the_pth_file_again_says_nothing() -> None:
+    """As `launch.sh setup` does it, with every warning an error."""
+    (code,) = re.findall(r'-c "(.*install_pth.*)"$', LAUNCH.read_text(), re.MULTILINE)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=LAUNCH.parent,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 def test_fresh_process_has_the_finder_and_has_imported_nothing_heavy() -> None:
