@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from actrep_ray.cli.parts import add_command, add_set
+from actrep_ray.cli.parts import add_command, add_set, with_paths
 
 
 def add_quickstart(commands: Any) -> None:
@@ -29,6 +29,9 @@ def add_quickstart(commands: Any) -> None:
 
 
 def _quickstart(args: argparse.Namespace) -> None:
+    from actrep_ray.config import load_recipe, recipes_folder
     from actrep_ray.quickstart import FULL, QUICK, run_quickstart
 
-    run_quickstart(edition=FULL if args.full else QUICK, fresh=args.fresh, overrides=args.set)
+    edition = FULL if args.full else QUICK
+    with_paths(args, load_recipe(recipes_folder() / edition.sft, args.set))
+    run_quickstart(edition=edition, fresh=args.fresh, overrides=args.set)

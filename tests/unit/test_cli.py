@@ -203,6 +203,7 @@ def test_what_cannot_be_read_or_written_is_one_line(
         (["prepare", "synthetic", *small, "--seed", "-1"], "seed=-1"),
         (["prepare", "tiny-model", "--family", "qwen2_vl", "--out", str(tmp_path)], "qwen2_vl"),
         (["check", "--reward", "nowhere:reward"], "cannot import 'nowhere'"),
+        (["quickstart", "--set", f"runs_dir={inside}"], "file"),
     ):
         assert main(arguments) == 2, arguments
         *_, line = capsys.readouterr().err.splitlines()  # after the progress of `validate`
