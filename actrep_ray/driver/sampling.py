@@ -25,6 +25,7 @@ import numpy as np
 
 from actrep_ray.config import ConfigError, SamplingConfig
 from actrep_ray.driver.cropping import can_crop, crop_clip
+from data_prep.files import DataError
 from data_prep.schema import Clip
 from data_prep.strata import make_strata
 
@@ -76,7 +77,7 @@ class CountSampler:
         weights: Weight of each stratum that can be served, by name; they add up to 1.
 
     Raises:
-        ValueError: for no clips, a clip of another split, or two clips with one id.
+        DataError: for no clips, a clip of another split, or two clips with one id.
     """
 
     def __init__(self, clips: Sequence[Clip], config: SamplingConfig, seed: int) -> None:
@@ -150,7 +151,7 @@ class CountSampler:
         """Go on where the sampler that gave `state` was.
 
         Raises:
-            ValueError: if it was another seed, other clips or other settings.
+            ConfigError: if it was another seed, other clips or other settings.
         """
         mine = self.state_dict()
         for key in ("version", "seed", "fingerprint"):
@@ -267,14 +268,14 @@ class _Deck:
 
 def _check_clips(clips: Sequence[Clip]) -> None:
     if not clips:
-        raise ValueError("no clips of the train split: nothing to sample from")
+        raise DataError("no clips of the train split: nothing to sample from")
     seen = set()
     for clip in clips:
         if clip.split != "train":
-            raise ValueError(
+            raise DataError(
                 f"clip {clip.id!r} is of split {clip.split!r}: only train may be sampled for "
                 "training"
             )
         if clip.id in seen:
-            raise ValueError(f"clip {clip.id!r} was given twice, expected ids to be unique")
+            raise DataError(f"clip {clip.id!r} was given twice, expected ids to be unique")
         seen.add(clip.id)

@@ -187,12 +187,15 @@ def test_what_cannot_be_read_or_written_is_one_line(
     recipe.write_text(
         f"stage: grpo\nruns_dir: {inside}\nmodel: {{path: {model}}}\ndata: {{path: {data}}}\n"
     )
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(2 * f"{data.read_text().splitlines()[0]}\n")
     sets = ["repcount", "TABLE.csv", "--videos", str(tmp_path)]
     for arguments, message in (
         (["prepare", "synthetic", *small, "--out", inside], "file"),
         (["prepare", "tiny-model", "--out", inside], "file"),
         (["prepare", *sets, "--out", inside], "TABLE.csv"),
         (["prepare", "rcs-report", str(data), "--out", f"{inside}.png"], "file"),
+        (["prepare", "rcs-report", str(twice)], "twice"),
         (["prepare", "rcs-export", str(data), "--num", "2", "--out", f"{inside}/a"], "file"),
         (["validate", str(data), "--no-decode", "--out", inside], "file"),
         (["cot", str(data), "--out", f"{inside}/cot.jsonl"], "file"),
