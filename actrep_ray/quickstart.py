@@ -46,6 +46,7 @@ from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
 from actrep_ray.tasks.clips import load_clips
 from actrep_ray.weights.sync import WeightSync
+from data_prep.files import read_object, write_json, write_lines
 from data_prep.synthetic.dataset import write_dataset
 
 # The hardest level that the time allows.
@@ -238,7 +239,7 @@ class Quickstart:
         with self.stages.doing("report"):
             report = write_report(read_run(self.folder), self.folder)
         path = self.folder / "summary.json"
-        path.write_text(json.dumps(self.summary(report), indent=2) + "\n", encoding="utf-8")
+        write_lines(path, [json.dumps(self.summary(report), indent=2)])
         for table in report.tables[:2]:
             self.console.print(table.to_rich())
         self.console.print(self.seconds_table())
@@ -355,7 +356,7 @@ class Stages:
         self._began = time.monotonic()
         self._done: dict[str, dict[str, Any]] = {}
         if path.is_file():
-            self._done = json.loads(path.read_bytes())
+            self._done = read_object(path, "the stages of a quickstart")
 
     def is_done(self, name: str, key: str) -> bool:
         """Whether a stage was finished with this key."""
@@ -382,9 +383,7 @@ class Stages:
             self._done.pop(name, None)
             self.done_now.add(name)
             self._done[name] = {"key": key, "seconds": round(seconds, 1)}
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self._done, indent=2) + "\n")
-            partial.replace(self.path)
+            write_json(self.path, self._done)
         self.console.print(f"[bold]{name}[/bold] took {seconds:.0f} s", highlight=False)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from actrep_ray.config.algorithm import AlgorithmConfig
@@ -15,6 +14,7 @@ from actrep_ray.config.mistakes import explain
 from actrep_ray.config.presets import PRESET_PENALTIES, PRESETS
 from actrep_ray.config.recipe import Recipe
 from actrep_ray.config.section import ConfigError
+from actrep_ray.config.strict_yaml import YamlError, parse_yaml
 from data_prep.files import DataError, read_object, read_text, write_lines
 
 
@@ -140,11 +140,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe; {_where_recipes_are(path.name)}")
     try:
-        values = _parse(read_text(path, "a recipe"))
+        values = parse_yaml(read_text(path, "a recipe"))
     except DataError as error:
         raise ConfigError(str(error)) from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    except YamlError as error:
+        raise ConfigError(f"{path}:{error.line}: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -165,22 +165,14 @@ def _where_recipes_are(name: str) -> str:
     return f"did you mean {folder / near[0]}?" if near else f"ours are in {folder}"
 
 
-def _parse(text: str) -> Any:
-    """A YAML value. Raises ValueError, as PyYAML itself does for a date that does not exist."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
 def _assign(values: dict[str, Any], override: str) -> None:
     """Put `key.subkey=value` into nested settings."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError("expected key=value, for example learner.lr=1e-6")
     try:
-        value = _parse(text)
-    except ValueError as error:
+        value = parse_yaml(text)
+    except YamlError as error:
         raise ConfigError("the value is not YAML") from error
     *sections, last = key.split(".")
     for name in sections:

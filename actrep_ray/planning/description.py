@@ -20,6 +20,7 @@ from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from actrep_ray.planning.training import describe_training
 from actrep_ray.run.checkpoint import model_folder
+from data_prep.files import read_text
 from data_prep.schema import read_clips
 
 
@@ -102,8 +103,7 @@ def find_hardware(path: Path, gpus: str | None, *, is_cpu: bool) -> tuple[str, l
 
 def stated_hardware(path: Path) -> str:
     """Hardware of a recipe's first line, `# hardware: 8x80GB ...`; empty if it states none."""
-    with path.open(encoding="utf-8") as file:
-        match = re.match(r"#\s*hardware:\s*([^\s,]+)", file.readline())
+    match = re.match(r"#\s*hardware:\s*([^\s,]+)", read_text(path, "a recipe"))
     return match[1] if match else ""
 
 

@@ -8,7 +8,6 @@ Times are wall clock, taken where the work is done; clocks of several nodes are 
 a few milliseconds.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from rich import get_console
 
 from actrep_ray.config import Recipe
+from data_prep.files import write_json, write_lines
 
 _POOLS = ("rollout", "reward", "learner", "weights", "driver")
 _WORKING = ("rollout", "reward", "learner")  # the others have no workers that could be idle
@@ -155,8 +155,8 @@ def write_profile(folder: Path, spans: Sequence[Span], *, max_staleness: int | N
     """Write the trace, the picture and the summary of a run into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     profile = analyse(spans, max_staleness=max_staleness)
-    (folder / "trace.json").write_text(json.dumps(chrome_trace(spans)) + "\n", encoding="utf-8")
-    (folder / "summary.txt").write_text("\n".join(profile.lines()) + "\n", encoding="utf-8")
+    write_json(folder / "trace.json", chrome_trace(spans), indent=None)
+    write_lines(folder / "summary.txt", profile.lines())
     draw_gantt(folder / "gantt.png", spans, profile)
     return profile
 

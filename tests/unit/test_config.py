@@ -86,7 +86,7 @@ def test_a_wrong_setting_is_told_with_key_and_rule(tmp_path: Path, text: str, me
     path = recipe_file(tmp_path, text)
     with pytest.raises(ConfigError, match=message) as error:
         load_recipe(path)
-    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).startswith((f"{path}: ", f"{path}:1: "))
     assert "\n" not in str(error.value)
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actrep_ray.config import load_recipe
+from actrep_ray.cli.main import main
+from actrep_ray.config import ConfigError, load_recipe
 from actrep_ray.evaluation.predictions import read_predictions
+from actrep_ray.models.architecture import find_config
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.run.checkpoint import Checkpoint, recipe_of
 from actrep_ray.run.metrics import read_metrics
@@ -94,10 +96,14 @@ def read_journal(path: Path) -> str | None:
     return None if row is None else row["text"]
 
 
+def write_videos(folder: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        encode_mp4(folder / name, np.zeros((10, 32, 32, 3), np.uint8), 5)
+
+
 def read_source(make: Callable[[list[Path]], Source], key: str) -> Callable[[Path], str | None]:
     def read(path: Path) -> str | None:
-        for name in "ab":
-            encode_mp4(path.with_name(f"{name}.mp4"), np.zeros((10, 32, 32, 3), np.uint8), 5)
+        write_videos(path.parent)
         convert(make([path]), videos=path.parent, out=path.parent / "out")
         for line in (path.parent / "out" / "rejected.jsonl").read_text().splitlines():
             row = json.loads(line)
@@ -183,6 +189,19 @@ READERS = [
         '{\n @TWICE"data": {"path": @TEXT}, "seed": @NUMBER\n}\n',
         read_checkpoint_recipe, {},
     ),
+    Reader(
+        "recipe", "recipe.yaml",
+        '{\n @TWICE"data": {"path": @TEXT}, "seed": @NUMBER\n}\n',
+        lambda p: load_recipe(p).data.path, {},
+        # YAML writes numbers in another way, and a tab is no white space.
+        misses=("NaN", "Infinity", "1e400", "blank lines"),
+    ),
+    Reader(
+        "model", "config.json",
+        '{\n @TWICE"model_type": "qwen3_vl", "note": @TEXT, "n": @NUMBER\n}\n',
+        lambda p: str(find_config(str(p.parent))[1]["note"]), {},
+        misses=("folder", "absent"),  # then the name of a published one is looked for
+    ),
 ]  # fmt: skip
 
 # (text, number) of the probe, as they stand in the file.
@@ -244,11 +263,11 @@ def test_the_right_value_or_one_line(
     reader: Reader, malformation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = prepare(reader, malformation, tmp_path)
-    is_document = reader.template.startswith("{\n")
+    read = {*READ, *(("CR",) if reader.template.startswith("{\n") else ())}
     expected: str | None
     if malformation in reader.keeps:
         expected = reader.keeps[malformation]
-    elif malformation in READ or (malformation == "CR" and is_document):
+    elif malformation in read:
         has_separators = malformation == "separators" and reader.read is not read_zero
         expected = "a\u2028b\x85c" if has_separators else TEXT
     else:
@@ -266,3 +285,66 @@ def test_the_right_value_or_one_line(
         assert reader.read(path) == expected
     if malformation == "cut":  # what is left out is said
         assert any(f"{path.name}:2: " in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner:\n  lr: .nan", r":2: \.nan, expected a finite number"),
+        ("learner:\n  lr: -.inf", r":2: -\.inf, expected a finite number"),
+        ("learner:\n  lr: 1.0e+400", r":2: 1\.0e\+400, expected a finite number"),
+        ("seed: 1\nseed: 2", ":2: key 'seed' is given twice"),
+        ("learner:\n  lr: 1.0e-6\n\n  lr: 1.0e-5", ":4: key 'lr' is given twice"),
+        ("# a note\u2028x: 3\nseed: 1\nseed: 2", ":3: key 'seed' is given twice"),
+        ("name: a\nseed: [", ":2: not YAML"),
+        ("name: a\nseed: 2024-13-45", ":2: not YAML"),
+    ],
+)
+def test_a_recipe_is_read_strictly(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"mine\.yaml{message}"):
+        load_recipe(path)
+
+
+COMMANDS: dict[str, Callable[[Path], list[str]]] = {
+    "clips": lambda path: ["cot", str(path), "--out", str(path.with_name("out.jsonl"))],
+    "table": lambda path: ["prepare", "csv", str(path), "--split", "test", *to_out(path)],
+    "ovr json": lambda path: ["prepare", "ovr", str(path), *to_out(path)],
+    "recipe": lambda path: ["check", str(path)],
+    "deepspeed": lambda path: ["check", str(of_deepspeed(path))],
+}
+
+
+def to_out(path: Path) -> list[str]:
+    write_videos(path.parent)
+    return ["--videos", str(path.parent), "--out", str(path.with_name("out"))]
+
+
+def of_deepspeed(path: Path) -> Path:
+    recipe = path.with_name("mine.yaml")
+    recipe.write_text(f"learner: {{strategy: deepspeed, deepspeed_config: {path}}}\n")
+    return recipe
+
+
+@pytest.mark.parametrize("malformation", ["0xff", "surrogate", "twice", "cut", "folder", "absent"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_line_shows_one_line_and_ends_with_2(
+    name: str, malformation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (reader,) = (reader for reader in READERS if reader.name == name)
+    if malformation in reader.misses:
+        pytest.skip("the format has no such malformation")
+    path = prepare(reader, malformation, tmp_path)
+    code = main(COMMANDS[name](path))
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    rejected = tmp_path / "out" / "rejected.jsonl"
+    if rejected.exists():  # a row of a foreign set costs no other row
+        assert '"row": 2' in rejected.read_text()
+        assert code == (0 if (tmp_path / "out" / "clips.jsonl").stat().st_size else 1)
+        return
+    assert code == 2
+    assert shown.startswith("actrep: ")
+    assert shown.count("\n") == 1
+    assert path.name in shown
