@@ -71,6 +71,10 @@ class SamplingConfig(Section):
     crop_lead_s: Positive = Field(2.0, description="Longest lead-in and lead-out of a crop, s.")
     crop_min_s: Positive = Field(2.0, description="Shortest crop, s.")
     crop_max_count: Count | None = Field(None, description="Largest count of a crop.")
+    zero_crops: bool = Field(
+        False,
+        description="Crop gaps between marks as count 0; sets may leave repetitions unmarked.",
+    )
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Ends of strata that do not rise."""

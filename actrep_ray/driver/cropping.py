@@ -24,7 +24,8 @@ def crop_clip(
     """Cut a window of k consecutive cycles out of a clip, k drawn from the stratum.
 
     The window starts and ends inside the gaps around those cycles, at most `crop_lead_s` away from
-    them, so that it holds k cycles and no part of another; for k = 0 it lies inside one gap.
+    them, so that it holds k cycles and no part of another; for k = 0 (with `zero_crops`, or of a
+    clip that has no cycles) it lies inside one gap.
 
     Raises:
         ValueError: if no window of the clip can serve the stratum.
@@ -65,13 +66,18 @@ class _Window:
 
 
 def _targets(clip: Clip, stratum: Stratum, config: SamplingConfig) -> range:
-    """Counts of the stratum that a proper crop of this clip could have."""
+    """Counts of the stratum that a proper crop of this clip could have.
+
+    Annotators leave repetitions unmarked, so that a gap between marks need not be still: it is no
+    crop of count 0 unless `zero_crops` says so. A clip whose own count is 0 was looked at whole.
+    """
     if clip.cycles is None or len(clip.cycles) != clip.count or not _is_ordered(clip):
         return range(0)
     top = clip.count - 1 if clip.count else 0
     for bound in (stratum.high, config.crop_max_count):
         top = top if bound is None else min(top, bound)
-    return range(stratum.low, top + 1)
+    least = 1 if clip.count and not config.zero_crops else 0
+    return range(max(stratum.low, least), top + 1)
 
 
 def _windows(clip: Clip, target: int, config: SamplingConfig) -> list[_Window]:

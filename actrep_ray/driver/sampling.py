@@ -6,7 +6,8 @@ Counts in real sets are long-tailed. A draw first picks a count stratum (its wei
 frequency to a power: 0 is uniform, 1 leaves the set as it is), then a clip of it. A stratum deals
 each of its clips once per pass, in a new order every pass. With `sampling.crop_probability` a draw
 takes a longer clip that can serve the stratum and crops a CONTIGUOUS window of k annotated cycles
-out of it, k in the stratum; the crop is relabelled. Clips without marks are never cropped.
+out of it, k in the stratum; the crop is relabelled. Clips without marks are never cropped, and
+gaps without marks are only with `sampling.zero_crops`.
 
 RCS is named by ActRep-R1, which publishes no code for it; the definition here is ours.
 
@@ -154,6 +155,15 @@ class CountSampler:
             ConfigError: if it was another seed, other clips or other settings.
         """
         mine = self.state_dict()
+        if (
+            not self.config.zero_crops
+            and state.get("fingerprint") != mine["fingerprint"]
+            and state.get("fingerprint") == self._fingerprint(zero_crops=True)
+        ):
+            raise ConfigError(
+                "sampler state: the run that saved it also drew crops of count 0 out of gaps "
+                "without marks; go on as it did with --set sampling.zero_crops=true"
+            )
         for key in ("version", "seed", "fingerprint"):
             if state.get(key) != mine[key]:
                 raise ConfigError(
@@ -223,9 +233,20 @@ class CountSampler:
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
 
-    def _fingerprint(self) -> str:
-        """What the order depends on besides the seed."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
+    def _fingerprint(self, *, zero_crops: bool | None = None) -> str:
+        """What the order depends on besides the seed.
+
+        States from before `zero_crops` do not name it, and such crops were drawn then: it is named
+        only where it decides, and only where it is off.
+
+        Args:
+            zero_crops: In place of the setting.
+        """
+        has_zero_crops = self.config.zero_crops if zero_crops is None else zero_crops
+        settings = self.config.model_dump_json(exclude={"zero_crops"})
+        if self.config.crop_probability and not has_zero_crops:
+            settings += "\nzero_crops=false"
+        digest = hashlib.sha256(settings.encode())
         for clip in self._clips:
             digest.update(f"\n{clip.id}\t{clip.count}\t{clip.start_s}\t{clip.end_s}".encode())
             digest.update(repr(clip.cycles).encode())

@@ -6,7 +6,7 @@ very clips that a GRPO run with them starts with, for supervised fine-tuning on 
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,11 +53,16 @@ class RcsReport:
         rows: By stratum.
         before: Clips by count.
         after: Draws by count.
+        num_zero_crops: Draws that are crops of count 0 out of clips that have repetitions: their
+            gaps without marks.
+        num_zero_crops_if_on: How many these would be with `sampling.zero_crops`.
     """
 
     rows: tuple[StratumRow, ...]
     before: Counter[int]
     after: Counter[int]
+    num_zero_crops: int
+    num_zero_crops_if_on: int
 
     def text(self) -> str:
         """The table that `actrep prepare rcs-report` prints."""
@@ -74,10 +79,23 @@ class RcsReport:
             f"mean count {_mean(self.before):.1f} -> {_mean(self.after):.1f}, "
             f"different counts {len(self.before)} -> {len(self.after)}"
         )
+        if self.num_zero_crops_if_on:
+            lines.append(self._zero_crops())
         empty = [row.name for row in self.rows if not row.num_sources]
         if empty:
             lines.append(f"nothing serves {', '.join(empty)}: no clip has, or can be cropped to it")
         return "\n".join(lines)
+
+    def _zero_crops(self) -> str:
+        """How many draws are called 0 because nobody marked anything there."""
+        num, num_if_on = self.num_zero_crops, self.num_zero_crops_if_on
+        share = f"{num_if_on / self.after.total():.1%}"
+        if num:
+            return f"crops of count 0 from gaps without marks: {num:,} draws ({share})"
+        return (
+            "crops of count 0 from gaps without marks: none; with sampling.zero_crops they would "
+            f"be {num_if_on:,} draws ({share})"
+        )
 
 
 def rcs_report(
@@ -101,11 +119,22 @@ def rcs_report(
                 num_sources=len({sampled.source_id for sampled in mine}),
             )
         )
+    if_on = drawn
+    if not config.zero_crops and config.crop_probability:
+        _, if_on = _draw(clips, config.model_copy(update={"zero_crops": True}), seed, num_draws)
+    counts = {clip.id: clip.count for clip in clips}
     return RcsReport(
         tuple(rows),
         Counter(clip.count for clip in clips),
         Counter(sampled.clip.count for sampled in drawn),
+        _num_zero_crops(drawn, counts),
+        _num_zero_crops(if_on, counts),
     )
+
+
+def _num_zero_crops(drawn: Sequence[SampledClip], counts: Mapping[str, int]) -> int:
+    """Crops of count 0 out of clips whose own count is another."""
+    return sum(s.is_crop and s.clip.count == 0 and counts[s.source_id] > 0 for s in drawn)
 
 
 def export_clips(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from actrep_ray.config import SamplingConfig
+from actrep_ray.config import ConfigError, SamplingConfig
 from actrep_ray.driver.cropping import crop_clip
 from actrep_ray.driver.sampling import CountSampler, quantile_bins
 from data_prep.schema import Clip
@@ -139,12 +139,12 @@ def test_equal_when_saved_and_resumed_at_any_step(
 
 def test_the_saved_state_of_earlier_runs_goes_on_with_the_same_clips() -> None:
     """Checkpoints hold this; draws and crops are those that the first version gave."""
-    config = SamplingConfig(crop_probability=0.5)
+    config = SamplingConfig(crop_probability=0.5, zero_crops=True)
     sampler = CountSampler(make_clips({0: 2, 3: 5, 8: 4, 50: 2}), config, seed=11)
     state = {
         "version": 1,
         "seed": 11,
-        "fingerprint": sampler.state_dict()["fingerprint"],
+        "fingerprint": "2011d78b0393c375",
         "num_drawn": 9,
         "dealt": {
             "0": [2, 1, 1],
@@ -236,19 +236,24 @@ def check_crop(crop: Clip, source: Clip) -> None:
     gap_s=st.sampled_from([0.0, 0.5, 3.0]),
     stratum=st.sampled_from(make_strata((0, 5, 10, 20, 40))),
     seed=st.integers(0, 1000),
+    zero_crops=st.booleans(),
 )
 @settings(deadline=None, max_examples=150)
 def test_a_crop_holds_its_count_of_whole_cycles(
-    count: int, gap_s: float, stratum: object, seed: int
+    count: int, gap_s: float, stratum: object, seed: int, zero_crops: bool
 ) -> None:
     clip = make_clip("long", count, gap_s=gap_s)
-    config = SamplingConfig(crop_probability=1.0, crop_lead_s=1.5, crop_min_s=2.0)
+    config = SamplingConfig(
+        crop_probability=1.0, crop_lead_s=1.5, crop_min_s=2.0, zero_crops=zero_crops
+    )
     rng = np.random.default_rng(seed)
     try:
         crop = crop_clip(clip, stratum, config, rng)  # type: ignore[arg-type]
     except ValueError:
-        assert count <= stratum.low or not count  # type: ignore[attr-defined]
+        is_zero = stratum.high == 0 and not zero_crops  # type: ignore[attr-defined]
+        assert count <= stratum.low or not count or is_zero  # type: ignore[attr-defined]
         return
+    assert crop.count or not count or zero_crops
     check_crop(crop, clip)
     assert stratum.holds(crop.count)  # type: ignore[attr-defined]
     assert crop.duration_s >= config.crop_min_s - 1e-9
@@ -270,7 +275,8 @@ def test_crops_cover_every_count_of_the_stratum_and_all_places() -> None:
 
 def test_crops_serve_strata_that_no_clip_lies_in_and_count_zero() -> None:
     clips = make_clips({50: 10})
-    sampler = CountSampler(clips, SamplingConfig(crop_probability=0.5), seed=2)
+    config = SamplingConfig(crop_probability=0.5, zero_crops=True)
+    sampler = CountSampler(clips, config, seed=2)
     assert set(sampler.weights) == {"0", "1-5", "6-10", "11-20", "21-40", "41+"}
     by_id = {clip.id: clip for clip in clips}
     sampled = sampler.take(3_000)
@@ -282,6 +288,36 @@ def test_crops_serve_strata_that_no_clip_lies_in_and_count_zero() -> None:
     top = [s.is_crop for s in sampled if s.stratum == "41+"]
     assert 0.4 < np.mean(top) < 0.6
     assert all(s.is_crop for s in sampled if s.stratum != "41+")
+
+
+def test_gaps_without_marks_are_no_zero_unless_asked_for() -> None:
+    config = SamplingConfig(crop_probability=0.9)
+    sampler = CountSampler(make_clips({50: 10}), config, seed=2)
+    assert "0" not in sampler.weights
+    assert all(s.clip.count for s in sampler.take(500))
+    wide = SamplingConfig(crop_probability=1.0, bins=(5,))  # a stratum that begins with 0
+    drawn = CountSampler(make_clips({50: 10}), wide, seed=2).take_from("0-5", 200)
+    assert {s.clip.count for s in drawn} == {1, 2, 3, 4, 5}
+
+
+def test_clips_that_have_no_repetition_serve_the_stratum_of_zero() -> None:
+    sampler = CountSampler(make_clips({0: 3, 50: 10}), SamplingConfig(crop_probability=0.5), seed=2)
+    drawn = sampler.take_from("0", 200)
+    assert {s.source_id for s in drawn} == {"c0-0", "c0-1", "c0-2"}
+    assert {s.clip.count for s in drawn} == {0}
+
+
+def test_a_state_from_before_zero_crops_goes_on_or_says_how() -> None:
+    clips = make_clips({3: 5, 50: 2})
+    as_then = CountSampler(clips, SamplingConfig(crop_probability=0.5, zero_crops=True), seed=0)
+    now = CountSampler(clips, SamplingConfig(crop_probability=0.5), seed=0)
+    with pytest.raises(ConfigError, match=r"go on as it did with --set sampling\.zero_crops=true"):
+        now.load_state_dict(as_then.state_dict())
+    with pytest.raises(ConfigError, match="sampler state: fingerprint="):
+        as_then.load_state_dict(now.state_dict())
+    # Without crops the setting decides nothing.
+    whole = CountSampler(clips, SamplingConfig(zero_crops=True), seed=0)
+    CountSampler(clips, SamplingConfig(), seed=0).load_state_dict(whole.state_dict())
 
 
 def test_clips_without_usable_marks_are_never_cropped() -> None:

@@ -51,7 +51,7 @@ def test_strata_before_and_after_by_hand() -> None:
 
 
 def test_crops_are_counted_and_fill_empty_strata() -> None:
-    config = SamplingConfig(bins=(0, 2, 5), crop_probability=1.0, crop_min_s=0.5)
+    config = SamplingConfig(bins=(0, 2, 5), crop_probability=1.0, crop_min_s=0.5, zero_crops=True)
     report = rcs_report(CLIPS, config, seed=1, num_draws=600)
     by_name = {row.name: row for row in report.rows}
     assert by_name["0"].num_crops == by_name["0"].num_draws > 0
@@ -59,6 +59,23 @@ def test_crops_are_counted_and_fill_empty_strata() -> None:
     assert by_name["1-2"].num_clips == 0
     assert by_name["1-2"].num_sources == 8
     assert set(report.after) == set(range(8))  # 8 itself is always cropped to less
+
+
+def test_the_report_says_how_many_gaps_are_called_zero() -> None:
+    settings = {"bins": (0, 2, 5), "crop_probability": 1.0, "crop_min_s": 0.5}
+    off = rcs_report(CLIPS, SamplingConfig(**settings), seed=1, num_draws=600)
+    on = rcs_report(CLIPS, SamplingConfig(**settings, zero_crops=True), seed=1, num_draws=600)
+    assert (off.num_zero_crops, off.after[0]) == (0, 0)
+    assert off.num_zero_crops_if_on == on.num_zero_crops == on.num_zero_crops_if_on == on.after[0]
+    share = f"{on.after[0]} draws ({on.after[0] / 600:.1%})"
+    assert f"without marks: {share}" in on.text()
+    assert f"without marks: none; with sampling.zero_crops they would be {share}" in off.text()
+    still = [*CLIPS, make_clip("still", 0)]  # looked at as a whole, and not counted here
+    report = rcs_report(still, SamplingConfig(crop_probability=0.5), seed=1, num_draws=600)
+    assert report.after[0] > 0
+    assert report.num_zero_crops == 0
+    plain = rcs_report(CLIPS, SamplingConfig(), seed=1, num_draws=60)
+    assert "without marks" not in plain.text()
 
 
 def test_an_export_is_what_the_driver_would_issue(tmp_path: Path) -> None:
