@@ -48,7 +48,7 @@ def test_they_share_a_bundle_and_train(ray_session: Any, tmp_path: Path) -> None
 
         def note_turns(worker: Any) -> None:  # within the engine's process
             def noting(name: str) -> Callable[[], None]:
-                method = getattr(worker, name)
+                method = getattr(worker.engine, name)
 
                 def note() -> None:
                     worker.told.append(name)
@@ -57,7 +57,7 @@ def test_they_share_a_bundle_and_train(ray_session: Any, tmp_path: Path) -> None
                 return note
 
             worker.told = []
-            worker.sleep, worker.wake = noting("sleep"), noting("wake")
+            worker.engine.sleep, worker.engine.wake = noting("sleep"), noting("wake")
 
         [engine] = pools.rollouts.workers
         ray_session.get(engine.__ray_call__.remote(note_turns))
