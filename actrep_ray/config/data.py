@@ -38,6 +38,9 @@ class VideoConfig(Section):
     max_pixels: Count = Field(224 * 224, description="Most pixels of one frame.")
     cache_dir: str = Field("/tmp/actrep-frames", description="Node-local folder of decoded clips.")
     cache_gib: Positive = Field(8.0, description="Size that the folder is kept under, GiB.")
+    decode_timeout_s: Positive = Field(
+        120.0, description="Longest that reading one clip may take, seconds; then it is an error."
+    )
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Lower bounds above the upper ones."""

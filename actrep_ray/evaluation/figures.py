@@ -36,7 +36,8 @@ from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.evaluation.scores import CountMetrics
 from actrep_ray.records import Labels
 from data_prep.schema import Clip, Cycle
-from data_prep.video import plan_frames, read_frames
+from data_prep.video import plan_frames
+from data_prep.video.guard import read_guarded
 from rewards.cycles import close_pairs
 
 _TEAL, _ROSE, _OLIVE = "#1c98a8", "#c2558a", "#8d8a2b"
@@ -93,7 +94,7 @@ def read_strip(
         title=f"{clip.id}: {action}, {clip.count} repetitions",
         duration_s=clip.duration_s,
         times_s=tuple(float(t) for t in times),
-        frames=read_frames(plan),
+        frames=read_guarded(plan),
         truth=clip.cycles or (),
         rows=rows,
     )

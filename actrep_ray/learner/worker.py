@@ -75,7 +75,7 @@ class LearnerWorker:
         torch.manual_seed(recipe.seed)
         ranks.join(master_addr, master_port, recipe.learner.timeout_s)
         self.inputs = QwenVLInputs(checkpoints.model)
-        frames = FrameCache(recipe.video.cache_dir, int(recipe.video.cache_gib * 2**30))
+        frames = FrameCache.of(recipe.video)
         self.encoder = PromptEncoder(self.inputs, frames)
         self.loader = MicroBatchLoader(self.encoder, ranks, recipe.learner)
         visual_ids = self.inputs.visual_token_ids

@@ -14,15 +14,17 @@ that has a removed file mapped keeps its pages, as POSIX promises.
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from actrep_ray.config import VideoConfig
 from data_prep.files import locked, replacing
 from data_prep.partial_files import is_leftover
 from data_prep.video import FramePlan
-from data_prep.video.guard import read_guarded
+from data_prep.video.guard import DEADLINE_S, read_guarded
 
-_MAX_WAIT_S = 600.0  # for another process that decodes the same clip
+_MAX_DECODES = 4  # by other processes, one after the other, that are waited for
 
 
 class FrameCache:
@@ -31,16 +33,25 @@ class FrameCache:
     Args:
         folder: Where the files lie; made if missing. One folder for all processes of a node.
         max_bytes: Size that the folder is kept under, in bytes, the newest file excepted.
+        decode_timeout_s: Longest that decoding one plan may take, seconds.
     """
 
-    def __init__(self, folder: str | Path, max_bytes: int) -> None:
+    def __init__(
+        self, folder: str | Path, max_bytes: int, decode_timeout_s: float = DEADLINE_S
+    ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.max_bytes = max_bytes
+        self.decode_timeout_s = decode_timeout_s
         self._num_bytes_seen = 0  # in the folder, when it was last looked at
         self._num_bytes_written = max_bytes  # since then; the first write looks
         self.num_decoded = 0
         self.num_hits = 0
+
+    @classmethod
+    def of(cls, video: VideoConfig) -> Self:
+        """The cache that a recipe's `video` section asks for."""
+        return cls(video.cache_dir, int(video.cache_gib * 2**30), video.decode_timeout_s)
 
     def get(self, plan: FramePlan) -> np.ndarray:
         """The frames of a plan: uint8 [T, height, width, 3]; writing to them changes nothing.
@@ -55,11 +66,11 @@ class FrameCache:
             return frames
         lock = self.folder / f"{plan.hash}.lock"
         waits_for = f"the process that decodes {plan.video}"
-        with locked(lock, timeout_s=_MAX_WAIT_S, waits_for=waits_for):
+        with locked(lock, timeout_s=_MAX_DECODES * self.decode_timeout_s, waits_for=waits_for):
             if (frames := self._load(path)) is not None:  # another process was faster
                 self.num_hits += 1
                 return frames
-            decoded = read_guarded(plan)
+            decoded = read_guarded(plan, self.decode_timeout_s)
             self._store(path, decoded)
             self.num_decoded += 1
         return decoded

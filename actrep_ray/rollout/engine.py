@@ -23,8 +23,6 @@ from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
 from actrep_ray.weights.buckets import Weights
 from data_prep.video import FramePlan
 
-_GIB = 2**30
-
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -209,7 +207,7 @@ class QwenVLEngine(Engine):
     ) -> None:
         super().__init__(rollout_cfg.max_model_len)
         self.inputs = QwenVLInputs(model_path)
-        self.frames = FrameCache(video_cfg.cache_dir, int(video_cfg.cache_gib * _GIB))
+        self.frames = FrameCache.of(video_cfg)
         self.lora = lora
         default = "float32" if device == "cpu" else "bfloat16"
         self.dtype: torch.dtype = getattr(torch, dtype or default)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
 from data_prep.schema import Clip
-from data_prep.video import plan_frames, read_frames
+from data_prep.video import plan_frames
+from data_prep.video.guard import read_guarded
 
 Array = NDArray[np.float32]
 
@@ -79,7 +80,7 @@ def read_features(clip: Clip, *, flow: bool = False) -> Features:
         max_pixels=MAX_PIXELS,
         factor=2,
     )
-    return features_of_frames(read_frames(plan), plan.fps, flow=flow)
+    return features_of_frames(read_guarded(plan), plan.fps, flow=flow)
 
 
 def features_of_frames(frames: NDArray[np.uint8], fps: float, *, flow: bool = False) -> Features:

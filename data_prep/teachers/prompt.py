@@ -14,7 +14,8 @@ import cv2
 from data_prep.cot import reference_of
 from data_prep.schema import Clip
 from data_prep.teachers.settings import ApiSettings
-from data_prep.video import FramePlan, plan_frames, read_frames
+from data_prep.video import FramePlan, plan_frames
+from data_prep.video.guard import read_guarded
 from rewards.grammar.write import Response, render, round_cycles
 
 _FRAME_FACTOR = 32  # of a frame's sides; Qwen-VL's own is 28 or 32, others do not care
@@ -87,7 +88,7 @@ def content_for(plan: FramePlan, prompt: str, jpeg_quality: int) -> list[dict[st
         VideoError: if the video cannot be decoded.
     """
     content: list[dict[str, Any]] = []
-    for time_s, frame in zip(plan.timestamps_s, read_frames(plan), strict=True):
+    for time_s, frame in zip(plan.timestamps_s, read_guarded(plan), strict=True):
         options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
         is_written, jpeg = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), options)
         assert is_written, f"{plan.video}: no JPEG of a frame of {frame.shape}"

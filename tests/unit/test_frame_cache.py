@@ -129,3 +129,12 @@ def test_a_kill_in_mid_write_blocks_nobody_and_is_cleaned_up(
     frames = FrameCache(tmp_path, 1).get(plan)  # also removes what the dead left behind
     assert np.array_equal(frames, read_frames(plan))
     assert names(tmp_path, ".partial") == set()
+
+
+def test_a_clip_that_takes_too_long_is_an_error_and_leaves_nothing(
+    plan: FramePlan, tmp_path: Path
+) -> None:
+    with pytest.raises(VideoError, match=r"not decoded within the deadline of 0\.001 s"):
+        FrameCache(tmp_path, GIB, decode_timeout_s=0.001).get(plan)
+    assert names(tmp_path) == set()
+    assert FrameCache(tmp_path, GIB).get(plan).shape[0] == plan.num_frames
