@@ -16,7 +16,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
 
   setup [--cpu|--gpu]      make .venv from the lock file (GPU when nvidia-smi finds one); a second
                            call is instant until a lock file or pyproject.toml changes
-  test [PYTEST ARGS]       set up, then ruff, mypy and the tests that are not marked slow
+  test [PYTEST ARGS]       set up, then ruff, mypy, import-linter and the tests that are not slow
   test-slow [PYTEST ARGS]  set up, then the tests marked slow
   quickstart [ARGS]        set up, then `actrep quickstart`: from nothing to a model that counts
   submit RECIPE [--address URL] [--dry-run] [-- ARGS]
@@ -221,6 +221,7 @@ command_test() {
     check "ruff format" "$VENV/bin/ruff" format --check --quiet .
     check "shellcheck" "$VENV/bin/shellcheck" launch.sh .ci/run
     check "hadolint" "$VENV/bin/hadolint" docker/Dockerfile
+    check "import-linter" "$VENV/bin/lint-imports" --no-cache
     check "mypy" "$VENV/bin/mypy"
     check "pytest" "$VENV/bin/python" -m pytest -m "not slow" "$@"
     report_checks

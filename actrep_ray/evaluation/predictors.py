@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictions import (
     Prediction,
@@ -19,7 +17,7 @@ from actrep_ray.evaluation.scores import CountMetrics, score_predictions
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
-from actrep_ray.rollout.worker import start_engine
+from actrep_ray.rollout.worker import start_engine, with_own_device
 from actrep_ray.tasks.clips import labels_of, question_for
 from data_prep.schema import Clip
 
@@ -89,10 +87,7 @@ def evaluate(
 
 def count_in(clip: Clip, model: Path, recipe: Recipe) -> Prediction:
     """Count in one clip with an engine in this process."""
-    device = recipe.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = start_engine(recipe.model_copy(update={"device": device}), model)
+    engine = start_engine(with_own_device(recipe), model)
     try:
         return predict([clip], engine, QwenVLInputs(model), recipe)[0]
     finally:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import ray
 import torch
-from ray.util.placement_group import PlacementGroup
 
+from actrep_ray.cluster.actors import Bundles, ObjectRef, as_actor, node_address, put
 from actrep_ray.cluster.bundles import bundle_options, release, reserve
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import use_node_network, with_device
@@ -87,7 +86,7 @@ class _Rank(LearnerWorker):
         """Address of this node and a port that is free on it now."""
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+            return node_address(), int(probe.getsockname()[1])
 
     def setup(self, master_addr: str, master_port: int) -> None:
         """See `LearnerWorker.setup`."""
@@ -101,9 +100,9 @@ class _Rank(LearnerWorker):
             torch.cuda.empty_cache()
         return metrics
 
-    def export_buckets(self) -> list["ray.ObjectRef"]:
+    def export_buckets(self) -> list[ObjectRef]:
         """The weights on rank 0, nothing on the others; sent off bucket by bucket."""
-        return [ray.put(bucket) for bucket in pack_weights(self.iter_weights())]
+        return [put(bucket) for bucket in pack_weights(self.iter_weights())]
 
 
 class LearnerPool:
@@ -135,7 +134,7 @@ class LearnerPool:
         recipe: Recipe,
         model_path: str | Path,
         total_steps: int,
-        bundles: PlacementGroup | None = None,
+        bundles: Bundles | None = None,
         mailbox: Mailbox | None = None,
     ) -> Self:
         """As `launch`, and wait until each rank has its share of the model.
@@ -155,7 +154,7 @@ class LearnerPool:
         recipe: Recipe,
         model_path: str | Path,
         total_steps: int,
-        bundles: PlacementGroup | None = None,
+        bundles: Bundles | None = None,
         mailbox: Mailbox | None = None,
     ) -> Self:
         """Start the ranks; they load the model in `finish_launch`.
@@ -174,7 +173,7 @@ class LearnerPool:
         runs_dir = str(Path(recipe.runs_dir).absolute())  # a rank may have another folder
         recipe = with_device(recipe).model_copy(update={"runs_dir": runs_dir})
         size = recipe.learner.num_workers
-        actor = ray.remote(**_actor_options(recipe))(_Rank)
+        actor = as_actor(_Rank, _actor_options(recipe))
         path = str(Path(model_path).absolute())
         base = str(resolve_model(recipe.model.path)) if _needs_base(recipe) else path
         check_deepspeed(recipe)
@@ -232,9 +231,9 @@ class LearnerPool:
         )
         return values
 
-    def export_weights_refs(self) -> list["ray.ObjectRef"]:
+    def export_weights_refs(self) -> list[ObjectRef]:
         """References of `WeightBucket`s with the current weights, when they are there."""
-        refs: list[ray.ObjectRef] = self._call_all(
+        refs: list[ObjectRef] = self._call_all(
             "export_buckets",
             lambda rank: rank.export_buckets.remote(),
             what="the weights to be exported",

@@ -22,8 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from ray.util.placement_group import PlacementGroup
-
+from actrep_ray.cluster.actors import Bundles
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import with_device
 from actrep_ray.cluster.placement import shares_bundles
@@ -94,7 +93,7 @@ class RolloutPool:
         model_path: str | Path,
         *,
         num_workers: int | None = None,
-        bundles: PlacementGroup | None = None,
+        bundles: Bundles | None = None,
         mailbox: Mailbox | None = None,
     ) -> Self:
         """As `launch`, and wait until the engines are ready.
@@ -116,7 +115,7 @@ class RolloutPool:
         model_path: str | Path,
         *,
         num_workers: int | None = None,
-        bundles: PlacementGroup | None = None,
+        bundles: Bundles | None = None,
         mailbox: Mailbox | None = None,
     ) -> Self:
         """Start the workers; what is started later gets the room that they leave.

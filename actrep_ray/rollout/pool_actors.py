@@ -5,9 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.util.placement_group import PlacementGroup
-
+from actrep_ray.cluster.actors import Bundles, as_actor, free_resources
 from actrep_ray.cluster.bundles import bundle_options
 from actrep_ray.cluster.placement import share_of_bundle
 from actrep_ray.config import Recipe
@@ -15,7 +13,7 @@ from actrep_ray.rollout.worker import RolloutWorker, start_engine
 
 
 def spawner(
-    recipe: Recipe, model_path: str | Path, bundles: PlacementGroup | None
+    recipe: Recipe, model_path: str | Path, bundles: Bundles | None
 ) -> Callable[[int], Any]:
     """What starts worker number `index` and returns its handle.
 
@@ -24,7 +22,7 @@ def spawner(
         model_path: Folder of the checkpoint that the engines start from.
         bundles: Those of the learner ranks, if each shares its own with an engine.
     """
-    actor = ray.remote(**_actor_options(recipe))(RolloutWorker)
+    actor = as_actor(RolloutWorker, _actor_options(recipe))
 
     def spawn(index: int) -> Any:
         start = partial(start_engine, recipe, str(model_path), index)
@@ -41,7 +39,7 @@ def room_for(recipe: Recipe, limit: int) -> int:
     """How many more workers, at most `limit`, the cluster has room for now."""
     if limit <= 0:
         return 0
-    free, num = ray.available_resources(), limit
+    free, num = free_resources(), limit
     needs = _resources(recipe)
     while any(free.get(name, 0.0) + 1e-6 < num * amount for name, amount in needs.items()):
         num -= 1

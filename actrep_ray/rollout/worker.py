@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from actrep_ray.cluster.placement import shares_bundles
 from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt, RolloutGroup
@@ -112,6 +114,14 @@ class RolloutWorker:
     def shutdown(self) -> None:
         """Free the engine."""
         self.engine.shutdown()
+
+
+def with_own_device(recipe: Recipe) -> Recipe:
+    """The recipe with its device settled by what this process sees, for an engine in it."""
+    if recipe.device != "auto":
+        return recipe
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return recipe.model_copy(update={"device": device})
 
 
 def start_engine(recipe: Recipe, model_path: str | Path, index: int = 0) -> Engine:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import ray
-
+from actrep_ray.cluster.actors import as_actor
 from actrep_ray.config import Recipe
 from actrep_ray.scoring.worker import RewardWorker
 from rewards.compose import RewardSpec
@@ -18,7 +17,7 @@ STATUS_GROUP = "status"
 
 def starter(recipe: Recipe, spec: RewardSpec) -> Callable[[], Any]:
     """What starts a worker with a composition of rewards and returns its handle."""
-    actor = ray.remote(**_actor_options(recipe, spec))(RewardWorker)
+    actor = as_actor(RewardWorker, _actor_options(recipe, spec))
     return partial(actor.remote, spec)
 
 

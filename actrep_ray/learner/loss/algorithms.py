@@ -8,7 +8,6 @@ that the gradient does not depend on how the work is split. Two losses, clip_cov
 tokens by their covariance within a micro-batch, as verl's do, and are the exception.
 """
 
-import importlib
 import os
 import threading
 from collections import Counter
@@ -199,12 +198,15 @@ def aggregate(
 def _verl() -> Any:
     if not torch.cuda.is_available():  # else DeepSpeed, which verl imports, warns on the console
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return importlib.import_module("verl.trainer.ppo.core_algos")
+    from verl.trainer.ppo import core_algos
+
+    return core_algos
 
 
 def _actor_config(cfg: AlgorithmConfig, counts: BatchCounts) -> Any:
-    configs = importlib.import_module("verl.workers.config")
-    config = configs.ActorConfig(
+    from verl.workers.config import ActorConfig, PolicyLossConfig
+
+    config = ActorConfig(
         strategy="fsdp2",
         rollout_n=1,
         use_dynamic_bsz=True,
@@ -215,7 +217,7 @@ def _actor_config(cfg: AlgorithmConfig, counts: BatchCounts) -> Any:
         loss_agg_mode=cfg.aggregation,
         tau_pos=cfg.sapo_tau[0],
         tau_neg=cfg.sapo_tau[1],
-        policy_loss=configs.PolicyLossConfig(
+        policy_loss=PolicyLossConfig(
             loss_mode=cfg.loss,
             clip_cov_ratio=cfg.cov_fraction,
             clip_cov_lb=cfg.clip_cov_range[0],

@@ -12,7 +12,6 @@ through verl's `rollout_corr_helper`:
 What is left out is in no sum and in no denominator.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -180,7 +179,8 @@ def _corrected(
         options = {"rollout_rs": kind, "rollout_rs_threshold": f"{1 / threshold}_{threshold}"}
     lengths = [len(old[key]) for key in keys]
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    helper = importlib.import_module("verl.trainer.ppo.rollout_corr_helper")
+    from verl.trainer.ppo import rollout_corr_helper as helper
+
     found, kept, metrics = helper.compute_rollout_correction_and_rejection_mask(
         old_log_prob=_padded([old[key] for key in keys]),
         rollout_log_prob=_padded(engine),

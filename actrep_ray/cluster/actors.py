@@ -1,0 +1,43 @@
+"""What pools and their actors need of Ray: making actors, objects, addresses, free resources.
+
+Workers are plain classes, importable and testable without Ray, and become actors late.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import ray
+from ray.util.placement_group import PlacementGroup
+
+Bundles: TypeAlias = PlacementGroup
+"""Room that is reserved, one bundle for each worker."""
+
+ObjectRef: TypeAlias = ray.ObjectRef
+"""Of a value in the object store."""
+
+
+def as_actor(worker: type, options: Mapping[str, Any]) -> Any:
+    """The class of actors of a worker; `.remote(...)` starts one and returns its handle.
+
+    Args:
+        worker: A plain class.
+        options: Of `ray.remote`: resources, restarts, labels, runtime environment.
+    """
+    return ray.remote(**options)(worker)
+
+
+def put(value: object) -> ObjectRef:
+    """Leave a value in the object store of this node."""
+    return ray.put(value)
+
+
+def free_resources() -> dict[str, float]:
+    """What no worker of the cluster has reserved, by Ray's names."""
+    free: dict[str, float] = ray.available_resources()
+    return free
+
+
+def node_address() -> str:
+    """The address at which other nodes reach this one."""
+    address: str = ray.util.get_node_ip_address()
+    return address
