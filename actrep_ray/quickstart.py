@@ -35,7 +35,6 @@ from actrep_ray.evaluation.predictors import evaluate
 from actrep_ray.evaluation.report import Report, write_report
 from actrep_ray.evaluation.run_results import DETECTOR as BASELINE
 from actrep_ray.evaluation.run_results import read_run
-from actrep_ray.evaluation.scores import FIGURES
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder, write_base_model
@@ -44,7 +43,7 @@ from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.provenance import file_hash, provenance
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
-from actrep_ray.tasks.clips import load_clips
+from actrep_ray.tasks.loading import load_clips
 from actrep_ray.weights.sync import WeightSync
 from data_prep.files import read_object, write_json, write_lines
 from data_prep.synthetic.dataset import write_dataset
@@ -251,7 +250,7 @@ class Quickstart:
         figures = {
             ("constant" if name.startswith("constant") else name): {
                 "n": metrics.num_clips,
-                **{key: asdict(getattr(metrics, key)) for key in FIGURES},
+                **{key: asdict(interval) for key, interval in metrics.values.items()},
             }
             for name, metrics in report.metrics.items()
         }

@@ -9,18 +9,10 @@ from enum import StrEnum
 
 import numpy as np
 
-from data_prep.schema import Cycle
 from data_prep.video import FramePlan
 
-
-@dataclass(frozen=True)
-class Labels:
-    """What is known about the right answer; given to rewards and scoring, never to a predictor."""
-
-    count: int
-    cycles: tuple[Cycle, ...] | None
-    duration_s: float
-    action: str
+Reading = int | str
+"""What a task reads in an answer: a count, the name of a class."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,8 @@ class RolloutGroup:
         reward_parts: Each named part of the reward, float32 [G], NaN where it did not apply.
         advantages: Group-relative advantage of each answer. float32 [G]; empty until assigned
         failure: Why it could not be scored, for example "reward_raised"; its rewards are NaN then.
-        counts: What each answer counted, None where it cannot be read; empty until scored.
+        readings: What the task reads in each answer, None where it cannot be read; empty until
+            scored.
         contrast: Answers about the same clip with its frames shuffled, which nothing is trained on.
     """
 
@@ -100,7 +93,7 @@ class RolloutGroup:
     reward_parts: dict[str, np.ndarray] = field(default_factory=dict)
     advantages: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     failure: str = ""
-    counts: tuple[int | None, ...] = ()
+    readings: tuple[Reading | None, ...] = ()
     contrast: "RolloutGroup | None" = None
 
 

@@ -29,8 +29,8 @@ from actrep_ray.run.checkpoint import Checkpoint, is_due, resolve_model
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.progress import step_progress
-from actrep_ray.tasks.clips import load_clips, question_for
-from data_prep.cot import read_answers, rejection, render_answer
+from actrep_ray.tasks.loading import load_clips, load_task
+from data_prep.cot import read_answers
 from data_prep.schema import Clip, DataError
 
 _log = logging.getLogger(__name__)
@@ -158,23 +158,15 @@ def answered(clips: Sequence[Clip], recipe: Recipe) -> list[tuple[Clip, str]]:
         DataError: for a clip whose answer cannot be rendered, does not agree with its labels or
             earns less than the full reward, or if no clip has one.
     """
-    cfg = recipe.data
+    cfg, task = recipe.data, load_task(recipe.task)
     if not cfg.answers:
-        return [
-            (
-                clip,
-                render_answer(
-                    clip, dialect=cfg.dialect, variety=cfg.wording_variety, seed=recipe.seed
-                ),
-            )
-            for clip in clips
-        ]
+        return [(clip, task.target(clip, cfg, recipe.seed)) for clip in clips]
     texts = read_answers(cfg.answers)
     pairs = [(clip, texts[clip.id]) for clip in clips if clip.id in texts]
     if clips and not pairs:
         raise DataError(f"{cfg.answers}: has no answer for any clip of split {clips[0].split!r}")
     for clip, text in pairs:
-        if reason := rejection(text, clip, dialect=cfg.dialect):
+        if reason := task.rejection(text, clip, cfg):
             raise DataError(
                 f"{cfg.answers}: the answer of clip {clip.id!r} is not one to learn from: {reason}"
             )
@@ -193,7 +185,7 @@ def row_of(clip: Clip, answer: str, recipe: Recipe, inputs: QwenVLInputs) -> Lea
     """A clip with its answer as the one response."""
     return LearnerRow(
         row_id=clip.id,
-        question=question_for(clip, recipe),
+        question=load_task(recipe.task).question(clip, recipe.data),
         plan=inputs.plan(clip, recipe.video),
         num_prompt_tokens=0,
         responses=(inputs.encode_answer(answer),),

@@ -347,7 +347,7 @@ def measure_quickstart(clips_path: Path, repeats: int) -> dict[str, Any]:
     from actrep_ray.learner.worker import LearnerWorker
     from actrep_ray.models.qwen_vl import QwenVLInputs
     from actrep_ray.sft import row_of
-    from actrep_ray.tasks.clips import load_clips
+    from actrep_ray.tasks.loading import load_clips
     from data_prep.cot import render_answer
 
     recipe_path = Path(__file__).parents[1] / "recipes" / "quickstart_grpo.yaml"

@@ -163,7 +163,7 @@ def sampled(recipe: Recipe, model: Path, num_batches: int) -> list[list[PackedRo
     from actrep_ray.driver.sources import training_settings
     from actrep_ray.records import Prompt
     from actrep_ray.rollout.hf_engine import HfEngine
-    from actrep_ray.tasks.clips import load_clips, question_for
+    from actrep_ray.tasks.loading import load_clips, load_task
 
     engine = HfEngine(model, recipe.rollout, recipe.video, device="cpu", seed=0)
     sampler = CountSampler(load_clips(recipe, "train"), recipe.sampling, seed=recipe.seed)
@@ -174,7 +174,7 @@ def sampled(recipe: Recipe, model: Path, num_batches: int) -> list[list[PackedRo
             Prompt(
                 prompt_id=f"{step}-{i}",
                 clip_id=drawn.clip.id,
-                question=question_for(drawn.clip, recipe),
+                question=load_task(recipe.task).question(drawn.clip, recipe.data),
                 plan=engine.inputs.plan(drawn.clip, recipe.video),
             )
             for i, drawn in enumerate(sampler.take(size))

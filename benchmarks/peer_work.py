@@ -12,8 +12,8 @@ from actrep_ray.config import Recipe
 from actrep_ray.driver.phases import GrpoData
 from actrep_ray.driver.sampling import CountSampler
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.records import Labels
-from actrep_ray.tasks.clips import labels_of, question_for
+from actrep_ray.tasks.base import labels_of
+from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip
 from data_prep.video import FramePlan
 from rewards.compute_score import compute_score
@@ -52,17 +52,17 @@ class Work:
         return self.inputs.plan(clip, self.recipe.video)
 
     def question(self, clip: Clip) -> str:
-        return question_for(clip, self.recipe)
+        return load_task(self.recipe.task).question(clip, self.recipe.data)
 
     def scorer(self) -> "Scorer":
         clips = [clip for step in self.steps for clip in step]
-        return Scorer(labels_of(clips), self.recipe.reward.weights)
+        return Scorer(labels_of(clips, load_task(self.recipe.task)), self.recipe.reward.weights)
 
 
 class Scorer:
     """The reward of an answer to a clip, by `rewards.compute_score`."""
 
-    def __init__(self, labels: Mapping[str, Labels], weights: Mapping[str, Any]) -> None:
+    def __init__(self, labels: Mapping[str, Reference], weights: Mapping[str, Any]) -> None:
         self._labels, self._weights = labels, weights
 
     def __call__(self, clip_id: str, text: str) -> float:

@@ -26,7 +26,7 @@ import numpy as np
 
 from actrep_ray.cluster.session import cluster
 from actrep_ray.config import Recipe
-from actrep_ray.records import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
 from actrep_ray.scoring.pool import RewardPool
 from data_prep.video import FramePlan
 from rewards.catalogue import REWARDS
@@ -136,14 +136,14 @@ def _recipe(num_workers: int) -> Recipe:
     return Recipe.model_validate({"reward": {"num_workers": num_workers}})
 
 
-def _step(num_rollouts: int) -> tuple[list[RolloutGroup], dict[str, Labels]]:
+def _step(num_rollouts: int) -> tuple[list[RolloutGroup], dict[str, Reference]]:
     """Groups of one step; no two answers are the same text."""
     groups, labels = [], {}
     for number in range(num_rollouts // GROUP_SIZE):
         text, reference = _answer(TYPICAL_LENGTH)
         clip = f"clip-{number}"
         assert reference.cycles is not None
-        labels[clip] = Labels(TYPICAL_LENGTH, reference.cycles, TYPICAL_LENGTH + 1.0, "push up")
+        labels[clip] = Reference(TYPICAL_LENGTH, reference.cycles, TYPICAL_LENGTH + 1.0, "push up")
         plan = FramePlan(f"{clip}.mp4", 1, tuple(range(48)), 4.0, 224, 224)
         rollouts = tuple(
             Rollout(

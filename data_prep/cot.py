@@ -12,13 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_prep.files import DataError, read_jsonl
+from data_prep.references import reference_of
 from data_prep.schema import Clip
 from rewards.compose import score
 from rewards.cycles import cycle_f1
 from rewards.grammar.layout import Cycle
 from rewards.grammar.read import ParsedResponse, parse
 from rewards.grammar.write import Response, render, round_cycles
-from rewards.reference import Reference, usable_cycles
+from rewards.reference import Reference
 
 # What is seen, and from where to where one repetition goes. The first phrasing of each is the
 # default; none may say how often, so that it holds for every count.
@@ -187,15 +188,6 @@ def rejection(text: str, clip: Clip, *, dialect: str = "think") -> str | None:
     if not _agrees(parsed, reference):
         return "wrong_cycles"
     return None if score(text, reference).total >= 1.0 - 1e-9 else "less_than_full_reward"
-
-
-def reference_of(clip: Clip) -> Reference:
-    """What rewards know about a clip; marks that are no evidence are left out."""
-    return Reference(
-        count=clip.count,
-        cycles=usable_cycles(clip.count, clip.cycles)[0],
-        duration_s=clip.duration_s,
-    )
 
 
 def read_answers(path: str | Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from rewards.catalogue import PENALTIES, REWARDS, load_reward
 from rewards.contract import Part, Reward, RewardError, call_reward, check_signature
-from rewards.grammar.read import parse
+from rewards.grammar.read import ParsedResponse, parse
 from rewards.reference import Reference
 
 
@@ -81,12 +81,10 @@ class Score:
     Attributes:
         total: The weighted sum, in [0, 1].
         parts: Value of each part by name; None where it did not apply.
-        count: What the answer counted; None if it cannot be read.
     """
 
     total: float
     parts: dict[str, float | None]
-    count: int | None = None
 
 
 def score(text: str, reference: Reference, spec: RewardSpec | None = None) -> Score:
@@ -102,7 +100,11 @@ def score(text: str, reference: Reference, spec: RewardSpec | None = None) -> Sc
             or None, or if none of them applies to the reference.
     """
     spec = DEFAULT_SPEC if spec is None else spec
-    response = parse(text, dialect=spec.dialect)
+    return score_response(parse(text, dialect=spec.dialect), reference, spec)
+
+
+def score_response(response: ParsedResponse, reference: Reference, spec: RewardSpec) -> Score:
+    """Score an answer that was read already, in the composition's dialect; see `score`."""
     values = {
         part.name: call_reward(part, reward, response, reference)
         for part, reward in zip(spec.parts, resolve(spec), strict=True)
@@ -119,7 +121,7 @@ def score(text: str, reference: Reference, spec: RewardSpec | None = None) -> Sc
             weight += part.weight
     if weight == 0.0:
         raise RewardError(f"none of the rewards {', '.join(values)} applies to {reference}")
-    return Score(min(1.0, max(0.0, total / weight + penalty)), values, response.count)
+    return Score(min(1.0, max(0.0, total / weight + penalty)), values)
 
 
 def group_rewards(scores: Sequence[Score], spec: RewardSpec) -> np.ndarray:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.compose import DEFAULT_SPEC, RewardSpec, score
+from rewards.compose import DEFAULT_SPEC, RewardSpec, score_response
 from rewards.grammar.read import parse
 from rewards.reference import Reference
 
@@ -44,9 +44,10 @@ def compute_score(
     """
     spec = DEFAULT_SPEC if weights is None else RewardSpec.from_mapping(weights)
     reference = _reference(data_source, ground_truth, extra_info or {})
-    result = score(solution_str, reference, spec)
+    response = parse(solution_str, dialect=spec.dialect)
+    result = score_response(response, reference, spec)
     parts = {name: float("nan") if v is None else v for name, v in result.parts.items()}
-    is_exact = parse(solution_str, dialect=spec.dialect).count == reference.count
+    is_exact = response.count == reference.count
     return {"score": result.total, **parts, "acc": float(is_exact)}
 
 

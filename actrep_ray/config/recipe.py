@@ -28,6 +28,9 @@ class Recipe(Section):
     """All settings of one run."""
 
     stage: Literal["sft", "grpo"] = Field("grpo", description="What the recipe is for.")
+    task: Literal["counting"] = Field(
+        "counting", description="What is asked about clips, and how answers are judged."
+    )
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run."
     )

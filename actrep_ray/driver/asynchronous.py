@@ -38,9 +38,10 @@ from actrep_ray.driver.groups import drop_reason
 from actrep_ray.driver.in_flight import STATE_KEY, InFlight, Slot
 from actrep_ray.driver.metrics import log_details, rollout_metrics
 from actrep_ray.driver.phases import Phases, prompt_name
-from actrep_ray.records import Labels, RolloutGroup
+from actrep_ray.records import RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint
-from actrep_ray.tasks.clips import labels_of
+from actrep_ray.tasks.base import labels_of
+from rewards.reference import Reference
 
 T = TypeVar("T")
 _MARGIN_S = 60.0  # of a wait for a call that has a deadline of its own
@@ -66,7 +67,7 @@ class AsynchronousDriver:
         self.mailbox = self.rollouts.mailbox
         self.in_flight = InFlight(phases.prompts_per_step, phases.source.groups_per_prompt)
         self.version = 0
-        self.labels: dict[str, Labels] = {}
+        self.labels: dict[str, Reference] = {}
         self._asked: dict[str, Slot] = {}  # by prompt_id, not scored yet
         self._answered: list[RolloutGroup] = []  # wait to be scored
         self._failed: list[Slot] = []  # may be refilled
@@ -96,7 +97,9 @@ class AsynchronousDriver:
                 self.in_flight.settle(slots, len(trainable), dropped)
                 with logger.timer("sync"):
                     metrics |= self.push(step)
-                metrics |= rollout_metrics(groups, trainable, dropped, self.labels, step)
+                metrics |= rollout_metrics(
+                    groups, trainable, dropped, self.labels, step, phases.task
+                )
                 if phases.is_evaluation_due(step):
                     with logger.timer("evaluate"):
                         self.finish_push()
@@ -104,7 +107,7 @@ class AsynchronousDriver:
                 if phases.checkpoints.is_due(step):
                     with logger.timer("checkpoint"):
                         self.save(step)
-                log_details(logger, step, groups, trainable, self.labels)
+                log_details(logger, step, groups, trainable, self.labels, phases.task)
                 logger.log(step, metrics)
         self.finish_push()
         self.in_flight.ledger.check(self.in_flight.num_groups)
@@ -160,7 +163,7 @@ class AsynchronousDriver:
             prompt = self.phases.prompt(name, slot.sampled, slot.num_refills)
             self.in_flight.note_issue(slot, prompt, self.version)
             self._asked[prompt.prompt_id] = slot
-            self.labels |= labels_of([slot.sampled.clip])
+            self.labels |= labels_of([slot.sampled.clip], self.phases.task)
             prompts.append(prompt)
         self.phases.source.submit(prompts, self.on_group)
 

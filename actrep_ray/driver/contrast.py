@@ -15,12 +15,13 @@ from zlib import crc32
 import numpy as np
 
 from actrep_ray.config import TemporalContrastConfig
-from actrep_ray.driver.counting import is_right
 from actrep_ray.driver.sources import GroupSource
-from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.scoring.pool import RewardPool
+from actrep_ray.tasks.base import Task
+from rewards.reference import Reference
 
 _SUFFIX = "-shuffled"
 
@@ -33,6 +34,7 @@ class ContrastSource(GroupSource):
         rewards: Reward workers.
         settings: How answers about frames in order are sampled; half as many about shuffled ones.
         cfg: The bonus and its margin.
+        task: Says which answers are right.
     """
 
     groups_per_prompt = 2
@@ -43,10 +45,12 @@ class ContrastSource(GroupSource):
         rewards: RewardPool,
         settings: SamplingSettings,
         cfg: TemporalContrastConfig,
+        task: Task,
     ) -> None:
         super().__init__(rollouts, rewards, settings)
         self.half = replace(settings, group_size=max(1, settings.group_size // 2))
         self.cfg = cfg
+        self.task = task
 
     def generate(self, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
         """The answers to some prompts, with their contrasts."""
@@ -72,13 +76,28 @@ class ContrastSource(GroupSource):
         self.rollouts.submit([shuffled(prompt) for prompt in prompts], self.half, keep)
 
     def score(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
     ) -> list[RolloutGroup]:
         """The groups with their rewards; the bonus is in them, and a part named `temporal`."""
         others = [group.contrast for group in groups if group.contrast is not None]
         scored = self.rewards.score([*groups, *others], labels)
         pairs = zip(scored[: len(groups)], scored[len(groups) :], strict=True)
-        return [_with_bonus(group, other, labels, self.cfg) for group, other in pairs]
+        return [self._with_bonus(group, other, labels) for group, other in pairs]
+
+    def _with_bonus(
+        self, group: RolloutGroup, other: RolloutGroup, labels: Mapping[str, Reference]
+    ) -> RolloutGroup:
+        if group.failure or other.failure:
+            return replace(group, contrast=other)
+        right = _is_right(group, labels, self.task)
+        gain = right.mean() - _is_right(other, labels, self.task).mean()
+        bonus = (self.cfg.weight * right * (gain > self.cfg.margin)).astype(np.float32)
+        return replace(
+            group,
+            contrast=other,
+            rewards=group.rewards + bonus,
+            reward_parts={**group.reward_parts, "temporal": bonus},
+        )
 
 
 def shuffled(prompt: Prompt) -> Prompt:
@@ -93,33 +112,22 @@ def shuffled(prompt: Prompt) -> Prompt:
 
 
 def contrast_metrics(
-    groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+    groups: Sequence[RolloutGroup], labels: Mapping[str, Reference], task: Task
 ) -> dict[str, float]:
     """Shares of right answers with frames in order and shuffled; empty without a contrast."""
     pairs = [(group, group.contrast) for group in groups if group.contrast is not None]
     if not pairs:
         return {}
+    ordered, disordered = (
+        np.mean([_is_right(group, labels, task).mean() for group in side])
+        for side in zip(*pairs, strict=True)
+    )
     return {
-        "temporal/ordered": float(np.mean([is_right(group, labels).mean() for group, _ in pairs])),
-        "temporal/shuffled": float(np.mean([is_right(o, labels).mean() for _, o in pairs])),
+        "temporal/ordered": float(ordered),
+        "temporal/shuffled": float(disordered),
         "temporal/shuffled_groups": float(len(pairs)),
     }
 
 
-def _with_bonus(
-    group: RolloutGroup,
-    other: RolloutGroup,
-    labels: Mapping[str, Labels],
-    cfg: TemporalContrastConfig,
-) -> RolloutGroup:
-    if group.failure or other.failure:
-        return replace(group, contrast=other)
-    right = is_right(group, labels)
-    exceeds = right.mean() - is_right(other, labels).mean() > cfg.margin
-    bonus = (cfg.weight * right * exceeds).astype(np.float32)
-    return replace(
-        group,
-        contrast=other,
-        rewards=group.rewards + bonus,
-        reward_parts={**group.reward_parts, "temporal": bonus},
-    )
+def _is_right(group: RolloutGroup, labels: Mapping[str, Reference], task: Task) -> np.ndarray:
+    return task.is_right(group.readings, labels[group.prompt.clip_id])

@@ -1,14 +1,15 @@
-"""What a step writes down of its groups, for any task; of counts it asks `driver.counting`."""
+"""What a step writes down of its groups; of right answers it asks the task."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from actrep_ray.driver.contrast import contrast_metrics
-from actrep_ray.driver.counting import accuracy_metrics, describe_truth, log_counts
-from actrep_ray.records import Labels, RolloutGroup, RolloutStatus
+from actrep_ray.records import RolloutGroup, RolloutStatus
 from actrep_ray.run.metrics import MetricLogger
+from actrep_ray.tasks.base import Task, step_accuracy
+from rewards.reference import Reference
 
 _NUM_LOGGED_ROLLOUTS = 3
 
@@ -17,8 +18,9 @@ def rollout_metrics(
     groups: Sequence[RolloutGroup],
     trainable: Sequence[RolloutGroup],
     dropped: Counter[str],
-    labels: Mapping[str, Labels],
+    labels: Mapping[str, Reference],
     step: int,
+    task: Task,
 ) -> dict[str, float]:
     """What a step's answers were like: rewards, accuracy, lengths, ages.
 
@@ -32,7 +34,7 @@ def rollout_metrics(
     metrics = {
         "reward/mean": np.nanmean(rewards),  # NaN where scoring failed
         "reward/std_in_group": np.nanmean([group.rewards.std() for group in groups]),
-        **accuracy_metrics(groups, labels),
+        **accuracy_metrics(groups, labels, task),
         "rollout/response_tokens": lengths.mean(),
         "rollout/response_tokens_max": lengths.max(),
         "rollout/truncated": np.mean([r.status is RolloutStatus.TRUNCATED for r in rollouts]),
@@ -44,7 +46,7 @@ def rollout_metrics(
         if not np.isnan(values).all():
             metrics[f"reward/{name}"] = np.nanmean(values)
     metrics |= {f"dropped/{reason}": number for reason, number in dropped.items()}
-    metrics |= contrast_metrics(groups, labels)
+    metrics |= contrast_metrics(groups, labels, task)
     metrics["sampling/refilled"] = sum(group.prompt.attempt > 0 for group in groups)
     issued = Counter(group.prompt.stratum for group in groups)
     trained = Counter(group.prompt.stratum for group in trainable)
@@ -53,16 +55,38 @@ def rollout_metrics(
     return {name: float(value) for name, value in metrics.items()}
 
 
+def accuracy_metrics(
+    groups: Sequence[RolloutGroup], labels: Mapping[str, Reference], task: Task
+) -> dict[str, float]:
+    """How right the answers were that could be scored."""
+    pairs = [(r, labels[group.prompt.clip_id]) for group in groups for r in group.readings]
+    readings, references = [reading for reading, _ in pairs], [known for _, known in pairs]
+    accuracy = step_accuracy(readings, references, task)
+    return {f"train/{name}": value for name, value in accuracy.items()}
+
+
+def log_histograms(
+    logger: MetricLogger, step: int, phase: str, references: Iterable[Reference], task: Task
+) -> None:
+    """Write what some clips are like, as the task tells it, under `phase/`."""
+    for name, values in task.histograms(list(references)).items():
+        if values:
+            logger.histogram(step, f"{phase}/{name}", values)
+
+
 def log_details(
     logger: MetricLogger,
     step: int,
     groups: Sequence[RolloutGroup],
     trainable: Sequence[RolloutGroup],
-    labels: Mapping[str, Labels],
+    labels: Mapping[str, Reference],
+    task: Task,
 ) -> None:
     """Write what was issued and trained on as histograms, and the first answers as text."""
-    log_counts(logger, step, groups, trainable, labels)
+    for phase, some in (("sampling", groups), ("trained", trainable)):
+        references = [labels[group.prompt.clip_id] for group in some]
+        log_histograms(logger, step, phase, references, task)
     for i, group in enumerate(groups[:_NUM_LOGGED_ROLLOUTS]):
-        rollout, truth = group.rollouts[0], describe_truth(labels[group.prompt.clip_id])
+        rollout, truth = group.rollouts[0], task.describe_truth(labels[group.prompt.clip_id])
         head = f"{rollout.rollout_id}: {truth}, reward {group.rewards[0]:.3f}"
         logger.text(step, f"rollout/{i}", f"{head}\n\n{rollout.text}")

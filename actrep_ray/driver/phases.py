@@ -14,19 +14,21 @@ from rich import get_console
 from actrep_ray.config import Recipe
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
-from actrep_ray.driver.counting import describe_strata, log_counts_of_data
 from actrep_ray.driver.groups import row_of, split_trainable
+from actrep_ray.driver.metrics import log_histograms
 from actrep_ray.driver.pools import Pools
-from actrep_ray.driver.sampling import CountSampler, SampledClip
+from actrep_ray.driver.sampling import CountSampler, SampledClip, describe_strata
 from actrep_ray.driver.sources import GroupSource, training_settings
 from actrep_ray.evaluation.predictors import evaluate
 from actrep_ray.learner.loss.algorithms import compute_advantages
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint, is_due
 from actrep_ray.run.metrics import MetricLogger
-from actrep_ray.tasks.clips import labels_of, load_clips, question_for
+from actrep_ray.tasks.base import labels_of
+from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.schema import Clip
+from rewards.reference import Reference
 
 
 class LogProbGapError(RuntimeError):
@@ -77,6 +79,7 @@ class Phases:
         self.num_steps = recipe.train.num_steps
         self.timeline = pools.rollouts.timeline
         self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
+        self.task = load_task(recipe.task)
         self.source = source_for(recipe, pools)
         self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
 
@@ -104,7 +107,8 @@ class Phases:
 
     def log_start(self, logger: MetricLogger) -> None:
         """Write what the set is like before sampling, and how well the model does untrained."""
-        log_counts_of_data(logger, self.data.train)
+        references = (self.task.reference(clip) for clip in self.data.train)
+        log_histograms(logger, 0, "data", references, self.task)
         num_clips = self.sampler.num_clips
         strata = describe_strata(num_clips, self.sampler.weights)
         get_console().print(strata, highlight=False)
@@ -115,18 +119,18 @@ class Phases:
 
     # ---------------------------------------------------------------- prompts
 
-    def issue(self, step: int) -> tuple[list[Prompt], dict[str, Labels]]:
+    def issue(self, step: int) -> tuple[list[Prompt], dict[str, Reference]]:
         """The prompts of a step, drawn by Random Count Sampling, and the labels of their clips.
 
         Labels are of the clips as issued: a crop has labels of its own.
         """
         drawn = self.sampler.take(self.prompts_per_step)
         prompts = [self.prompt(prompt_name(step, i), sampled) for i, sampled in enumerate(drawn)]
-        return prompts, labels_of([sampled.clip for sampled in drawn])
+        return prompts, labels_of([sampled.clip for sampled in drawn], self.task)
 
     def refill(
         self, step: int, first: int, failed: Sequence[Prompt]
-    ) -> tuple[list[Prompt], dict[str, Labels]]:
+    ) -> tuple[list[Prompt], dict[str, Reference]]:
         """A prompt of the same stratum for each of those that failed, and their clips' labels.
 
         Args:
@@ -139,7 +143,7 @@ class Phases:
             self.prompt(prompt_name(step, number), sampled, attempt=old.attempt + 1)
             for number, (old, sampled) in enumerate(zip(failed, drawn, strict=True), start=first)
         ]
-        return prompts, labels_of([sampled.clip for sampled in drawn])
+        return prompts, labels_of([sampled.clip for sampled in drawn], self.task)
 
     def prompt(self, name: str, sampled: SampledClip, attempt: int = 0) -> Prompt:
         """What is asked about a drawn clip; the clip's id is added to the prompt's name."""
@@ -147,7 +151,7 @@ class Phases:
         return Prompt(
             prompt_id=f"{name}-{clip.id}",
             clip_id=clip.id,
-            question=question_for(clip, self.recipe),
+            question=self.task.question(clip, self.recipe.data),
             plan=self.inputs.plan(clip, self.recipe.video),
             stratum=sampled.stratum,
             attempt=attempt,
@@ -162,7 +166,7 @@ class Phases:
     # ---------------------------------------------------------------- groups
 
     def score(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
     ) -> list[RolloutGroup]:
         """The groups with their rewards."""
         with self.timeline.span("reward", "workers", "score"):
@@ -219,7 +223,8 @@ def source_for(recipe: Recipe, pools: Pools) -> GroupSource:
     """Where a recipe's groups come from: with the temporal contrast, or without."""
     settings, contrast = training_settings(recipe), recipe.algorithm.temporal_contrast
     if contrast.weight > 0:
-        return ContrastSource(pools.rollouts, pools.rewards, settings, contrast)
+        task = load_task(recipe.task)
+        return ContrastSource(pools.rollouts, pools.rewards, settings, contrast, task)
     return GroupSource(pools.rollouts, pools.rewards, settings)
 
 

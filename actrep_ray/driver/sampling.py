@@ -65,6 +65,12 @@ def quantile_bins(counts: Sequence[int], num_quantiles: int) -> tuple[int, ...]:
     return tuple(sorted({int(end) for end in ends if end < max(counts)}))
 
 
+def describe_strata(num_clips: Mapping[str, int], weights: Mapping[str, float]) -> str:
+    """How many clips each count stratum has, and which share of the draws it gets."""
+    strata = (f"{name}: {num} ({weights.get(name, 0.0):.0%})" for name, num in num_clips.items())
+    return f"clips by count (share of the draws): {', '.join(strata)}"
+
+
 class CountSampler:
     """Issues clips of the train split by Random Count Sampling.
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from actrep_ray.config import Recipe
-from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.scoring.pool import RewardPool
+from rewards.reference import Reference
 
 
 class GroupSource:
@@ -39,7 +40,7 @@ class GroupSource:
         self.rollouts.submit(prompts, self.settings, on_group)
 
     def score(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
     ) -> list[RolloutGroup]:
         """The groups with their rewards, in order."""
         return self.rewards.score(groups, labels)

@@ -10,9 +10,10 @@ import time
 from actrep_ray.driver.groups import drop_reason
 from actrep_ray.driver.metrics import log_details, rollout_metrics
 from actrep_ray.driver.phases import Phases
-from actrep_ray.records import Labels, RolloutGroup
+from actrep_ray.records import RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint
 from actrep_ray.run.metrics import MetricLogger
+from rewards.reference import Reference
 
 
 class SynchronousDriver:
@@ -44,20 +45,20 @@ class SynchronousDriver:
                 with logger.timer("sync"):
                     metrics |= phases.push(step)
                 phases.pools.rollouts.grow()
-                metrics |= rollout_metrics(groups, trainable, dropped, labels, step)
+                metrics |= rollout_metrics(groups, trainable, dropped, labels, step, phases.task)
                 if phases.is_evaluation_due(step):
                     with logger.timer("evaluate"):
                         metrics |= phases.evaluate(step)
                 if phases.checkpoints.is_due(step):
                     with logger.timer("checkpoint"):
                         phases.save(step)
-                log_details(logger, step, groups, trainable, labels)
+                log_details(logger, step, groups, trainable, labels, phases.task)
                 logger.log(step, metrics)
         return phases.checkpoints.last
 
     def collect(
         self, step: int, logger: MetricLogger
-    ) -> tuple[list[RolloutGroup], dict[str, Labels], dict[str, float]]:
+    ) -> tuple[list[RolloutGroup], dict[str, Reference], dict[str, float]]:
         """The scored groups of a step, the labels of their clips, and how fast they came.
 
         Dynamic sampling: a group that will be dropped is followed by another of its stratum, until

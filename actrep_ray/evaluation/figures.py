@@ -33,8 +33,7 @@ from actrep_ray.evaluation.figure_style import (
     style_lanes,
 )
 from actrep_ray.evaluation.predictions import Prediction
-from actrep_ray.evaluation.scores import CountMetrics
-from actrep_ray.records import Labels
+from actrep_ray.evaluation.scores import Metrics
 from data_prep.schema import Clip, Cycle
 from data_prep.video import plan_frames
 from data_prep.video.guard import read_guarded
@@ -248,8 +247,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def draw_counts(
     figure: FigureBase,
     sets: Mapping[str, Sequence[Prediction]],
-    labels: Mapping[str, Labels],
-    metrics: Mapping[str, CountMetrics],
+    truth: Mapping[str, int],
+    metrics: Mapping[str, Metrics],
 ) -> None:
     """Draw predicted against true counts, a panel for each predictor with its figures above.
 
@@ -257,18 +256,18 @@ def draw_counts(
     Answers without a count that can be read are crosses below.
     """
     axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
-    top = max(known.count for known in labels.values())
+    top = max(truth.values())
     for axis, (name, predictions) in zip(axes, sets.items(), strict=True):
         scored = metrics[name]
         axis.set_title(
-            f"{name}\nexact {scored.obz.value:.2f}, within one {scored.obo.value:.2f}, "
+            f"{name}\nexact {scored['obz'].value:.2f}, within one {scored['obo'].value:.2f}, "
             f"n = {scored.num_clips}",
             fontsize=TITLE,
             color=INK,
             loc="left",
             parse_math=False,
         )
-        _counts_panel(axis, predictions, labels, top)
+        _counts_panel(axis, predictions, truth, top)
         style_axis(axis)
         axis.grid(visible=False)
     axes[0].set_ylabel("predicted count", fontsize=SMALL, color=MUTED)
@@ -291,12 +290,12 @@ def draw_counts(
 def _counts_panel(
     axis: Axes,
     predictions: Sequence[Prediction],
-    labels: Mapping[str, Labels],
+    truth: Mapping[str, int],
     top: int,
 ) -> None:
     ceiling = math.ceil(top * 1.25) + 1  # predictions above it are drawn on it
     missing = -0.09 * ceiling - 0.5
-    cells = Counter((labels[p.clip_id].count, p.count) for p in predictions)
+    cells = Counter((truth[p.clip_id], p.count) for p in predictions)
     ends = np.array([-0.5, top + 0.5])
     axis.fill_between(ends, ends - 1, ends + 1, color=BLUE, alpha=0.08, linewidth=0)
     axis.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))

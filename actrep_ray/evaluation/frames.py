@@ -2,7 +2,8 @@
 
     predictors     one row for each predictor
     differences    one row for each pair of stages and figure
-    breakdown      one row for each predictor, data set, action and bin of the true count
+    breakdown      one row for each predictor, data set and cell of the task's breakdowns (of
+                   counting: action and bin of the true count)
 
 A frame holds numbers: of figure F its value `F` and the ends of its 95% interval, `F_low` and
 `F_high`. CSV keeps every digit of them; Markdown and LaTeX join the three in one cell.
@@ -17,20 +18,12 @@ from pandas.api.types import is_numeric_dtype
 
 from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.predictions import Prediction
-from actrep_ray.evaluation.scores import (
-    FIGURES,
-    HEADERS,
-    SHARES,
-    CountMetrics,
-    Figures,
-    score_cells,
-)
-from actrep_ray.tasks.clips import labels_of
+from actrep_ray.evaluation.scores import Figures, Metrics, score_cells
+from actrep_ray.tasks.base import Task, labels_of
 from data_prep.files import replacing
 from data_prep.schema import Clip
-from data_prep.strata import BINS, stratum_of
+from rewards.reference import Reference
 
-_KEYS = ("dataset", "action", "bin")
 _ENDS = ("_low", "_high")
 _LATEX_HEAD = "% needs \\usepackage{booktabs}; with UTF-8 input\n"
 _LATEX = str.maketrans(
@@ -54,7 +47,7 @@ _MARKDOWN = str.maketrans(
 )
 
 
-def predictors_frame(metrics: Mapping[str, CountMetrics]) -> pd.DataFrame:
+def predictors_frame(metrics: Mapping[str, Metrics]) -> pd.DataFrame:
     """The figures of each predictor over all clips."""
     return pd.DataFrame([{"predictor": _clean(name), **_numbers(m)} for name, m in metrics.items()])
 
@@ -73,53 +66,67 @@ def differences_frame(differences: Mapping[str, Mapping[str, Interval]]) -> pd.D
 def breakdown_frame(
     sets: Mapping[str, Sequence[Prediction]],
     clips: Sequence[Clip],
+    task: Task,
     *,
     num_bootstrap: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Figures by data set, action and bin of the true count, for each predictor.
+    """Figures by data set and all breakdowns at once, for each predictor.
 
-    Beside the figures: `clips`, how many are in the cell; `true_count`, their mean count; and
-    `predicted_count`, the mean of the counts that could be read. One clip has no bootstrap
-    interval: these ends are NaN there.
+    Beside the figures: `clips`, how many are in the cell, and the task's means (of counting:
+    `true_count`, and `predicted_count` of the counts that could be read). One clip has no
+    bootstrap interval: these ends are NaN there.
 
     Args:
         sets: Predictions on all of `clips`, by the name of the predictor.
-        clips: What was counted in.
-        num_bootstrap: Resamples of the intervals of MAE and RMSE.
+        clips: What was asked about.
+        task: Says what the figures and breakdowns are.
+        num_bootstrap: Resamples of the intervals of what is no share.
         seed: Of the resamples.
 
     Raises:
         ValueError: if a predictor does not answer exactly these clips.
     """
     sets = {_clean(name): predictions for name, predictions in sets.items()}
+    labels = labels_of(clips, task)
+    breakdowns = task.breakdowns[::-1]
+    keys = ["dataset", *(breakdown.column for breakdown in breakdowns)]
     cells = {
-        clip.id: (_clean(clip.dataset), _clean(clip.action), stratum_of(clip.count, BINS).name)
+        clip.id: (
+            _clean(clip.dataset),
+            *(_clean(breakdown.cell_of(labels[clip.id])) for breakdown in breakdowns),
+        )
         for clip in clips
     }
     rows = [
-        {"predictor": name, **dict(zip(_KEYS, cell, strict=True)), **_numbers(figures)}
+        {"predictor": name, **dict(zip(keys, cell, strict=True)), **_numbers(figures)}
         for name, predictions in sets.items()
         for cell, figures in score_cells(
-            predictions, labels_of(clips), cells, num_bootstrap=num_bootstrap, seed=seed
+            predictions, labels, cells, task, num_bootstrap=num_bootstrap, seed=seed
         ).items()
     ]
-    frame = pd.DataFrame(rows).merge(_mean_counts(sets, clips, cells), on=["predictor", *_KEYS])
-    bootstrapped = [f"{figure}{end}" for figure in ("mae", "rmse") for end in _ENDS]
+    keys = ["predictor", *keys]
+    means = _cell_means(sets, labels, cells, keys, task)
+    frame = pd.DataFrame(rows).merge(means, on=keys)
+    bootstrapped = [f"{f.name}{end}" for f in task.figures if not f.is_share for end in _ENDS]
     frame.loc[frame["clips"] == 1, bootstrapped] = np.nan
     frame["predictor"] = pd.Categorical(frame["predictor"], categories=list(sets))
-    frame["bin"] = pd.Categorical(frame["bin"], categories=[stratum.name for stratum in BINS])
-    front = ["predictor", *_KEYS, "clips", "true_count", "predicted_count"]
+    for breakdown in breakdowns:
+        if breakdown.order is not None:
+            frame[breakdown.column] = pd.Categorical(
+                frame[breakdown.column], categories=list(breakdown.order)
+            )
+    front = [*keys, "clips", *(column for column in means.columns if column not in keys)]
     rest = [column for column in frame.columns if column not in front]
-    return frame[front + rest].sort_values(["predictor", *_KEYS], ignore_index=True)
+    return frame[front + rest].sort_values(keys, ignore_index=True)
 
 
-def write_frame(frame: pd.DataFrame, stem: Path) -> list[Path]:
+def write_frame(frame: pd.DataFrame, stem: Path, task: Task) -> list[Path]:
     """Write a frame as `stem`.csv, .md and .tex; returns the three paths."""
     texts = {
         ".csv": frame.to_csv(index=False),
-        ".md": to_markdown(frame),
-        ".tex": to_latex(frame),
+        ".md": to_markdown(frame, task),
+        ".tex": to_latex(frame, task),
     }
     paths = []
     for ending, text in texts.items():
@@ -130,25 +137,26 @@ def write_frame(frame: pd.DataFrame, stem: Path) -> list[Path]:
     return paths
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
+def to_markdown(frame: pd.DataFrame, task: Task) -> str:
     """A frame as a table in Markdown, intervals in the cells of their figures."""
-    shown = _as_shown(frame).map(_escape_markdown)
+    shown = _as_shown(frame, task).map(_escape_markdown)
     rules = [":--" if is_left else "--:" for is_left in _are_left(frame, shown.columns)]
     head = [_escape_markdown(column) for column in shown.columns]
     lines = [head, rules, *shown.to_numpy().tolist()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_latex(frame: pd.DataFrame) -> str:
+def to_latex(frame: pd.DataFrame, task: Task) -> str:
     """A frame as a LaTeX tabular with booktabs' rules, intervals in the cells of their figures."""
-    shown = _as_shown(frame)
+    shown = _as_shown(frame, task)
     columns = "".join("l" if is_left else "r" for is_left in _are_left(frame, shown.columns))
     shown = shown.rename(columns=_escape_latex).map(_escape_latex)
     return _LATEX_HEAD + shown.to_latex(index=False, escape=False, column_format=columns)
 
 
-def _as_shown(frame: pd.DataFrame) -> pd.DataFrame:
+def _as_shown(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Texts to be read: a figure and its interval in one cell, columns with their titles."""
+    figures = {figure.name: figure for figure in task.figures}
     shown = {}
     for name in frame.columns:
         if name.endswith(_ENDS):
@@ -161,8 +169,9 @@ def _as_shown(frame: pd.DataFrame) -> pd.DataFrame:
                 cell if np.isnan(low) else f"{cell} ({low:.3f}, {high:.3f})"
                 for cell, (low, high) in zip(cells, ends, strict=True)
             ]
-            method = "Wilson" if name in SHARES else "bootstrap"
-            title = f"{HEADERS.get(name, title)} (95% {method})"
+            figure = figures.get(name)
+            method = "Wilson" if figure and figure.is_share else "bootstrap"
+            title = f"{figure.header if figure else title} (95% {method})"
         shown[title] = cells
     return pd.DataFrame(shown, dtype=str)
 
@@ -189,21 +198,23 @@ def _escape_latex(text: str) -> str:
     return " ".join(text.translate(_LATEX).split())
 
 
-def _mean_counts(
+def _cell_means(
     sets: Mapping[str, Sequence[Prediction]],
-    clips: Sequence[Clip],
-    cells: Mapping[str, tuple[str, str, str]],
+    labels: Mapping[str, Reference],
+    cells: Mapping[str, tuple[str, ...]],
+    keys: Sequence[str],
+    task: Task,
 ) -> pd.DataFrame:
-    """True and predicted counts, their means by cell; what could not be read is left out."""
-    truth = {clip.id: clip.count for clip in clips}
+    """The task's means of each cell, by predictor and cell; NaN is left out."""
     rows = [
-        (name, *cells[p.clip_id], truth[p.clip_id], np.nan if p.count is None else p.count)
+        {
+            **dict(zip(keys, (name, *cells[p.clip_id]), strict=True)),
+            **task.cell_means(p.count, labels[p.clip_id]),
+        }
         for name, predictions in sets.items()
         for p in predictions
     ]
-    keys = ["predictor", *_KEYS]
-    frame = pd.DataFrame(rows, columns=[*keys, "true_count", "predicted_count"])
-    return frame.groupby(keys, as_index=False, sort=False).mean()
+    return pd.DataFrame(rows).groupby(list(keys), as_index=False, sort=False).mean()
 
 
 def _clean(name: str) -> str:
@@ -213,8 +224,8 @@ def _clean(name: str) -> str:
 
 def _numbers(figures: Figures) -> dict[str, float]:
     row: dict[str, float] = {"clips": figures.num_clips}
-    for name in FIGURES:
-        row |= _ends(name, getattr(figures, name))
+    for name, interval in figures.values.items():
+        row |= _ends(name, interval)
     return row
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictors import evaluate
 from actrep_ray.evaluation.run_results import write_results
-from actrep_ray.evaluation.scores import CountMetrics
+from actrep_ray.evaluation.scores import Metrics
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.tasks.clips import load_clips
+from actrep_ray.tasks.loading import load_clips
 from data_prep.schema import Clip
 
 
@@ -22,7 +22,7 @@ class EvaluationJob:
     inputs: QwenVLInputs
     out_dir: Path
 
-    def run(self) -> CountMetrics:
+    def run(self) -> Metrics:
         """Start engines, predict, score; writes what they come to.
 
         In `out_dir`: `predictions.jsonl`, `metrics.json` and `config.resolved.json`.

@@ -10,8 +10,9 @@ from pathlib import Path
 from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
 from actrep_ray.evaluation.run_results import DETECTOR, write_results
-from actrep_ray.evaluation.scores import CountMetrics, score_predictions
-from actrep_ray.tasks.clips import labels_of, load_clips
+from actrep_ray.evaluation.scores import Metrics, score_predictions
+from actrep_ray.tasks.base import labels_of
+from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.schema import Clip
 
 FILE = f"predictions-{DETECTOR}.jsonl"
@@ -87,12 +88,14 @@ class PeriodicityJob:
     clips: list[Clip]
     out_dir: Path
 
-    def run(self, progress: Callable[[int], None] | None = None) -> CountMetrics:
+    def run(self, progress: Callable[[int], None] | None = None) -> Metrics:
         """Predict and score; writes predictions, `metrics.json` and `config.resolved.json`."""
         predictions = write_baseline(self.clips, self.out_dir, progress=progress)
+        task = load_task(self.recipe.task)
         metrics = score_predictions(
             predictions,
-            labels_of(self.clips),
+            labels_of(self.clips, task),
+            task,
             num_bootstrap=self.recipe.eval.num_bootstrap,
             seed=self.recipe.seed,
         )

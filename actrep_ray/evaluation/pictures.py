@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actrep_ray.evaluation.run_results import ReportInput
-from actrep_ray.evaluation.scores import CountMetrics
-from actrep_ray.tasks.clips import labels_of
+from actrep_ray.evaluation.scores import Metrics
 from data_prep.schema import Clip
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def choose_clip(clips: Sequence[Clip]) -> Clip | None:
 
 
 def write_pictures(
-    given: ReportInput, metrics: Mapping[str, CountMetrics], folder: Path
+    given: ReportInput, metrics: Mapping[str, Metrics], folder: Path
 ) -> dict[str, Path]:
     """Draw what there is to draw; returns the PNG files by name."""
     # matplotlib takes a second to import, and the tables do without it.
@@ -67,7 +66,7 @@ def write_pictures(
     return paths
 
 
-def _pictures(given: ReportInput, metrics: Mapping[str, CountMetrics]) -> list[_Picture]:
+def _pictures(given: ReportInput, metrics: Mapping[str, Metrics]) -> list[_Picture]:
     from actrep_ray.evaluation import figures as plots
 
     pictures = []
@@ -77,10 +76,10 @@ def _pictures(given: ReportInput, metrics: Mapping[str, CountMetrics]) -> list[_
         )
     if not given.sets:
         return pictures
-    labels = labels_of(given.clips)
+    truth = {clip.id: clip.count for clip in given.clips}
     shown = dict(list(given.sets.items())[-_MOST_SETS:])
     pictures.append(
-        _Picture("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, labels, metrics))
+        _Picture("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, truth, metrics))
     )
     if (clip := choose_clip(given.clips)) is not None:
         answers = {

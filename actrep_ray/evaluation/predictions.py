@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from actrep_ray.tasks.base import Task
 from data_prep.files import DataError, read_jsonl, write_lines
 from data_prep.schema import Cycle
 from rewards.grammar.read import parse
@@ -21,7 +22,7 @@ class Prediction:
 
     Attributes:
         clip_id: The clip.
-        count: The integer in the answer tag, or None if there is none that can be read.
+        count: What the task reads in the answer, an integer; None where it cannot be read.
         text: The whole answer; empty where no text was generated (a constant, a detector).
         cycles: The repetitions that were listed, seconds from the start of the clip.
         problem: Why `count` is None, as `rewards.grammar` names it; None where it is given.
@@ -44,16 +45,18 @@ _NAMES = tuple(f.name for f in fields(Prediction))
 def prediction_of_text(
     clip_id: str,
     text: str,
+    task: Task,
     *,
     dialect: str | None = None,
     num_tokens: int | None = None,
     is_truncated: bool = False,
 ) -> Prediction:
-    """Read an answer; whatever cannot be read is a prediction without a count."""
+    """Read an answer as a task does; what cannot be read is a prediction without a count."""
     parsed = parse(text, dialect=dialect)
+    reading = task.read(parsed)
     return Prediction(
         clip_id=clip_id,
-        count=parsed.count,
+        count=None if reading is None else int(reading),
         text=text,
         cycles=parsed.cycles,
         problem=parsed.answer_problem,

@@ -13,12 +13,13 @@ from actrep_ray.evaluation.predictions import (
     prediction_of_text,
     write_predictions,
 )
-from actrep_ray.evaluation.scores import CountMetrics, score_predictions
+from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import start_engine, with_own_device
-from actrep_ray.tasks.clips import labels_of, question_for
+from actrep_ray.tasks.base import Task, labels_of
+from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip
 
 
@@ -41,26 +42,28 @@ def predict(
         inputs: Of the same model.
         recipe: Its `video`, `data` and `rollout` sections are used.
     """
+    task = load_task(recipe.task)
     prompts = [
         Prompt(
             prompt_id=f"eval-{i:06d}-{clip.id}",
             clip_id=clip.id,
-            question=question_for(clip, recipe),
+            question=task.question(clip, recipe.data),
             plan=inputs.plan(clip, recipe.video),
         )
         for i, clip in enumerate(clips)
     ]
     settings = SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
     groups = generator.generate(prompts, settings)
-    return [prediction_of(group, recipe.data.dialect) for group in groups]
+    return [prediction_of(group, task, recipe.data.dialect) for group in groups]
 
 
-def prediction_of(group: RolloutGroup, dialect: str) -> Prediction:
+def prediction_of(group: RolloutGroup, task: Task, dialect: str) -> Prediction:
     """What the one answer of a group says."""
     (rollout,) = group.rollouts
     return prediction_of_text(
         group.prompt.clip_id,
         rollout.text,
+        task,
         dialect=dialect,
         num_tokens=len(rollout.token_ids),
         is_truncated=rollout.status is RolloutStatus.TRUNCATED,
@@ -73,13 +76,14 @@ def evaluate(
     inputs: QwenVLInputs,
     recipe: Recipe,
     path: Path,
-) -> CountMetrics:
+) -> Metrics:
     """Predict, write the predictions to `path`, and score them."""
-    predictions = predict(clips, generator, inputs, recipe)
+    predictions, task = predict(clips, generator, inputs, recipe), load_task(recipe.task)
     write_predictions(path, predictions)
     return score_predictions(
         predictions,
-        labels_of(clips),
+        labels_of(clips, task),
+        task,
         num_bootstrap=recipe.eval.num_bootstrap,
         seed=recipe.seed,
     )

@@ -20,7 +20,7 @@ from actrep_ray.evaluation.page import write_page
 from actrep_ray.evaluation.pictures import write_pictures
 from actrep_ray.evaluation.predictions import Prediction, constant_predictions, train_median
 from actrep_ray.evaluation.run_results import DETECTOR, ReportInput, read_run
-from actrep_ray.evaluation.scores import CountMetrics, paired_difference, score_predictions
+from actrep_ray.evaluation.scores import Metrics, paired_difference, score_predictions
 from actrep_ray.evaluation.tables import (
     TableData,
     as_text,
@@ -29,7 +29,7 @@ from actrep_ray.evaluation.tables import (
     histogram_table,
     metrics_tables,
 )
-from actrep_ray.tasks.clips import labels_of
+from actrep_ray.tasks.base import labels_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Report:
     """
 
     tables: tuple[TableData, ...]
-    metrics: dict[str, CountMetrics]
+    metrics: dict[str, Metrics]
     differences: dict[str, dict[str, Interval]]
     pictures: dict[str, Path]
     page: Path
@@ -79,25 +79,27 @@ def print_report(report: Report, console: Console) -> None:
 
 def write_report(given: ReportInput, run_dir: Path) -> Report:
     """Score the predictions and write pictures, page and tables into `report/` and `tables/`."""
-    labels = labels_of(given.clips)
+    task = given.task
+    labels = labels_of(given.clips, task)
     options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
     sets: dict[str, Sequence[Prediction]] = dict(given.sets)
     if sets and given.train_counts:
         median = train_median(given.train_counts)
         sets = {f"constant {median}": constant_predictions(labels, median), **sets}
-    metrics = {name: score_predictions(p, labels, **options) for name, p in sets.items()}
+    metrics = {name: score_predictions(p, labels, task, **options) for name, p in sets.items()}
     differences = {
-        f"{a} → {b}": paired_difference(given.sets[a], given.sets[b], labels, **options)
+        f"{a} → {b}": paired_difference(given.sets[a], given.sets[b], labels, task, **options)
         for a, b in pairwise(name for name in given.sets if name != DETECTOR)
     }
     tables: list[TableData] = []
     if metrics:
-        tables.append(comparison_table(metrics))
+        tables.append(comparison_table(metrics, task))
     if differences:
-        tables.append(difference_table(differences))
+        tables.append(difference_table(differences, task))
     if given.sets:
         last = list(given.sets)[-1]
-        tables += [*metrics_tables(metrics[last], last), histogram_table(given.sets[last], labels)]
+        tables += metrics_tables(metrics[last], last, task)
+        tables.append(histogram_table(given.sets[last], labels, task))
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = write_pictures(given, metrics, folder)
@@ -110,7 +112,7 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
 def _write_tables(
     given: ReportInput,
     sets: Mapping[str, Sequence[Prediction]],
-    metrics: Mapping[str, CountMetrics],
+    metrics: Mapping[str, Metrics],
     differences: Mapping[str, Mapping[str, Interval]],
     folder: Path,
 ) -> tuple[Path, ...]:
@@ -126,11 +128,13 @@ def _write_tables(
     frames = {
         "predictors": predictors_frame(metrics),
         "breakdown": breakdown_frame(
-            sets, given.clips, num_bootstrap=given.num_bootstrap, seed=given.seed
+            sets, given.clips, given.task, num_bootstrap=given.num_bootstrap, seed=given.seed
         ),
     }
     if differences:
         frames["differences"] = differences_frame(differences)
     return tuple(
-        path for name, frame in frames.items() for path in write_frame(frame, folder / name)
+        path
+        for name, frame in frames.items()
+        for path in write_frame(frame, folder / name, given.task)
     )

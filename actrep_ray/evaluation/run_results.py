@@ -13,9 +13,11 @@ from typing import Any
 
 from actrep_ray.config import Recipe, read_resolved, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, read_predictions
-from actrep_ray.evaluation.scores import CountMetrics
+from actrep_ray.evaluation.scores import Metrics
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
+from actrep_ray.tasks.base import Task
+from actrep_ray.tasks.loading import load_task
 from data_prep.files import DataError, write_json
 from data_prep.schema import Clip, read_clips
 
@@ -25,7 +27,7 @@ DETECTOR = "periodicity"
 _PREDICTIONS = "predictions"
 
 
-def write_results(folder: Path, metrics: CountMetrics, recipe: Recipe, checkpoint: str) -> None:
+def write_results(folder: Path, metrics: Metrics, recipe: Recipe, checkpoint: str) -> None:
     """Write the figures and the settings of an evaluation that ran alone."""
     write_json(folder / "metrics.json", metrics.to_json())
     source = {"checkpoint": checkpoint, **provenance(recipe)}
@@ -38,6 +40,7 @@ class ReportInput:
 
     Attributes:
         title: Name of the run.
+        task: What was asked; says how answers are judged.
         clips: The held-out clips that were answered.
         sets: Predictions on them by the name of the predictor, in the order to show. Each is
             compared with the one before it, but for the periodicity detector, which is a baseline
@@ -50,6 +53,7 @@ class ReportInput:
     """
 
     title: str
+    task: Task
     clips: Sequence[Clip]
     sets: Mapping[str, Sequence[Prediction]]
     stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -85,6 +89,7 @@ def read_run(run_dir: Path) -> ReportInput:
     clips, train_counts = _read_answered(Path(recipe.data.path), sets)
     return ReportInput(
         title=run_dir.resolve().name,
+        task=load_task(recipe.task),
         clips=clips,
         sets=sets,
         stages=stages,

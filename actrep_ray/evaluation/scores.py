@@ -1,22 +1,16 @@
-"""Scoring of counts: errors with intervals, by count and by action.
+"""Scoring of predictions: a task's figures with intervals, over all clips and by its breakdowns.
 
-With p the predicted and g the true count of a clip (RepNet and QUVA report OBO *error*; here higher
-is better, as in TransRAC)::
+What an answer adds to a figure is the task's (`Task.contributions`); here it is averaged. Shares
+have Wilson intervals, the others bootstrap intervals over clips. The figures over the readable
+answers alone stand beside those over all.
 
-    MAE   mean of |p - g| / (g + 0.1)       OBO   share with |p - g| <= 1
-    RMSE  square root of mean (p - g)^2     OBZ   share with p = g ("exact")
-
-An answer without a readable count is wrong in OBO and OBZ and counts as p = 0 in MAE and RMSE. The
-parse rate and the figures over the readable answers alone stand beside it.
-
-Shares (OBO, OBZ, parse rate) have Wilson intervals, MAE and RMSE bootstrap intervals over clips.
 Comparing two predictors on the same clips is a bootstrap that draws the clips once for both
 (`paired_difference`): far narrower than the two intervals suggest.
 """
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,23 +22,10 @@ from actrep_ray.evaluation.intervals import (
     wilson_interval,
 )
 from actrep_ray.evaluation.predictions import Prediction
-from actrep_ray.records import Labels
+from actrep_ray.tasks.base import PARSE_RATE, Task, reduce_figures
 from data_prep.files import DataError
-from data_prep.strata import BINS, stratum_of
+from rewards.reference import Reference
 
-FIGURES = ("mae", "obo", "obz", "rmse", "parse_rate")
-SHARES = ("obo", "obz", "parse_rate")
-LOWER_IS_BETTER = frozenset({"mae", "rmse"})
-HEADERS = {
-    "mae": "MAE ↓",
-    "obo": "OBO ↑",
-    "obz": "exact ↑",
-    "rmse": "RMSE ↓",
-    "parse_rate": "parsed ↑",
-}
-INTERVALS_TOLD = "OBO, exact and parsed: Wilson; MAE and RMSE: bootstrap over clips"
-
-_MAE_OFFSET = 0.1  # keeps g = 0 defined; the value of the published metrics
 _CERTAIN = Interval(1.0, 1.0, 1.0, "definition")
 
 Cell = TypeVar("Cell", bound=Hashable)
@@ -56,42 +37,41 @@ class Figures:
 
     Attributes:
         num_clips: How many.
-        mae: Mean error, relative to g + 0.1; lower is better.
-        obo: Share of clips within one; higher is better.
-        obz: Share of clips that are exact; higher is better.
-        rmse: Root of the mean squared error, in repetitions; lower is better.
-        parse_rate: Share of answers with a readable count.
+        values: Each figure of the task with its interval, by name.
     """
 
     num_clips: int
-    mae: Interval
-    obo: Interval
-    obz: Interval
-    rmse: Interval
-    parse_rate: Interval
+    values: dict[str, Interval]
+
+    def __getitem__(self, name: str) -> Interval:
+        return self.values[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures beside `num_clips`, as JSON-able values."""
+        return {
+            "num_clips": self.num_clips,
+            **{name: asdict(interval) for name, interval in self.values.items()},
+        }
 
 
 @dataclass(frozen=True)
-class CountMetrics(Figures):
-    """Figures over all clips, by bin of the count, and by action.
+class Metrics(Figures):
+    """Figures over all clips and by each breakdown of the task.
 
     Attributes:
         parsed_only: Over the clips with a readable answer; None if there is none.
-        bins: By bin of the true count ("0", "1-5", ..., "41+"), those with clips.
-        actions: By action, in alphabetical order.
-        histogram: How often each count was predicted, rising, then "unparsed" if there is any.
+        breakdowns: By name of the breakdown and cell; cells with clips, in the order to show.
+        histogram: How often each reading was given, rising, then "unparsed" if there is any.
     """
 
     parsed_only: Figures | None
-    bins: dict[str, Figures]
-    actions: dict[str, Figures]
+    breakdowns: dict[str, dict[str, Figures]]
     histogram: dict[str, int]
 
     def as_dict(self, phase: str) -> dict[str, float]:
         """The overall values as metrics of a step: `phase/mae`, ... and the interval's ends."""
         values: dict[str, float] = {f"{phase}/num_clips": float(self.num_clips)}
-        for name in FIGURES:
-            interval = getattr(self, name)
+        for name, interval in self.values.items():
             values[f"{phase}/{name}"] = interval.value
             values[f"{phase}/{name}_low"] = interval.low
             values[f"{phase}/{name}_high"] = interval.high
@@ -99,50 +79,63 @@ class CountMetrics(Figures):
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON-able values; `metrics_of_json` reads it back."""
-        return asdict(self)
+        return {
+            **super().to_json(),
+            "parsed_only": None if self.parsed_only is None else self.parsed_only.to_json(),
+            **{
+                name: {cell: figures.to_json() for cell, figures in cells.items()}
+                for name, cells in self.breakdowns.items()
+            },
+            "histogram": dict(self.histogram),
+        }
 
 
 def score_predictions(
     predictions: Sequence[Prediction],
-    labels: Mapping[str, Labels],
+    labels: Mapping[str, Reference],
+    task: Task,
     *,
     num_bootstrap: int = 2000,
     seed: int = 0,
-) -> CountMetrics:
+) -> Metrics:
     """Score one predictor on labelled clips.
 
     Args:
         predictions: One for each clip of `labels`.
         labels: By clip id: the clips that were to be answered, no more.
-        num_bootstrap: Resamples of the intervals of MAE and RMSE.
+        task: Says what the figures and breakdowns are.
+        num_bootstrap: Resamples of the intervals of what is no share.
         seed: Of the resamples.
 
     Raises:
         ValueError: if a clip has no prediction, two, or no label: a row that vanishes would make
             a predictor look better than it is.
     """
-    table = _Table.of(predictions, labels)
+    table = _Table.of(predictions, labels, task)
     truth = [labels[p.clip_id] for p in predictions]
-    bins = table.by([stratum_of(known.count, BINS).name for known in truth], num_bootstrap, seed)
-    actions = table.by([known.action for known in truth], num_bootstrap, seed)
+    breakdowns = {}
+    for breakdown in task.breakdowns:
+        cells = table.by([breakdown.cell_of(known) for known in truth], num_bootstrap, seed)
+        breakdowns[breakdown.name] = {cell: cells[cell] for cell in breakdown.sort(cells)}
     overall = table.figures(num_bootstrap, seed)
     parsed = None
     if table.is_parsed.any():
         parsed = table.select(table.is_parsed).figures(num_bootstrap, seed)
-        parsed = replace(parsed, parse_rate=_CERTAIN)
-    return CountMetrics(
-        **{f.name: getattr(overall, f.name) for f in fields(Figures)},
+        parsed = replace(parsed, values={**parsed.values, PARSE_RATE.name: _CERTAIN})
+    return Metrics(
+        num_clips=overall.num_clips,
+        values=overall.values,
         parsed_only=parsed,
-        bins={stratum.name: bins[stratum.name] for stratum in BINS if stratum.name in bins},
-        actions={name: actions[name] for name in sorted(actions)},
-        histogram=count_histogram(predictions),
+        breakdowns=breakdowns,
+        histogram=reading_histogram(predictions),
     )
 
 
 def score_cells(
     predictions: Sequence[Prediction],
-    labels: Mapping[str, Labels],
+    labels: Mapping[str, Reference],
     cells: Mapping[str, Cell],
+    task: Task,
     *,
     num_bootstrap: int = 2000,
     seed: int = 0,
@@ -153,71 +146,72 @@ def score_cells(
         predictions: One for each clip of `labels`.
         labels: By clip id.
         cells: What each clip is counted under, by clip id.
-        num_bootstrap: Resamples of the intervals of MAE and RMSE.
+        task: Says what the figures are.
+        num_bootstrap: Resamples of the intervals of what is no share.
         seed: Of the resamples.
 
     Raises:
         ValueError: as `score_predictions` does.
     """
-    table = _Table.of(predictions, labels)
+    table = _Table.of(predictions, labels, task)
     return table.by([cells[p.clip_id] for p in predictions], num_bootstrap, seed)
 
 
 def paired_difference(
     before: Sequence[Prediction],
     after: Sequence[Prediction],
-    labels: Mapping[str, Labels],
+    labels: Mapping[str, Reference],
+    task: Task,
     *,
     num_bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """How much each figure changed, `after` minus `before`, with paired bootstrap intervals.
 
-    Both are resampled together, clip by clip. Negative is better for mae and rmse, positive for
-    obo, obz and parse_rate.
+    Both are resampled together, clip by clip. Negative is better where the figure is an error.
 
     Raises:
         ValueError: if either does not answer exactly the clips of `labels`.
     """
-    first = _Table.of(before, labels)
+    first = _Table.of(before, labels, task)
     by_id = {p.clip_id: p for p in after}
     if missing := [p.clip_id for p in before if p.clip_id not in by_id]:
         raise DataError(f"clip {missing[0]!r} is answered before and not after")
     _check_ids(after, labels)
-    second = _Table.of([by_id[p.clip_id] for p in before], labels)
+    second = _Table.of([by_id[p.clip_id] for p in before], labels, task)
 
     def difference(take: Take) -> np.ndarray:
-        return _reduce(take(second.values)) - _reduce(take(first.values))
+        return second.reduce(take) - first.reduce(take)
 
     intervals = bootstrap_intervals(
         difference, len(first.values), num_bootstrap=num_bootstrap, seed=seed
     )
-    return dict(zip(FIGURES, intervals, strict=True))
+    return {figure.name: one for figure, one in zip(task.figures, intervals, strict=True)}
 
 
-def count_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
-    """How often each count was predicted, rising; "unparsed" at the end."""
-    counts = Counter(p.count for p in predictions)
-    histogram = {str(c): counts[c] for c in sorted(c for c in counts if c is not None)}
-    return histogram | ({"unparsed": counts[None]} if None in counts else {})
+def reading_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
+    """How often each reading was given, rising; "unparsed" at the end."""
+    readings = Counter(p.count for p in predictions)
+    histogram = {str(r): readings[r] for r in sorted(r for r in readings if r is not None)}
+    return histogram | ({"unparsed": readings[None]} if None in readings else {})
 
 
-def metrics_of_json(row: Mapping[str, Any]) -> CountMetrics:
-    """Read what `CountMetrics.to_json` gave."""
+def metrics_of_json(row: Mapping[str, Any], task: Task) -> Metrics:
+    """Read what `Metrics.to_json` gave."""
 
-    def figures(values: Mapping[str, Any]) -> dict[str, Any]:
-        intervals = {name: Interval(**values[name]) for name in FIGURES}
-        return {"num_clips": values["num_clips"], **intervals}
+    def figures(values: Mapping[str, Any]) -> Figures:
+        intervals = {figure.name: Interval(**values[figure.name]) for figure in task.figures}
+        return Figures(values["num_clips"], intervals)
 
-    def by(values: Mapping[str, Any]) -> dict[str, Figures]:
-        return {name: Figures(**figures(value)) for name, value in values.items()}
-
-    parsed = row["parsed_only"]
-    return CountMetrics(
-        **figures(row),
-        parsed_only=None if parsed is None else Figures(**figures(parsed)),
-        bins=by(row["bins"]),
-        actions=by(row["actions"]),
+    overall, parsed = figures(row), row["parsed_only"]
+    return Metrics(
+        num_clips=overall.num_clips,
+        values=overall.values,
+        parsed_only=None if parsed is None else figures(parsed),
+        breakdowns={
+            breakdown.name: {cell: figures(one) for cell, one in row[breakdown.name].items()}
+            for breakdown in task.breakdowns
+        },
         histogram=dict(row["histogram"]),
     )
 
@@ -227,37 +221,31 @@ def metrics_of_json(row: Mapping[str, Any]) -> CountMetrics:
 
 @dataclass(frozen=True)
 class _Table:
-    """What each clip adds to the figures: float64 [N, 5], in the order of `FIGURES`.
+    """What each clip adds to the figures.
 
-    The fourth column is the SQUARED error; its mean is under a root.
+    Attributes:
+        values: float64 [N, F], columns in the order of the task's figures.
+        is_parsed: Which answers can be read. bool [N]
+        task: Whose figures these are.
     """
 
     values: np.ndarray
+    is_parsed: np.ndarray
+    task: Task
 
     @classmethod
-    def of(cls, predictions: Sequence[Prediction], labels: Mapping[str, Labels]) -> "_Table":
+    def of(
+        cls, predictions: Sequence[Prediction], labels: Mapping[str, Reference], task: Task
+    ) -> "_Table":
         _check_ids(predictions, labels)
-        truth = np.array([labels[p.clip_id].count for p in predictions], np.float64)
-        counts = np.array([0 if p.count is None else p.count for p in predictions], np.float64)
-        is_parsed = np.array([p.count is not None for p in predictions])
-        error = np.abs(counts - truth)
-        columns = (
-            error / (truth + _MAE_OFFSET),
-            is_parsed & (error <= 1),
-            is_parsed & (error == 0),
-            error**2,
-            is_parsed,
-        )
-        return cls(np.stack([np.asarray(column, np.float64) for column in columns], axis=1))
-
-    @property
-    def is_parsed(self) -> np.ndarray:
-        """bool [N]"""
-        return self.values[:, 4] == 1
+        readings = [p.count for p in predictions]
+        columns = task.contributions(readings, [labels[p.clip_id] for p in predictions])
+        values = np.stack([columns[figure.name] for figure in task.figures], axis=1)
+        return cls(values, np.array([reading is not None for reading in readings]), task)
 
     def select(self, where: np.ndarray) -> "_Table":
         """Some of the clips, by a bool [N] or by their indices."""
-        return _Table(self.values[where])
+        return _Table(self.values[where], self.is_parsed[where], self.task)
 
     def by(self, cells: Sequence[Cell], num_bootstrap: int, seed: int) -> dict[Cell, Figures]:
         """The figures of each cell, in the order in which cells are first seen."""
@@ -269,31 +257,26 @@ class _Table:
             for cell, chosen in rows.items()
         }
 
+    def reduce(self, take: Take) -> np.ndarray:
+        """The figures of the clips that are drawn. float64 [..., F]"""
+        return reduce_figures(take(self.values), self.task.figures)
+
     def figures(self, num_bootstrap: int, seed: int) -> Figures:
         """The figures with their intervals."""
-
-        def reduce(take: Take) -> np.ndarray:
-            return _reduce(take(self.values))
-
         num_clips = len(self.values)
         bootstrapped = bootstrap_intervals(
-            reduce, num_clips, num_bootstrap=num_bootstrap, seed=seed
+            self.reduce, num_clips, num_bootstrap=num_bootstrap, seed=seed
         )
-        intervals = dict(zip(FIGURES, bootstrapped, strict=True))
-        for name in SHARES:
-            num_right = int(self.values[:, FIGURES.index(name)].sum())
-            intervals[name] = wilson_interval(num_right, num_clips)
-        return Figures(num_clips, **intervals)
+        intervals = {}
+        for i, figure in enumerate(self.task.figures):
+            intervals[figure.name] = bootstrapped[i]
+            if figure.is_share:
+                num_right = int(self.values[:, i].sum())
+                intervals[figure.name] = wilson_interval(num_right, num_clips)
+        return Figures(num_clips, intervals)
 
 
-def _reduce(values: np.ndarray) -> np.ndarray:
-    """Figures of clips [..., N, 5] -> [..., 5]."""
-    means = values.mean(axis=-2)
-    means[..., 3] = np.sqrt(means[..., 3])
-    return means
-
-
-def _check_ids(predictions: Sequence[Prediction], labels: Mapping[str, Labels]) -> None:
+def _check_ids(predictions: Sequence[Prediction], labels: Mapping[str, Reference]) -> None:
     if not predictions:
         raise DataError("no predictions to score")
     ids = Counter(p.clip_id for p in predictions)

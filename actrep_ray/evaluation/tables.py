@@ -10,20 +10,14 @@ from rich.text import Text
 
 from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.predictions import Prediction
-from actrep_ray.evaluation.scores import (
-    HEADERS,
-    INTERVALS_TOLD,
-    LOWER_IS_BETTER,
-    CountMetrics,
-    Figures,
-    count_histogram,
-)
-from actrep_ray.records import Labels
+from actrep_ray.evaluation.scores import Figures, Metrics, reading_histogram
+from actrep_ray.tasks.base import FigureSpec, Task
+from rewards.reference import Reference
 
 VERDICTS = ("better", "worse", "not sure")
 
-_MOST_COUNTS = 12  # rows of the table of predictions
-_COLLAPSE_SHARE = 0.5  # of one count among the predictions: worth a word
+_MOST_READINGS = 12  # rows of the table of predictions
+_COLLAPSE_SHARE = 0.5  # of one reading among the predictions: worth a word
 
 
 @dataclass(frozen=True)
@@ -64,27 +58,25 @@ def as_text(text: str) -> Text:
     return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
 
-def comparison_table(metrics: Mapping[str, CountMetrics]) -> TableData:
+def comparison_table(metrics: Mapping[str, Metrics], task: Task) -> TableData:
     """One row for each predictor, with intervals."""
     return TableData(
-        f"Counting on {next(iter(metrics.values())).num_clips} held-out clips",
-        ("", *HEADERS.values()),
-        tuple(
-            (name, *(_with_interval(getattr(m, key)) for key in HEADERS))
-            for name, m in metrics.items()
-        ),
-        f"Below each figure: its 95% interval ({INTERVALS_TOLD}). An answer that cannot be parsed "
-        "is wrong.",
+        f"{task.title} on {next(iter(metrics.values())).num_clips} held-out clips",
+        ("", *_headers(task)),
+        tuple((name, *_cells(m, task)) for name, m in metrics.items()),
+        f"Below each figure: its 95% interval ({intervals_told(task)}). An answer that cannot be "
+        "parsed is wrong.",
     )
 
 
-def difference_table(differences: Mapping[str, Mapping[str, Interval]]) -> TableData:
+def difference_table(differences: Mapping[str, Mapping[str, Interval]], task: Task) -> TableData:
     """One row for each pair of stages and figure: what changed, with paired intervals."""
     rows = []
     for pair, intervals in differences.items():
-        for key, interval in intervals.items():
+        for figure in task.figures:
+            interval = intervals[figure.name]
             change = f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-            rows.append((f"{pair}: {HEADERS[key]}", change, _verdict(key, interval)))
+            rows.append((f"{pair}: {figure.header}", change, _verdict(figure, interval)))
     note = (
         "95% intervals by paired bootstrap: both stages on the same resampled clips; sure if the "
         "interval leaves 0 out."
@@ -92,47 +84,68 @@ def difference_table(differences: Mapping[str, Mapping[str, Interval]]) -> Table
     return TableData("Paired differences", ("", "change", "verdict"), tuple(rows), note)
 
 
-def metrics_tables(metrics: CountMetrics, name: str) -> list[TableData]:
-    """Tables of one predictor: all and parsed answers, by count, by action."""
+def metrics_tables(metrics: Metrics, name: str, task: Task) -> list[TableData]:
+    """Tables of one predictor: all and parsed answers, and one for each breakdown."""
     overall: dict[str, Figures] = {"all": metrics}
     if metrics.parsed_only is not None and metrics.parsed_only.num_clips < metrics.num_clips:
         overall["parsed only"] = metrics.parsed_only
-    parts = {
-        f"{name}: all answers": overall,
-        f"{name}: by true count": metrics.bins,
-        f"{name}: by action": {k.replace("_", " "): v for k, v in metrics.actions.items()},
-    }
-    return [_figures_table(title, figures) for title, figures in parts.items()]
+    tables = [_figures_table(f"{name}: all answers", overall, task)]
+    for breakdown in task.breakdowns:
+        cells = metrics.breakdowns[breakdown.name]
+        shown = {cell.replace("_", " "): figures for cell, figures in cells.items()}
+        tables.append(_figures_table(f"{name}: {breakdown.title}", shown, task))
+    return tables
 
 
-def histogram_table(predictions: Sequence[Prediction], labels: Mapping[str, Labels]) -> TableData:
-    """The counts that were predicted most often, beside how often they are true.
+def histogram_table(
+    predictions: Sequence[Prediction], labels: Mapping[str, Reference], task: Task
+) -> TableData:
+    """The readings that were given most often, beside how often they are true.
 
-    A model that answers one count whatever it sees shows here first.
+    A model that answers the same whatever it sees shows here first.
     """
-    predicted = count_histogram(predictions)
-    true = Counter(str(labels[p.clip_id].count) for p in predictions)
-    ranked = sorted(predicted, key=lambda count: -predicted[count])
-    shown = ranked[:_MOST_COUNTS]
+    predicted = reading_histogram(predictions)
+    true = Counter(str(task.truth(labels[p.clip_id])) for p in predictions)
+    ranked = sorted(predicted, key=lambda reading: -predicted[reading])
+    shown = ranked[:_MOST_READINGS]
     total = len(predictions)
     rows = tuple(
-        (count, str(predicted[count]), f"{predicted[count] / total:.0%}", str(true[count]))
-        for count in shown
+        (reading, str(predicted[reading]), f"{predicted[reading] / total:.0%}", str(true[reading]))
+        for reading in shown
     )
     rest = len(ranked) - len(shown)
-    note = f"{rest} other counts were predicted as well." if rest else ""
+    name = task.reading_name
+    note = f"{rest} other {name}s were predicted as well." if rest else ""
     if predicted[ranked[0]] > _COLLAPSE_SHARE * total:
         note = f"More than half of the answers are {ranked[0]}. {note}".strip()
-    return TableData("Most frequent answers", ("count", "answered", "share", "true"), rows, note)
+    return TableData("Most frequent answers", (name, "answered", "share", "true"), rows, note)
 
 
-def _figures_table(title: str, figures: Mapping[str, Figures]) -> TableData:
-    rows = tuple(
-        (name, str(f.num_clips), *(_with_interval(getattr(f, key)) for key in HEADERS))
-        for name, f in figures.items()
-    )
-    note = f"95% intervals ({INTERVALS_TOLD})."
-    return TableData(title, ("", "clips", *HEADERS.values()), rows, note)
+def intervals_told(task: Task) -> str:
+    """Which figures have which intervals, in words."""
+    shares = [figure.label for figure in task.figures if figure.is_share]
+    others = [figure.label for figure in task.figures if not figure.is_share]
+    told = [f"{_listed(shares)}: Wilson"]
+    return "; ".join([*told, *([f"{_listed(others)}: bootstrap over clips"] if others else [])])
+
+
+def _listed(labels: Sequence[str]) -> str:
+    *first, last = labels
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _headers(task: Task) -> list[str]:
+    return [figure.header for figure in task.figures]
+
+
+def _cells(figures: Figures, task: Task) -> list[str]:
+    return [_with_interval(figures[figure.name]) for figure in task.figures]
+
+
+def _figures_table(title: str, figures: Mapping[str, Figures], task: Task) -> TableData:
+    rows = tuple((name, str(f.num_clips), *_cells(f, task)) for name, f in figures.items())
+    note = f"95% intervals ({intervals_told(task)})."
+    return TableData(title, ("", "clips", *_headers(task)), rows, note)
 
 
 def _with_interval(interval: Interval) -> str:
@@ -143,8 +156,8 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def _verdict(key: str, interval: Interval) -> str:
+def _verdict(figure: FigureSpec, interval: Interval) -> str:
     if interval.is_above_zero or interval.is_below_zero:
-        is_better = interval.is_below_zero == (key in LOWER_IS_BETTER)
+        is_better = interval.is_below_zero == figure.is_lower_better
         return VERDICTS[0] if is_better else VERDICTS[1]
     return VERDICTS[2]

@@ -94,7 +94,7 @@ class Member:
 def _with_result(group: RolloutGroup, result: Result, part_names: Sequence[str]) -> RolloutGroup:
     if isinstance(result, ScoredTask):
         return replace(
-            group, rewards=result.rewards, reward_parts=result.parts, counts=result.counts
+            group, rewards=result.rewards, reward_parts=result.parts, readings=result.readings
         )
     unknown = np.full(len(group.rollouts), np.nan, np.float32)
     parts = dict.fromkeys(part_names, unknown)

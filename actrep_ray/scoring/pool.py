@@ -32,10 +32,11 @@ from actrep_ray.cluster.supervision import (
     follow,
 )
 from actrep_ray.config import Recipe
-from actrep_ray.records import Labels, RolloutGroup
+from actrep_ray.records import RolloutGroup
 from actrep_ray.scoring.dispatch import Item, Items, Member, OnScored, Request, Result
 from actrep_ray.scoring.pool_actors import STATUS_GROUP, starter
 from actrep_ray.scoring.worker import FailedTask, make_spec, make_task
+from rewards.reference import Reference
 
 _BATCHES_PER_WORKER = 4  # of a call: small enough that a slow batch does not hold up the rest
 _STATUS_TIMEOUT_S = 5.0
@@ -118,7 +119,7 @@ class RewardPool:
         return self._budget.spent
 
     def submit(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels], on_scored: OnScored
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference], on_scored: OnScored
     ) -> None:
         """Have groups scored; returns at once.
 
@@ -131,7 +132,7 @@ class RewardPool:
         self._send_request(Request(list(groups), on_scored), labels)
 
     def score(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
     ) -> list[RolloutGroup]:
         """Score groups; they come back in order with `rewards` and `reward_parts`.
 
@@ -167,7 +168,7 @@ class RewardPool:
 
     # ---------------------------------------------------------------- giving work
 
-    def _send_request(self, request: Request, labels: Mapping[str, Labels]) -> None:
+    def _send_request(self, request: Request, labels: Mapping[str, Reference]) -> None:
         tasks = [make_task(group, labels, self.recipe) for group in request.groups]
         items = [Item(request, place, task) for place, task in enumerate(tasks)]
         if not items:

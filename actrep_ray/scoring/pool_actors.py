@@ -18,7 +18,7 @@ STATUS_GROUP = "status"
 def starter(recipe: Recipe, spec: RewardSpec) -> Callable[[], Any]:
     """What starts a worker with a composition of rewards and returns its handle."""
     actor = as_actor(RewardWorker, _actor_options(recipe, spec))
-    return partial(actor.remote, spec)
+    return partial(actor.remote, spec, recipe.task)
 
 
 def _actor_options(recipe: Recipe, spec: RewardSpec) -> dict[str, Any]:

@@ -7,17 +7,19 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import numpy as np
 
 from actrep_ray.config import ConfigError, Recipe
-from actrep_ray.records import Labels, RolloutGroup
+from actrep_ray.records import Reading, RolloutGroup
+from actrep_ray.tasks.loading import load_task
 from rewards.check import check_options
-from rewards.compose import RewardSpec, Score, group_rewards, score
+from rewards.compose import RewardSpec, Score, group_rewards, score_response
 from rewards.contract import Part, RewardError
-from rewards.reference import Reference, usable_cycles
+from rewards.grammar.read import parse
+from rewards.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class ScoredTask:
     Attributes:
         rewards: As `reward.combine` says. float32 [G]
         parts: Each part by name, float32 [G], NaN where it did not apply.
-        counts: What each answer counted; None where it cannot be read.
+        readings: What the task reads in each answer; None where it cannot be read.
     """
 
     rewards: np.ndarray
     parts: dict[str, np.ndarray]
-    counts: tuple[int | None, ...]
+    readings: tuple[Reading | None, ...]
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ class RewardWorker:
 
     Args:
         spec: The composition.
+        task: Name of the task, which says how answers are read.
     """
 
-    def __init__(self, spec: RewardSpec) -> None:
+    def __init__(self, spec: RewardSpec, task: str) -> None:
         self.spec = spec
+        self._task = load_task(task)
         self._scoring: tuple[int, str, float] | None = None  # thread, rollout, since when
 
     def ready(self) -> bool:
@@ -93,11 +97,14 @@ class RewardWorker:
     def _score_group(self, task: ScoringTask) -> ScoredTask | FailedTask:
         at = task.rollout_ids[0]
         scores: list[Score] = []
+        readings: list[Reading | None] = []
         try:
             for at, text, reference in zip(
                 task.rollout_ids, task.texts, task.references, strict=True
             ):
-                scores.append(self._score_one(at, text, reference))
+                scored, reading = self._score_one(at, text, reference)
+                scores.append(scored)
+                readings.append(reading)
             rewards = group_rewards(scores, self.spec).astype(np.float32)
         except RewardError as error:
             return FailedTask(f"reward_{error.reason}", f"rollout {at}: {error}")
@@ -108,12 +115,16 @@ class RewardWorker:
             )
             for part in self.spec.parts
         }
-        return ScoredTask(rewards, parts, tuple(one.count for one in scores))
+        return ScoredTask(rewards, parts, tuple(readings))
 
-    def _score_one(self, rollout_id: str, text: str, reference: Reference) -> Score:
+    def _score_one(
+        self, rollout_id: str, text: str, reference: Reference
+    ) -> tuple[Score, Reading | None]:
         self._scoring = (threading.get_ident(), rollout_id, time.monotonic())
         try:
-            return score(text, reference, self.spec)
+            response = parse(text, dialect=self.spec.dialect)
+            scored = score_response(response, reference, self.spec)
+            return scored, self._task.read(response)
         finally:
             self._scoring = None
 
@@ -133,7 +144,7 @@ def make_spec(recipe: Recipe) -> RewardSpec:
     return spec
 
 
-def make_task(group: RolloutGroup, labels: Mapping[str, Labels], recipe: Recipe) -> ScoringTask:
+def make_task(group: RolloutGroup, labels: Mapping[str, Reference], recipe: Recipe) -> ScoringTask:
     """What a worker needs to score a group.
 
     Raises:
@@ -144,11 +155,8 @@ def make_task(group: RolloutGroup, labels: Mapping[str, Labels], recipe: Recipe)
         raise ValueError(f"prompt {prompt.prompt_id}: no labels of clip {prompt.clip_id!r}")
     known = labels[prompt.clip_id]
     references = tuple(
-        Reference(
-            count=known.count,
-            cycles=usable_cycles(known.count, known.cycles)[0],
-            duration_s=known.duration_s,
-            label=known.action,
+        replace(
+            known,
             prompt=prompt.question,
             num_tokens=len(rollout.token_ids),
             max_tokens=recipe.rollout.max_response_tokens,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.config import Recipe
-from actrep_ray.tasks.clips import labels_of, question_for
+from actrep_ray.tasks.loading import load_task
 from data_prep.files import DataError, replacing
 from data_prep.schema import Clip
 
@@ -56,13 +56,14 @@ def write_verl_parquet(clips: Sequence[Clip], recipe: Recipe, path: Path) -> int
 
 
 def _row(index: int, clip: Clip, recipe: Recipe) -> dict[str, Any]:
-    question = question_for(clip, recipe)
+    task = load_task(recipe.task)
+    question = task.question(clip, recipe.data)
     if found := [word for word in _PLACEHOLDERS if word in question]:
         raise DataError(
             f"clip {clip.id!r}: its question holds {found[0]}, where verl would put media; change "
             "data.question or the clip's action"
         )
-    known = labels_of([clip])[clip.id]
+    known = task.reference(clip)
     truth: dict[str, Any] = {"count": known.count}
     if known.cycles is not None:
         truth["cycles"] = known.cycles
@@ -82,7 +83,7 @@ def _row(index: int, clip: Clip, recipe: Recipe) -> dict[str, Any]:
             }
         ],
         "data_source": clip.dataset,
-        "ability": "counting",
+        "ability": task.name,
         "reward_model": {"style": "rule", "ground_truth": json.dumps(truth)},
         "extra_info": {
             "index": index,

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from data_prep.cot import reference_of
+from data_prep.references import reference_of
 from data_prep.schema import Clip
 from data_prep.teachers.settings import ApiSettings
 from data_prep.video import FramePlan, plan_frames

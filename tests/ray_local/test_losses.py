@@ -17,7 +17,7 @@ from actrep_ray.driver.restarts import run_with_restarts
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.records import Labels, LearnerRow, Prompt, RolloutGroup
+from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import Checkpoint
@@ -26,6 +26,7 @@ from data_prep.schema import Clip
 from data_prep.video import FramePlan
 from data_prep.video_writer import encode_mp4
 from rewards.grammar.write import Response, render
+from rewards.reference import Reference
 
 TEXT = render(Response("A ball moves.", "there and back", ((0.0, 1.0),), "even", 1, 1))
 
@@ -82,7 +83,10 @@ def started(
         answer = make_rollout(
             prompt, 0, token_ids=[1], log_probs=[0.0], text=TEXT, is_stopped=True, policy_version=0
         )
-        groups, labels = [RolloutGroup(prompt, (answer,), 1)], {"c": Labels(1, None, 2.0, "push")}
+        groups, labels = (
+            [RolloutGroup(prompt, (answer,), 1)],
+            {"c": Reference(1, None, 2.0, "push")},
+        )
         found = Started("reward", rewards, lambda: rewards.score(groups, labels))
     else:
         learners = LearnerPool.start(recipe, model, 10)
@@ -124,7 +128,7 @@ def test_pools_can_share_a_mailbox(ray_session: Any, recipe: Recipe, plan: Frame
         for pool in pools:
             pool.finish_launch()
         scored: list[RolloutGroup] = []
-        labels = {"c": Labels(1, None, 2.0, "push")}
+        labels = {"c": Reference(1, None, 2.0, "push")}
         prompts = [Prompt(f"p{i}", "c", "How many?", plan) for i in range(3)]
         settings = SamplingSettings(max_tokens=4, group_size=2)
         rollouts.submit(

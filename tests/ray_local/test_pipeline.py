@@ -25,7 +25,7 @@ from actrep_ray.driver.asynchronous import AsynchronousDriver
 from actrep_ray.driver.job import prepare_grpo
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.records import Labels, LearnerRow, Prompt, RolloutGroup
+from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker, start_engine
@@ -35,6 +35,7 @@ from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 from rewards.grammar.read import parse
+from rewards.reference import Reference
 
 NUM_STEPS, SIZE = 6, 4
 
@@ -141,8 +142,8 @@ class MortalHandle(Handle):
         return is_third or (self.index == 1 and method == "load_weights" and arguments[0] == 2)
 
 
-def counts_of(group: RolloutGroup) -> tuple[int | None, ...]:
-    """What its answers counted, as reward workers say."""
+def readings_of(group: RolloutGroup) -> tuple[int | None, ...]:
+    """What its answers say, as reward workers read them."""
     return tuple(parse(rollout.text).count for rollout in group.rollouts)
 
 
@@ -155,14 +156,16 @@ class Colleagues:
         self.trained: dict[int, list[str]] = {}
 
     def score(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
     ) -> list[RolloutGroup]:
         def reward(group: RolloutGroup) -> np.ndarray:
             assert group.prompt.clip_id in labels
             chance = np.random.default_rng(crc32(group.prompt.prompt_id.encode())).random()
             return np.arange(len(group.rollouts), dtype=np.float32) * (chance >= self.fails)
 
-        return [replace(group, rewards=reward(group), counts=counts_of(group)) for group in groups]
+        return [
+            replace(group, rewards=reward(group), readings=readings_of(group)) for group in groups
+        ]
 
     def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
         if step == self.stops_at:
@@ -355,7 +358,7 @@ def letters(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
         replace(
             group,
             rewards=np.array([len(set(r.text)) / 30 for r in group.rollouts], np.float32),
-            counts=counts_of(group),
+            readings=readings_of(group),
         )
         for group in groups
     ]
@@ -377,7 +380,7 @@ class OneRank(Colleagues):
         return self.thread.submit(function, *arguments).result()
 
     def score(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
     ) -> list[RolloutGroup]:
         return letters(groups)
 

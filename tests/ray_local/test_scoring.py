@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import Recipe
-from actrep_ray.records import Labels, Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
 from actrep_ray.scoring.pool import RewardPool, ScoringError, ScoringTimeoutError
 from actrep_ray.scoring.worker import FailedTask, RewardWorker, make_spec, make_task
 from data_prep.video import FramePlan
@@ -20,9 +20,9 @@ from rewards.reference import Reference
 
 CYCLES = ((0.5, 1.2), (1.2, 2.0))
 LABELS = {
-    "marked": Labels(2, CYCLES, 3.0, "squat"),
-    "unmarked": Labels(2, None, 3.0, "squat"),
-    "still": Labels(0, (), 3.0, "unknown"),
+    "marked": Reference(2, CYCLES, 3.0, "squat"),
+    "unmarked": Reference(2, None, 3.0, "squat"),
+    "still": Reference(0, (), 3.0, "unknown"),
 }
 RIGHT = render(Response("A person squats.", "down and up", CYCLES, "evenly spaced", 2, 2))
 WRONG = RIGHT.replace("<answer>2", "<answer>9")
@@ -92,7 +92,7 @@ def user_weights(function: str) -> dict[str, float]:
 
 def score_in_process(recipe: Recipe, groups: list[RolloutGroup]) -> list[Any]:
     tasks = [make_task(group, LABELS, recipe) for group in groups]
-    return RewardWorker(make_spec(recipe)).score(tasks)
+    return RewardWorker(make_spec(recipe), recipe.task).score(tasks)
 
 
 def test_rewards_are_those_of_the_composition() -> None:
@@ -103,6 +103,7 @@ def test_rewards_are_those_of_the_composition() -> None:
     assert scored.rewards[0] == 1.0
     assert scored.rewards.dtype == np.float32
     assert set(scored.parts) == {"obo", "cycles", "format"}
+    assert scored.readings == (2, 9, None)
 
 
 def test_a_part_that_does_not_apply_is_nan_and_not_zero() -> None:

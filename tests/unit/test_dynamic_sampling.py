@@ -16,12 +16,13 @@ from actrep_ray.driver.pools import Pools
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.profile import Timeline
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
+from rewards.reference import Reference
 
 PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)
 
@@ -61,7 +62,7 @@ class Workers:
         ]
 
     def score(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
     ) -> list[RolloutGroup]:
         values = np.array([0.0, 1.0], np.float32)
         return [

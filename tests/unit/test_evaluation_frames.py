@@ -17,7 +17,8 @@ from actrep_ray.evaluation.frames import (
 )
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.evaluation.scores import score_predictions
-from actrep_ray.tasks.clips import labels_of
+from actrep_ray.tasks.base import labels_of
+from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip
 
 
@@ -38,6 +39,7 @@ def make_clip(number: int, dataset: str, action: str, count: int) -> Clip:
     )
 
 
+TASK = load_task("counting")
 # Two sets; in "quva" two squats in bin 1-5 and one in bin 6-10.
 CLIPS = [
     make_clip(0, "ucf", "squat", 3),
@@ -57,7 +59,7 @@ def predictions(*counts: int | None) -> list[Prediction]:
 @pytest.fixture
 def frame() -> pd.DataFrame:
     sets = {"b": predictions(*COUNTS), "a": predictions(*(clip.count for clip in CLIPS))}
-    return breakdown_frame(sets, CLIPS, num_bootstrap=50)
+    return breakdown_frame(sets, CLIPS, TASK, num_bootstrap=50)
 
 
 def test_the_breakdown_by_hand(frame: pd.DataFrame) -> None:
@@ -90,15 +92,15 @@ def test_one_clip_has_no_bootstrap_interval(frame: pd.DataFrame) -> None:
 
 
 def test_where_nothing_is_read_there_is_no_mean(frame: pd.DataFrame) -> None:
-    unread = breakdown_frame({"m": predictions(*[None] * 5)}, CLIPS, num_bootstrap=50)
+    unread = breakdown_frame({"m": predictions(*[None] * 5)}, CLIPS, TASK, num_bootstrap=50)
     assert unread["predicted_count"].isna().all()
     assert unread["true_count"].notna().all()
     with pytest.raises(ValueError, match="clip 'c4' has no prediction"):
-        breakdown_frame({"m": predictions(1, 2, 3, 4)}, CLIPS)
+        breakdown_frame({"m": predictions(1, 2, 3, 4)}, CLIPS, TASK)
 
 
 def test_the_csv_is_read_back_with_every_digit(frame: pd.DataFrame, tmp_path: Path) -> None:
-    csv, markdown, latex = write_frame(frame, tmp_path / "tables" / "by.bin")
+    csv, markdown, latex = write_frame(frame, tmp_path / "tables" / "by.bin", TASK)
     assert [path.name for path in (csv, markdown, latex)] == [
         "by.bin.csv",
         "by.bin.md",
@@ -108,11 +110,11 @@ def test_the_csv_is_read_back_with_every_digit(frame: pd.DataFrame, tmp_path: Pa
     numbers = [column for column in frame if column not in KEYS]
     pd.testing.assert_frame_equal(read[numbers], frame[numbers], check_exact=True)
     assert read["bin"].tolist() == frame["bin"].astype(str).tolist()
-    assert markdown.read_text(encoding="utf-8") == to_markdown(frame)
+    assert markdown.read_text(encoding="utf-8") == to_markdown(frame, TASK)
 
 
 def test_markdown_is_one_table_that_names_its_intervals(frame: pd.DataFrame) -> None:
-    lines = to_markdown(frame).splitlines()
+    lines = to_markdown(frame, TASK).splitlines()
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert "MAE ↓ (95% bootstrap)" in lines[0]
     assert "OBO ↑ (95% Wilson)" in lines[0]
@@ -125,12 +127,12 @@ def test_markdown_is_one_table_that_names_its_intervals(frame: pd.DataFrame) -> 
 def test_names_cannot_break_a_table() -> None:
     names = ["a|b", "[x](y)", "*a_b*", "line\nbreak", "50% & $x$ #1 {z} \\~^"]
     frame = pd.DataFrame({"predictor": names, "clips": range(len(names))})
-    markdown = to_markdown(frame).splitlines()
+    markdown = to_markdown(frame, TASK).splitlines()
     assert len(markdown) == 2 + len(names)
     assert markdown[2] == "| a\\|b | 0 |"
     assert markdown[3] == "| \\[x\\](y) | 1 |"
     assert markdown[5] == "| line break | 3 |"
-    latex = to_latex(frame)
+    latex = to_latex(frame, TASK)
     assert "{[}x{]}(y) & 1 \\\\" in latex
     assert r"*a\_b* & 2 \\" in latex
     assert (
@@ -141,7 +143,7 @@ def test_names_cannot_break_a_table() -> None:
 
 
 def test_latex_has_no_bare_character_of_its_own(frame: pd.DataFrame) -> None:
-    latex = to_latex(frame)
+    latex = to_latex(frame, TASK)
     assert r"\textless{}jump\textgreater{}\_up" in latex
     assert r"MAE $\downarrow$ (95\% bootstrap)" in latex
     body = latex.split(r"\midrule")[1]
@@ -150,9 +152,9 @@ def test_latex_has_no_bare_character_of_its_own(frame: pd.DataFrame) -> None:
 
 
 def test_predictors_side_by_side() -> None:
-    labels = labels_of(CLIPS)
-    metrics = score_predictions(predictions(*COUNTS), labels, num_bootstrap=50)
+    labels = labels_of(CLIPS, TASK)
+    metrics = score_predictions(predictions(*COUNTS), labels, TASK, num_bootstrap=50)
     frame = predictors_frame({"m": metrics})
     assert frame.loc[0, "clips"] == 5
-    assert frame.loc[0, "obz"] == metrics.obz.value == 0.4
-    assert frame.loc[0, "mae_high"] == metrics.mae.high
+    assert frame.loc[0, "obz"] == metrics["obz"].value == 0.4
+    assert frame.loc[0, "mae_high"] == metrics["mae"].high

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actrep_ray.evaluation import predictions as predicted
+from actrep_ray.evaluation import scores
 from actrep_ray.evaluation.intervals import (
     Interval,
     Take,
@@ -18,27 +21,28 @@ from actrep_ray.evaluation.intervals import (
 from actrep_ray.evaluation.predictions import (
     Prediction,
     constant_predictions,
-    prediction_of_text,
     read_predictions,
     train_median,
     write_predictions,
 )
-from actrep_ray.evaluation.scores import (
-    FIGURES,
-    count_histogram,
-    metrics_of_json,
-    paired_difference,
-    score_cells,
-    score_predictions,
-)
-from actrep_ray.records import Labels
+from actrep_ray.evaluation.scores import reading_histogram
+from actrep_ray.tasks.loading import load_task
 from rewards.grammar.write import Response, render
+from rewards.reference import Reference
+
+TASK = load_task("counting")
+NAMES = [figure.name for figure in TASK.figures]
+score_predictions = partial(scores.score_predictions, task=TASK)
+score_cells = partial(scores.score_cells, task=TASK)
+paired_difference = partial(scores.paired_difference, task=TASK)
+metrics_of_json = partial(scores.metrics_of_json, task=TASK)
+prediction_of_text = partial(predicted.prediction_of_text, task=TASK)
 
 
-def make_labels(*counts: int, actions: tuple[str, ...] = ()) -> dict[str, Labels]:
+def make_labels(*counts: int, actions: tuple[str, ...] = ()) -> dict[str, Reference]:
     names = actions or ("squat",) * len(counts)
     return {
-        f"c{i}": Labels(count, None, 10.0, action)
+        f"c{i}": Reference(count, None, 10.0, action)
         for i, (count, action) in enumerate(zip(counts, names, strict=True))
     }
 
@@ -57,43 +61,43 @@ PREDICTIONS = make_predictions(5, 0, None, 47)
 def test_figures_by_hand() -> None:
     metrics = score_predictions(PREDICTIONS, LABELS)
     assert metrics.num_clips == 4
-    assert metrics.mae.value == pytest.approx((1 / 4.1 + 10 / 10.1 + 3 / 50.1) / 4)
-    assert metrics.obo.value == 0.5
-    assert metrics.obz.value == 0.25
-    assert metrics.rmse.value == pytest.approx(math.sqrt((1 + 100 + 9) / 4))
-    assert metrics.parse_rate.value == 0.75
+    assert metrics["mae"].value == pytest.approx((1 / 4.1 + 10 / 10.1 + 3 / 50.1) / 4)
+    assert metrics["obo"].value == 0.5
+    assert metrics["obz"].value == 0.25
+    assert metrics["rmse"].value == pytest.approx(math.sqrt((1 + 100 + 9) / 4))
+    assert metrics["parse_rate"].value == 0.75
 
 
 def test_parsed_only_leaves_the_unread_out() -> None:
     parsed = score_predictions(PREDICTIONS, LABELS).parsed_only
     assert parsed is not None
     assert parsed.num_clips == 3
-    assert parsed.mae.value == pytest.approx((1 / 4.1 + 3 / 50.1) / 3)
-    assert parsed.obo.value == pytest.approx(2 / 3)
-    assert parsed.obz.value == pytest.approx(1 / 3)
-    assert parsed.rmse.value == pytest.approx(math.sqrt(10 / 3))
-    assert parsed.parse_rate == Interval(1.0, 1.0, 1.0, "definition")
+    assert parsed["mae"].value == pytest.approx((1 / 4.1 + 3 / 50.1) / 3)
+    assert parsed["obo"].value == pytest.approx(2 / 3)
+    assert parsed["obz"].value == pytest.approx(1 / 3)
+    assert parsed["rmse"].value == pytest.approx(math.sqrt(10 / 3))
+    assert parsed["parse_rate"] == Interval(1.0, 1.0, 1.0, "definition")
 
 
 def test_an_unread_answer_is_wrong_even_where_zero_is_right() -> None:
     metrics = score_predictions(make_predictions(None, None), make_labels(0, 1))
-    assert metrics.obo.value == metrics.obz.value == 0.0
-    assert metrics.mae.value == pytest.approx((0 + 1 / 1.1) / 2)
+    assert metrics["obo"].value == metrics["obz"].value == 0.0
+    assert metrics["mae"].value == pytest.approx((0 + 1 / 1.1) / 2)
     assert metrics.parsed_only is None
 
 
 def test_bins_and_actions() -> None:
     metrics = score_predictions(PREDICTIONS, LABELS)
-    assert {name: f.num_clips for name, f in metrics.bins.items()} == {
+    assert {name: f.num_clips for name, f in metrics.breakdowns["bins"].items()} == {
         "0": 1,
         "1-5": 1,
         "6-10": 1,
         "41+": 1,
     }
-    assert metrics.bins["41+"].mae.value == pytest.approx(3 / 50.1)
-    assert list(metrics.actions) == ["jump", "squat", "still"]
-    assert metrics.actions["squat"].num_clips == 2
-    assert metrics.actions["squat"].parse_rate.value == 0.5
+    assert metrics.breakdowns["bins"]["41+"]["mae"].value == pytest.approx(3 / 50.1)
+    assert list(metrics.breakdowns["actions"]) == ["jump", "squat", "still"]
+    assert metrics.breakdowns["actions"]["squat"].num_clips == 2
+    assert metrics.breakdowns["actions"]["squat"]["parse_rate"].value == 0.5
     assert metrics.histogram == {"0": 1, "5": 1, "47": 1, "unparsed": 1}
 
 
@@ -101,9 +105,9 @@ def test_the_constant_predictor_of_a_paper() -> None:
     # MAE and OBO of "3" on counts 1, 3, 4, 30.
     labels = make_labels(1, 3, 4, 30)
     metrics = score_predictions(constant_predictions(labels, 3), labels)
-    assert metrics.mae.value == pytest.approx((2 / 1.1 + 0 + 1 / 4.1 + 27 / 30.1) / 4)
-    assert metrics.obo.value == 0.5
-    assert metrics.obz.value == 0.25
+    assert metrics["mae"].value == pytest.approx((2 / 1.1 + 0 + 1 / 4.1 + 27 / 30.1) / 4)
+    assert metrics["obo"].value == 0.5
+    assert metrics["obz"].value == 0.25
 
 
 @pytest.mark.parametrize(
@@ -134,10 +138,15 @@ def test_wilson_by_hand(num_right: int, low: float, high: float) -> None:
 
 def test_all_right_is_no_certainty() -> None:
     metrics = score_predictions(make_predictions(*range(20)), make_labels(*range(20)))
-    assert str(metrics.obz) == str(metrics.obo) == str(metrics.parse_rate) == "1.000 [0.839, 1.000]"
-    assert metrics.mae == metrics.rmse == Interval(0.0, 0.0, 0.0, "bootstrap")
+    assert (
+        str(metrics["obz"])
+        == str(metrics["obo"])
+        == str(metrics["parse_rate"])
+        == "1.000 [0.839, 1.000]"
+    )
+    assert metrics["mae"] == metrics["rmse"] == Interval(0.0, 0.0, 0.0, "bootstrap")
     none = score_predictions(make_predictions(*[None] * 20), make_labels(*range(20)))
-    assert str(none.obz) == "0.000 [0.000, 0.161]"
+    assert str(none["obz"]) == "0.000 [0.000, 0.161]"
 
 
 def test_each_figure_says_where_its_interval_comes_from() -> None:
@@ -145,16 +154,16 @@ def test_each_figure_says_where_its_interval_comes_from() -> None:
     methods = {"mae": "bootstrap", "rmse": "bootstrap"}
     methods |= dict.fromkeys(("obo", "obz", "parse_rate"), "wilson")
     for part in (row, row["bins"]["41+"], row["actions"]["squat"]):
-        assert {name: part[name]["method"] for name in FIGURES} == methods
+        assert {name: part[name]["method"] for name in NAMES} == methods
     changed = paired_difference(PREDICTIONS, PREDICTIONS, LABELS)
     assert {interval.method for interval in changed.values()} == {"bootstrap"}
 
 
 def test_metrics_from_before_the_methods_were_named_are_read_as_bootstrap() -> None:
     row = score_predictions(PREDICTIONS, LABELS).to_json()
-    for name in FIGURES:
+    for name in NAMES:
         del row[name]["method"]
-    assert metrics_of_json(row).obz.method == "bootstrap"
+    assert metrics_of_json(row)["obz"].method == "bootstrap"
 
 
 @pytest.mark.parametrize(("num_right", "num_clips"), [(0, 0), (3, 2), (-1, 2)])
@@ -167,15 +176,15 @@ def test_cells_are_scored_apart() -> None:
     cells = {"c0": "a", "c1": "b", "c2": "a", "c3": "b"}
     figures = score_cells(PREDICTIONS, LABELS, cells)
     assert list(figures) == ["a", "b"]
-    assert figures["a"].mae.value == pytest.approx((1 / 4.1 + 10 / 10.1) / 2)
-    assert figures["a"].parse_rate.value == 0.5
-    assert figures["b"].obz.value == 0.5
+    assert figures["a"]["mae"].value == pytest.approx((1 / 4.1 + 10 / 10.1) / 2)
+    assert figures["a"]["parse_rate"].value == 0.5
+    assert figures["b"]["obz"].value == 0.5
 
 
 def test_interval_of_a_share_agrees_with_theory() -> None:
     labels = make_labels(*([5] * 200))
     predictions = make_predictions(*([5] * 140 + [9] * 60))
-    obz = score_predictions(predictions, labels).obz
+    obz = score_predictions(predictions, labels)["obz"]
     half = 1.96 * math.sqrt(0.7 * 0.3 / 200)
     assert obz.value == 0.7
     assert obz.low == pytest.approx(0.7 - half, abs=0.01)
@@ -187,7 +196,7 @@ def test_the_seed_decides() -> None:
     predictions = make_predictions(*(i + i % 3 for i in range(50)))
     first = score_predictions(predictions, labels, seed=3)
     assert score_predictions(predictions, labels, seed=3) == first
-    assert score_predictions(predictions, labels, seed=4).mae != first.mae
+    assert score_predictions(predictions, labels, seed=4)["mae"] != first["mae"]
 
 
 def test_the_size_of_a_block_does_not_decide() -> None:
@@ -216,13 +225,13 @@ def test_paired_difference_is_exact_and_narrower_than_the_two_intervals() -> Non
     after = make_predictions(*(int(g + max(e - 1, 0)) for g, e in zip(truth, errors, strict=True)))
     a, b = (score_predictions(p, labels) for p in (before, after))
     changed = paired_difference(before, after[::-1], labels)
-    assert set(changed) == set(FIGURES)
-    for name in FIGURES:
-        value = getattr(b, name).value - getattr(a, name).value
+    assert set(changed) == set(NAMES)
+    for name in NAMES:
+        value = b[name].value - a[name].value
         assert changed[name].value == pytest.approx(value)
     assert changed["mae"].is_below_zero
     assert changed["obo"].is_above_zero
-    assert changed["mae"].high - changed["mae"].low < a.mae.high - a.mae.low
+    assert changed["mae"].high - changed["mae"].low < a["mae"].high - a["mae"].low
     assert changed["parse_rate"] == Interval(0.0, 0.0, 0.0)
 
 
@@ -242,11 +251,11 @@ def test_figures_stay_in_range_and_intervals_around_them(
 ) -> None:
     labels = make_labels(*(g for g, _ in rows))
     metrics = score_predictions(make_predictions(*(p for _, p in rows)), labels, num_bootstrap=50)
-    assert sum(f.num_clips for f in metrics.bins.values()) == len(rows)
+    assert sum(f.num_clips for f in metrics.breakdowns["bins"].values()) == len(rows)
     assert sum(metrics.histogram.values()) == len(rows)
-    assert metrics.obz.value <= metrics.obo.value <= metrics.parse_rate.value <= 1
-    for name in FIGURES:
-        interval = getattr(metrics, name)
+    assert metrics["obz"].value <= metrics["obo"].value <= metrics["parse_rate"].value <= 1
+    for name in NAMES:
+        interval = metrics[name]
         assert 0 <= interval.low <= interval.high
         assert math.isfinite(interval.value)
     restored = metrics_of_json(json.loads(json.dumps(metrics.to_json(), allow_nan=False)))
@@ -297,7 +306,7 @@ def test_predictions_survive_their_file(tmp_path: Path) -> None:
     assert predictions[0].problem is None
     assert predictions[1].count is None
     assert predictions[1].problem == "missing"
-    assert count_histogram(predictions) == {"1": 1, "3": 1, "unparsed": 1}
+    assert reading_histogram(predictions) == {"1": 1, "3": 1, "unparsed": 1}
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ from actrep_ray.evaluation.predictions import Prediction, write_predictions
 from actrep_ray.evaluation.report import report_run, write_report
 from actrep_ray.evaluation.run_results import ReportInput, read_run
 from actrep_ray.evaluation.tables import TableData, comparison_table
+from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip, write_clips
 from data_prep.video_writer import encode_mp4
 
+TASK = load_task("counting")
 FPS, NUM_FRAMES, SIZE = 10, 80, 64
 
 
@@ -95,8 +97,8 @@ def test_a_report_holds_all_of_a_run(runs: Path) -> None:
     report = report_run(runs, console=Console(file=out, width=80))
     assert list(report.metrics) == ["constant 4", "untrained", "sft", "grpo"]
     assert list(report.differences) == ["untrained → sft", "sft → grpo"]
-    assert report.metrics["constant 4"].obz.value == pytest.approx(2 / 6)
-    assert report.metrics["grpo"].obz.value == pytest.approx(5 / 6)
+    assert report.metrics["constant 4"]["obz"].value == pytest.approx(2 / 6)
+    assert report.metrics["grpo"]["obz"].value == pytest.approx(5 / 6)
     assert set(report.pictures) == {"curves", "counts", "clip", "summary"}
     for path in report.pictures.values():
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -150,6 +152,7 @@ def test_names_and_answers_of_others_are_shown_as_they_are(tmp_path: Path, folde
     hostile = [replace(p, text=f"{HOSTILE} \ud83d") for p in answers(0, 2, 4, 4, 5, 6)]
     given = ReportInput(
         f"run {HOSTILE}",
+        TASK,
         clips,
         {"[/red]": answers(*[1] * 6), "a | b": hostile},
         facts={HOSTILE: HOSTILE},
@@ -201,8 +204,8 @@ def test_tables_lie_beside_the_metrics(runs: Path) -> None:
     }
     rows = pd.read_csv(runs / "tables" / "predictors.csv").set_index("predictor")
     assert list(rows.index) == ["constant 4", "untrained", "sft", "grpo"]
-    assert rows.loc["grpo", "obz"] == report.metrics["grpo"].obz.value
-    assert rows.loc["grpo", "obz_low"] == report.metrics["grpo"].obz.low
+    assert rows.loc["grpo", "obz"] == report.metrics["grpo"]["obz"].value
+    assert rows.loc["grpo", "obz_low"] == report.metrics["grpo"]["obz"].low
     changed = pd.read_csv(runs / "tables" / "differences.csv")
     assert len(changed) == 2 * 5
     assert set(changed["stages"]) == {"untrained → sft", "sft → grpo"}
@@ -249,13 +252,13 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, folder: Path) -> None:
 
 def test_predictions_alone_are_a_report_and_collapse_is_said(tmp_path: Path, folder: Path) -> None:
     clips = [clip.with_video_root(folder) for clip in make_clips() if clip.split == "test"]
-    given = ReportInput("x", clips, {"model": answers(*[4] * 6)}, num_bootstrap=20)
+    given = ReportInput("x", TASK, clips, {"model": answers(*[4] * 6)}, num_bootstrap=20)
     report = write_report(given, tmp_path)
     assert set(report.pictures) == {"counts", "clip", "summary"}
     assert report.tables[-1].title == "Most frequent answers"
     assert report.tables[-1].note.startswith("More than half of the answers are 4.")
     assert report.tables[-1].rows == (("4", "6", "100%", "2"),)
-    assert comparison_table(report.metrics).rows[0][0] == "model"
+    assert comparison_table(report.metrics, TASK).rows[0][0] == "model"
 
 
 def test_the_clip_that_is_shown_does_not_depend_on_the_answers() -> None:

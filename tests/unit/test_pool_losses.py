@@ -12,7 +12,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from actrep_ray.cluster.supervision import LossKind, WorkerLostError
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
-from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.delivery import Delivery, Weights
 from actrep_ray.rollout.dispatch import Backlog, Member, Task
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
@@ -21,6 +21,7 @@ from actrep_ray.rollout.worker import Loaded
 from actrep_ray.scoring.pool import RewardPool, RewardWorkerError
 from actrep_ray.scoring.worker import ScoredTask
 from data_prep.video import FramePlan
+from rewards.reference import Reference
 
 KILLED = exceptions.ActorDiedError()
 NODE_LOST = exceptions.ActorDiedError(
@@ -91,7 +92,7 @@ class Rewards:
         self.pool = RewardPool(recipe(*settings), self.start)
         self.pool.finish_launch()
         self.scored: list[RolloutGroup] = []
-        labels = {"clip": Labels(2, None, 3.0, "squat")}
+        labels = {"clip": Reference(2, None, 3.0, "squat")}
         self.pool.submit([make_group(f"p{i}") for i in range(4)], labels, self.scored.extend)
 
     def start(self) -> Handle:

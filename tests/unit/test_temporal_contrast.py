@@ -13,12 +13,15 @@ from actrep_ray.driver.contrast import (
     contrast_metrics,
     shuffled,
 )
-from actrep_ray.records import Labels, Prompt, RolloutGroup
+from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
+from actrep_ray.tasks.loading import load_task
 from data_prep.video import FramePlan
+from rewards.reference import Reference
 
+TASK = load_task("counting")
 PLAN = FramePlan("a.mp4", 1, tuple(range(0, 48, 3)), 4.0, 32, 32)
-LABELS = {"clip": Labels(count=5, cycles=None, duration_s=4.0, action="wave")}
+LABELS = {"clip": Reference(count=5, cycles=None, duration_s=4.0, label="wave")}
 PROMPT = Prompt("000001-0000-clip", "clip", "How many?", PLAN)
 
 
@@ -35,7 +38,7 @@ def group_of(counts: Sequence[int | None], prompt: Prompt = PROMPT) -> RolloutGr
         )
         for i, count in enumerate(counts)
     )
-    return RolloutGroup(prompt, rollouts, 10, counts=tuple(counts))
+    return RolloutGroup(prompt, rollouts, 10, readings=tuple(counts))
 
 
 class Pool:
@@ -49,7 +52,7 @@ class Pool:
             on_group(group_of(range(settings.group_size), prompt))
 
     def score(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Labels]
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
     ) -> list[RolloutGroup]:
         return [
             replace(group, rewards=np.full(len(group.rollouts), 0.25, np.float32))
@@ -77,14 +80,14 @@ def test_the_bonus_by_hand(
     group = replace(group_of(in_order), contrast=group_of(in_disorder, shuffled(PROMPT)))
     cfg = TemporalContrastConfig(weight=0.3, margin=margin)
     pool: Any = Pool()
-    source = ContrastSource(pool, pool, SamplingSettings(max_tokens=8), cfg)
+    source = ContrastSource(pool, pool, SamplingSettings(max_tokens=8), cfg, TASK)
     (scored,) = source.score([group], LABELS)
     assert scored.rewards.tolist() == pytest.approx(rewards)
     assert scored.reward_parts["temporal"].tolist() == pytest.approx(np.array(rewards) - 0.25)
     assert scored.contrast is not None
     assert scored.contrast.rewards.tolist() == [0.25, 0.25]
     shares = [np.mean(np.array(counts) == 5) for counts in (in_order, in_disorder)]
-    assert contrast_metrics([scored], LABELS) == {
+    assert contrast_metrics([scored], LABELS, TASK) == {
         "temporal/ordered": shares[0],
         "temporal/shuffled": shares[1],
         "temporal/shuffled_groups": 1.0,
@@ -105,7 +108,7 @@ def test_a_group_and_its_contrast_find_each_other() -> None:
     prompts = [replace(PROMPT, prompt_id=f"p{i}") for i in range(3)]
     pool: Any = Pool()
     settings = SamplingSettings(max_tokens=4, group_size=5)
-    source = ContrastSource(pool, pool, settings, TemporalContrastConfig(weight=0.3))
+    source = ContrastSource(pool, pool, settings, TemporalContrastConfig(weight=0.3), TASK)
     submitted: list[RolloutGroup] = []
     source.submit(prompts, submitted.append)
     for groups in (submitted[::-1], source.generate(prompts)):

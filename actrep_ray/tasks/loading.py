@@ -1,13 +1,25 @@
-"""From the data file to what is asked: clips of a split, their labels and their questions."""
+"""What a recipe asks about: its task, and the clips of a split."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from actrep_ray.config import ConfigError, Recipe
-from actrep_ray.records import Labels
+from actrep_ray.tasks.base import Task
+from actrep_ray.tasks.counting import Counting
 from data_prep.schema import Clip, DataError, read_clips
 from data_prep.video import check_videos
-from rewards.reference import usable_cycles
+
+_TASKS = {task.name: task for task in (Counting(),)}
+
+
+def load_task(name: str) -> Task:
+    """The task that a recipe's `task` names; workers are sent the name, not the task.
+
+    Raises:
+        ConfigError: naming the tasks that there are.
+    """
+    if name not in _TASKS:
+        raise ConfigError(f"task={name!r}, expected one of {', '.join(_TASKS)}")
+    return _TASKS[name]
 
 
 def load_clips(recipe: Recipe, split: str, *, limit: int | None = None) -> list[Clip]:
@@ -31,24 +43,3 @@ def load_clips(recipe: Recipe, split: str, *, limit: int | None = None) -> list[
     if recipe.data.check_videos:
         check_videos(clips)
     return clips
-
-
-def question_for(clip: Clip, recipe: Recipe) -> str:
-    """The text asked about a clip."""
-    return recipe.data.question.replace("{action}", clip.action.replace("_", " "))
-
-
-def labels_of(clips: Sequence[Clip]) -> dict[str, Labels]:
-    """What rewards and scoring know about each clip, by its id.
-
-    Marks that disagree with the count are no evidence of either and are left out.
-    """
-    return {
-        clip.id: Labels(
-            count=clip.count,
-            cycles=usable_cycles(clip.count, clip.cycles)[0],
-            duration_s=clip.duration_s,
-            action=clip.action,
-        )
-        for clip in clips
-    }

@@ -1,0 +1,196 @@
+"""What a task is: all that a run has to ask about what it trains.
+
+    clip ─┬─ question ──► model ─► text ─► grammar ─► read ─┐ reading
+          ├─ target ────► SFT                               ▼
+          └─ reference ───────────────────────► is_right, contributions, breakdowns
+
+Driver, pools, learner and engines know this Protocol and no task by name. How often an answer is
+right is computed once, from `contributions`: a training step takes the means of some figures
+(`step_accuracy`), an evaluation those of all, with intervals.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from actrep_ray.config import DataConfig
+from actrep_ray.records import Reading
+from data_prep.schema import Clip
+from rewards.grammar.read import ParsedResponse
+from rewards.reference import Reference
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure that answers are judged by.
+
+    Attributes:
+        name: Its key in metrics and files, for example "mae".
+        label: Its name in tables.
+        kind: "share" of answers (contributions of 0 and 1), "mean" of the contributions, or the
+            square root of their mean.
+        is_lower_better: Whether it is an error.
+        is_of_step: Whether each training step logs it too, as `train/<name>`.
+    """
+
+    name: str
+    label: str
+    kind: Literal["share", "mean", "root_mean"]
+    is_lower_better: bool = False
+    is_of_step: bool = True
+
+    @property
+    def header(self) -> str:
+        """Its name with an arrow to where it is better."""
+        return f"{self.label} {'↓' if self.is_lower_better else '↑'}"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of answers, of which an interval is known exactly."""
+        return self.kind == "share"
+
+
+PARSE_RATE = FigureSpec("parse_rate", "parsed", "share")
+"""The share of answers that can be read; every task has it among its figures."""
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """What results are shown by.
+
+    Attributes:
+        name: Its key in files, for example "bins".
+        title: Of its table, for example "by true count".
+        column: Of tables with several breakdowns, for example "bin".
+        cell_of: The cell that a clip is counted in.
+        order: All cells in the order to show them; None for the alphabet's.
+    """
+
+    name: str
+    title: str
+    column: str
+    cell_of: Callable[[Reference], str]
+    order: tuple[str, ...] | None = None
+
+    def sort(self, cells: Iterable[str]) -> list[str]:
+        """Some cells in the order to show them."""
+        return sorted(cells) if self.order is None else sorted(cells, key=self.order.index)
+
+
+class Task(Protocol):
+    """What is asked about clips, and how answers are read and judged."""
+
+    @property
+    def name(self) -> str:
+        """The value of a recipe's `task`."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What is done, as the first word of a heading."""
+        ...
+
+    @property
+    def reading_name(self) -> str:
+        """What a reading is, in tables ("count"); its plural ends with an s."""
+        ...
+
+    @property
+    def figures(self) -> tuple[FigureSpec, ...]:
+        """What answers are judged by, the most important first."""
+        ...
+
+    @property
+    def breakdowns(self) -> tuple[Breakdown, ...]:
+        """What results are shown by; tables with several have the first one innermost."""
+        ...
+
+    # --- what is asked and taught
+
+    def question(self, clip: Clip, cfg: DataConfig) -> str:
+        """The text asked about a clip."""
+        ...
+
+    def target(self, clip: Clip, cfg: DataConfig, seed: int) -> str:
+        """The answer that SFT teaches where no file of answers is given.
+
+        Raises:
+            DataError: naming the clip whose labels do not suffice for one.
+        """
+        ...
+
+    def rejection(self, text: str, clip: Clip, cfg: DataConfig) -> str | None:
+        """Why a text may not be taught as the answer about a clip; None if it may."""
+        ...
+
+    # --- what is right
+
+    def reference(self, clip: Clip) -> Reference:
+        """What rewards and scoring know about a clip; never given to a predictor."""
+        ...
+
+    def read(self, response: ParsedResponse) -> Reading | None:
+        """What an answer says; None where it cannot be read."""
+        ...
+
+    def truth(self, reference: Reference) -> Reading:
+        """The right reading."""
+        ...
+
+    def describe_truth(self, reference: Reference) -> str:
+        """The right answer, for a person who reads a wrong one."""
+        ...
+
+    def is_right(self, readings: Sequence[Reading | None], reference: Reference) -> np.ndarray:
+        """Which of several answers about one clip are right. bool [G]"""
+        ...
+
+    # --- what is measured
+
+    def contributions(
+        self, readings: Sequence[Reading | None], references: Sequence[Reference]
+    ) -> Mapping[str, np.ndarray]:
+        """What each answer adds to each figure, by the figure's name. float64 [N] each
+
+        Args:
+            readings: N readings; what could not be read is wrong.
+            references: Of their clips, in the same order.
+        """
+        ...
+
+    def histograms(self, references: Sequence[Reference]) -> dict[str, list[int]]:
+        """Numbers whose distribution over clips is worth a curve, by name; may be empty."""
+        ...
+
+    def cell_means(self, reading: Reading | None, reference: Reference) -> dict[str, float]:
+        """Columns of the broken-down table beside the figures; NaN is left out of their means."""
+        ...
+
+
+def labels_of(clips: Iterable[Clip], task: Task) -> dict[str, Reference]:
+    """What a task's rewards and scoring know about each clip, by its id."""
+    return {clip.id: task.reference(clip) for clip in clips}
+
+
+def step_accuracy(
+    readings: Sequence[Reading | None], references: Sequence[Reference], task: Task
+) -> dict[str, float]:
+    """How right the answers of a training step were, by figure; empty without answers."""
+    if not readings:
+        return {}
+    values = task.contributions(readings, references)
+    return {
+        figure.name: float(reduce_figures(values[figure.name][:, None], (figure,))[0])
+        for figure in task.figures
+        if figure.is_of_step
+    }
+
+
+def reduce_figures(values: np.ndarray, figures: Sequence[FigureSpec]) -> np.ndarray:
+    """Figures of answers: contributions [..., N, F] -> [..., F]."""
+    means = values.mean(axis=-2)
+    roots = [i for i, figure in enumerate(figures) if figure.kind == "root_mean"]
+    means[..., roots] = np.sqrt(means[..., roots])
+    return means

@@ -1,0 +1,18 @@
+"""What a clip's labels say of the right answer, as rewards and scoring know it."""
+
+from data_prep.schema import Clip
+from rewards.reference import Reference, usable_cycles
+
+
+def reference_of(clip: Clip) -> Reference:
+    """The labels of a clip, vetted: marks that disagree with the count are no evidence of either.
+
+    The one place where marks are left out. What belongs to a single answer (question, tokens) is
+    filled in by whoever scores it.
+    """
+    return Reference(
+        count=clip.count,
+        cycles=usable_cycles(clip.count, clip.cycles)[0],
+        duration_s=clip.duration_s,
+        label=clip.action if clip.action.strip() else None,
+    )
