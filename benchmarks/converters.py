@@ -83,7 +83,7 @@ def write_table(path: Path, number: int, name: Callable[[int], str]) -> Path:
         for i in range(number):
             bounds = sorted(draw.sample(range(NUM_FRAMES), draw.randint(2, 32)))
             marks = [mark for pair in pairwise(bounds) for mark in pair]
-            cells = [i, "squat", name(i), len(bounds) - 1, *marks]
+            cells = [i, f"squat {i}", name(i), len(bounds) - 1, *marks]
             writer.writerow(cells + [""] * (len(COLUMNS) - len(cells)))
     return path
 
@@ -95,7 +95,7 @@ def bare(path: Path, out: Path) -> None:
 
 
 def converted(path: Path, videos: Path, out: Path, num_rows: int) -> None:
-    layout = TableFormat(columns={"video": "name"}, marks="L", unit="frames")
+    layout = TableFormat(columns={"video": "name", "action": "type"}, marks="L", unit="frames")
     summary = convert(table([path], layout=layout), videos=videos, out=out)
     assert summary.num_written == num_rows, summary
 

@@ -1,6 +1,7 @@
 """From an annotation to a clip: seconds of the video, marks in order and inside the clip."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from data_prep.converters.annotation import Annotation
@@ -56,6 +57,16 @@ def to_clip(annotation: Annotation, found: Probe, *, dataset: str, video: str) -
         times_source=clock.source,
         flags=tuple(dict.fromkeys(flags)),
     )
+
+
+def with_count(clip: Clip, count: int) -> Clip:
+    """A clip with a count that other rows contradict, and with the flags of that."""
+    flags = [flag for flag in clip.flags if flag not in ("count_zero", "count_differs_from_cycles")]
+    if count == 0:
+        flags.append("count_zero")
+    if clip.cycles is not None and len(clip.cycles) != count:
+        flags.append("count_differs_from_cycles")
+    return replace(clip, count=count, flags=(*flags, "conflicting_counts"))
 
 
 class _Clock:

@@ -1,11 +1,13 @@
 """A conversion, the same for every set: from the rows of annotation files to `clips.jsonl`.
 
-    Source.records ──► Source.parse ──► Annotation ──► to_clip ──► clips.jsonl
-     (a file's rows)    (the set's own     │             (video's header, seconds)
-                         columns)          └─ BadRowError ──► rejected.jsonl, with its reason
+    Source.records ──► Source.parse ──► Annotation ──► to_clip ──► SameClips ──► clips.jsonl
+     (a file's rows)    (the set's own     │          (video's header,    │ (other rows)
+                         columns)          │              seconds)        │
+                                           └───────── BadRowError ────────┴──► rejected.jsonl
 
-A set's own file holds nothing but its columns, units and conventions. Rows are read, converted and
-written one at a time; ids are remembered on disk, so that a larger table needs no more memory.
+A set's own file holds nothing but its columns, units and conventions. Rows are read and converted
+one at a time and kept on disk; when the last is read, they are compared with each other and
+written. A larger table needs no more memory.
 
 A row that cannot be used is rejected with one of `REASONS`; a row that can be used but is not what
 it should be is written with one or more of `FLAGS`. Rows read = rows written + rows rejected.
@@ -14,22 +16,24 @@ it should be is written with one or more of `FLAGS`. Rows read = rows written + 
 import json
 import math
 import os
+import pickle
 import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.converters.annotation import Source
-from data_prep.converters.clips import to_clip
+from data_prep.converters.clips import to_clip, with_count
 from data_prep.converters.remarks import REASONS
 from data_prep.converters.rows import BadRowError, Record
+from data_prep.converters.same_clips import Conflicts, SameClips, Verdict
 from data_prep.converters.videos import VideoFolder
 from data_prep.files import DataError, write_lines
-from data_prep.schema import Clip
+from data_prep.schema import Clip, parse_clip
 from data_prep.strata import BINS, stratum_of
 
 _MAX_VALUE = 200  # characters of a value that a rejected row keeps
@@ -89,6 +93,7 @@ def convert(
     videos: str | Path,
     out: str | Path,
     allow_missing: bool = False,
+    conflicts: Conflicts = "drop",
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Convert a set: `clips.jsonl`, `rejected.jsonl` and `summary.json` in the folder `out`.
@@ -101,6 +106,7 @@ def convert(
         videos: The folder that the rows' paths are relative to.
         out: The folder to write to.
         allow_missing: Reject the rows whose video is missing and go on.
+        conflicts: What becomes of rows of one clip with different counts: `SameClips`.
         progress: Called with (position, size) of the source as rows are done.
 
     Raises:
@@ -110,7 +116,10 @@ def convert(
     """
     out = Path(out)
     with closing(_Conversion(source, VideoFolder(videos), out, progress)) as conversion:
-        write_lines(out / "clips.jsonl", conversion.clip_lines(allow_missing=allow_missing))
+        write_lines(
+            out / "clips.jsonl",
+            conversion.clip_lines(allow_missing=allow_missing, conflicts=conflicts),
+        )
         write_lines(out / "rejected.jsonl", conversion.rejected_lines())
         write_lines(out / "summary.json", [conversion.summary.to_json()])
         return conversion.summary
@@ -132,26 +141,22 @@ class _Conversion:
         self._out = out
         self._front = _as_written(videos.root, out)
         self._progress = progress
-        self._ids = _SeenNames()
+        self._num_without_video = 0
+        self._same = SameClips()
         self._missing = _SeenNames()
+        self._rows = tempfile.TemporaryFile()  # noqa: SIM115
         self._rejected = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115
 
     def close(self) -> None:
         self._rejected.close()
-        self._ids.close()
+        self._rows.close()
+        self._same.close()
         self._missing.close()
 
-    def clip_lines(self, *, allow_missing: bool) -> Iterator[str]:
+    def clip_lines(self, *, allow_missing: bool, conflicts: Conflicts) -> Iterator[str]:
         """Lines of `clips.jsonl`; what is rejected is kept for `rejected_lines`."""
         for record in self._source.records:
-            self.summary.num_read += 1
-            try:
-                clip, line = self._clip(record)
-            except BadRowError as error:
-                self._reject(record, error)
-            else:
-                self._count(clip)
-                yield line
+            self._read(record)
             if self._progress is not None:
                 self._progress(record.position, self._source.size)
         if not self.summary.num_read:
@@ -159,6 +164,20 @@ class _Conversion:
         self._list_missing()
         if self.summary.num_missing_videos and not allow_missing:
             raise MissingVideosError(self._missing_message())
+        self._same.decide(conflicts)
+        self._rows.seek(0)
+        verdicts = self._same.verdicts()
+        verdict = next(verdicts, None)
+        for number in range(self.summary.num_read):
+            row: _Row = pickle.load(self._rows)
+            if verdict is not None and verdict.number == number:
+                row = _with_verdict(row, verdict)
+                verdict = next(verdicts, None)
+            if row.problem is None:
+                self._count(row.facts)
+                yield row.line
+            else:
+                self._reject(row, row.problem)
 
     def rejected_lines(self) -> Iterator[str]:
         """Lines of `rejected.jsonl`, in the order of the rows."""
@@ -166,7 +185,24 @@ class _Conversion:
         for line in self._rejected:
             yield line.rstrip("\n")
 
-    def _clip(self, record: Record) -> tuple[Clip, str]:
+    def _read(self, record: Record) -> None:
+        """Convert a row and put it aside."""
+        values = dict(record.values)
+        try:
+            clip, line, video = self._clip(record)
+        except BadRowError as error:
+            problem = (error.reason, error.detail)
+            row = _Row("", _NO_FACTS, problem, record.source, record.row, values)
+            if error.reason == "missing_video":
+                self._missing.add(error.video)
+                self._num_without_video += 1
+        else:
+            self._same.add(self.summary.num_read, f"{record.source}:{record.row}", clip, video)
+            row = _Row(line, _facts(clip), None, record.source, record.row, values)
+        pickle.dump(row, self._rows)
+        self.summary.num_read += 1
+
+    def _clip(self, record: Record) -> tuple[Clip, str, str]:
         if record.problem is not None:
             raise record.problem
         annotation = self._source.parse(record)
@@ -177,35 +213,31 @@ class _Conversion:
             dataset=self._source.dataset,
             video=os.path.normpath(f"{self._front}/{video}"),
         )
-        line = _as_line(clip)
-        if not self._ids.add(clip.id):
-            raise BadRowError("duplicate_id", f"id={clip.id!r} was used by an earlier row")
-        return clip, line
+        return clip, _as_line(clip), os.path.normpath(video)
 
-    def _count(self, clip: Clip) -> None:
+    def _count(self, facts: "_Facts") -> None:
         summary = self.summary
         summary.num_written += 1
-        summary.num_flagged += bool(clip.flags)
-        summary.flags.update(clip.flags)
-        summary.splits[clip.split] += 1
-        summary.counts[stratum_of(clip.count, BINS).name] += 1
-        summary.num_cycles += len(clip.cycles or ())
+        summary.num_flagged += bool(facts.flags)
+        summary.flags.update(facts.flags)
+        summary.splits[facts.split] += 1
+        summary.counts[stratum_of(facts.count, BINS).name] += 1
+        summary.num_cycles += facts.num_cycles
 
-    def _reject(self, record: Record, error: BadRowError) -> None:
-        assert error.reason in REASONS, error.reason
+    def _reject(self, row: "_Row", problem: tuple[str, str]) -> None:
+        reason, detail = problem
+        assert reason in REASONS, reason
         if not self.summary.rejected:
-            self.summary.first_rejected = f"{record.source}:{record.row}: {error}"
-        self.summary.rejected[error.reason] += 1
-        if error.reason == "missing_video":
-            self._missing.add(error.video)
-        row = {
-            "source": record.source,
-            "row": record.row,
-            "reason": error.reason,
-            "detail": error.detail,
-            "values": {key: _kept(value) for key, value in record.values.items()},
+            self.summary.first_rejected = f"{row.source}:{row.row}: {reason}: {detail}"
+        self.summary.rejected[reason] += 1
+        shown = {
+            "source": row.source,
+            "row": row.row,
+            "reason": reason,
+            "detail": detail,
+            "values": {key: _kept(value) for key, value in row.values.items()},
         }
-        self._rejected.write(json.dumps(row, allow_nan=False) + "\n")
+        self._rejected.write(json.dumps(shown, allow_nan=False) + "\n")
 
     def _list_missing(self) -> None:
         self.summary.num_missing_videos = len(self._missing)
@@ -221,11 +253,50 @@ class _Conversion:
         more = ", ..." if number > len(named) else ""
         are = "1 video is" if number == 1 else f"{number} videos are"
         return (
-            f"{are} missing in {self._videos.root} ({self.summary.rejected['missing_video']} of "
+            f"{are} missing in {self._videos.root} ({self._num_without_video} of "
             f"{self.summary.num_read} rows): {', '.join(named)}"
             f"{more}; all are listed in {self._out / 'missing.txt'}; no clips were written; "
             "give --allow-missing to go on without them"
         )
+
+
+class _Facts(NamedTuple):
+    """What the summary counts of a clip."""
+
+    split: str
+    count: int
+    num_cycles: int
+    flags: tuple[str, ...]
+
+
+class _Row(NamedTuple):
+    """A row while it waits for the last one: its clip as a line, or why (reason, detail) not."""
+
+    line: str
+    facts: _Facts
+    problem: tuple[str, str] | None
+    source: str
+    row: int
+    values: dict[str, Any]
+
+
+_NO_FACTS = _Facts("", 0, 0, ())
+
+
+def _facts(clip: Clip) -> _Facts:
+    return _Facts(clip.split, clip.count, len(clip.cycles or ()), clip.flags)
+
+
+def _with_verdict(row: _Row, verdict: Verdict) -> _Row:
+    """The row as the other rows leave it."""
+    if verdict.problem is not None:
+        return row._replace(problem=verdict.problem)
+    clip = parse_clip(json.loads(row.line), row.source)
+    if verdict.id is not None:
+        clip = replace(clip, id=verdict.id)
+    if verdict.count is not None:
+        clip = with_count(clip, verdict.count)
+    return row._replace(line=clip.to_json(), facts=_facts(clip))
 
 
 class _SeenNames:

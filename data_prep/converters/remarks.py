@@ -10,6 +10,7 @@ FLAGS = {
     "overlapping_cycles": "marks overlap and are kept",
     "cycle_outside_clip": "marks reach over the clip's ends; cut to it, or left out if beyond it",
     "clip_outside_video": "the clip reaches over the video's ends and is cut to it",
+    "conflicting_counts": "another row, which was rejected, gave the same clip another count",
     "fps_differs_from_video": "the table's frame rate is not the video's; marks follow the table",
 }
 
@@ -33,7 +34,8 @@ REASONS = {
     "bad_time": "the clip's start or end is not a number of at least 0, or start >= end",
     "outside_video": "the clip lies outside the video",
     "unknown_split": "the split is none of train, validation (val, valid, dev), test",
-    "duplicate_id": "an earlier row has the same id",
+    "duplicate_row": "an earlier row has the same video, window, action and count",
+    "conflicting_counts": "another row gives the same clip another count (--conflicts)",
     "not_utf8": "the row is not UTF-8",
     "bad_line": "the line is not of the file's format",
     "too_many_fields": "the row has more fields than the header",

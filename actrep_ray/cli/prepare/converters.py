@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from actrep_ray.cli.parts import UsageError, add_command, show
 from data_prep.schema import SPLITS
 
+CONFLICTS = ("drop", "first", "mean")  # of data_prep.converters.same_clips, which is slow to load
+
 if TYPE_CHECKING:
     from data_prep.converters.annotation import Source
     from data_prep.converters.conversion import Summary
@@ -174,6 +176,13 @@ def _add_common(parser: argparse.ArgumentParser, metavar: str, what: str) -> Non
         action="store_true",
         help="reject rows whose video is missing, instead of failing",
     )
+    parser.add_argument(
+        "--conflicts",
+        choices=CONFLICTS,
+        default="drop",
+        help="rows that give one clip different counts: drop all of them, keep the first, or keep "
+        "the first with the mean of the counts if that is whole (default: %(default)s)",
+    )
 
 
 # --- the commands
@@ -263,6 +272,7 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
             videos=args.videos,
             out=args.out,
             allow_missing=args.allow_missing,
+            conflicts=args.conflicts,
             progress=lambda done, size: bar.update(task, completed=done, total=size),
         )
     show(_report(summary, args.out))

@@ -154,7 +154,11 @@ CASES = [
     row("truncated video", b"squat,cut.mp4,2", rejected=("unreadable_video",)),
     row("text as video", b"squat,text.mp4,2", rejected=("unreadable_video",)),
     row("playlist as video", b"squat,playlist.mp4,2", rejected=("unreadable_video",)),
-    row("duplicate id", b"squat,ok.mp4,2,30,60,60,120", rejected=("duplicate_id",)),
+    row("the same again", b"squat,ok.mp4,2,30,60,60,120", rejected=("duplicate_row",)),
+    row(
+        "counts that contradict each other", b"squat,ok2.mp4,2\nsquat,ok2.mp4,3",
+        rejected=("conflicting_counts",) * 2,
+    ),
     # --- the frame rate of the table
     *(
         Case(f"fps {fps}", b"name,count,fps\nok.mp4,2,%s\n" % fps.encode(), rejected=("bad_fps",))
@@ -298,7 +302,8 @@ def test_there_are_more_than_forty_and_every_reason_and_flag_is_among_them() -> 
     assert len({case.name for case in CASES}) == len(CASES)
     assert {reason for case in CASES for reason in case.rejected} == set(REASONS)
     assert {flag for case in CASES for flag in case.flags} == set(FLAGS) - {
-        "fps_differs_from_video"  # see test_sets
+        "fps_differs_from_video",  # see test_sets
+        "conflicting_counts",  # see test_same_clips
     }
 
 
