@@ -221,7 +221,7 @@ class _Conversion:
         summary.num_flagged += bool(facts.flags)
         summary.flags.update(facts.flags)
         summary.splits[facts.split] += 1
-        summary.counts[stratum_of(facts.count, BINS).name] += 1
+        summary.counts[stratum_of(facts.num_repetitions, BINS).name] += 1
         summary.num_cycles += facts.num_cycles
 
     def _reject(self, row: "_Row", problem: tuple[str, str]) -> None:
@@ -264,7 +264,7 @@ class _Facts(NamedTuple):
     """What the summary counts of a clip."""
 
     split: str
-    count: int
+    num_repetitions: int
     num_cycles: int
     flags: tuple[str, ...]
 

@@ -20,7 +20,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from data_prep.converters.values import without_suffix
 from data_prep.schema import Clip
@@ -74,7 +74,8 @@ class Verdict:
     id: str | None
 
 
-class _Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Row:
     number: int
     place: str
     split: str
