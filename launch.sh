@@ -16,6 +16,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
 
   setup [--cpu|--gpu]      make .venv from the lock file (GPU when nvidia-smi finds one); a second
                            call is instant until a lock file or pyproject.toml changes
+  check [PYTEST ARGS]      what the pre-commit hook runs: ruff, mypy on what changed, import-linter and
+                           the unit tests in parallel, without those marked slow or lengthy
   test [PYTEST ARGS]       set up, then ruff, mypy, import-linter and the tests that are not slow
   test-slow [PYTEST ARGS]  set up, then the tests marked slow
   quickstart [ARGS]        set up, then `actrep quickstart`: from nothing to a model that counts
@@ -215,14 +217,27 @@ report_checks() {
     say "all checks passed"
 }
 
-command_test() {
-    command_setup
+# mypy reads again only what changed since its last run (.mypy_cache).
+check_sources() {
     check "ruff check" "$VENV/bin/ruff" check --quiet .
     check "ruff format" "$VENV/bin/ruff" format --check --quiet .
-    check "shellcheck" "$VENV/bin/shellcheck" launch.sh .ci/run
-    check "hadolint" "$VENV/bin/hadolint" docker/Dockerfile
+    check "shellcheck" "$VENV/bin/shellcheck" launch.sh .ci/run .githooks/pre-commit
     check "import-linter" "$VENV/bin/lint-imports" --no-cache
     check "mypy" "$VENV/bin/mypy"
+}
+
+command_check() {
+    command_setup
+    check_sources
+    check "pytest (quick)" "$VENV/bin/python" -m pytest tests/unit --quiet \
+        --numprocesses logical -m "not slow and not lengthy" "$@"
+    report_checks
+}
+
+command_test() {
+    command_setup
+    check_sources
+    check "hadolint" "$VENV/bin/hadolint" docker/Dockerfile
     check "pytest" "$VENV/bin/python" -m pytest -m "not slow" "$@"
     report_checks
 }
@@ -302,6 +317,7 @@ main() {
     (($#)) && shift
     case "$name" in
         setup) command_setup "$@" ;;
+        check) command_check "$@" ;;
         test) command_test "$@" ;;
         test-slow) command_test_slow "$@" ;;
         quickstart) command_quickstart "$@" ;;

@@ -58,6 +58,7 @@ TYPED = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
 INSIDE = "def later() -> None:\n    "
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("path", "line", "contract"),
     [

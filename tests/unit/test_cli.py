@@ -176,6 +176,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["report", "runs/nothing"])
 
 
+@pytest.mark.lengthy
 def test_what_cannot_be_read_or_written_is_one_line(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +295,7 @@ def test_count_refuses_what_is_no_video(
     assert "not a model checkpoint" in message
 
 
+@pytest.mark.lengthy
 def test_prepare_validate_and_cot_write_what_they_say(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def test_the_first_phrasing_is_the_one_that_small_models_know() -> None:
     assert wording("arm_rotation") == ("A person turns one arm.", "one full turn of the arm")
 
 
+@pytest.mark.lengthy
 @given(clip=clips(), variety=st.integers(1, MAX_VARIETY), seed=st.integers(0, 5))
 @settings(deadline=None, max_examples=150)
 def test_every_answer_earns_the_full_reward_and_names_no_other_number(
@@ -110,6 +111,7 @@ def test_every_answer_earns_the_full_reward_and_names_no_other_number(
     assert clip.count > 20 or not re.search(r"^rep\d+-", text, re.M)  # long lists in groups
 
 
+@pytest.mark.lengthy
 def test_variety_draws_by_id_and_seed_from_every_phrasing() -> None:
     def texts(variety: int, seed: int = 0) -> list[str]:
         return [

@@ -240,6 +240,7 @@ def test_no_difference_to_oneself() -> None:
     assert all(interval == Interval(0.0, 0.0, 0.0) for interval in changed.values())
 
 
+@pytest.mark.lengthy
 @given(
     st.lists(
         st.tuples(st.integers(0, 80), st.none() | st.integers(0, 200)), min_size=1, max_size=20

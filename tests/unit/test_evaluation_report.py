@@ -24,6 +24,8 @@ from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip, write_clips
 from data_prep.video_writer import encode_mp4
 
+pytestmark = pytest.mark.lengthy
+
 TASK = load_task("counting")
 FPS, NUM_FRAMES, SIZE = 10, 80, 64
 

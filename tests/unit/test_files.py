@@ -37,6 +37,12 @@ def start_process(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+def run_process(code: str, *arguments: object) -> int:
+    """Run code to its end in a process of its own; its exit code."""
+    with start_process(code, *arguments) as process:
+        return process.wait()
+
+
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
@@ -251,6 +257,7 @@ while True:
 """
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("code", [WRITE_FILES, WRITE_FOLDERS], ids=["file", "folder"])
 def test_a_kill_at_any_time_leaves_nothing_half_written(code: str, tmp_path: Path) -> None:
     path, rng = tmp_path / "it", random.Random(0)
@@ -261,7 +268,7 @@ def test_a_kill_at_any_time_leaves_nothing_half_written(code: str, tmp_path: Pat
         writer.stdout.readline()
         time.sleep(0.02 + 0.1 * rng.random())
         writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        writer.communicate()
         if path.is_file():
             lines = path.read_text().splitlines()
             assert (len(lines), len(set(lines))) == (2000, 1)
@@ -272,8 +279,7 @@ def test_a_kill_at_any_time_leaves_nothing_half_written(code: str, tmp_path: Pat
         num_left = max(num_left, len(names(tmp_path)) - path.exists())
         assert num_left <= 2  # of the last one killed, and no other
     assert num_left > 0  # one was killed in mid-write
-    writer = start_process(code.replace("while True:", "for _ in range(1):"), path)
-    assert writer.wait() == 0
+    assert run_process(code.replace("while True:", "for _ in range(1):"), path) == 0
     assert names(tmp_path) == ["it"]
 
 
@@ -285,13 +291,13 @@ with files.replacing(sys.argv[1]) as partial:
 
 
 def test_what_the_living_write_is_left_alone(tmp_path: Path) -> None:
-    assert start_process(DIE_IN_MID_WRITE, tmp_path / "a").wait() == -signal.SIGKILL
+    assert run_process(DIE_IN_MID_WRITE, tmp_path / "a") == -signal.SIGKILL
     (left,) = names(tmp_path)
     (tmp_path / left.replace(f".{os.uname().nodename}.", ".elsewhere.")).touch()
     with replacing(tmp_path / "b") as partial:
         partial.touch()
         code = "files.write_lines(sys.argv[1], ['c'])"
-        assert start_process(code, tmp_path / "c").wait() == 0
+        assert run_process(code, tmp_path / "c") == 0
         assert partial.exists()
         assert left not in names(tmp_path)
     others = [name for name in names(tmp_path) if name not in ("b", "c")]
@@ -306,6 +312,7 @@ while True:
 """
 
 
+@pytest.mark.lengthy
 def test_a_file_grows_by_whole_lines_whoever_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for _ in range(6):
@@ -314,7 +321,7 @@ def test_a_file_grows_by_whole_lines_whoever_is_killed(tmp_path: Path) -> None:
         writer.stdout.readline()
         time.sleep(0.05)
         writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        writer.communicate()
         with path.open("ab") as file:
             file.write(b'{"key": "torn')
     with AppendedLines(path):
@@ -354,7 +361,7 @@ def test_a_wait_ends_and_says_what_for(tmp_path: Path) -> None:
         pass
     assert 0.2 <= time.monotonic() - began < 5
     holder.kill()
-    holder.wait()
+    holder.communicate()
     with locked(path, timeout_s=10.0, waits_for="a dead process"):  # freed by the kernel
         pass
     assert names(path.parent) == []
@@ -394,6 +401,8 @@ def test_a_lock_holds_though_its_file_comes_and_goes(tmp_path: Path) -> None:
     path = tmp_path / "number"
     path.write_text("0")
     workers = [start_process(COUNT, path) for _ in range(4)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * 4
+    for worker in workers:
+        worker.communicate(timeout=120)
+        assert worker.returncode == 0
     assert path.read_text() == "200"
     assert names(tmp_path) == ["number"]

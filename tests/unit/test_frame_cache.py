@@ -112,6 +112,7 @@ def start_process(code: str, folder: Path, plans: list[FramePlan]) -> subprocess
     )
 
 
+@pytest.mark.lengthy
 def test_processes_share_the_work(plan: FramePlan, tmp_path: Path) -> None:
     plans = [shorter(plan, n) for n in (4, 5, 6, 7)]
     workers = [start_process(DECODE_MANY, tmp_path, plans) for _ in range(3)]
@@ -120,10 +121,12 @@ def test_processes_share_the_work(plan: FramePlan, tmp_path: Path) -> None:
     assert [sums for _, sums in seen] == [[int(read_frames(one).sum()) for one in plans]] * 3
 
 
+@pytest.mark.lengthy
 def test_a_kill_in_mid_write_blocks_nobody_and_is_cleaned_up(
     plan: FramePlan, tmp_path: Path
 ) -> None:
-    assert start_process(DIE_IN_MID_WRITE, tmp_path, [plan]).wait(timeout=120) == -signal.SIGKILL
+    with start_process(DIE_IN_MID_WRITE, tmp_path, [plan]) as writer:
+        assert writer.wait(timeout=120) == -signal.SIGKILL
     assert names(tmp_path) == set()
     assert len(names(tmp_path, ".partial")) == 1
     frames = FrameCache(tmp_path, 1).get(plan)  # also removes what the dead left behind

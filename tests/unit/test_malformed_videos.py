@@ -23,6 +23,8 @@ from data_prep.validation.validate import Decoding, validate_file
 from data_prep.validation.view import View
 from data_prep.video import VideoError, clip_of_video, plan_frames, read_frames
 
+pytestmark = pytest.mark.lengthy
+
 FPS, NUM_FRAMES = 30, 60
 VIEW = View(
     fps=4.0,

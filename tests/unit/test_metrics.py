@@ -25,7 +25,7 @@ def test_one_json_object_a_step(tmp_path: Path) -> None:
             with logger.timer("rollout"):
                 pass
             logger.log(step, {"reward/mean": np.float32(0.5), "dropped/groups": step})
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[1]["dropped/groups"] == 2.0
     assert rows[0]["reward/mean"] == 0.5
@@ -87,7 +87,9 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
         (3, 0.3),
         (4, 9.0),
     ]
-    texts = [json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").open()]
+    texts = [
+        json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").read_text().splitlines()
+    ]
     assert texts == ["answer 1", "answer 2", "answer 3"]
     events = read_board(tmp_path).Scalars("reward/mean")
     assert [(e.step, round(e.value, 3)) for e in events] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 9.0)]

@@ -61,6 +61,7 @@ def test_time_steps_are_multiplied_before_they_are_cut_to_integers() -> None:
     assert following == 5
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["Qwen3-VL-2B-Instruct", "Qwen2.5-VL-3B-Instruct"])
 def test_random_weights_read_the_patches_of_the_published_model(name: str, tmp_path: Path) -> None:
     config = find_config(name)[1]

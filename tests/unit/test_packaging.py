@@ -13,6 +13,8 @@ import pytest
 
 from actrep_ray.torchvision_hook import PTH_LINE, PTH_NAME
 
+pytestmark = pytest.mark.lengthy
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("actrep_ray", "data_prep", "rewards")
 BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE")

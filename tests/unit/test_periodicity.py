@@ -152,6 +152,7 @@ def test_a_clip_of_a_few_frames(num_frames: int) -> None:
     assert find(seen(np.linspace(0.0, 1.0, num_frames))).count == 0
 
 
+@pytest.mark.lengthy
 @settings(max_examples=25, deadline=None)
 @given(
     period=st.floats(0.6, 2.4),
@@ -320,6 +321,7 @@ def clips(data: Path) -> list[Clip]:
     return list(read_clips(data))
 
 
+@pytest.mark.lengthy
 def test_rendered_clips_are_counted_without_their_labels(clips: list[Clip]) -> None:
     predictions = predict_periodicity(clips, num_processes=1)
     errors = [abs((p.count or 0) - c.count) for p, c in zip(predictions, clips, strict=True)]
@@ -334,6 +336,7 @@ def test_rendered_clips_are_counted_without_their_labels(clips: list[Clip]) -> N
     assert detect_cycles(wrong).cycles == detect_cycles(clips[0]).cycles
 
 
+@pytest.mark.lengthy
 def test_proposed_cycles_are_kept_where_they_agree_with_the_count(clips: list[Clip]) -> None:
     clip = next(c for c in clips if c.count >= 3 and detect_cycles(c).count == c.count)
     unmarked = replace(clip, cycles=None, cycles_source=None)
@@ -365,6 +368,7 @@ def test_a_missing_video_is_named(clips: list[Clip]) -> None:
         detect_cycles(replace(clips[0], video="gone.mp4"))
 
 
+@pytest.mark.lengthy
 def test_the_picture(tmp_path: Path) -> None:
     found = find(seen(course(in_a_row(0.5, [1.0] * 5), 6.5)))
     path = tmp_path / "folder" / "picture.png"
@@ -374,6 +378,7 @@ def test_the_picture(tmp_path: Path) -> None:
     plot_detection(find(np.ones((30, 5))), path, title="still")
 
 
+@pytest.mark.lengthy
 def test_count_on_the_command_line(
     clips: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +397,7 @@ def test_count_on_the_command_line(
     assert "--plot /dev/null/a.png" in capsys.readouterr().err
 
 
+@pytest.mark.lengthy
 def test_a_model_is_cross_checked(clips: list[Clip], tmp_path: Path) -> None:
     clip = clips[0]
     found = detect_cycles(clip)
@@ -410,6 +416,7 @@ def test_a_model_is_cross_checked(clips: list[Clip], tmp_path: Path) -> None:
     assert cross_check(clip, replace(same, cycles=()), args)["agreement"] == 0.0
 
 
+@pytest.mark.lengthy
 def test_evaluate_on_the_command_line(
     clips: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -421,6 +428,9 @@ def test_evaluate_on_the_command_line(
     assert "periodicity" in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["num_clips"] == 4
-    rows = [json.loads(line) for line in (out / "predictions-periodicity.jsonl").open()]
+    rows = [
+        json.loads(line)
+        for line in (out / "predictions-periodicity.jsonl").read_text().splitlines()
+    ]
     assert [row["clip_id"] for row in rows] == [clip.id for clip in few]
     assert (out / "report" / "report.html").is_file()

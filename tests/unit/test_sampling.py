@@ -273,6 +273,7 @@ def test_crops_cover_every_count_of_the_stratum_and_all_places() -> None:
     assert len({round((c.start_s - clip.start_s) / 1.5) for c in crops}) > 8
 
 
+@pytest.mark.lengthy
 def test_crops_serve_strata_that_no_clip_lies_in_and_count_zero() -> None:
     clips = make_clips({50: 10})
     config = SamplingConfig(crop_probability=0.5, zero_crops=True)

@@ -48,6 +48,7 @@ def test_versions_distinguish_absent_from_installed() -> None:
     assert installed_version("a-package-nobody-installed") is None
 
 
+@pytest.mark.lengthy
 def test_examine_finds_a_machine_that_can_train() -> None:
     """In its own process: it imports vLLM and DeepSpeed, which reconfigure logging."""
     code = """

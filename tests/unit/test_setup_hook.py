@@ -64,6 +64,7 @@ print(importlib.util.find_spec("torchvision") is not None, "torch" in sys.module
     assert _run_fresh(code) == "True False"
 
 
+@pytest.mark.lengthy
 def test_fresh_process_resizes_a_video_with_a_qwen_processor() -> None:
     """4 frames of 56 x 84: patches of 2 x 16 x 16 after rounding to multiples of 32 (64 x 96)."""
     code = """
@@ -78,6 +79,7 @@ print(out["video_grid_thw"].tolist(), tuple(out["pixel_values_videos"].shape))
     assert _run_fresh(code) == "[[2, 4, 6]] (48, 1536)"
 
 
+@pytest.mark.lengthy
 def test_spawned_child_imports_torchvision(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(

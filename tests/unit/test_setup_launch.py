@@ -1,7 +1,9 @@
 """launch.sh from outside, and the lock files: what they pin and what they must not contain."""
 
+import hashlib
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -26,7 +28,7 @@ def _launch(*arguments: str, address: str = "") -> subprocess.CompletedProcess[s
 def test_help_names_every_command() -> None:
     run = _launch("help")
     assert run.returncode == 0
-    for command in ("setup", "test", "test-slow", "quickstart", "submit", "lock", "help"):
+    for command in ("setup", "check", "test", "test-slow", "quickstart", "submit", "lock", "help"):
         assert re.search(rf"^  {command}\b", run.stdout, re.MULTILINE), command
 
 
@@ -76,6 +78,91 @@ def test_the_recipe_s_stage_chooses_the_command() -> None:
         assert run.returncode == 0, run.stderr
         expected = "sft" if stage and stage[1] == "sft" else "train"
         assert shlex.split(run.stdout)[-2:] == [expected, str(path.relative_to(ROOT))]
+
+
+# --- checks, with stand-ins for the tools
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone that is set up: its tools note how they are called, and fail if FAILS names them."""
+    for name in ("launch.sh", "pyproject.toml", "requirements/cpu.txt", ".githooks/pre-commit",
+                 "actrep_ray/torchvision_hook.py"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    for name in ("ruff", "mypy", "lint-imports", "shellcheck", "hadolint", "python"):
+        note = f'echo "{name} $*" >> "{tmp_path}/calls"'
+        knows = 'case "$*" in *version_info*) exit 0 ;; esac' if name == "python" else ""
+        tool = tools / name
+        tool.write_text(f'#!/bin/sh\n{knows}\n{note}\n[ "$FAILS" != {name} ]\n')
+        tool.chmod(0o755)
+    depends = ("requirements/cpu.txt", "pyproject.toml", "actrep_ray/torchvision_hook.py")
+    content = b"".join((tmp_path / name).read_bytes() for name in depends)
+    stamp = f"cpu\n{tmp_path}\n{hashlib.sha256(content).hexdigest()}  -\n"
+    (tmp_path / ".venv/.setup-stamp").write_text(stamp)
+    return tmp_path
+
+
+def _in_clone(
+    clone: Path, command: list[str], fails: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(clone), "FAILS": fails}
+    return subprocess.run(
+        command, cwd=clone, capture_output=True, text=True, check=False, timeout=60,
+        env=environment | variables,
+    )  # fmt: skip
+
+
+def test_check_leaves_out_what_is_lengthy_and_test_does_not(clone: Path) -> None:
+    for command in ("check", "test"):
+        run = _in_clone(clone, ["./launch.sh", command])
+        assert run.returncode == 0, run.stderr
+        assert "all checks passed" in run.stdout
+        calls = (clone / "calls").read_text().splitlines()
+        (clone / "calls").unlink()
+        for tool in ("ruff check", "ruff format --check", "mypy", "lint-imports", "shellcheck"):
+            assert any(call.startswith(tool) for call in calls), (command, tool)
+        (pytest_call,) = (call for call in calls if call.startswith("python -m pytest"))
+        if command == "check":
+            assert pytest_call.startswith("python -m pytest tests/unit ")
+            assert pytest_call.endswith(" -m not slow and not lengthy")
+        else:
+            assert pytest_call == "python -m pytest -m not slow"
+
+
+@pytest.mark.parametrize("tool", ["ruff", "mypy", "lint-imports", "python"])
+def test_one_failed_check_fails_and_the_others_still_run(clone: Path, tool: str) -> None:
+    run = _in_clone(clone, ["./launch.sh", "check"], fails=tool)
+    assert run.returncode == 1
+    assert "failed: " in run.stderr
+    called = {call.split()[0] for call in (clone / "calls").read_text().splitlines()}
+    assert called == {"ruff", "mypy", "lint-imports", "shellcheck", "python"}
+
+
+def test_the_hook_refuses_a_commit_that_fails(clone: Path) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.example"]
+    for arguments in (["init", "-q"], ["config", "core.hooksPath", ".githooks"],
+                      ["add", "launch.sh"]):  # fmt: skip
+        assert _in_clone(clone, ["git", *arguments]).returncode == 0
+    refused = _in_clone(clone, [*git, "commit", "-qm", "x"], fails="mypy")
+    assert refused.returncode == 1
+    assert "failed: mypy" in refused.stderr
+    accepted = _in_clone(clone, [*git, "commit", "-qm", "x"])
+    assert accepted.returncode == 0, accepted.stderr
+
+
+def test_the_hook_hides_the_repository_from_what_it_runs(clone: Path) -> None:
+    """A test that runs git in a folder of its own would else write to the index of the commit."""
+    (clone / "launch.sh").write_text('#!/bin/sh\necho "${GIT_INDEX_FILE-unset} ${GIT_DIR-unset}"\n')
+    assert _in_clone(clone, ["git", "init", "-q"]).returncode == 0
+    variables = {"GIT_INDEX_FILE": str(clone / "index"), "GIT_DIR": str(clone / ".git")}
+    run = _in_clone(clone, [".githooks/pre-commit"], **variables)
+    assert (run.returncode, run.stdout) == (0, "unset unset\n"), run.stderr
+
+
+# --- the lock files
 
 
 def _lock(name: str) -> dict[str, str]:

@@ -29,6 +29,8 @@ from data_prep.teachers.prompt import prompt_for, says_that_it_was_told
 from data_prep.teachers.settings import ApiSettings
 from data_prep.video_writer import encode_mp4
 
+pytestmark = pytest.mark.lengthy
+
 SERVER = Path(__file__).with_name("teacher_server.py")
 SECRET = "sk-do-not-write-me-4711"
 MakeClip = Callable[..., Clip]
@@ -61,7 +63,7 @@ class Server:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
     def times(self, event: str, action: str = "") -> list[float]:
         rows = [line.split("\t") for line in self.log.read_text().splitlines()]

@@ -142,6 +142,7 @@ def parse(record: Record) -> Annotation:
     )  # fmt: skip
 
 
+@pytest.mark.lengthy
 def test_a_longer_table_needs_no_more_memory(folder: Path) -> None:
     peaks = []
     for number in (600, 600, 3_000):  # the first fills caches
@@ -177,6 +178,7 @@ def test_rows_are_written_as_they_are_read(folder: Path) -> None:
     assert done == list(range(100))
 
 
+@pytest.mark.lengthy
 def test_the_progress_of_a_table_ends_at_its_size(folder: Path) -> None:
     lines = "".join(f"squat,a.mp4,{i},30,60,,\n" for i in range(1500))
     (folder / "train.csv").write_text(TABLE + lines)

@@ -120,6 +120,7 @@ CATALOGUE: dict[str, Callable[[int, Cycles, float], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("is_marked", [True, False], ids=["marked", "unmarked"])
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_no_degenerate_answer_out_scores_an_honest_off_by_one(name: str, is_marked: bool) -> None:

@@ -78,6 +78,7 @@ REFERENCES = (
 BOUNDS = {name: (-1.0, 0.0) if name in PENALTIES else (0.0, 1.0) for name in REWARDS}
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("shard", range(NUM_SHARDS))
 def test_every_text_has_a_result_and_every_reward_its_range(
     response_of: Callable[[ParsedResponse], Response], shard: int

@@ -19,6 +19,8 @@ from data_prep.video.process import Answer, DecodingProcess, Failure
 from tests.unit.video import jobs
 from tests.unit.video.coded import Kind, write_coded
 
+pytestmark = pytest.mark.lengthy
+
 Start = Callable[[Callable[[Any], Any]], DecodingProcess]
 
 
@@ -108,7 +110,7 @@ def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
         assert time.monotonic() < until
         time.sleep(0.05)
     parent.kill()
-    parent.wait()
+    parent.communicate()
     while Path(f"/proc/{pid}").exists() and "Z" not in _state(pid):
         assert time.monotonic() < until, "the decoding process outlived its parent"
         time.sleep(0.05)
