@@ -31,7 +31,7 @@ from data_prep.partial_files import partial_of
 from data_prep.strict_json import JsonError, parse_json
 
 _BOM = b"\xef\xbb\xbf"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
 _POLL_S = 0.02
 
@@ -112,12 +112,13 @@ class JsonRow:
     values: dict[str, Any]
 
 
-def open_file(path: str | Path, expected: str) -> BufferedReader:
+def open_file(path: str | Path, expected: str, *, allows_utf16: bool = False) -> BufferedReader:
     """Open a file of UTF-8 text for reading bytes.
 
     Args:
         path: The file.
         expected: What it should be, for the message where it is not there.
+        allows_utf16: Whether it may begin with one of `UTF16_MARKS`.
 
     Raises:
         DataError: if there is no such file, it is no file, it may not be read, or it is UTF-16.
@@ -135,7 +136,7 @@ def open_file(path: str | Path, expected: str) -> BufferedReader:
     if file is None:
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise DataError(f"{path}: is {kind}, expected {expected}")
-    if file.peek(2)[:2] in _UTF16:
+    if not allows_utf16 and file.peek(2)[:2] in UTF16_MARKS:
         file.close()
         raise DataError(f"{path}: is UTF-16, expected UTF-8")
     return file

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.converters.annotation import Annotation, Source
-from data_prep.converters.rows import Record, read_json_lines, read_table, size_of
+from data_prep.converters.csv_rows import Columns, read_table
+from data_prep.converters.rows import Record, read_json_lines, size_of
 from data_prep.converters.values import (
     action_name,
     count_of,
@@ -38,7 +39,8 @@ def actrep(paths: Sequence[Path], *, split: str | None = None) -> Source:
         for path, start in zip(paths, starts, strict=False):
             if path.suffix.lower() == ".csv":
                 required = ("video_id", "count|gt_count", *(() if split else ("split",)))
-                yield from read_table(path, required=required, split=split or "", before=start)
+                columns = Columns(required, ("action", "split"))
+                yield from read_table(path, columns, split=split or "", before=start)
             else:
                 yield from read_json_lines(path, split=split or "", before=start)
 

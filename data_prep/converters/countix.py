@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.converters.annotation import Annotation, Source
+from data_prep.converters.csv_rows import Columns
 from data_prep.converters.rows import BadRowError, Record
 from data_prep.converters.split_tables import read_tables
 from data_prep.converters.values import (
@@ -20,7 +21,10 @@ from data_prep.converters.values import (
     text_of,
 )
 
-_REQUIRED = ("video_id", "kinetics_start", "repetition_start", "repetition_end", "count")
+_COLUMNS = Columns(
+    ("video_id", "kinetics_start", "repetition_start", "repetition_end", "count"),
+    ("class", "kinetics_end"),
+)
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 _SUFFIXES = (".mp4", ".mkv", ".webm")
 
@@ -35,7 +39,7 @@ def countix(
         split: Of all rows; None goes by the files' names.
         full_videos: The videos are whole YouTube videos, VIDEO_ID.mp4, not clips of Kinetics.
     """
-    records, size = read_tables(paths, required=_REQUIRED, split=split)
+    records, size = read_tables(paths, _COLUMNS, split=split)
 
     def parse(record: Record) -> Annotation:
         return _parse(record, full_videos=full_videos)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.converters.annotation import Annotation, Source
+from data_prep.converters.csv_rows import Columns
 from data_prep.converters.rows import Record
 from data_prep.converters.split_tables import read_tables
 from data_prep.converters.values import (
@@ -31,6 +32,7 @@ ALIASES = {
     "frontraise": "front_raise",
     "jumpjacks": "jump_jack",
 }
+_COLUMNS = Columns(("name", "count"), ("type", "fps"), marks="L")
 _FOLDERS = {"train": ("train",), "validation": ("valid", "val", "validation"), "test": ("test",)}
 
 
@@ -41,7 +43,7 @@ def repcount(paths: Sequence[Path], *, split: str | None = None) -> Source:
         paths: The tables.
         split: Of all rows; None goes by the files' names.
     """
-    records, size = read_tables(paths, required=("name", "count"), split=split)
+    records, size = read_tables(paths, _COLUMNS, split=split)
     return Source("repcount", records, _parse, size)
 
 

@@ -1,17 +1,13 @@
-"""Rows of annotation files, read one at a time: CSV tables, JSON Lines and JSON arrays.
+"""Rows of annotation files, read one at a time: JSON Lines and JSON arrays; tables: `csv_rows`.
 
 Owns what can be wrong with a file as a file. A file that is no such file at all (missing, empty,
 without its columns) raises `DataError`; a row that is wrong comes as a `Record` with its problem,
 so that one bad line never costs the others.
-
-A line of a table is a row: line breaks inside quotes are not supported, and a quote that is never
-closed therefore spoils its own line alone.
 """
 
-import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +19,7 @@ from data_prep.strict_json import JsonError, is_text, parse_json, unique_keys
 _MAX_OBJECT = 1 << 24  # characters of one object in a JSON array
 _CHUNK = 1 << 16
 _MAX_VALUE = 200  # characters of a value that a rejected row keeps
-_NOT_UTF8 = "surrogateescape"  # bytes that are not UTF-8 are kept, as half characters
+NOT_UTF8 = "surrogateescape"  # bytes that are not UTF-8 are kept, as half characters
 
 
 class BadRowError(ValueError):
@@ -71,41 +67,12 @@ def size_of(paths: Iterable[Path]) -> int:
     """
     total = 0
     for path in paths:
-        with open_file(path, "annotations"):
+        with open_file(path, "annotations", allows_utf16=True):
             size = path.stat().st_size
         if not size:
             raise DataError(f"{path}: the file is empty")
         total += size
     return total
-
-
-def read_table(
-    path: Path, *, required: Sequence[str], split: str = "", before: int = 0, delimiter: str = ","
-) -> Iterator[Record]:
-    """Rows of a CSV file with a header, by the names of its columns.
-
-    Args:
-        path: The file; UTF-8, with or without a byte order mark.
-        required: Columns that must be there; "a|b" is either.
-        split: For the records.
-        before: Position at which this file starts.
-        delimiter: Between fields.
-
-    Raises:
-        DataError: if the header is missing or lacks a column.
-    """
-    header: list[str] = []
-    for line in read_lines(path, "a table", ends_at_return=True):
-        if line.is_blank:
-            continue
-        text = line.content.decode(errors=_NOT_UTF8)
-        if header:
-            position = before + line.end
-            yield _table_record(path, line.number, text, header, delimiter, split, position)
-        else:
-            header = _header(f"{path}:{line.number}", text, delimiter, required)
-    if not header:
-        raise DataError(f"{path}: the file is empty, expected a header")
 
 
 def read_json_lines(path: Path, *, split: str = "", before: int = 0) -> Iterator[Record]:
@@ -114,11 +81,11 @@ def read_json_lines(path: Path, *, split: str = "", before: int = 0) -> Iterator
         if line.is_blank:
             continue
         position = before + line.end
-        text = line.content.decode(errors=_NOT_UTF8)
+        text = line.content.decode(errors=NOT_UTF8)
         try:
             values = _json_object(text)
         except BadRowError as error:
-            yield Record(path.name, line.number, {"line": _short(text)}, split, position, error)
+            yield Record(path.name, line.number, {"line": shortened(text)}, split, position, error)
         else:
             yield Record(path.name, line.number, values, split, position)
 
@@ -145,7 +112,7 @@ class _Elements:
     def __init__(self, path: Path) -> None:
         self._path = path
         file = open_file(path, "a JSON file")
-        self._file = io.TextIOWrapper(file, "utf-8-sig", errors=_NOT_UTF8, newline="")
+        self._file = io.TextIOWrapper(file, "utf-8-sig", errors=NOT_UTF8, newline="")
         self._decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
         self._number = 0
         self._line = 1  # where the buffer begins
@@ -202,46 +169,6 @@ class _Elements:
         self._buffer = self._buffer[num:]
 
 
-def _header(where: str, line: str, delimiter: str, required: Sequence[str]) -> list[str]:
-    if not is_text(line) or "\0" in line:
-        raise DataError(f"{where}: the header is not text in UTF-8")
-    try:
-        names = [name.strip() for name in _fields(line, delimiter)]
-    except csv.Error as error:
-        raise DataError(f"{where}: the header is not CSV ({error})") from error
-    known = [name for name in names if name]
-    if twice := sorted({name for name in known if known.count(name) > 1}):
-        raise DataError(f"{where}: column {twice[0]!r} is there twice")
-    for choice in required:
-        if not set(choice.split("|")) & set(known):
-            shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-            wanted = " or ".join(repr(name) for name in choice.split("|"))
-            raise DataError(f"{where}: no column {wanted}; the columns are {shown}")
-    return names
-
-
-def _table_record(
-    path: Path, number: int, line: str, header: list[str], delimiter: str, split: str, position: int
-) -> Record:
-    problem = None if is_text(line) else BadRowError("not_utf8", "expected UTF-8")
-    cells: list[str] = []
-    try:
-        cells = _fields(line, delimiter)
-    except csv.Error as error:
-        problem = problem or BadRowError("bad_line", f"not CSV ({error})")
-    values = {name: cell for name, cell in zip(header, cells, strict=False) if cell and name}
-    if problem is None and any(cell.strip() for cell in cells[len(header) :]):
-        detail = f"{len(cells)} fields, expected at most the header's {len(header)}"
-        problem = BadRowError("too_many_fields", detail)
-    if problem is not None:
-        values = {name: _short(cell) for name, cell in values.items()} or {"line": _short(line)}
-    return Record(path.name, number, values, split, position, problem)
-
-
-def _fields(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader((line,), delimiter=delimiter, strict=True, skipinitialspace=True))
-
-
 def _json_object(line: str) -> dict[str, Any]:
     if not is_text(line):
         raise BadRowError("not_utf8", "expected UTF-8")
@@ -254,5 +181,6 @@ def _json_object(line: str) -> dict[str, Any]:
     return values
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
+    """What a rejected row shows of a text."""
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."

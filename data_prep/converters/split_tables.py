@@ -4,18 +4,19 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from data_prep.converters.rows import Record, read_table, size_of
+from data_prep.converters.csv_rows import Columns, read_table
+from data_prep.converters.rows import Record, size_of
 from data_prep.converters.values import split_of_path
 
 
 def read_tables(
-    paths: Sequence[Path], *, required: Sequence[str], split: str | None
+    paths: Sequence[Path], columns: Columns, *, split: str | None
 ) -> tuple[Iterator[Record], int]:
     """Rows of CSV files whose names say the split, one file after the other, and their bytes.
 
     Args:
         paths: The files.
-        required: Columns that each must have, "a|b" is either.
+        columns: What is looked for in each.
         split: Of all rows; None goes by the files' names.
 
     Raises:
@@ -26,6 +27,6 @@ def read_tables(
 
     def records() -> Iterator[Record]:
         for path, of_file, start in zip(paths, splits, starts, strict=False):
-            yield from read_table(path, required=required, split=of_file, before=start)
+            yield from read_table(path, columns, split=of_file, before=start)
 
     return records(), starts[-1]

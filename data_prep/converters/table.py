@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.converters.annotation import Annotation, Source
-from data_prep.converters.rows import BadRowError, Record, read_table, size_of
+from data_prep.converters.csv_rows import Columns, read_header, read_table
+from data_prep.converters.rows import BadRowError, Record, size_of
 from data_prep.converters.values import (
     Pairs,
     action_name,
@@ -24,7 +25,7 @@ from data_prep.converters.values import (
     time_of,
     without_suffix,
 )
-from data_prep.files import DataError, read_lines
+from data_prep.files import DataError
 from data_prep.strict_json import JsonError, parse_json
 
 FIELDS = ("video", "count", "id", "split", "action", "start", "end", "fps", "cycles")
@@ -42,19 +43,19 @@ class TableFormat:
         marks: Prefix of mark columns (L: L1, L2, ... as in RepCount), in place of `cycles`.
         unit: Of start, end and the marks.
         first_frame: The number of a video's first frame, where the unit is frames.
-        delimiter: Between fields.
+        delimiter: Between fields; None finds it.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     marks: str | None = None
     unit: Literal["frames", "seconds"] = "seconds"
     first_frame: Literal[0, 1] = 0
-    delimiter: str = ","
+    delimiter: str | None = None
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.columns) - set(FIELDS)):
             raise DataError(f"column {unknown[0]!r}: expected one of {', '.join(FIELDS)}")
-        if len(self.delimiter) != 1:
+        if self.delimiter is not None and len(self.delimiter) != 1:
             raise DataError(f"delimiter={self.delimiter!r}, expected one character")
         if self.marks is not None and "cycles" in self.columns:
             raise DataError("give the marks as columns or as one cell, not both")
@@ -86,13 +87,20 @@ def table(
     """
     layout = layout or TableFormat()
     starts = [0, *accumulate(size_of([path]) for path in paths)]
-    required = [layout.column("video"), layout.column("count"), *layout.columns.values()]
+    columns = Columns(
+        (layout.column("video"), layout.column("count"), *layout.columns.values()),
+        tuple(name for name in FIELDS if name not in layout.columns),
+        layout.marks,
+        "say which it is with --column FIELD=COLUMN",
+    )
 
     def records() -> Iterator[Record]:
         for path, start in zip(paths, starts, strict=False):
-            of_file = split or _split_of(path, layout)
+            header = read_header(path, columns, delimiter=layout.delimiter)
+            has_column = layout.column("split") in header.names
+            of_file = split or ("" if has_column else split_of_path(path, None))
             yield from read_table(
-                path, required=required, split=of_file, before=start, delimiter=layout.delimiter
+                path, columns, split=of_file, before=start, delimiter=layout.delimiter
             )
 
     def parse(record: Record) -> Annotation:
@@ -101,23 +109,14 @@ def table(
     return Source(dataset, records(), parse, starts[-1])
 
 
-def _split_of(path: Path, layout: TableFormat) -> str:
-    """Empty where the table has a column for it."""
-    lines = read_lines(path, "a table", ends_at_return=True)
-    first = next((line.content for line in lines if not line.is_blank), b"")
-    header = first.decode(errors="replace").strip().split(layout.delimiter)
-    if layout.column("split") in (name.strip().strip('"') for name in header):
-        return ""
-    return split_of_path(path, None)
-
-
 def _parse(record: Record, layout: TableFormat) -> Annotation:
     values = record.values
     video = name_of(values, layout.column("video"))
     count = count_of(values, layout.column("count"))
     least = float(layout.first_frame)
-    start = time_of(values, layout.column("start"), least=least)
-    end = time_of(values, layout.column("end"), least=least)
+    in_frames = layout.unit == "frames"
+    start = time_of(values, layout.column("start"), least=least, in_frames=in_frames)
+    end = time_of(values, layout.column("end"), least=least, in_frames=in_frames)
     cycles, flags = _cycles(values, layout, count)
     part = "" if start is None else f"-{start:g}"
     return Annotation(
@@ -139,17 +138,20 @@ def _parse(record: Record, layout: TableFormat) -> Annotation:
 def _cycles(
     values: Mapping[str, Any], layout: TableFormat, count: int
 ) -> tuple[Pairs | None, tuple[str, ...]]:
+    in_frames = layout.unit == "frames"
     if layout.marks is not None:
-        marked = marked_cycles(values, layout.marks, first_frame=layout.first_frame)
+        marked = marked_cycles(
+            values, layout.marks, first_frame=layout.first_frame, in_frames=in_frames
+        )
         return cycles_or_none(marked, count)
     column = layout.column("cycles")
     text = text_of(values, column)
     if text:
-        return cycles_or_none(_cell(text, column, layout.first_frame), count)
+        return cycles_or_none(_cell(text, column, layout.first_frame, in_frames=in_frames), count)
     return (None, ("no_cycles",) if "cycles" in layout.columns and count else ())
 
 
-def _cell(text: str, column: str, first_frame: int) -> Pairs:
+def _cell(text: str, column: str, first_frame: int, *, in_frames: bool) -> Pairs:
     """Marks in one cell."""
     pairs: list[Any]
     if text.startswith("["):
@@ -158,7 +160,8 @@ def _cell(text: str, column: str, first_frame: int) -> Pairs:
         except JsonError as error:
             raise BadRowError("bad_mark", f"{column}: {error}") from error
     else:
-        parts = [part for part in text.split(";") if part.strip()]
+        # Semicolons separate the pairs, so that a comma can only be a decimal one.
+        parts = [part for part in text.replace(",", ".").split(";") if part.strip()]
         pairs = [match.groups() if (match := _RANGE.fullmatch(part)) else part for part in parts]
     cycles = []
     for i, pair in enumerate(pairs):
@@ -166,7 +169,9 @@ def _cell(text: str, column: str, first_frame: int) -> Pairs:
             raise BadRowError(
                 "bad_mark", f"{column}[{i}]={str(pair)[:80]!r}, expected start and end"
             )
-        start, end = (mark_of(x, f"{column}[{i}]", first_frame=first_frame) for x in pair)
+        start, end = (
+            mark_of(x, f"{column}[{i}]", first_frame=first_frame, in_frames=in_frames) for x in pair
+        )
         if start is None or end is None:
             raise BadRowError(
                 "half_a_cycle", f"{column}[{i}] has no {'end' if end is None else 'start'}"

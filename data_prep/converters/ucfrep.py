@@ -23,6 +23,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from data_prep.converters.annotation import Annotation, Source
+from data_prep.converters.csv_rows import Columns
 from data_prep.converters.rows import BadRowError, Record, size_of
 from data_prep.converters.split_tables import read_tables
 from data_prep.converters.values import (
@@ -39,6 +40,7 @@ from data_prep.converters.values import (
 )
 from data_prep.schema import DataError
 
+_COLUMNS = Columns(("name", "counts|count"), ("start_frame", "end_frame", "fps"), marks="L")
 _CLASS = re.compile(r"v_([A-Za-z]+)_g\d+_c\d+", re.ASCII)
 # UCF-101 itself spells this class in two ways: the folder so, the files v_HandStandPushups_*.
 _FOLDERS = {"HandStandPushups": "HandstandPushups"}
@@ -60,7 +62,7 @@ def ucfrep(
         DataError: if there is nothing to read.
     """
     if all(path.suffix.lower() == ".csv" for path in paths):
-        records, size = read_tables(paths, required=("name", "counts|count"), split=split)
+        records, size = read_tables(paths, _COLUMNS, split=split)
 
         def parse(record: Record) -> Annotation:
             return _parse_table(record, strip_prefix or "")
@@ -120,8 +122,8 @@ def _annotation(
         action=action_name(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", folder)),
         count=count,
         cycles=cycles,
-        start=time_of(record.values, "start_frame", least=1),
-        end=time_of(record.values, "end_frame", least=1),
+        start=time_of(record.values, "start_frame", least=1, in_frames=True),
+        end=time_of(record.values, "end_frame", least=1, in_frames=True),
         first_frame=1,
         fps=fps,
         flags=flags,

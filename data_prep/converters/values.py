@@ -24,14 +24,22 @@ _SPLIT_NAMES = {
 }
 _EMPTY = frozenset(("", "nan", "na", "n/a", "null", "none"))
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
+_CLOCK = re.compile(r"(?:(\d{1,6}):(?=[0-5]\d:))?(\d{1,6}):([0-5]\d)([.,]\d*)?", re.ASCII)
 _MARK_COLUMN = re.compile(r"[1-9]\d{0,5}", re.ASCII)
 _MAX_COUNT = 100_000
 _MAX_FPS = 1000.0
 _MAX_TIME = 1e9  # frames or seconds; beyond it is nonsense
 
 
-def number(value: Any, what: str, reason: str) -> float | None:
+def number(value: Any, what: str, reason: str, *, allows_clock: bool = False) -> float | None:
     """A number as tables and JSON write it; None where it is empty (also "NaN", "null", ...).
+
+    Args:
+        value: What was read.
+        what: Names it in messages.
+        reason: Of the error.
+        allows_clock: Whether it may be a time as mm:ss or hh:mm:ss, which becomes seconds.
 
     Raises:
         BadRowError: with `reason`, for anything else.
@@ -44,8 +52,17 @@ def number(value: Any, what: str, reason: str) -> float | None:
             value = float(text)
         elif text.casefold() in _EMPTY:
             return None
+        elif allows_clock and (match := _CLOCK.fullmatch(text)):
+            value = (
+                3600 * int(match[1] or 0)
+                + 60 * int(match[2])
+                + float(match[3] + (match[4] or "").replace(",", "."))
+            )
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRowError(reason, f"{what}={_short(value)}, expected a number")
+        expected = "a number or [hh:]mm:ss" if allows_clock else "a number"
+        if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()):
+            expected += " with a decimal point"
+        raise BadRowError(reason, f"{what}={_short(value)}, expected {expected}")
     try:
         value = float(value)
     except OverflowError:  # an integer of 400 digits
@@ -87,13 +104,15 @@ def fps_of(values: Mapping[str, Any], key: str) -> float | None:
     return value
 
 
-def time_of(values: Mapping[str, Any], key: str, *, least: float = 0.0) -> float | None:
-    """A point in time, in the set's own unit; None where it is empty.
+def time_of(
+    values: Mapping[str, Any], key: str, *, least: float = 0.0, in_frames: bool = False
+) -> float | None:
+    """A point in time, in the set's own unit; None where it is empty. Seconds may be mm:ss.
 
     Raises:
         BadRowError: if it is not a number of at least `least`.
     """
-    value = number(values.get(key), key, "bad_time")
+    value = number(values.get(key), key, "bad_time", allows_clock=not in_frames)
     if value is not None and not least <= value <= _MAX_TIME:
         raise BadRowError("bad_time", f"{key}={value:g}, expected at least {least:g}, up to 1e9")
     return value
@@ -129,7 +148,9 @@ def name_of(values: Mapping[str, Any], key: str) -> str:
     return name
 
 
-def marked_cycles(values: Mapping[str, Any], prefix: str = "L", *, first_frame: int = 0) -> Pairs:
+def marked_cycles(
+    values: Mapping[str, Any], prefix: str = "L", *, first_frame: int = 0, in_frames: bool = True
+) -> Pairs:
     """Cycles of the columns L1, L2, ...: L(2i-1) and L(2i) are start and end of repetition i.
 
     Raises:
@@ -140,7 +161,7 @@ def marked_cycles(values: Mapping[str, Any], prefix: str = "L", *, first_frame: 
         index = _mark_index(column, prefix)
         if index is None:
             continue
-        mark = mark_of(value, column, first_frame=first_frame)
+        mark = mark_of(value, column, first_frame=first_frame, in_frames=in_frames)
         if mark is not None:
             marks[index] = mark
     pairs = []
@@ -171,13 +192,13 @@ def chained_cycles(marks: Sequence[float]) -> tuple[Pairs, tuple[str, ...]]:
     return tuple(pairwise(ordered)), flags
 
 
-def mark_of(value: Any, what: str, *, first_frame: int = 0) -> float | None:
-    """One mark, None where it is empty.
+def mark_of(value: Any, what: str, *, first_frame: int = 0, in_frames: bool = True) -> float | None:
+    """One mark, None where it is empty. Seconds may be mm:ss.
 
     Raises:
         BadRowError: if it is not a number of at least `first_frame`.
     """
-    mark = number(value, what, "bad_mark")
+    mark = number(value, what, "bad_mark", allows_clock=not in_frames)
     if mark is not None and not first_frame <= mark <= _MAX_TIME:
         raise BadRowError(
             "bad_mark", f"{what}={mark:g}, expected at least {first_frame}, up to 1e9"

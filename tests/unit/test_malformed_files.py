@@ -175,7 +175,7 @@ READERS = [
     Reader(
         "table", "a.csv", "video,count,action\nb.mp4,@NUMBER,@TEXT\n",
         read_source(lambda paths: table(paths, split="test"), "action"),
-        {"vertical tab": "a\x0bb", "CR": TEXT}, JSON_ONLY,
+        {"vertical tab": "a\x0bb", "CR": TEXT, "UTF-16": TEXT}, JSON_ONLY,
     ),
     Reader("deepspeed", "zero.json", '{\n @TWICE"note": @TEXT, "n": @NUMBER\n}\n', read_zero, {}),
     Reader(

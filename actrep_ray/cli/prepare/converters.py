@@ -149,7 +149,7 @@ def _add_csv(kinds: Any) -> None:
         "--first-frame", type=int, choices=(0, 1), default=0, help="default: %(default)s"
     )
     parser.add_argument(
-        "--delimiter", default=",", metavar="CHARACTER", help="default: %(default)s"
+        "--delimiter", metavar="CHARACTER", help="default: found in the header (, ; tab |)"
     )
     parser.add_argument("--dataset", default="csv", metavar="NAME", help="default: %(default)s")
 
@@ -240,7 +240,7 @@ def _csv(args: argparse.Namespace) -> int:
             marks=args.marks,
             unit=args.unit,
             first_frame=args.first_frame,
-            delimiter=args.delimiter.replace("\\t", "\t"),
+            delimiter="\t" if args.delimiter == "\\t" else args.delimiter,
         )
         return table(args.annotations, dataset=args.dataset, split=args.split, layout=layout)
 
