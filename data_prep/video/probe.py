@@ -105,11 +105,17 @@ class Probe:
         Args:
             number: From 0, in the order in which frames are shown; the end is `num_frames`.
         """
-        times = np.append(self.times_s, self.end_s)
         if 0 <= number <= self.num_frames:
-            return float(np.interp(number, np.arange(len(times)), times))
+            before = int(number)
+            share = number - before
+            start = self._start_of(before)
+            return start if not share else (self._start_of(before + 1) - start) * share + start
         beyond = number - (self.num_frames if number > 0 else 0)
         return float((self.end_s if number > 0 else 0.0) + beyond / self.fps)
+
+    def _start_of(self, frame: int) -> float:
+        """When a whole frame is presented; plain indexing, for every mark of a table asks."""
+        return float(self.times_s[frame]) if frame < self.num_frames else self.end_s
 
 
 def probe(path: str | Path) -> Probe:
