@@ -104,7 +104,8 @@ def _measure_pool(
     pool = RewardPool.start(_recipe(num_workers))
     for _ in range(3):  # workers import and warm up
         pool.score(groups, labels)
-    seconds, driver_s = [], []
+    seconds: list[float] = []
+    driver_s: list[float] = []
     while sum(seconds) < 3 * budget_s or len(seconds) < 5:
         wall, cpu = time.perf_counter(), time.process_time()
         scored = pool.score(groups, labels)

@@ -52,4 +52,5 @@ def load_reward(name: str) -> Reward:
     if not callable(reward):
         raise ValueError(f"reward {name!r}: {module_name!r} has no function {function_name!r}")
     check_signature(name, reward, {})
-    return reward
+    checked: Reward = reward
+    return checked

@@ -74,15 +74,14 @@ def _labels(data_source: str, ground_truth: Any) -> Mapping[str, Any]:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise _unexpected(data_source, ground_truth) from error
-    if not isinstance(value, Mapping):
-        value = {"count": value}
-    if set(value) - {"count", "cycles"} or "count" not in value:
+    labels: Mapping[str, Any] = value if isinstance(value, Mapping) else {"count": value}
+    if set(labels) - {"count", "cycles"} or "count" not in labels:
         raise _unexpected(data_source, ground_truth)
     # Integers of numpy and of data frames are as good; 3.5 and true are not.
-    count = value["count"]
+    count = labels["count"]
     if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise _unexpected(data_source, ground_truth)
-    return value
+    return labels
 
 
 def _unexpected(data_source: str, ground_truth: Any) -> ValueError:

@@ -124,7 +124,8 @@ def close_pairs(
     p = np.asarray(listed, np.float64)[None, :, :]
     # Rounding moves each end by up to 0.05 s, so a correct end is never outside 0.1 s.
     allowed = np.maximum(_ROUNDING_S, tolerance * (a[..., 1] - a[..., 0])) + 1e-9
-    return np.abs(p - a).max(axis=-1) <= allowed
+    matched: np.ndarray = np.abs(p - a).max(axis=-1) <= allowed
+    return matched
 
 
 def _tiou(listed: tuple[Cycle, ...], annotated: tuple[Cycle, ...]) -> np.ndarray:
@@ -133,7 +134,8 @@ def _tiou(listed: tuple[Cycle, ...], annotated: tuple[Cycle, ...]) -> np.ndarray
     p = np.asarray(listed, np.float64)[None, :, :]
     overlap = np.minimum(a[..., 1], p[..., 1]) - np.maximum(a[..., 0], p[..., 0])
     union = np.maximum(a[..., 1], p[..., 1]) - np.minimum(a[..., 0], p[..., 0])
-    return np.maximum(overlap, 0.0) / union
+    ratio: np.ndarray = np.maximum(overlap, 0.0) / union
+    return ratio
 
 
 def best_matching(values: np.ndarray) -> float:

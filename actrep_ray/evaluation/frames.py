@@ -151,7 +151,8 @@ def to_latex(frame: pd.DataFrame, task: Task) -> str:
     shown = _as_shown(frame, task)
     columns = "".join("l" if is_left else "r" for is_left in _are_left(frame, shown.columns))
     shown = shown.rename(columns=_escape_latex).map(_escape_latex)
-    return _LATEX_HEAD + shown.to_latex(index=False, escape=False, column_format=columns)
+    table: str = shown.to_latex(index=False, escape=False, column_format=columns)
+    return _LATEX_HEAD + table
 
 
 def _as_shown(frame: pd.DataFrame, task: Task) -> pd.DataFrame:

@@ -101,4 +101,5 @@ def _take_all(table: np.ndarray) -> np.ndarray:
 
 
 def _take_rows(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
-    return table[rows]
+    chosen: np.ndarray = table[rows]
+    return chosen

@@ -181,7 +181,8 @@ def paired_difference(
     second = _Table.of([by_id[p.clip_id] for p in before], labels, task)
 
     def difference(take: Take) -> np.ndarray:
-        return second.reduce(take) - first.reduce(take)
+        gain: np.ndarray = second.reduce(take) - first.reduce(take)
+        return gain
 
     intervals = bootstrap_intervals(
         difference, len(first.values), num_bootstrap=num_bootstrap, seed=seed

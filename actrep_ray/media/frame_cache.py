@@ -77,7 +77,7 @@ class FrameCache:
 
     def _load(self, path: Path) -> np.ndarray | None:
         try:
-            frames = np.load(path, mmap_mode="c", allow_pickle=False)
+            frames: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
             os.utime(path)
         except FileNotFoundError:
             return None

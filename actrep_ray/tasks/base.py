@@ -190,7 +190,7 @@ def step_accuracy(
 
 def reduce_figures(values: np.ndarray, figures: Sequence[FigureSpec]) -> np.ndarray:
     """Figures of answers: contributions [..., N, F] -> [..., F]."""
-    means = values.mean(axis=-2)
+    means: np.ndarray = values.mean(axis=-2)
     roots = [i for i, figure in enumerate(figures) if figure.kind == "root_mean"]
     means[..., roots] = np.sqrt(means[..., roots])
     return means

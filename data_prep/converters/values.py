@@ -64,14 +64,14 @@ def number(value: Any, what: str, reason: str, *, allows_clock: bool = False) ->
             expected += " with a decimal point"
         raise BadRowError(reason, f"{what}={_short(value)}, expected {expected}")
     try:
-        value = float(value)
+        number = float(value)
     except OverflowError:  # an integer of 400 digits
-        value = math.inf
-    if math.isnan(value):
+        number = math.inf
+    if math.isnan(number):
         return None
-    if math.isinf(value):
+    if math.isinf(number):
         raise BadRowError(reason, f"{what}={_short(value)}, expected a finite number")
-    return value
+    return number
 
 
 def count_of(values: Mapping[str, Any], key: str) -> int:

@@ -152,7 +152,8 @@ def closing_mismatch(distances: Array, fps: float) -> Array:
         chosen = (lags_s >= shortest) & (lags_s < longest)
         result[chosen] = mixed[chosen]
         shortest = longest
-    return np.sqrt(result)
+    roots: np.ndarray = np.sqrt(result)
+    return roots
 
 
 def best_chain(gains: Array, low: int, high: int) -> NDArray[np.int64]:

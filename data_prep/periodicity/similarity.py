@@ -54,7 +54,8 @@ def squared_distances(values: Array) -> Array:
     values = values.astype(np.float64)
     squares = np.square(values).sum(axis=1)
     distances = squares[:, None] + squares[None] - 2.0 * values @ values.T
-    return np.maximum(distances, 0.0).astype(np.float32)
+    positive: Array = np.maximum(distances, 0.0).astype(np.float32)
+    return positive
 
 
 def self_similarity(distances: Array) -> Array:

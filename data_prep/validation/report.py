@@ -42,7 +42,7 @@ class Report:
     num_blank: int = 0
     findings: list[Finding] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
-    cycle_lengths_s: array = field(default_factory=lambda: array("f"))
+    cycle_lengths_s: "array[float]" = field(default_factory=lambda: array("f"))
     num_videos: int = 0
     num_videos_checked: int = 0
     num_frames_decoded: int = 0

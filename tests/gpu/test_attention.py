@@ -1,6 +1,7 @@
 """Kernels of attention that exist on a GPU only, against PyTorch's SDPA: outputs and gradients."""
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,9 +62,13 @@ def test_flex_equals_sdpa_on_packed_rows() -> None:
         is_real[b, : row.num_tokens] = True
     blocks = block_mask(batch.layout, *batch.input_ids.shape)
     results = []
-    for function, layout in ((shared_prefix_attention, batch.layout), (flex_attention, blocks)):
+    pairs: list[tuple[Any, Any]] = [
+        (shared_prefix_attention, batch.layout),
+        (flex_attention, blocks),
+    ]
+    for function, layout in pairs:
         heads = _heads(batch.input_ids.shape[1], torch.float32)
-        output, _ = function(_Layer(), *heads, None, layout=layout)  # type: ignore[operator]
+        output, _ = function(_Layer(), *heads, None, layout=layout)
         seen = output[is_real]
         gradients = torch.autograd.grad(seen.square().sum(), heads)
         results.append((seen, *gradients))
@@ -76,7 +81,8 @@ def test_flex_equals_sdpa_on_packed_rows() -> None:
 )
 def test_flash_equals_sdpa_on_plain_rows() -> None:
     results = []
-    for function in (shared_prefix_attention, flash_attention):
+    functions: list[Any] = [shared_prefix_attention, flash_attention]
+    for function in functions:
         heads = _heads(300, torch.bfloat16)
         output, _ = function(_Layer(), *heads, None)
         results.append((output, *torch.autograd.grad(output.float().square().sum(), heads)))

@@ -19,7 +19,7 @@ NeedsGib = Callable[[float], None]
 ANSWER = 256
 
 
-def settings(group_size: int = 4, **extra: str) -> list[str]:
+def settings(extra: dict[str, str], group_size: int = 4) -> list[str]:
     """Four prompts of a group each, answers of `ANSWER` tokens."""
     return [
         "train.prompts_per_step=4",
@@ -57,7 +57,7 @@ def test_an_update_is_finite_and_its_memory_is_the_planned(
 ) -> None:
     needs_gib(gib)
     model = random_model(name)
-    recipe = make_recipe(f"model.path={model}", *settings(**extra))
+    recipe = make_recipe(f"model.path={model}", *settings(extra))
     worker = make_worker(recipe, model)
     rows = make_rows(worker, 4, 4, ANSWER)
     worker.update(rows, 1)
@@ -91,7 +91,7 @@ def test_kernels_of_packed_attention_agree(
         "sdpa": {},
         "unpacked": {"learner__packing": "none"},
     }.items():
-        worker = make_worker(make_recipe(f"model.path={model}", *settings(**extra)), model)
+        worker = make_worker(make_recipe(f"model.path={model}", *settings(extra)), model)
         rows = make_rows(worker, 4, 4, ANSWER)
         found[label] = np.concatenate([np.concatenate(v) for v in worker.log_probs(rows)])
         worker.shutdown()
@@ -112,7 +112,7 @@ def test_export_gives_the_weights_that_were_loaded(
 
     needs_gib(40)
     model = random_model("Qwen3-VL-2B-Instruct")
-    worker = make_worker(make_recipe(f"model.path={model}", *settings()), model)
+    worker = make_worker(make_recipe(f"model.path={model}", *settings({})), model)
     exported = dict(worker.export_weights())
     loaded = {k: v for path in model.glob("*.safetensors") for k, v in load_file(path).items()}
     assert exported

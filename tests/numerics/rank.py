@@ -107,7 +107,7 @@ def gradients_of_cases(
     worker: LearnerWorker, job: dict[str, Any], only: tuple[str, ...] | None
 ) -> dict[str, torch.Tensor]:
     """`CASE/PARAMETER` to its whole gradient."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for case, (recipe, kind, order) in job["cases"].items():  # how to pack, and which loss
         if only is None or case in only:
             rows = [job["rows"][i] for i in order]
@@ -118,7 +118,7 @@ def gradients_of_cases(
 
 def updates(worker: LearnerWorker, rows: list[Any], folder: Path) -> dict[str, torch.Tensor]:
     """Metrics of two updates of GRPO and a step of SFT; saved after the first update."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for step in range(2):
         found |= _metrics(f"metrics-{step}", worker.update(rows, step))
         if step == 0:
@@ -166,6 +166,7 @@ def moving_average(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Te
 
 
 def averages(worker: LearnerWorker) -> dict[str, torch.Tensor]:
+    assert worker.ema is not None
     with worker.ema.in_place():
         return masters(worker)
 

@@ -51,12 +51,14 @@ def _group(
 
 def _grpo(r: np.ndarray) -> np.ndarray:
     """arXiv 2402.03300: reward minus mean over (sample) standard deviation."""
-    return (r - r.mean()) / (r.std(ddof=1) + 1e-6)
+    advantages: np.ndarray = (r - r.mean()) / (r.std(ddof=1) + 1e-6)
+    return advantages
 
 
 def _dr_grpo(r: np.ndarray) -> np.ndarray:
     """arXiv 2503.20783: without the standard deviation."""
-    return r - r.mean()
+    advantages: np.ndarray = r - r.mean()
+    return advantages
 
 
 def _rloo(r: np.ndarray) -> np.ndarray:

@@ -195,8 +195,13 @@ def test_two_ranks_agree_with_one() -> None:
     )
     alone = token_weights(rows, {0, 1}, old, cfg, lambda value: [value])
     sent: list[Any] = []
+
+    def send(value: Any) -> list[Any]:
+        sent.append(value)
+        return [value]
+
     for rank in (0, 1):  # what each would send
-        token_weights(rows, {rank}, old, cfg, lambda value: [sent.append(value) or value])
+        token_weights(rows, {rank}, old, cfg, send)
     found = token_weights(rows, {1}, old, cfg, lambda value: sent)
     assert dict(found.num_kept) == dict(alone.num_kept) == {
         (0, 0): 1, (0, 1): 0, (1, 0): 0, (1, 1): 2

@@ -96,4 +96,5 @@ def test_going_on_is_exact_and_may_begin_later(
 
 def _master(worker: Any) -> torch.Tensor:
     parameter = dict(worker.policy.model.named_parameters())[NAME]
-    return worker.strategy.whole_master(parameter).clone()
+    master: torch.Tensor = worker.strategy.whole_master(parameter)
+    return master.clone()

@@ -61,8 +61,8 @@ def grpo(log_probs: torch.Tensor, old: torch.Tensor, ref: torch.Tensor) -> torch
             to_ref = ref[i, t] - log_probs[i, t]
             kl = to_ref.exp() - to_ref - 1
             terms.append(_clipped(ratio, advantage, 0.2, 0.2) - 0.04 * kl)
-        answers.append(sum(terms) / length)
-    return -sum(answers) / len(answers)
+        answers.append(torch.stack(terms).sum() / length)
+    return -torch.stack(answers).mean()
 
 
 def dr_grpo(log_probs: torch.Tensor, old: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ def gspo(log_probs: torch.Tensor, old: torch.Tensor, ref: torch.Tensor) -> torch
     for i, (length, advantage) in enumerate(zip(LENGTHS, ADVANTAGES, strict=True)):
         ratio = (log_probs[i, :length] - old[i, :length]).mean().exp()
         answers.append(_clipped(ratio, advantage, 3e-4, 4e-4))
-    return -sum(answers) / len(answers)
+    return -torch.stack(answers).mean()
 
 
 def cispo(log_probs: torch.Tensor, old: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:

@@ -110,6 +110,7 @@ def test_attention_equals_a_masked_product(lengths: list[list[int]]) -> None:
         query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=mask
     ).transpose(1, 2)
     torch.testing.assert_close(found[owner >= 0], expected[owner >= 0])
+    assert batch.layout is not None
     blocks = block_mask(batch.layout, *batch.input_ids.shape)
     found, _ = flex_attention(_Layer(), query, key, value, None, layout=blocks)
     torch.testing.assert_close(found[owner >= 0], expected[owner >= 0])

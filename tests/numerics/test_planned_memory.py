@@ -30,7 +30,7 @@ class PeakBytes(TorchDispatchMode):
     """Largest sum of the bytes of all storages that were alive after an operation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.peak = 0
         self._storages: dict[int, Any] = {}
 

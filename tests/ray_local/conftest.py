@@ -96,7 +96,7 @@ class RayNode:
             command = ["unshare", "--mount", "sh", "-c", mount, "sh", *command]
         if namespace:
             command = ["ip", "netns", "exec", namespace, *command]
-        self._start = lambda: subprocess.Popen(
+        self._start: Callable[[], subprocess.Popen[bytes]] = lambda: subprocess.Popen(
             command,
             stdout=self.log,
             stderr=subprocess.STDOUT,

@@ -202,7 +202,7 @@ class Threads:
         pool = RolloutPool(recipe, handle)
         pool.add_workers(3)
         pool.wait_ready()
-        return cls(pool, colleagues, colleagues, WeightSync(colleagues, pool))  # type: ignore[arg-type]
+        return cls(pool, colleagues, colleagues, WeightSync(colleagues, pool))
 
 
 @pytest.fixture(scope="module")
@@ -426,12 +426,13 @@ def weights_after(base: Recipe, folder: Path, *settings: str) -> dict[str, torch
     pool = RolloutPool(recipe, partial(RealHandle, recipe))
     pool.add_workers()
     pool.wait_ready()
-    sync = WeightSync(learner, pool)  # type: ignore[arg-type]
+    sync = WeightSync(learner, pool)
     try:
         checkpoint = prepare_grpo(recipe).run(Threads(pool, learner, learner, sync))  # type: ignore[arg-type]
     finally:
         learner.shutdown()
-    return load_file(checkpoint.folder / "model.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(checkpoint.folder / "model.safetensors")
+    return weights
 
 
 def test_without_staleness_the_weights_are_bitwise_those_of_the_synchronous_driver(

@@ -1,8 +1,9 @@
 """Reward workers: order, parts, and failures that name the reward and the rollout."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,12 @@ def test_groups_come_back_in_order_with_the_same_rewards_as_in_process() -> None
     with started(recipe) as pool:
         scored = pool.score(groups, LABELS)
         by_place: dict[int, RolloutGroup] = {}
+
+        def note(place: int, scored: Sequence[RolloutGroup]) -> None:
+            by_place[place] = scored[0]
+
         for place, group in enumerate(groups):
-            pool.submit([group], LABELS, lambda one, place=place: by_place.update({place: one[0]}))
+            pool.submit([group], LABELS, partial(note, place))
         pool.mailbox.wait(lambda: len(by_place) == len(groups), 60.0, lambda: "the groups")
         streamed = [by_place[place] for place in range(len(groups))]
         assert pool.score([], LABELS) == []

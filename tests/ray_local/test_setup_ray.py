@@ -8,7 +8,7 @@ def test_ray_worker_imports_torchvision(ray_session: Any) -> None:
         import torchvision  # noqa: F401
         from transformers import Qwen3VLVideoProcessor
 
-        return Qwen3VLVideoProcessor.__name__
+        return str(Qwen3VLVideoProcessor.__name__)
 
     task = ray_session.remote(num_cpus=1)(video_processor_name)
     assert ray_session.get(task.remote(), timeout=180) == "Qwen3VLVideoProcessor"

@@ -38,7 +38,9 @@ class Teacher:
         prompt = parts[-1]["text"]
         images = [part for part in parts if part["type"] == "image_url"]
         assert all(p["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/") for p in images)
-        action = re.search(r'the action "([^"]*)"', prompt)[1]
+        named = re.search(r'the action "([^"]*)"', prompt)
+        assert named is not None
+        action = named[1]
         number = self.asked[action]
         self.asked[action] += 1
         self.note("asked", action)
@@ -87,8 +89,9 @@ class Teacher:
 
 
 def well_formed(prompt: str) -> str:
-    form = re.search(r"<think>.*</answer>", prompt, re.DOTALL)[0]
-    return re.sub(r"\[[^]]*\]", FILLED, form)
+    form = re.search(r"<think>.*</answer>", prompt, re.DOTALL)
+    assert form is not None
+    return re.sub(r"\[[^]]*\]", FILLED, form[0])
 
 
 def spoil(kind: str, number: int, text: str) -> str:

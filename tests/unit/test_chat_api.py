@@ -104,7 +104,8 @@ def test_an_endpoint_that_answers_nothing_is_given_up(server: Server) -> None:
 
 
 def test_results_are_in_order_and_no_more_run_at_once_than_asked_for() -> None:
-    running, most, told = 0, 0, []
+    running, most = 0, 0
+    told: list[int] = []
 
     async def work(item: int) -> int:
         nonlocal running, most

@@ -16,11 +16,11 @@ from actrep_ray.sft import answered
 from data_prep.cot import (
     AnswerError,
     read_answers,
-    reference_of,
     rejection,
     render_answer,
     wording,
 )
+from data_prep.references import reference_of
 from data_prep.schema import Clip, DataError, write_clips
 from data_prep.synthetic.motions import MOTIONS
 from data_prep.teachers.annotations import annotate

@@ -203,7 +203,8 @@ def test_the_size_of_a_block_does_not_decide() -> None:
     table = np.random.default_rng(0).normal(size=(50, 2))
 
     def means(take: Take) -> np.ndarray:
-        return take(table).mean(axis=-2)
+        found: np.ndarray = take(table).mean(axis=-2)
+        return found
 
     whole, small = (
         bootstrap_intervals(means, 50, num_bootstrap=400, seed=3, most_rows=most_rows)

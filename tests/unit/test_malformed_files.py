@@ -9,7 +9,7 @@ stand for the text of JSON, or of a cell; `@TWICE` for a key that is given twice
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class Reader:
     file: str
     template: str
     read: Callable[[Path], str | None]
-    keeps: dict[str, str | None]
+    keeps: Mapping[str, str | None]
     misses: tuple[str, ...] = ()
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def test_one_json_object_a_step(tmp_path: Path) -> None:
         for step in (1, 2):
             with logger.timer("rollout"):
                 pass
-            logger.log(step, {"reward/mean": np.float32(0.5), "dropped/groups": step})
+            # As a learner's numbers come: a scalar of numpy.
+            values: dict[str, Any] = {"reward/mean": np.float32(0.5), "dropped/groups": step}
+            logger.log(step, values)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[1]["dropped/groups"] == 2.0

@@ -79,7 +79,9 @@ def test_random_weights_read_the_patches_of_the_published_model(name: str, tmp_p
 
 
 @pytest.mark.parametrize("blocks", [[(1, 1, 1)], [(1, 1, 3)], [(1, 1, 1), (1, 1, 1), (1, 1, 1)]])
-def test_a_grid_that_does_not_fit_the_tokens_is_an_error(blocks: list) -> None:
+def test_a_grid_that_does_not_fit_the_tokens_is_an_error(
+    blocks: list[tuple[int, int, int]],
+) -> None:
     with pytest.raises((AssertionError, ValueError)):
         mrope_positions(np.array([0, 1, 1, 0], dtype=bool), blocks, 1.0)
 

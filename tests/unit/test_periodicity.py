@@ -184,7 +184,7 @@ def test_wrong_limits_are_named() -> None:
 def test_distances_and_self_similarity() -> None:
     squares = squared_distances(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], np.float32))
     assert squares.tolist() == [[0, 25, 0], [25, 0, 25], [0, 25, 0]]
-    weights = self_similarity(np.sqrt(squares) / np.float32(10.0))  # distances 0 and 0.5
+    weights = self_similarity((np.sqrt(squares) / 10.0).astype(np.float32))  # distances 0 and 0.5
     unlike = np.exp(-0.25 / 0.125)  # e^-2
     assert weights[0] == pytest.approx(np.array([1.0, unlike, 1.0]) / (2.0 + unlike))
     assert weights.sum(axis=1) == pytest.approx(np.ones(3))
@@ -245,8 +245,8 @@ def test_the_autocorrelation_of_a_square_wave() -> None:
 def test_a_strong_harmonic_does_not_halve_the_period() -> None:
     times = np.arange(int(12 * FPS)) / FPS
     base = 2 * np.pi * times / 1.5
-    values = np.stack([np.sin(base) + 2.0 * np.sin(2 * base), 0.6 * np.cos(base)], axis=1)
-    values = values.astype(np.float32)
+    both = np.stack([np.sin(base) + 2.0 * np.sin(2 * base), 0.6 * np.cos(base)], axis=1)
+    values = both.astype(np.float32)
     distances = np.sqrt(squared_distances(values))
     distances /= np.float32(np.percentile(distances, 95))
     period = estimate_period(values, distances, FPS, min_s=0.35, max_s=10.0)

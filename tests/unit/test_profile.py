@@ -38,7 +38,8 @@ def test_a_push_has_a_line_of_its_own_and_is_nobodys_work() -> None:
     without, profile = (analyse(spans, max_staleness=None) for spans in (TURNS, [*TURNS, *push]))
     assert (profile.busy, profile.alone) == (without.busy, without.alone)
     assert profile.verdict == without.verdict
-    assert (without.pushing, profile.pushing) == (None, pytest.approx(0.08))
+    assert without.pushing is None
+    assert profile.pushing == pytest.approx(0.08)
     assert "weights  on their way to the engines  8.0%" in profile.lines()
     events = chrome_trace([*TURNS, *push])["traceEvents"]
     names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
@@ -91,7 +92,9 @@ def test_the_trace_has_a_row_for_each_worker_in_microseconds() -> None:
     assert len({event["tid"] for event in events if event["ph"] == "X"}) == 4
 
 
-def test_files_of_a_run_that_was_cut_short(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_files_of_a_run_that_was_cut_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = load_recipe(None, [f"runs_dir={tmp_path}"])
     timeline = Timeline()
     timeline.add("driver", "main", "unseen", 0.0, 1.0)

@@ -39,9 +39,9 @@ def make_clip(
     )
 
 
-def make_clips(counts: dict[int, int], **options: bool) -> list[Clip]:
+def make_clips(counts: dict[int, int], *, is_marked: bool = True) -> list[Clip]:
     return [
-        make_clip(f"c{count}-{i}", count, **options)
+        make_clip(f"c{count}-{i}", count, is_marked=is_marked)
         for count, num in counts.items()
         for i in range(num)
     ]

@@ -31,7 +31,8 @@ CLIP = Clip(
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    return json.loads(CLIP.to_json()) | changes
+    values: dict[str, Any] = json.loads(CLIP.to_json())
+    return values | changes
 
 
 def test_what_was_written_is_read_with_videos_beside_the_file(tmp_path: Path) -> None:

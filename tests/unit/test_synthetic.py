@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import decord
 import numpy as np
@@ -166,14 +167,19 @@ def test_a_finished_folder_is_left_alone_and_a_half_one_completed(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(dataset.parent, folder)
-    arguments = {"level": "easy", "num_clips": NUM_CLIPS, "seed": 7, "num_processes": 1}
+    arguments: dict[str, Any] = {
+        "level": "easy",
+        "num_clips": NUM_CLIPS,
+        "seed": 7,
+        "num_processes": 1,
+    }
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.[jm]*")}
-    write_dataset(folder, **arguments)  # type: ignore[arg-type]
+    write_dataset(folder, **arguments)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.[jm]*")} == before
     (folder / "clips.jsonl").unlink()
     (folder / "videos" / "train-00003.mp4").unlink()
     (folder / "videos" / ".train-00004.mp4.99.partial").write_bytes(b"cut off")
-    write_dataset(folder, **arguments)  # type: ignore[arg-type]
+    write_dataset(folder, **arguments)
     assert files_of(folder) == files_of(dataset.parent)
 
 
@@ -293,8 +299,13 @@ def test_hard_has_distractors_bars_and_a_shaking_camera() -> None:
         ({"num_processes": 0}, "num_processes=0, expected at least 1"),
     ],
 )
-def test_bad_settings_are_refused(tmp_path: Path, change: dict, message: str) -> None:
-    arguments = {"level": "easy", "num_clips": {"train": 1}, "seed": 0, "num_processes": 1}
+def test_bad_settings_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "level": "easy",
+        "num_clips": {"train": 1},
+        "seed": 0,
+        "num_processes": 1,
+    }
     with pytest.raises(ValueError, match=message):
         write_dataset(tmp_path / "out", **(arguments | change))
     assert not (tmp_path / "out").exists()

@@ -181,15 +181,16 @@ def test_a_task_keeps_the_contract(task: Task) -> None:
     assert set(values) == set(names)
     for figure in task.figures:
         column = values[figure.name]
-        assert (column.shape, column.dtype) == ((3,), np.float64)
+        assert column.shape == (3,)
+        assert column.dtype == np.float64
         if figure.is_share:
             assert set(column.tolist()) <= {0.0, 1.0}
     assert values[PARSE_RATE.name].tolist() == [1.0, 0.0, 1.0]
     for breakdown in task.breakdowns:
         cell = breakdown.cell_of(references[0])
         assert breakdown.sort([cell]) == [cell]
-    for column in task.histograms(references).values():
-        assert len(column) == 3
+    for histogram in task.histograms(references).values():
+        assert len(histogram) == 3
     assert set(task.cell_means(None, references[0])) == set(task.cell_means(truth, references[0]))
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from actrep_ray.cli.main import main
 from data_prep.chat_api import ApiError, Pace, retry_after, sampling_of
 from data_prep.cot import read_answers, rejection
 from data_prep.schema import Clip, DataError, write_clips
+from data_prep.teachers.answers import CotReport
 from data_prep.teachers.api import ask_api, journal_path
 from data_prep.teachers.journal import Journal
 from data_prep.teachers.prompt import prompt_for, says_that_it_was_told
@@ -97,7 +99,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_clip(video: Path) -> MakeClip:
-    def make(action: str, **changes: object) -> Clip:
+    def make(action: str, **changes: Any) -> Clip:
         clip = Clip(
             id=action.replace(" ", "-"),
             dataset="test",
@@ -118,7 +120,7 @@ def make_clip(video: Path) -> MakeClip:
     return make
 
 
-def settings_for(server: Server, **changes: object) -> ApiSettings:
+def settings_for(server: Server, **changes: Any) -> ApiSettings:
     settings = ApiSettings(
         f"http://127.0.0.1:{server.port}/v1",
         "tiny",
@@ -212,7 +214,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(
     settings = settings_for(
         server, concurrency=2, requests_per_minute=1200, backoff_s=0.1, max_retries=12
     )
-    result: list[object] = []
+    result: list[CotReport] = []
     client = threading.Thread(
         target=lambda: result.append(ask_api(clips, tmp_path / "cot.jsonl", settings))
     )
@@ -312,7 +314,7 @@ def test_an_endpoint_of_no_use_stops_the_run(
     ],
 )
 def test_wrong_settings_are_refused_without_the_key(
-    changes: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BAD_KEY", f"{SECRET}\nX-Other: 1")
     settings = replace(ApiSettings("http://127.0.0.1:9/v1", "tiny"), **changes)

@@ -411,7 +411,7 @@ def test_files_that_kill_their_decoder_are_rows_and_the_rest_goes_on(
     for name in ("crash", "hang", "raise", "exit"):
         write_video(folder / f"{name}.mp4", seed=len(name) + ord(name[0]), num_frames=12)
     path = folder / "kill.jsonl"
-    short = {"end_s": 1.2, "num_frames": 12, "cycles": None, "count": 1}
+    short: dict[str, Any] = {"end_s": 1.2, "num_frames": 12, "cycles": None, "count": 1}
     clips = [
         replace(CLIP, id=name, video=f"{name}.mp4", **(short if len(name) > 1 else {}))
         for name in names

@@ -238,7 +238,8 @@ def _answers(x: torch.Tensor, layout: PrefixLayout) -> torch.Tensor:
     """[B, heads, L, head_dim] to [A, heads, S, head_dim], the answers' tokens."""
     flat = x.transpose(1, 2).flatten(0, 1)
     chosen = flat.index_select(0, layout.tokens.flatten())
-    return chosen.unflatten(0, layout.tokens.shape).transpose(1, 2)
+    answers: torch.Tensor = chosen.unflatten(0, layout.tokens.shape)
+    return answers.transpose(1, 2)
 
 
 def _with_prompt(x: torch.Tensor, layout: PrefixLayout) -> torch.Tensor:
@@ -298,7 +299,8 @@ def _set_attention(module: nn.Module, name: str) -> None:
 
 def _split(x: torch.Tensor, length: int) -> torch.Tensor:
     """[1, heads, n * length, head_dim] to [n, heads, length, head_dim]."""
-    return x[0].unflatten(1, (-1, length)).transpose(0, 1)
+    rows: torch.Tensor = x[0].unflatten(1, (-1, length))
+    return rows.transpose(0, 1)
 
 
 def _merge(x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from actrep_ray.cli.main import main
 from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.clips import clean_cycles, to_clip
-from data_prep.converters.conversion import MissingVideosError, convert
+from data_prep.converters.conversion import MissingVideosError, Summary, convert
 from data_prep.converters.remarks import FLAGS, REASONS
 from data_prep.converters.repcount import repcount
 from data_prep.converters.rows import BadRowError, Record, read_json_array
@@ -47,9 +48,11 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def convert_table(folder: Path, **options: bool) -> object:
+def convert_table(folder: Path, *, allow_missing: bool = False) -> Summary:
     source = repcount([folder / "train.csv"])
-    return convert(source, videos=folder / "videos", out=folder / "out", **options)
+    return convert(
+        source, videos=folder / "videos", out=folder / "out", allow_missing=allow_missing
+    )
 
 
 def test_missing_videos_fail_the_conversion_and_are_listed(folder: Path) -> None:
@@ -282,7 +285,7 @@ def test_any_annotation_is_a_valid_clip_or_a_stated_reason(
     count: int,
     start: float | None,
     end: float | None,
-    unit: str,
+    unit: Literal["frames", "seconds"],
     fps: float | None,
 ) -> None:
     annotation = Annotation(
@@ -296,7 +299,7 @@ def test_any_annotation_is_a_valid_clip_or_a_stated_reason(
         end,
         unit,
         0,
-        fps,  # type: ignore[arg-type]
+        fps,
     )
     try:
         clip = to_clip(annotation, HEADER, dataset="d", video="a.mp4")

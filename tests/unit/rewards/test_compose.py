@@ -1,6 +1,7 @@
 """Composition: weights, skipped parts, penalties, user rewards and their contract."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,8 @@ def test_a_right_answer_earns_everything() -> None:
 def test_the_rendered_labels_earn_everything(
     steps: list[tuple[float, float]], has_gaps: bool, dialect: str
 ) -> None:
-    cycles, at = [], 0.0
+    cycles: list[tuple[float, float]] = []
+    at = 0.0
     for gap, length in steps:
         start = at + gap * (has_gaps or not cycles)
         cycles.append((start, start + length))
@@ -177,7 +179,7 @@ def test_spec_travels_and_the_default_is_that_of_the_documentation() -> None:
         ({"obo": 1.0, "json:no_such": 1.0}, "no function 'no_such'"),
     ],
 )
-def test_bad_compositions_are_refused(weights: dict, match: str) -> None:
+def test_bad_compositions_are_refused(weights: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         RewardSpec.from_mapping(weights)
 
@@ -195,7 +197,10 @@ def test_bad_combination_and_dialect_are_refused() -> None:
 def test_a_user_reward_with_options() -> None:
     spec = RewardSpec.from_mapping({"user_rewards:brevity": {"weight": 1.0, "limit": 50}})
     assert score("x" * 200, MARKED, spec).parts == {"user_rewards:brevity": 0.25}
-    penalty = {"format": 1.0, "user_rewards:shouting": {"weight": 0.25, "penalty": True}}
+    penalty: dict[str, Any] = {
+        "format": 1.0,
+        "user_rewards:shouting": {"weight": 0.25, "penalty": True},
+    }
     assert score("A", MARKED, RewardSpec.from_mapping(penalty)).parts["user_rewards:shouting"] == -1
     check_reward("user_rewards:brevity")
     check_reward("user_rewards:shouting", is_penalty=True)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_verl_loads_and_runs_it() -> None:
     assert result["reward_extra_info"]["acc"] == [1.0, 0.0, 0.0]
 
     # The manager of verl's reward loop scores one rollout at a time.
-    async def one_by_one() -> list[dict]:
+    async def one_by_one() -> list[dict[str, Any]]:
         manager = get_reward_manager_cls("naive")(
             OmegaConf.create({}), Characters(), compute_score=reward_fn
         )

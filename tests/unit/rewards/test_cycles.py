@@ -1,6 +1,7 @@
 """Cycle rewards, with hand-computed matchings."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_matching_is_optimal(seed: int, rows: int, columns: int) -> None:
         ({"cycles": ((0.0, 2.0),), "count": 2}, "1 entries and count=2"),
     ],
 )
-def test_bad_reference_is_refused(values: dict, match: str) -> None:
+def test_bad_reference_is_refused(values: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Reference(**values)
 

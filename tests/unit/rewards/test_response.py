@@ -3,6 +3,7 @@
 import string
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -90,7 +91,7 @@ def test_long_lists_are_grouped_by_default(num_cycles: int, num_lines: int) -> N
         ({"cycles": tuple((float(i), i + 1.0) for i in range(MAX_CYCLES + 1))}, "cycles"),
     ],
 )
-def test_what_cannot_be_written_is_refused(change: dict, field: str) -> None:
+def test_what_cannot_be_written_is_refused(change: dict[str, Any], field: str) -> None:
     values = {name: getattr(SQUATS, name) for name in SQUATS.__dataclass_fields__} | change
     with pytest.raises(ValueError, match=field):
         Response(**values)
