@@ -4,7 +4,7 @@ Owns which stream is read, the size at which it is shown, and when each of its f
 Times are the file's own time stamps (after edit lists), in seconds from the first frame that is
 shown; a frame's number times a rate is never taken for its time.
 
-    mp4, mov         the index, where frames lie at equal distances; else the packets' time stamps
+    mp4, mov         the index, where frames lie at equal distances in the order of decoding
     AVI, ASF, bare   stamps follow the order of decoding: the i-th frame shown has the i-th lowest
     stamps missing   the frames are decoded once; one without a stamp follows its predecessor
     all others       the packets' time stamps
@@ -137,9 +137,13 @@ def _probe(path: str, identity: tuple[int, ...]) -> Probe:
     del identity  # only names what is remembered
     with open_container(path) as container:
         stream = choose_stream(path, container)
+        if "mov" in container.format.name and (index := _index(stream)) is not None:
+            _check_order(path, index)
+            first = _first_frame(path, container, stream)
+            return _describe(path, container, stream, first, np.sort(index.pts), index, False)
         entries = _entries(container, stream)
     _check_order(path, entries)
-    with open_container(path) as container:
+    with open_container(path) as container:  # its packets have been read
         stream = choose_stream(path, container)
         first, is_counted = _first_frame(path, container, stream), False
         if not entries.is_complete:
@@ -225,8 +229,6 @@ class _Entries:
 
 
 def _entries(container: Any, stream: Any) -> _Entries:
-    if "mov" in container.format.name and (found := _index(stream)) is not None:
-        return found
     packets = [packet for packet in container.demux(stream) if packet.size]
     rows = [(p.pts, p.dts, p.is_keyframe) for p in packets if not p.is_discard]
     shown = [(pts, is_key) for pts, _, is_key in rows if pts is not None]
@@ -240,9 +242,17 @@ def _entries(container: Any, stream: Any) -> _Entries:
 
 
 def _index(stream: Any) -> _Entries | None:
-    """The index of an mp4, if it alone tells when frames are presented: at equal distances."""
+    """The index of an mp4, if it alone tells when frames are presented.
+
+    That is where they lie at equal distances and are shown in the order of the file: the index
+    holds times of decoding.
+    """
     index = stream.index_entries
-    if len(index) < 3 or any(entry.is_discard for entry in index):
+    if (
+        stream.codec_context.has_b_frames
+        or len(index) < 3
+        or any(entry.is_discard for entry in index)
+    ):
         return None
     dts = np.array([entry.timestamp for entry in index], np.int64)
     steps = np.diff(dts)

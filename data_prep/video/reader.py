@@ -61,12 +61,10 @@ class Video:
         self.num_decoded = 0
         self.num_seeks = 0
         self._stack = ExitStack()
-        self._decoder: Iterator[tuple[float, Any]] = iter(())
         self._container: Any = None
         self._stream: Any = None
 
     def __enter__(self) -> Self:
-        self._open()
         return self
 
     def __exit__(self, *_: object) -> None:

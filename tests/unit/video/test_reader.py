@@ -6,8 +6,10 @@ The files are made here, frame k showing k in binary: whatever frame is read say
 import itertools
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from data_prep.video import FramePlan, Video, VideoError, clip_of_video, plan_frames, read_frames
 from data_prep.video.probe import probe
@@ -144,8 +146,6 @@ def test_the_plan_of_a_file_of_uneven_times_follows_its_own_clock(tmp_path: Path
 
 
 def test_the_largest_picture_is_read_not_the_first(tmp_path: Path) -> None:
-    import av
-
     path = tmp_path / "two.mp4"
     with av.open(str(path), "w") as out:
         small = out.add_stream("mpeg4", rate=25)
@@ -229,3 +229,32 @@ def test_a_window_late_in_a_long_file_is_not_read_from_its_start(tmp_path: Path)
         numbers = [number_of(image) for image in video.frames_at([38.0, 38.4, 38.8])]
         assert numbers == [950, 960, 970]
         assert video.num_decoded <= 3 * 15 + 21
+
+
+def test_a_cover_is_no_video(tmp_path: Path) -> None:
+    """Music players put a picture into the file as a stream of video."""
+    path = tmp_path / "covered.mp4"
+    with av.open(str(path), "w") as out:
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 640, 480, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        video = out.add_stream("libx264", rate=25, options=dict(H264))
+        video.width, video.height, video.pix_fmt = 128, 96, "yuv420p"
+        out.mux(cover.encode(av.VideoFrame.from_ndarray(picture(9, 640, 480), format="rgb24")))
+        for i in range(30):
+            image = picture(i, 128, 96)
+            out.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for stream in (cover, video):
+            out.mux(stream.encode(None))
+    found = probe(path)
+    assert (found.width, found.height, found.num_frames) == (128, 96, 30)
+    check(path, Written(path, tuple(range(30)), tuple(i / 25 for i in range(30))))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "pixels"),
+    [("mov", "qtrle", "argb"), ("mkv", "ffv1", "yuva420p"), ("mov", "prores_ks", "yuva444p10le")],
+)
+def test_transparency_is_left_out(container: str, codec: str, pixels: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clear.{container}"
+    check(path, write_coded(path, Kind(container, codec, pixels=pixels), num_frames=60))
