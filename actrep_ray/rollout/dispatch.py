@@ -14,7 +14,7 @@ OnGroup = Callable[[RolloutGroup], None]
 
 
 @dataclass(eq=False)
-class Task:
+class PendingPrompt:
     """A prompt on its way, and who gets its group."""
 
     prompt: Prompt
@@ -29,7 +29,7 @@ class Member:
     Attributes:
         index: Its number.
         handle: Of the actor.
-        tasks: What it was given, by prompt_id.
+        pending: What it was given, by prompt_id.
         num_calls: Calls of `advance` that are under way.
         policy_version: Of its engine; None until that has started.
         is_ready: Whether it holds the weights in use, and takes prompts.
@@ -38,7 +38,7 @@ class Member:
 
     index: int
     handle: Any
-    tasks: dict[str, Task] = field(default_factory=dict)
+    pending: dict[str, PendingPrompt] = field(default_factory=dict)
     num_calls: int = 0
     policy_version: int | None = None
     is_ready: bool = False
@@ -47,7 +47,7 @@ class Member:
     @property
     def num_answers(self) -> int:
         """Answers that it was asked for."""
-        return sum(task.settings.group_size for task in self.tasks.values())
+        return sum(one.settings.group_size for one in self.pending.values())
 
 
 class Backlog:
@@ -59,23 +59,23 @@ class Backlog:
 
     def __init__(self, max_in_flight: int) -> None:
         self.max_in_flight = max_in_flight
-        self.waiting: deque[Task] = deque()
+        self.waiting: deque[PendingPrompt] = deque()
 
-    def add(self, tasks: Iterable[Task]) -> None:
+    def add(self, prompts: Iterable[PendingPrompt]) -> None:
         """Put prompts at the end."""
-        self.waiting.extend(tasks)
+        self.waiting.extend(prompts)
 
     def give_back(self, member: Member) -> None:
         """Put what a lost worker had before all others, each one attempt further."""
         lost = [
-            replace(task, prompt=replace(task.prompt, attempt=task.prompt.attempt + 1))
-            for task in member.tasks.values()
+            replace(one, prompt=replace(one.prompt, attempt=one.prompt.attempt + 1))
+            for one in member.pending.values()
         ]
         self.waiting.extendleft(reversed(lost))
 
-    def assign(self, members: Iterable[Member]) -> dict[Member, list[Task]]:
+    def assign(self, members: Iterable[Member]) -> dict[Member, list[PendingPrompt]]:
         """Give prompts to those that have the most room; what each of them got."""
-        given: dict[Member, list[Task]] = {}
+        given: dict[Member, list[PendingPrompt]] = {}
         if not self.waiting:
             return given
         room = [(m.num_answers, m.index, m) for m in members if m.is_ready and not m.is_leaving]
@@ -86,10 +86,10 @@ class Backlog:
             if load and load + size > self.max_in_flight:
                 heapq.heappop(room)
                 continue
-            task = self.waiting.popleft()
-            assert task.prompt.prompt_id not in member.tasks, f"{task.prompt.prompt_id} twice"
-            member.tasks[task.prompt.prompt_id] = task
-            given.setdefault(member, []).append(task)
+            one = self.waiting.popleft()
+            assert one.prompt.prompt_id not in member.pending, f"{one.prompt.prompt_id} twice"
+            member.pending[one.prompt.prompt_id] = one
+            given.setdefault(member, []).append(one)
             heapq.heapreplace(room, (load + size, index, member))
         return given
 
@@ -97,5 +97,5 @@ class Backlog:
         """Nobody waits for these any more; what is at work on them is thrown away."""
         self.waiting = deque(t for t in self.waiting if t.prompt.prompt_id not in prompt_ids)
         for member in members:
-            for prompt_id in prompt_ids & member.tasks.keys():
-                member.tasks[prompt_id].on_group = lambda group: None
+            for prompt_id in prompt_ids & member.pending.keys():
+                member.pending[prompt_id].on_group = lambda group: None

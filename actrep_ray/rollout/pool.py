@@ -40,7 +40,7 @@ from actrep_ray.cluster.supervision import (
 from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.delivery import Delivery, Weights
-from actrep_ray.rollout.dispatch import Backlog, Member, OnGroup, Task
+from actrep_ray.rollout.dispatch import Backlog, Member, OnGroup, PendingPrompt
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool_actors import room_for, spawner
 from actrep_ray.rollout.worker import Loaded, Request, Turn
@@ -146,7 +146,7 @@ class RolloutPool:
         self, prompts: Sequence[Prompt], settings: SamplingSettings, on_group: OnGroup
     ) -> None:
         """Have prompts answered; `on_group` is called with each group, by whoever waits."""
-        self._backlog.add(Task(prompt, settings, on_group) for prompt in prompts)
+        self._backlog.add(PendingPrompt(prompt, settings, on_group) for prompt in prompts)
         self._dispatch(self._members)
 
     def generate(
@@ -201,11 +201,11 @@ class RolloutPool:
     def describe_work(self) -> str:
         """Who is at work on how much, for messages."""
         parts = [
-            f"rollout worker {m.index} has {len(m.tasks)} groups"
+            f"rollout worker {m.index} has {len(m.pending)} groups"
             if m.is_ready
             else f"rollout worker {m.index} is starting"
             for m in self._members
-            if m.tasks or not m.is_ready
+            if m.pending or not m.is_ready
         ]
         waiting = f"{len(self._backlog.waiting)} groups wait for a worker"
         return f"{waiting}; {', '.join(parts) or 'all idle'}"
@@ -310,7 +310,7 @@ class RolloutPool:
             raise ValueError(
                 f"cannot remove {num} of {len(staying)} rollout workers: one must stay"
             )
-        for member in sorted(staying, key=lambda m: (m.is_ready, len(m.tasks), -m.index))[:num]:
+        for member in sorted(staying, key=lambda m: (m.is_ready, len(m.pending), -m.index))[:num]:
             member.is_leaving = True
             self._dismiss_if_done(member)
 
@@ -336,14 +336,14 @@ class RolloutPool:
 
     def _dispatch(self, members: Iterable[Member]) -> None:
         """Hand waiting prompts to those of the workers that have the most room."""
-        for member, tasks in self._backlog.assign(members).items():
-            self._advance(member, tasks)
+        for member, prompts in self._backlog.assign(members).items():
+            self._advance(member, prompts)
 
-    def _advance(self, member: Member, tasks: Sequence[Task]) -> None:
+    def _advance(self, member: Member, prompts: Sequence[PendingPrompt]) -> None:
         """Send prompts, if any, and keep the worker's next call waiting for it."""
-        by_settings = itertools.groupby(tasks, key=lambda task: task.settings)
-        requests: list[Request] = [([t.prompt for t in some], key) for key, some in by_settings]
-        while requests or (member.tasks and member.num_calls < _CALLS_AT_ONCE):
+        by_settings = itertools.groupby(prompts, key=lambda one: one.settings)
+        requests: list[Request] = [([one.prompt for one in some], key) for key, some in by_settings]
+        while requests or (member.pending and member.num_calls < _CALLS_AT_ONCE):
             ref = member.handle.advance.remote(requests)
             self._follow(member, "advance", ref, self._on_turn)
             member.num_calls += 1
@@ -378,12 +378,12 @@ class RolloutPool:
         member.num_calls -= 1
         if turn.ended_s - turn.began_s > _IDLE_TURN_S:
             self._record(member, "generate", turn.began_s, turn.ended_s)
-        done = [(member.tasks.pop(group.prompt.prompt_id), group) for group in turn.groups]
+        done = [(member.pending.pop(group.prompt.prompt_id), group) for group in turn.groups]
         self._dispatch([member])
         self._advance(member, ())
         self._dismiss_if_done(member)
-        for task, group in done:
-            task.on_group(group)
+        for one, group in done:
+            one.on_group(group)
 
     def _on_version(self, member: Member, policy_version: int) -> None:
         """A started worker takes prompts once it holds the weights in use."""
@@ -402,7 +402,7 @@ class RolloutPool:
             self._on_version(member, loaded.policy_version)
 
     def _on_error(self, member: Member, error: Exception) -> None:
-        member.tasks.clear()  # the engine has forgotten them
+        member.pending.clear()  # the engine has forgotten them
         raise error
 
     def _on_loss(self, member: Member, loss: Loss) -> None:
@@ -439,7 +439,7 @@ class RolloutPool:
         _log.warning("%s; restart %d of %d", loss, self.num_restarts, budget.limit)
 
     def _dismiss_if_done(self, member: Member) -> None:
-        if member.is_leaving and not member.tasks:
+        if member.is_leaving and not member.pending:
             self._members.remove(member)
             end_worker(member.handle)
             self._delivery.go_on(self._members)

@@ -9,10 +9,10 @@ import numpy as np
 
 from actrep_ray.cluster.supervision import Loss
 from actrep_ray.records import RolloutGroup
-from actrep_ray.scoring.worker import FailedTask, ScoredTask, ScoringTask
+from actrep_ray.scoring.worker import GroupFailure, GroupScores, GroupTexts
 
 OnScored = Callable[[list[RolloutGroup]], None]
-Result = ScoredTask | FailedTask
+Result = GroupScores | GroupFailure
 
 
 @dataclass(eq=False)
@@ -50,7 +50,7 @@ class Item:
 
     request: Request
     place: int
-    task: ScoringTask
+    texts: GroupTexts
 
 
 Items = tuple[Item, ...]
@@ -92,7 +92,7 @@ class Member:
 
 
 def _with_result(group: RolloutGroup, result: Result, part_names: Sequence[str]) -> RolloutGroup:
-    if isinstance(result, ScoredTask):
+    if isinstance(result, GroupScores):
         return replace(
             group, rewards=result.rewards, reward_parts=result.parts, readings=result.readings
         )

@@ -35,7 +35,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.records import RolloutGroup
 from actrep_ray.scoring.dispatch import Item, Items, Member, OnScored, Request, Result
 from actrep_ray.scoring.pool_actors import STATUS_GROUP, starter
-from actrep_ray.scoring.worker import FailedTask, make_spec, make_task
+from actrep_ray.scoring.worker import GroupFailure, make_spec, texts_of
 from rewards.reference import Reference
 
 _BATCHES_PER_WORKER = 4  # of a call: small enough that a slow batch does not hold up the rest
@@ -169,8 +169,8 @@ class RewardPool:
     # ---------------------------------------------------------------- giving work
 
     def _send_request(self, request: Request, labels: Mapping[str, Reference]) -> None:
-        tasks = [make_task(group, labels, self.recipe) for group in request.groups]
-        items = [Item(request, place, task) for place, task in enumerate(tasks)]
+        texts = [texts_of(group, labels, self.recipe) for group in request.groups]
+        items = [Item(request, place, one) for place, one in enumerate(texts)]
         if not items:
             request.on_scored([])
         size = -(-len(items) // (len(self._members) * _BATCHES_PER_WORKER))
@@ -190,7 +190,7 @@ class RewardPool:
             if not member.batches:
                 member.deadline = time.monotonic() + self._timeout_s
             member.batches.append(items)
-            ref = member.handle.score.remote([item.task for item in items])
+            ref = member.handle.score.remote([item.texts for item in items])
             self._follow(
                 member,
                 Call("reward", member.index, "score", ref),
@@ -232,7 +232,7 @@ class RewardPool:
         for item, result in zip(items, results, strict=True):
             item.request.results[item.place] = result
         for item, result in zip(items, results, strict=True):
-            if isinstance(result, FailedTask) and not item.request.is_cancelled:
+            if isinstance(result, GroupFailure) and not item.request.is_cancelled:
                 message = f"reward worker {member.index}: {result.message}"
                 self._count_failure(result.reason, message, ScoringError)
         self._complete(items)
@@ -317,8 +317,8 @@ class RewardPool:
         )
         end_worker(member.handle)
         loss = Loss("reward", member.index, LossKind.HANG, "score", TimeoutError(message))
-        guilty = [item for item in items if rollout_id in item.task.rollout_ids]
-        failed = FailedTask("reward_timeout", message)
+        guilty = [item for item in items if rollout_id in item.texts.rollout_ids]
+        failed = GroupFailure("reward_timeout", message)
         self._go_on_without(member, tuple(guilty[:1]), failed, loss)
 
     def _on_loss(self, member: Member, items: Items | None, loss: Loss) -> None:
@@ -361,9 +361,11 @@ class RewardPool:
             f"{member.loss.name} died while it scored the rollouts of {', '.join(names[:3])}"
             f"{' and more' if len(names) > 3 else ''}"
         )
-        self._go_on_without(member, (), FailedTask("reward_worker_died", message), member.loss)
+        self._go_on_without(member, (), GroupFailure("reward_worker_died", message), member.loss)
 
-    def _go_on_without(self, member: Member, guilty: Items, failed: FailedTask, loss: Loss) -> None:
+    def _go_on_without(
+        self, member: Member, guilty: Items, failed: GroupFailure, loss: Loss
+    ) -> None:
         """Start a worker in place of one that was lost, and give it what that one held.
 
         A group that is known to be guilty is dropped. Where it is not known which of its oldest

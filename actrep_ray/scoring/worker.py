@@ -23,7 +23,7 @@ from rewards.reference import Reference
 
 
 @dataclass(frozen=True)
-class ScoringTask:
+class GroupTexts:
     """One group as a reward worker needs it.
 
     Attributes:
@@ -38,7 +38,7 @@ class ScoringTask:
 
 
 @dataclass(frozen=True)
-class ScoredTask:
+class GroupScores:
     """The rewards of one group.
 
     Attributes:
@@ -53,7 +53,7 @@ class ScoredTask:
 
 
 @dataclass(frozen=True)
-class FailedTask:
+class GroupFailure:
     """A group that could not be scored.
 
     Attributes:
@@ -82,9 +82,9 @@ class RewardWorker:
         """True, once the worker has started."""
         return True
 
-    def score(self, tasks: Sequence[ScoringTask]) -> list[ScoredTask | FailedTask]:
+    def score(self, groups: Sequence[GroupTexts]) -> list[GroupScores | GroupFailure]:
         """Score groups, in order; one that fails does not keep the others from their scores."""
-        return [self._score_group(task) for task in tasks]
+        return [self._score_group(group) for group in groups]
 
     def status(self) -> tuple[str, str] | None:
         """The rollout that is scored now, and for how long in which function; None when idle."""
@@ -94,20 +94,20 @@ class RewardWorker:
         where = _describe_stack(sys._current_frames().get(thread))
         return rollout_id, f"{rollout_id} for {time.monotonic() - since:.1f} s, {where}"
 
-    def _score_group(self, task: ScoringTask) -> ScoredTask | FailedTask:
-        at = task.rollout_ids[0]
+    def _score_group(self, group: GroupTexts) -> GroupScores | GroupFailure:
+        at = group.rollout_ids[0]
         scores: list[Score] = []
         readings: list[Reading | None] = []
         try:
             for at, text, reference in zip(
-                task.rollout_ids, task.texts, task.references, strict=True
+                group.rollout_ids, group.texts, group.references, strict=True
             ):
                 scored, reading = self._score_one(at, text, reference)
                 scores.append(scored)
                 readings.append(reading)
             rewards = group_rewards(scores, self.spec).astype(np.float32)
         except RewardError as error:
-            return FailedTask(f"reward_{error.reason}", f"rollout {at}: {error}")
+            return GroupFailure(f"reward_{error.reason}", f"rollout {at}: {error}")
         parts = {
             part.name: np.array(
                 [np.nan if s.parts[part.name] is None else s.parts[part.name] for s in scores],
@@ -115,7 +115,7 @@ class RewardWorker:
             )
             for part in self.spec.parts
         }
-        return ScoredTask(rewards, parts, tuple(readings))
+        return GroupScores(rewards, parts, tuple(readings))
 
     def _score_one(
         self, rollout_id: str, text: str, reference: Reference
@@ -144,7 +144,7 @@ def make_spec(recipe: Recipe) -> RewardSpec:
     return spec
 
 
-def make_task(group: RolloutGroup, labels: Mapping[str, Reference], recipe: Recipe) -> ScoringTask:
+def texts_of(group: RolloutGroup, labels: Mapping[str, Reference], recipe: Recipe) -> GroupTexts:
     """What a worker needs to score a group.
 
     Raises:
@@ -164,7 +164,7 @@ def make_task(group: RolloutGroup, labels: Mapping[str, Reference], recipe: Reci
         for rollout in group.rollouts
     )
     ids = tuple(rollout.rollout_id for rollout in group.rollouts)
-    return ScoringTask(ids, tuple(rollout.text for rollout in group.rollouts), references)
+    return GroupTexts(ids, tuple(rollout.text for rollout in group.rollouts), references)
 
 
 def _describe_stack(frame: FrameType | None) -> str:

@@ -13,7 +13,7 @@ import pytest
 from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
 from actrep_ray.scoring.pool import RewardPool, ScoringError, ScoringTimeoutError
-from actrep_ray.scoring.worker import FailedTask, RewardWorker, make_spec, make_task
+from actrep_ray.scoring.worker import GroupFailure, RewardWorker, make_spec, texts_of
 from data_prep.video import FramePlan
 from rewards.compose import score
 from rewards.grammar.write import Response, render
@@ -92,8 +92,8 @@ def user_weights(function: str) -> dict[str, float]:
 
 
 def score_in_process(recipe: Recipe, groups: list[RolloutGroup]) -> list[Any]:
-    tasks = [make_task(group, LABELS, recipe) for group in groups]
-    return RewardWorker(make_spec(recipe), recipe.task).score(tasks)
+    texts = [texts_of(group, LABELS, recipe) for group in groups]
+    return RewardWorker(make_spec(recipe), recipe.task).score(texts)
 
 
 def test_rewards_are_those_of_the_composition() -> None:
@@ -122,7 +122,7 @@ def test_per_reward_normalisation_centres_each_group() -> None:
 
 def test_a_clip_without_labels_is_an_error() -> None:
     with pytest.raises(ValueError, match="prompt p: no labels of clip 'unknown'"):
-        make_task(make_group("p", "unknown", RIGHT), LABELS, make_recipe())
+        texts_of(make_group("p", "unknown", RIGHT), LABELS, make_recipe())
 
 
 FAILURES = [
@@ -139,7 +139,7 @@ def test_a_failing_reward_names_itself_and_the_rollout(
 ) -> None:
     groups = [make_group("p", "marked", RIGHT, WRONG), make_group("q", "marked", RIGHT)]
     failed, scored = score_in_process(make_recipe(weights=user_weights(function)), groups)
-    assert isinstance(failed, FailedTask)
+    assert isinstance(failed, GroupFailure)
     assert failed.reason == reason
     assert f"rollout p-1: reward 'user_rewards:{function}' {message}" in failed.message
     assert scored.rewards.tolist() == [0.75]  # obo 1 and ours 0.5

@@ -14,12 +14,12 @@ from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.delivery import Delivery, Weights
-from actrep_ray.rollout.dispatch import Backlog, Member, Task
+from actrep_ray.rollout.dispatch import Backlog, Member, PendingPrompt
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool, RolloutWorkerError, WeightsLostError
 from actrep_ray.rollout.worker import Loaded
 from actrep_ray.scoring.pool import RewardPool, RewardWorkerError
-from actrep_ray.scoring.worker import ScoredTask
+from actrep_ray.scoring.worker import GroupScores
 from data_prep.video import FramePlan
 from rewards.reference import Reference
 
@@ -107,9 +107,9 @@ class Rewards:
         self.pool.mailbox.wait(is_done, 10.0, lambda: "the pool")
 
 
-def scores(value: float) -> list[ScoredTask]:
+def scores(value: float) -> list[GroupScores]:
     rewards = np.array([value], np.float32)
-    return [ScoredTask(rewards, {"obo": rewards}, (2,))]
+    return [GroupScores(rewards, {"obo": rewards}, (2,))]
 
 
 def test_a_reward_worker_that_goes_with_its_node_is_nobodys_fault() -> None:
@@ -270,19 +270,19 @@ def member(index: int, *, is_ready: bool = True) -> Member:
     return Member(index, None, policy_version=0, is_ready=is_ready)
 
 
-def tasks(*names: str) -> list[Task]:
-    return [Task(make_group(name).prompt, SETTINGS, lambda group: None) for name in names]
+def pending(*names: str) -> list[PendingPrompt]:
+    return [PendingPrompt(make_group(name).prompt, SETTINGS, lambda group: None) for name in names]
 
 
 def test_prompts_go_to_the_worker_with_the_most_room() -> None:
     backlog, members = Backlog(max_in_flight=4), [member(0), member(1), member(2, is_ready=False)]
-    backlog.add(tasks("a", "b", "c", "d", "e"))
+    backlog.add(pending("a", "b", "c", "d", "e"))
     given = backlog.assign(members)
-    names = {m.index: [task.prompt.prompt_id for task in some] for m, some in given.items()}
+    names = {m.index: [one.prompt.prompt_id for one in some] for m, some in given.items()}
     assert names == {0: ["a", "c"], 1: ["b", "d"]}  # 2 answers each, 4 at a time
-    assert [task.prompt.prompt_id for task in backlog.waiting] == ["e"]
+    assert [one.prompt.prompt_id for one in backlog.waiting] == ["e"]
     backlog.give_back(members[0])
-    again = [(task.prompt.prompt_id, task.prompt.attempt) for task in backlog.waiting]
+    again = [(one.prompt.prompt_id, one.prompt.attempt) for one in backlog.waiting]
     assert again == [("a", 1), ("c", 1), ("e", 0)]
 
 
