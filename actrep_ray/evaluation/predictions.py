@@ -5,11 +5,12 @@ brings predictions and labels together.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from actrep_ray.records import Reading
 from actrep_ray.tasks.base import Task
 from data_prep.files import DataError, read_jsonl, write_lines
 from data_prep.schema import Cycle
@@ -65,20 +66,9 @@ def prediction_of_text(
     )
 
 
-def constant_predictions(clip_ids: Iterable[str], count: int) -> list[Prediction]:
-    """The same count for every clip: what any model has to be better than."""
-    return [Prediction(clip_id=clip_id, count=count) for clip_id in clip_ids]
-
-
-def train_median(counts: Sequence[int]) -> int:
-    """The count to be constant about: the (lower) median of the train split.
-
-    >>> train_median([1, 9, 3, 4])
-    3
-    """
-    if not counts:
-        raise ValueError("no counts of the train split: no median to predict")
-    return sorted(counts)[(len(counts) - 1) // 2]
+def constant_predictions(clip_ids: Iterable[str], reading: Reading) -> list[Prediction]:
+    """The same answer for every clip: what any model has to be better than."""
+    return [Prediction(clip_id=clip_id, count=int(reading)) for clip_id in clip_ids]
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> int:

@@ -18,7 +18,7 @@ from rich.console import Console
 from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.page import write_page
 from actrep_ray.evaluation.pictures import write_pictures
-from actrep_ray.evaluation.predictions import Prediction, constant_predictions, train_median
+from actrep_ray.evaluation.predictions import Prediction, constant_predictions
 from actrep_ray.evaluation.run_results import DETECTOR, ReportInput, read_run
 from actrep_ray.evaluation.scores import Metrics, paired_difference, score_predictions
 from actrep_ray.evaluation.tables import (
@@ -83,9 +83,9 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
     labels = labels_of(given.clips, task)
     options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
     sets: dict[str, Sequence[Prediction]] = dict(given.sets)
-    if sets and given.train_counts:
-        median = train_median(given.train_counts)
-        sets = {f"constant {median}": constant_predictions(labels, median), **sets}
+    if sets and given.train_truths:
+        reading = task.constant(given.train_truths)
+        sets = {f"constant {reading}": constant_predictions(labels, reading), **sets}
     metrics = {name: score_predictions(p, labels, task, **options) for name, p in sets.items()}
     differences = {
         f"{a} → {b}": paired_difference(given.sets[a], given.sets[b], labels, task, **options)

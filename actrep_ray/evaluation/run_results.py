@@ -14,6 +14,7 @@ from typing import Any
 from actrep_ray.config import Recipe, read_resolved, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.evaluation.scores import Metrics
+from actrep_ray.records import Reading
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
 from actrep_ray.tasks.base import Task
@@ -46,7 +47,7 @@ class ReportInput:
             compared with the one before it, but for the periodicity detector, which is a baseline
             and no stage of training; the last is shown by bin and action.
         stages: Rows of `metrics.jsonl` by the name of the stage.
-        train_counts: Counts of the train split, for the constant predictor; may be empty.
+        train_truths: Right answers of the train split, for the constant predictor; may be empty.
         facts: What else a reader should know (settings, versions), by name.
         num_bootstrap: Resamples of the intervals.
         seed: Of the resamples.
@@ -57,7 +58,7 @@ class ReportInput:
     clips: Sequence[Clip]
     sets: Mapping[str, Sequence[Prediction]]
     stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    train_counts: Sequence[int] = ()
+    train_truths: Sequence[Reading] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     num_bootstrap: int = 2000
     seed: int = 0
@@ -86,14 +87,15 @@ def read_run(run_dir: Path) -> ReportInput:
     if not stages and not sets:
         raise DataError(f"{run_dir}: neither metrics.jsonl nor {_PREDICTIONS}*.jsonl in it")
     recipe, content = runs[-1][1]
-    clips, train_counts = _read_answered(Path(recipe.data.path), sets)
+    task = load_task(recipe.task)
+    clips, train_truths = _read_answered(Path(recipe.data.path), sets, task)
     return ReportInput(
         title=run_dir.resolve().name,
-        task=load_task(recipe.task),
+        task=task,
         clips=clips,
         sets=sets,
         stages=stages,
-        train_counts=train_counts,
+        train_truths=train_truths,
         facts=_facts(recipe, content),
         num_bootstrap=recipe.eval.num_bootstrap,
         seed=recipe.seed,
@@ -132,19 +134,19 @@ def _same_clips(sets: dict[str, list[Prediction]]) -> dict[str, list[Prediction]
 
 
 def _read_answered(
-    data: Path, sets: Mapping[str, Sequence[Prediction]]
-) -> tuple[list[Clip], list[int]]:
-    """The clips that the predictions are about, and the counts of the train split."""
+    data: Path, sets: Mapping[str, Sequence[Prediction]], task: Task
+) -> tuple[list[Clip], list[Reading]]:
+    """The clips that the predictions are about, and the right answers of the train split."""
     if not sets:
         return [], []
     ids = {p.clip_id for predictions in sets.values() for p in predictions}
-    clips, train_counts = [], []
+    clips, train_truths = [], []
     for clip in read_clips(data):
         if clip.id in ids:
             clips.append(clip)
         elif clip.split == "train":
-            train_counts.append(clip.count)
-    return clips, train_counts
+            train_truths.append(task.truth(task.reference(clip)))
+    return clips, train_truths
 
 
 def _facts(recipe: Recipe, content: Mapping[str, Any]) -> dict[str, str]:

@@ -139,6 +139,14 @@ class Task(Protocol):
         """The right reading."""
         ...
 
+    def constant(self, truths: Sequence[Reading]) -> Reading:
+        """The one answer to give to all clips, knowing those of the train split.
+
+        Args:
+            truths: Right readings of the train split, at least one.
+        """
+        ...
+
     def describe_truth(self, reference: Reference) -> str:
         """The right answer, for a person who reads a wrong one."""
         ...

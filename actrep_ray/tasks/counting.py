@@ -84,6 +84,12 @@ class Counting:
         """The true count."""
         return _count_of(reference)
 
+    def constant(self, truths: Sequence[Reading]) -> int:
+        """The (lower) median count."""
+        if not truths:
+            raise ValueError("no counts of the train split: no median to predict")
+        return sorted(map(int, truths))[(len(truths) - 1) // 2]
+
     def describe_truth(self, reference: Reference) -> str:
         """For example "true count 4"."""
         return f"true count {reference.count}"

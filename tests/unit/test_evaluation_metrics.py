@@ -22,7 +22,6 @@ from actrep_ray.evaluation.predictions import (
     Prediction,
     constant_predictions,
     read_predictions,
-    train_median,
     write_predictions,
 )
 from actrep_ray.evaluation.scores import reading_histogram
@@ -114,12 +113,12 @@ def test_the_constant_predictor_of_a_paper() -> None:
     ("counts", "median"), [([7], 7), ([1, 9, 3], 3), ([1, 9, 3, 4], 3), ([5, 5, 1, 1], 1)]
 )
 def test_the_train_median_is_a_count_that_exists(counts: list[int], median: int) -> None:
-    assert train_median(counts) == median
+    assert TASK.constant(counts) == median
 
 
 def test_no_median_of_nothing() -> None:
     with pytest.raises(ValueError, match="no median"):
-        train_median([])
+        TASK.constant([])
 
 
 # By hand: (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with z = 1.95996.

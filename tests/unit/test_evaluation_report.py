@@ -220,7 +220,7 @@ def test_steps_of_a_run_are_its_first_and_last(tmp_path: Path, folder: Path) -> 
     given = read_run(run)
     assert list(given.sets) == ["step 0", "step 20"]
     assert [p.count for p in given.sets["step 20"]] == [3] * 6
-    assert sorted(given.train_counts) == [2, 4, 9]
+    assert sorted(given.train_truths) == [2, 4, 9]
     assert list(given.stages) == ["GRPO"]
     assert [clip.id for clip in given.clips] == [f"test-{i}" for i in range(6)]
 

@@ -176,6 +176,7 @@ def test_a_task_keeps_the_contract(task: Task) -> None:
     read = task.read(parse(f"<answer>{truth}</answer>"))
     readings = [read, task.read(parse("no answer")), read]
     assert readings == [truth, None, truth]
+    assert task.constant([truth, truth]) == truth
     assert task.is_right(readings, references[0]).tolist() == [True, False, True]
     values = task.contributions(readings, references)
     assert set(values) == set(names)
