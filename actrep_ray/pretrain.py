@@ -318,7 +318,7 @@ def save(model: Any, inputs: QwenVLInputs, out: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """The command line of pretraining."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", action="append", required=True, help="folder of synthetic clips")
     parser.add_argument("--out", required=True, help="checkpoint folder to write")

@@ -283,7 +283,7 @@ class Quickstart:
         return table
 
     def next_commands(self, report: Report) -> str:
-        """Where the results are and how to go on."""
+        """Text on where the results are and how to go on."""
         grpo, data = self.grpo.run_dir, self.grpo.data.path
         video = _from_here(Path(self.clips[0].video))
         larger = _from_here(recipes_folder() / "qwen3_vl_4b_grpo.yaml")

@@ -31,7 +31,8 @@ from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.progress import step_progress
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.cot import read_answers
-from data_prep.schema import Clip, DataError
+from data_prep.files import DataError
+from data_prep.schema import Clip
 
 _log = logging.getLogger(__name__)
 _SHOWN = {"loss": "sft/loss", "validation": "sft/validation_loss", "tok/s": "sft/tokens_per_s"}

@@ -21,13 +21,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import DataError as DataError
-from data_prep.files import read_jsonl, write_lines
+from data_prep.files import DataError, read_jsonl, write_lines
 from data_prep.strict_json import is_text
+from rewards.grammar.layout import Cycle
 
 SPLITS = ("train", "validation", "test")
-
-Cycle = tuple[float, float]
 
 TIMES_SOURCES = {
     "seconds": "they were given in seconds",

@@ -26,7 +26,7 @@ class PlacementError(ConfigError):
 
 @dataclass(frozen=True)
 class Node:
-    """A machine.
+    """A machine of the cluster.
 
     Attributes:
         name: For messages.
@@ -44,7 +44,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Pool:
+class PoolSpec:
     """The workers of one role.
 
     Attributes:
@@ -90,7 +90,7 @@ def parse_gpus(text: str) -> list[Node]:
     return nodes
 
 
-def pools_of(recipe: Recipe, roles: Sequence[str] = (), *, is_cpu: bool = False) -> list[Pool]:
+def pools_of(recipe: Recipe, roles: Sequence[str] = (), *, is_cpu: bool = False) -> list[PoolSpec]:
     """The pools that a recipe starts, largest bundles first.
 
     Args:
@@ -102,15 +102,15 @@ def pools_of(recipe: Recipe, roles: Sequence[str] = (), *, is_cpu: bool = False)
     rollout, learner, reward = recipe.rollout, recipe.learner, recipe.reward
     cfg = recipe.placement
     pools = [
-        Pool("learner", learner.num_workers, gpu, learner.num_cpus, cfg.learner_labels),
-        Pool(
+        PoolSpec("learner", learner.num_workers, gpu, learner.num_cpus, cfg.learner_labels),
+        PoolSpec(
             "rollout",
             rollout.num_workers,
             gpu * rollout.tensor_parallel_size,
             rollout.num_cpus,
             cfg.rollout_labels,
         ),
-        Pool("reward", reward.num_workers, 0.0, reward.num_cpus, cfg.reward_labels),
+        PoolSpec("reward", reward.num_workers, 0.0, reward.num_cpus, cfg.reward_labels),
     ]
     wanted = tuple(roles) or (("learner",) if recipe.stage == "sft" else ROLES)
     pools = [pool for pool in pools if pool.role in wanted]
@@ -131,7 +131,7 @@ def share_of_bundle(recipe: Recipe) -> dict[str, float]:
     return {"num_cpus": pool.num_cpus / 2, "num_gpus": pool.num_gpus / 2}
 
 
-def place(pools: Sequence[Pool], nodes: Sequence[Node]) -> dict[str, list[int]]:
+def place(pools: Sequence[PoolSpec], nodes: Sequence[Node]) -> dict[str, list[int]]:
     """The node of each worker, by role.
 
     A pool goes to the fullest node that still holds all of its bundles; if none does, it fills the
@@ -182,18 +182,18 @@ def _matches(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in wanted.items())
 
 
-def _room(pool: Pool, free: Mapping[str, float]) -> int:
+def _room(pool: PoolSpec, free: Mapping[str, float]) -> int:
     """How many bundles a node has room for."""
     amounts = [free[name] / amount for name, amount in pool.bundle.items()]
     return min(int(amount + 1e-6) if amount != float("inf") else 1_000_000 for amount in amounts)
 
 
 def _explain(
-    pool: Pool,
+    pool: PoolSpec,
     nodes: Sequence[Node],
     allowed: Sequence[int],
     placed: Mapping[str, Sequence[int]],
-    pools: Sequence[Pool],
+    pools: Sequence[PoolSpec],
 ) -> str:
     labels = "".join(f", {key}={value}" for key, value in pool.labels.items())
     unit = " and ".join(f"{amount:g} {name}" for name, amount in pool.bundle.items())

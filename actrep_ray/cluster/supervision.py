@@ -34,7 +34,7 @@ _PROCESS_LOSSES = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError
 
 
 class LossKind(Enum):
-    """What was lost."""
+    """Kinds of a loss."""
 
     PROCESS = "process"  # of a worker: it died, or was killed
     NODE = "node"  # with all of its workers, by no fault of theirs

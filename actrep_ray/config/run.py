@@ -27,7 +27,7 @@ today; one that could would need rows of its own.
 
 
 class TrainConfig(Section):
-    """The GRPO loop."""
+    """Settings of the GRPO loop."""
 
     num_steps: Count = Field(200, description="Steps: batches of prompts.")
     prompts_per_step: Count = Field(32, description="Prompts issued in a step.")
@@ -85,7 +85,7 @@ class CheckpointConfig(Section):
 
 
 class PlacementConfig(Section):
-    """Where in the cluster workers run."""
+    """Settings of where in the cluster workers run."""
 
     mode: Literal["separated", "colocated"] = Field(
         "separated",

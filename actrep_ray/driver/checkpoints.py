@@ -39,7 +39,7 @@ class RunCheckpoints:
         return is_due(self.recipe.checkpoint.every or self.num_steps, step, self.num_steps)
 
     def save(self, step: int, state: dict[str, Any]) -> Checkpoint:
-        """Write one.
+        """Write a checkpoint.
 
         Args:
             step: Steps that were finished.

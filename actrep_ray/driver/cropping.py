@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from actrep_ray.config import SamplingConfig
-from data_prep.schema import Clip, Cycle
+from data_prep.schema import Clip
 from data_prep.strata import Stratum
+from rewards.grammar.layout import Cycle
 
 _MARK_SLACK_S = 1e-6  # marks may differ from the clip's end by less than this
 

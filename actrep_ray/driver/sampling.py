@@ -37,7 +37,7 @@ _STRATUM, _DRAW, _ORDER_OF_WHOLE, _ORDER_OF_CROPS = range(4)
 
 @dataclass(frozen=True)
 class SampledClip:
-    """One draw.
+    """A drawn clip.
 
     Attributes:
         clip: What to ask about. A crop has its own id, window, count and cycles.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from data_prep.schema import Cycle
+from rewards.grammar.layout import Cycle
 
 INK, MUTED, GRID = "#1d2433", "#6b7385", "#e3e6ec"
 BLUE, ORANGE, GREEN, RED, VIOLET = "#2a6fb8", "#e07b28", "#2f9468", "#c9423a", "#7a5bb5"

@@ -34,10 +34,11 @@ from actrep_ray.evaluation.figure_style import (
 )
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.evaluation.scores import Metrics
-from data_prep.schema import Clip, Cycle
+from data_prep.schema import Clip
 from data_prep.video import plan_frames
 from data_prep.video.guard import read_guarded
 from rewards.cycles import close_pairs
+from rewards.grammar.layout import Cycle
 
 _TEAL, _ROSE, _OLIVE = "#1c98a8", "#c2558a", "#8d8a2b"
 _EXTRA = (ORANGE, GREEN, VIOLET, _TEAL, _ROSE, _OLIVE)

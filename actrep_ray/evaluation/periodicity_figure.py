@@ -21,7 +21,7 @@ from actrep_ray.evaluation.figure_style import (
     style_lanes,
 )
 from data_prep.periodicity.detector import Detection
-from data_prep.schema import Cycle
+from rewards.grammar.layout import Cycle
 
 
 def plot_detection(

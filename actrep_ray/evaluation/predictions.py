@@ -13,7 +13,7 @@ from typing import Any
 from actrep_ray.records import Reading
 from actrep_ray.tasks.base import Task
 from data_prep.files import DataError, read_jsonl, write_lines
-from data_prep.schema import Cycle
+from rewards.grammar.layout import Cycle
 from rewards.grammar.read import parse
 
 

@@ -82,7 +82,7 @@ class Architecture:
 
     @property
     def total_parameters(self) -> int:
-        """All parameters."""
+        """Number of all parameters."""
         return sum(self.num_parameters.values())
 
     @property

@@ -84,7 +84,7 @@ def write_base_model(folder: str | Path, *, family: str = "qwen3_vl") -> Path:
 
 
 def base_model_folder(family: str = "qwen3_vl") -> Path:
-    """Where the shipped base of a family lies.
+    """Folder of the shipped base of a family.
 
     Raises:
         ConfigError: if no base of that family is shipped.

@@ -26,7 +26,7 @@ from data_prep.schema import read_clips
 
 @dataclass(frozen=True)
 class Check:
-    """What was found.
+    """What a recipe comes to.
 
     Attributes:
         lines: For the person who asked.
@@ -66,7 +66,7 @@ def check_recipe(recipe: Recipe, path: Path, gpus: str | None = None) -> Check:
 
 
 def model_source(recipe: Recipe, path: Path) -> str:
-    """Where the sizes of a recipe's model are known from: a folder, or a published name.
+    """Folder or published name from which the sizes of a recipe's model are known.
 
     A run folder that does not exist yet (`runs/qwen3_vl_4b_sft`) stands for the model of the recipe
     that writes it, if that recipe lies beside this one.

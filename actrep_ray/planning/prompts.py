@@ -28,7 +28,7 @@ class PromptSize:
 
     @property
     def num_tokens(self) -> int:
-        """Of the prompt."""
+        """Tokens of the prompt."""
         return self.num_visual + self.num_text
 
 

@@ -139,11 +139,11 @@ class HfEngine(QwenVLEngine):
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
-        """Move them back."""
+        """Move the weights back to the device."""
         self._model.to(self._device)
 
     def shutdown(self) -> None:
-        """Free the model."""
+        """Free the model's memory."""
         self._model = None
         self.clear()
 

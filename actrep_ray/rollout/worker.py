@@ -108,7 +108,7 @@ class RolloutWorker:
         self.engine.sleep()
 
     def wake(self) -> None:
-        """Take it back."""
+        """Take the memory back."""
         self.engine.wake()
 
     def shutdown(self) -> None:

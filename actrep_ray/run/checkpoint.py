@@ -39,7 +39,7 @@ class Checkpoint:
 
     @property
     def learner_folder(self) -> Path:
-        """Where the learner's optimiser state lies."""
+        """Folder of the learner's optimiser state."""
         return self.folder / "training"
 
     def driver_state(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Profile:
     verdict: str
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The profile as lines of text."""
         rows = [
             f"{pool:8} idle {1 - busy:5.1%}  at work {busy:5.1%}  alone at work "
             f"{self.alone[pool]:5.1%}"

@@ -5,7 +5,8 @@ from pathlib import Path
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.counting import Counting
-from data_prep.schema import Clip, DataError, read_clips
+from data_prep.files import DataError
+from data_prep.schema import Clip, read_clips
 from data_prep.video import check_videos
 
 _TASKS = {task.name: task for task in (Counting(),)}

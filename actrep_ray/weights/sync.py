@@ -28,11 +28,11 @@ class WeightSink(Protocol):
 
     @property
     def timeline(self) -> Timeline:
-        """Where it is noted who did what when."""
+        """Record of who did what when."""
 
     @property
     def num_workers(self) -> int:
-        """Engines."""
+        """Number of engines."""
 
     def load_weights(self, refs: Sequence[Any], policy_version: int) -> None:
         """Replace every engine's weights, all at the same time."""

@@ -26,7 +26,7 @@ from data_prep.converters.values import (
     text_of,
     time_of,
 )
-from data_prep.schema import DataError
+from data_prep.files import DataError
 
 _SUFFIXES = (".mp4", ".mkv", ".webm")
 _LIST = "ovr_annotations"

@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.rows import BadRowError, Record, size_of
 from data_prep.converters.values import action_name, chained_cycles, mark_of
-from data_prep.schema import DataError
+from data_prep.files import DataError
 
 FirstMark = Literal["end", "start"]
 _MAX_BYTES = 1 << 20

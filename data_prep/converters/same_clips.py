@@ -94,7 +94,7 @@ class SameClips:
         self._database.close()
 
     def add(self, number: int, place: str, clip: Clip, video: str) -> None:
-        """Put down a row.
+        """Note a row.
 
         Args:
             number: Of the row; rows come in rising order.
@@ -117,7 +117,7 @@ class SameClips:
         self._tell_names_apart()
 
     def verdicts(self) -> Iterator[Verdict]:
-        """Of the rows to which something happens, in order."""
+        """Verdicts on the rows to which something happens, in order."""
         found = self._database.execute(
             "SELECT number, reason, detail, count, id FROM verdicts ORDER BY number"
         )

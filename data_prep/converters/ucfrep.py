@@ -38,7 +38,7 @@ from data_prep.converters.values import (
     split_of_path,
     time_of,
 )
-from data_prep.schema import DataError
+from data_prep.files import DataError
 
 _COLUMNS = Columns(("name", "counts|count"), ("start_frame", "end_frame", "fps"), marks="L")
 _CLASS = re.compile(r"v_([A-Za-z]+)_g\d+_c\d+", re.ASCII)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.converters.rows import BadRowError
-from data_prep.schema import DataError
+from data_prep.files import DataError
 
 Pairs = tuple[tuple[float, float], ...]
 

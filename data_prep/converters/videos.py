@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.converters.rows import BadRowError
-from data_prep.schema import DataError
+from data_prep.files import DataError
 from data_prep.video import Probe, VideoError, probe
 
 _SEPARATORS = re.compile(r"[/\\]")

@@ -60,7 +60,7 @@ class Chain:
 def find_chain(
     distances: Array, is_hidden: NDArray[np.bool_], fps: float, *, min_s: float, max_s: float
 ) -> Chain:
-    """The best chain.
+    """The best chain of cycles.
 
     Args:
         distances: Distances of moments as shares of the clip's amplitude. [T, T]

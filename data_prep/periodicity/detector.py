@@ -15,8 +15,9 @@ from data_prep.periodicity.similarity import (
     self_similarity,
     squared_distances,
 )
-from data_prep.schema import Clip, Cycle
+from data_prep.schema import Clip
 from rewards.cycles import close_pairs
+from rewards.grammar.layout import Cycle
 
 Array = NDArray[np.float32]
 

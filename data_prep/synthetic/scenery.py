@@ -51,7 +51,7 @@ class Scenery:
 
 
 def draw_scenery(rng: np.random.Generator, level: Level, look: Look, duration_s: float) -> Scenery:
-    """As many distractors and bars as the level asks for, near the background in brightness."""
+    """Distractors and bars that the level asks for, near the background in brightness."""
     base = brightness(look.background)
     towards = 1.0 if base < 128 else -1.0
     distractors = []

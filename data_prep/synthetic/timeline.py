@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.schema import Cycle
 from data_prep.synthetic.levels import Level, count_weights
 from data_prep.synthetic.motions import MOTIONS
+from rewards.grammar.layout import Cycle
 
 _LEAD_S = 0.3  # shortest lead-in and lead-out
 _DURATION_STEP_S = 0.5
@@ -25,7 +25,7 @@ _PAUSE_S = (0.4, 1.5)
 
 @dataclass(frozen=True)
 class Track:
-    """Where the moving part is in every video frame; all arrays have shape [T].
+    """Places of the moving part in every video frame; all arrays have shape [T].
 
     Attributes:
         times_s: Time of each frame, seconds from the start of the clip.

@@ -64,7 +64,7 @@ class CotReport:
             self.rejected.append((outcome.clip.id, outcome.reason or "unknown", outcome.detail))
 
     def as_json(self) -> dict[str, Any]:
-        """For OUT.report.json."""
+        """The report as the content of OUT.report.json."""
         return {
             "teacher": self.teacher,
             "clips": self.num_clips,
@@ -79,7 +79,7 @@ class CotReport:
 
 
 def report_path(out: Path) -> Path:
-    """Where the report of an output lies."""
+    """Path of the report on an output."""
     return out.with_name(f"{out.name}.report.json")
 
 

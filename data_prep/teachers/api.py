@@ -40,7 +40,7 @@ Progress = Callable[[int, int, int], None]  # clips done, of all, accepted
 
 
 def journal_path(out: Path) -> Path:
-    """Where the answers of a run are kept that writes `out`."""
+    """Path of the kept answers of a run that writes `out`."""
     return out.with_name(f"{out.name}.calls.jsonl")
 
 
@@ -107,7 +107,7 @@ class _Run:
             )
 
     def figures(self) -> dict[str, Any]:
-        """For the report."""
+        """Figures of the report."""
         client = self.client
         return {
             "candidates": {

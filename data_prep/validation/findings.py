@@ -76,7 +76,7 @@ class Finding:
 
     @property
     def message(self) -> str:
-        """In words: key, value and what was expected."""
+        """Key, value and what was expected, in words."""
         what = f"{self.key}={self.value}" if self.key else self.value
         return f"{what}, expected {self.expected}"
 

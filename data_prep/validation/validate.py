@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.schema import DataError
+from data_prep.files import DataError
 from data_prep.validation.clip_checks import check_facts
 from data_prep.validation.comparisons import compare_content, compare_rows
 from data_prep.validation.decoder_processes import check_in_processes

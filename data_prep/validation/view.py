@@ -70,7 +70,7 @@ class Estimate:
     patches_per_cycle: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """As an object of JSON."""
+        """The view as an object of JSON."""
         return asdict(self)
 
 

@@ -5,7 +5,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.schema import DataError
+from data_prep.files import DataError
 
 
 class VideoError(DataError):

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.schema import Clip, DataError
+from data_prep.files import DataError
+from data_prep.schema import Clip
 from data_prep.video.files import VideoError, file_problem
 from data_prep.video.probe import probe
 

@@ -96,7 +96,7 @@ class DecodingProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def wait_ready(self) -> None:
@@ -148,7 +148,7 @@ class DecodingProcess:
         return self._is_late() if time.monotonic() >= self.due else None
 
     def end(self) -> None:
-        """Kill it."""
+        """Kill the process."""
         self.is_gone = True
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):

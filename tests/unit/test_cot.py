@@ -20,8 +20,9 @@ from data_prep.cot import (
     render_answer,
     wording,
 )
+from data_prep.files import DataError
 from data_prep.references import reference_of
-from data_prep.schema import Clip, DataError, write_clips
+from data_prep.schema import Clip, write_clips
 from data_prep.synthetic.motions import MOTIONS
 from data_prep.teachers.annotations import annotate
 from rewards.compose import score

@@ -31,10 +31,11 @@ from data_prep.periodicity.similarity import (
     self_similarity,
     squared_distances,
 )
-from data_prep.schema import Clip, Cycle, read_clips, write_clips
+from data_prep.schema import Clip, read_clips, write_clips
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.teachers.periodicity import propose_answers
 from data_prep.video import VideoError
+from rewards.grammar.layout import Cycle
 
 FPS = 15.0
 

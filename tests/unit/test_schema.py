@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.schema import Clip, DataError, parse_clip, read_clips, write_clips
+from data_prep.files import DataError
+from data_prep.schema import Clip, parse_clip, read_clips, write_clips
 
 CLIP = Clip(
     id="a",

@@ -23,7 +23,8 @@ import pytest
 from actrep_ray.cli.main import main
 from data_prep.chat_api import ApiError, Pace, retry_after, sampling_of
 from data_prep.cot import read_answers, rejection
-from data_prep.schema import Clip, DataError, write_clips
+from data_prep.files import DataError
+from data_prep.schema import Clip, write_clips
 from data_prep.teachers.answers import CotReport
 from data_prep.teachers.api import ask_api, journal_path
 from data_prep.teachers.journal import Journal

@@ -21,7 +21,8 @@ from actrep_ray.cli.validate import printable, view_of
 from actrep_ray.config import load_recipe, override
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep import validation
-from data_prep.schema import Clip, DataError
+from data_prep.files import DataError
+from data_prep.schema import Clip
 from data_prep.validation.clip_checks import check_cycles
 from data_prep.validation.decoder_processes import check_in_processes
 from data_prep.validation.findings import KINDS, RowFindings

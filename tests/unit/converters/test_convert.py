@@ -20,7 +20,8 @@ from data_prep.converters.remarks import FLAGS, REASONS
 from data_prep.converters.repcount import repcount
 from data_prep.converters.rows import BadRowError, Record, read_json_array
 from data_prep.converters.videos import VideoFolder
-from data_prep.schema import DataError, parse_clip, read_clips
+from data_prep.files import DataError
+from data_prep.schema import parse_clip, read_clips
 from data_prep.strata import BINS, stratum_of
 from data_prep.video import Probe
 

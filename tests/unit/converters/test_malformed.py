@@ -28,7 +28,8 @@ from data_prep.converters.remarks import FLAGS, REASONS
 from data_prep.converters.repcount import repcount
 from data_prep.converters.table import TableFormat, table
 from data_prep.converters.ucfrep import ucfrep
-from data_prep.schema import DataError, read_clips
+from data_prep.files import DataError
+from data_prep.schema import read_clips
 
 MakeVideo = Callable[..., Path]
 HEAD = b"type,name,count,L1,L2,L3,L4\n"

@@ -20,7 +20,8 @@ from data_prep.converters.remarks import FLAGS
 from data_prep.converters.repcount import repcount
 from data_prep.converters.table import TableFormat, table
 from data_prep.converters.ucfrep import ucfrep
-from data_prep.schema import Clip, DataError, read_clips
+from data_prep.files import DataError
+from data_prep.schema import Clip, read_clips
 from rewards.reference import usable_cycles
 
 FIXTURES = Path(__file__).parent / "fixtures"
