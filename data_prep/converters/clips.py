@@ -1,6 +1,6 @@
 """From an annotation to a clip: seconds of the video, marks in order and inside the clip."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -80,6 +80,8 @@ class _Clock:
     def __init__(self, annotation: Annotation, found: Probe) -> None:
         self.fps = annotation.fps or found.fps
         self._found, self._first = found, annotation.first_frame
+        self._num_frames = found.num_frames
+        self._time_of: Callable[[int], float] = found.times_s.item
         is_of_another_copy = abs(self.fps - found.fps) > _FPS_TOLERANCE * found.fps
         if annotation.unit == "seconds":
             self.source = "seconds"
@@ -91,7 +93,12 @@ class _Clock:
         if self.source == "seconds":
             return value
         number = value - self._first
-        return number / self.fps if self.source == "rate" else self._found.time_of_frame(number)
+        if self.source == "rate":
+            return number / self.fps
+        frame = int(number)
+        if frame == number and 0 <= frame < self._num_frames:
+            return self._time_of(frame)  # nearly every mark of a table: no more than a look-up
+        return self._found.time_of_frame(number)
 
 
 def clean_cycles(

@@ -34,6 +34,7 @@ class VideoFolder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._last: tuple[str, Probe] | None = None  # rows of one video follow each other
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder, expected the folder of the videos")
 
@@ -63,9 +64,12 @@ class VideoFolder:
         Raises:
             BadRowError: if it cannot be read.
         """
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
         path = self._path(name)
         try:
-            return probe(path)
+            self._last = name, probe(path)
+            return self._last[1]
         except VideoError as error:
             detail = str(error).removeprefix(f"{path}: ")
             raise BadRowError("unreadable_video", f"{Path(name).name}: {detail}") from error
