@@ -1,5 +1,6 @@
 """Video files: what they hold (`probe`), what is shown of them (`plan`), reading it (`reader`)."""
 
+from data_prep.video.container import Orientation, without_prefix
 from data_prep.video.files import FileProblem, VideoError, file_problem
 from data_prep.video.plan import (
     FramePlan,
@@ -9,13 +10,14 @@ from data_prep.video.plan import (
     plan_frames,
     plan_times,
 )
-from data_prep.video.probe import Probe, probe, without_prefix
+from data_prep.video.probe import Probe, probe
 from data_prep.video.reader import EPSILON_S, Video, read_frames
 
 __all__ = [
     "EPSILON_S",
     "FileProblem",
     "FramePlan",
+    "Orientation",
     "Probe",
     "Video",
     "VideoError",

@@ -4,6 +4,7 @@ Processes stay warm: one for each thread that reads at a time, started when it i
 What they read comes back through a pipe, which is little beside the work of decoding it.
 """
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,17 @@ _idle: list[DecodingProcess] = []
 _lock = threading.Lock()
 # Linux ends a bound child with the THREAD that started it: this one stays.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="decoding-processes")
+
+
+def _start_anew() -> None:
+    """A forked child has neither the processes nor the thread of its parent."""
+    global _lock, _starter  # noqa: PLW0603
+    _idle.clear()
+    _lock = threading.Lock()
+    _starter = ThreadPoolExecutor(1, thread_name_prefix="decoding-processes")
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def read_guarded(plan: FramePlan, deadline_s: float = DEADLINE_S) -> np.ndarray:

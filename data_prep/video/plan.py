@@ -37,6 +37,7 @@ class FramePlan:
         fps: Frames per second at which the clip is shown (after the limits on T).
         height: Height of a shown frame, pixels.
         width: Width of a shown frame, pixels.
+        changed_ns: When the file was last changed, nanoseconds; part of the hash as well.
     """
 
     video: str
@@ -45,6 +46,7 @@ class FramePlan:
     fps: float
     height: int
     width: int
+    changed_ns: int = 0
 
     @property
     def num_frames(self) -> int:
@@ -92,17 +94,19 @@ def plan_frames(
     """
     if problem := file_problem(clip.video):
         raise VideoError(f"{clip.video}: {problem.message} (clip {clip.id!r})")
+    status = Path(clip.video).stat()
     times_s, fps = plan_times(clip, fps=fps, min_frames=min_frames, max_frames=max_frames)
     height, width = fit_size(
         clip.height, clip.width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
     )
     return FramePlan(
-        video=str(Path(clip.video)),
-        num_bytes=Path(clip.video).stat().st_size,
+        video=str(Path(clip.video).absolute()),
+        num_bytes=status.st_size,
         times_s=times_s,
         fps=fps,
         height=height,
         width=width,
+        changed_ns=status.st_mtime_ns,
     )
 
 

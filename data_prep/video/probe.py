@@ -4,18 +4,16 @@ Owns which stream is read, the size at which it is shown, and when each of its f
 Times are the file's own time stamps (after edit lists), in seconds from the first frame that is
 shown; a frame's number times a rate is never taken for its time.
 
-    mp4, mov         the index, where frames lie at equal distances in the order of decoding
-    AVI, ASF, bare   stamps follow the order of decoding: the i-th frame shown has the i-th lowest
-    stamps missing   the frames are decoded once; one without a stamp follows its predecessor
-    all others       the packets' time stamps
+    mp4, mov    the index, where frames lie at equal distances in the order of decoding
+    most        the packets' time stamps
+    the rest    those of the frames, which are decoded once: where packets lack stamps, follow the
+                order of decoding (AVI, ASF and MXF with B-frames, packed MPEG-4) or hold fields
 
-A probe costs a look at every packet (0.003 ms each) and one decoded frame; it is remembered by the
-file's identity (device, inode, size, time of change).
+A probe costs a look at every packet (0.003 ms each) and one decoded frame, or all of them; it is
+remembered by the file's identity (device, inode, size, time of change).
 """
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,31 +21,28 @@ from typing import Any
 
 import av
 import numpy as np
-from av.stream import Disposition
 
+from data_prep.video.container import (
+    Orientation,
+    choose_stream,
+    decoded_frames,
+    open_container,
+    orientation_of,
+    reason_of,
+)
 from data_prep.video.files import VideoError, file_problem
 
-# Containers of video, by FFmpeg's names. A still picture, a playlist and a text (which FFmpeg
-# renders as pictures of a terminal) are no videos.
-CONTAINERS = frozenset(
-    (
-        "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "asf", "mpegts", "mpeg", "flv",
-        "live_flv", "ogg", "gif", "apng", "mxf", "nut", "nsv", "rm", "wtv", "dv", "ivf",
-        "yuv4mpegpipe",
-        "mpegvideo", "m4v", "mjpeg", "h261", "h263", "h264", "hevc", "vc1", "vc1test", "av1", "obu",
-    )
-)  # fmt: skip
 _OF_DECODING_ORDER = frozenset(
-    ("avi", "asf", "mpegvideo", "m4v", "mjpeg", "h261", "h263", "h264", "hevc", "vc1", "av1", "obu")
+    ("avi", "asf", "mxf", "mpegvideo", "m4v", "mjpeg", "h261", "h263", "h264", "hevc", "vc1")
 )
-"""Their stamps follow the order of the packets: frames are shown in another one."""
+"""Where there are B-frames, stamps follow the packets and not the order of showing."""
 _SEEKABLE = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"))
 """They have an index of key frames; in others a seek lands at a guess."""
 
+_VP8_SHOWN = 0x10  # RFC 6386, 9.1
 _MAX_FPS = 1000.0
 _LONGEST_FRAME_S = 600.0  # beyond it a time stamp is taken for damaged
 _NUM_REMEMBERED = 4096
-_LOG_PREFIX = re.compile(r"\[(\d\d:\d\d:\d\d\] \S+:\d+:|\w+ @ 0x\w+\]) ")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +63,7 @@ class Probe:
             seeking is not sound.
         width: Of a frame as it is shown (rotation and pixel aspect applied), pixels.
         height: Likewise.
+        orientation: How a stored picture becomes the one that is shown.
         counts_frames: Whether the i-th frame shown has the i-th time, whatever its own stamp.
         is_risky: Whether decoders have been seen to give other frames after a seek: groups of
             pictures that are open, and files that are cut by an edit list.
@@ -85,6 +81,7 @@ class Probe:
     keyframes_s: np.ndarray
     width: int
     height: int
+    orientation: Orientation
     counts_frames: bool
     is_risky: bool
 
@@ -125,11 +122,12 @@ def probe(path: str | Path) -> Probe:
         VideoError: naming the file and why it cannot be read: no video, damaged, or time stamps
             that are missing, go back or leap.
     """
+    path = os.path.abspath(path)  # noqa: PTH100 - a name with a colon is no protocol then
     if problem := file_problem(path):
         raise VideoError(f"{path}: {problem.message}")
     status = Path(path).stat()
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    return _probe(str(path), identity)
+    return _probe(path, identity)
 
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
@@ -140,68 +138,38 @@ def _probe(path: str, identity: tuple[int, ...]) -> Probe:
         if "mov" in container.format.name and (index := _index(stream)) is not None:
             _check_order(path, index)
             first = _first_frame(path, container, stream)
-            return _describe(path, container, stream, first, np.sort(index.pts), index, False)
+            if not _may_hold_fields(stream, first):
+                return _describe(path, container, stream, first, index, _Times(np.sort(index.pts)))
+    with open_container(path) as container:
+        stream = choose_stream(path, container)
         entries = _entries(container, stream)
     _check_order(path, entries)
     with open_container(path) as container:  # its packets have been read
         stream = choose_stream(path, container)
-        first, is_counted = _first_frame(path, container, stream), False
-        if not entries.is_complete:
-            pts, is_counted = _decoded_pts(path, container, stream, first), True
-        elif container.format.name in _OF_DECODING_ORDER:
-            pts, is_counted = np.sort(entries.pts), True
+        first = _first_frame(path, container, stream)
+        if _must_be_decoded(entries, container.format.name, stream, first):
+            times = _decoded_times(path, container, stream, first)
         else:
             pts = np.sort(entries.pts)
-            if first.pts is not None:  # a recording may begin with frames whose reference it lacks
-                pts = pts[pts >= first.pts]
-        return _describe(path, container, stream, first, pts, entries, is_counted)
+            # A recording may begin with frames whose reference it lacks.
+            times = _Times(pts if first.pts is None else pts[pts >= first.pts])
+        return _describe(path, container, stream, first, entries, times)
 
 
-@contextmanager
-def open_container(path: str) -> Iterator["av.container.InputContainer"]:
-    """Open a file as a video; only local files, only containers of video.
-
-    Raises:
-        VideoError: if it is none, or a packet cannot be read inside.
-    """
-    try:
-        # `file` alone: a playlist in the guise of a video must not make us open addresses.
-        options = {"protocol_whitelist": "file"}
-        with av.open(path, metadata_errors="replace", options=options) as container:
-            if container.format.name not in CONTAINERS:
-                raise VideoError(
-                    f"{path}: cannot be opened as a video (read as {container.format.name!r}, "
-                    "expected a container of video)"
-                )
-            yield container
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: cannot be opened as a video{reason_of(error)}") from error
+def _must_be_decoded(entries: "_Entries", container: str, stream: Any, first: Any) -> bool:
+    """Whether only the frames themselves say when they are shown."""
+    codec = stream.codec_context.name
+    has_b_frames = bool(stream.codec_context.has_b_frames)
+    return (
+        not entries.is_complete
+        or (has_b_frames and (container in _OF_DECODING_ORDER or codec == "mpeg4"))
+        or _may_hold_fields(stream, first)
+    )
 
 
-def choose_stream(path: str, container: "av.container.InputContainer") -> "av.VideoStream":
-    """The stream that is read: the largest picture that is no cover; the first of equals."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        raise VideoError(f"{path}: cannot be opened as a video (no video stream in it)")
-    sizes = [
-        s.codec_context.width * s.codec_context.height if s.codec_context else 0 for s in streams
-    ]
-    if not max(sizes):
-        raise VideoError(f"{path}: cannot be opened as a video (no decoder, or no size of frames)")
-    stream = streams[sizes.index(max(sizes))]
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def reason_of(error: BaseException) -> str:
-    """What FFmpeg says, in brackets."""
-    text = getattr(error, "strerror", None) or str(error)
-    return f" ({without_prefix(text)[:200]})" if text else ""
-
-
-def without_prefix(line: str) -> str:
-    """A message of FFmpeg without the times and places in its source."""
-    return _LOG_PREFIX.sub("", line).strip()
+def _may_hold_fields(stream: Any, first: Any) -> bool:
+    """Whether a packet may be one of the two fields of a frame."""
+    return first.interlaced_frame and stream.codec_context.name in ("h264", "hevc")
 
 
 @dataclass(frozen=True)
@@ -230,6 +198,8 @@ class _Entries:
 
 def _entries(container: Any, stream: Any) -> _Entries:
     packets = [packet for packet in container.demux(stream) if packet.size]
+    if stream.codec_context.name == "vp8":  # frames that are only referred to are not shown
+        packets = [packet for packet in packets if bytes(packet)[0] & _VP8_SHOWN]
     rows = [(p.pts, p.dts, p.is_keyframe) for p in packets if not p.is_discard]
     shown = [(pts, is_key) for pts, _, is_key in rows if pts is not None]
     return _Entries(
@@ -251,6 +221,7 @@ def _index(stream: Any) -> _Entries | None:
     if (
         stream.codec_context.has_b_frames
         or len(index) < 3
+        or len(index) != stream.frames  # of a fragmented file, only what was read so far
         or any(entry.is_discard for entry in index)
     ):
         return None
@@ -291,34 +262,48 @@ _REMEDY = "write it anew, for example with ffmpeg -i IN -vf setpts=N/FRAME_RATE/
 
 def _first_frame(path: str, container: Any, stream: Any) -> Any:
     try:
-        return next(container.decode(stream))
+        return next(decoded_frames(container, stream))
     except StopIteration:
         raise VideoError(f"{path}: cannot be decoded (no frame comes out)") from None
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be decoded{reason_of(error)}") from error
 
 
-def _decoded_pts(path: str, container: Any, stream: Any, first: Any) -> np.ndarray:
-    """Time stamps by decoding all frames: int64 [N]; those without one follow at the usual rate.
+@dataclass(frozen=True)
+class _Times:
+    """When frames are presented.
+
+    Attributes:
+        pts: Time stamps, not falling: int64 [N].
+        is_counted: Whether the i-th frame has the i-th, whatever its own stamp.
+    """
+
+    pts: np.ndarray
+    is_counted: bool = False
+
+
+def _decoded_times(path: str, container: Any, stream: Any, first: Any) -> _Times:
+    """By decoding all frames; one without a stamp follows its predecessor at the usual rate.
 
     Raises:
-        VideoError: if nothing says how far apart they are, or they do not rise.
+        VideoError: if the file cannot be decoded, or nothing says how far frames are apart.
     """
     rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        raise VideoError(f"{path}: its frames have no time stamps and no rate; {_REMEDY}")
-    step = round(1 / (rate * stream.time_base))
-    pts: list[int] = [first.pts or 0]
+    stamps: list[int | None] = [first.pts]
     try:
-        for frame in container.decode(stream):
-            pts.append(pts[-1] + step if frame.pts is None else frame.pts)
+        stamps += [frame.pts for frame in decoded_frames(container, stream)]
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be decoded{reason_of(error)}") from error
+    is_complete = None not in stamps
+    if not is_complete and not rate:
+        raise VideoError(f"{path}: its frames have no time stamps and no rate; {_REMEDY}")
+    step = round(1 / (rate * stream.time_base)) if rate else 0
+    pts: list[int] = []
+    for stamp in stamps:
+        pts.append(((pts[-1] + step) if pts else 0) if stamp is None else stamp)
     found = np.array(pts, np.int64)
-    back = np.flatnonzero(np.diff(found) < 0)
-    if len(back):
-        raise VideoError(f"{path}: time stamps go back at frame {back[0] + 1}; {_REMEDY}")
-    return found
+    is_rising = is_complete and bool((np.diff(found) >= 0).all())
+    return _Times(np.sort(found), is_counted=not is_rising)
 
 
 def _describe(
@@ -326,11 +311,10 @@ def _describe(
     container: Any,
     stream: Any,
     first: Any,
-    pts: np.ndarray,
     entries: _Entries,
-    is_counted: bool,
+    found: _Times,
 ) -> Probe:
-    unit = stream.time_base
+    unit, pts = stream.time_base, found.pts
     ticks = pts - pts[0]
     times = ticks * unit.numerator / unit.denominator  # one rounding: 61440 / 12288 is 5
     steps = np.diff(ticks)
@@ -352,7 +336,8 @@ def _describe(
     if container.format.name in _SEEKABLE and entries.is_complete:
         start = entries.pts.min()
         keyframes = np.sort(entries.pts[entries.is_key] - start) * float(unit)
-    width, height = shown_size(first.width, first.height, stream, first.rotation)
+    orientation = orientation_of(path, first)
+    width, height = _shown_size(first, stream, orientation)
     return Probe(
         path=path,
         container=container.format.name,
@@ -366,14 +351,16 @@ def _describe(
         keyframes_s=keyframes,
         width=width,
         height=height,
-        counts_frames=is_counted,
+        orientation=orientation,
+        counts_frames=found.is_counted,
         is_risky=entries.is_cut or _is_open(entries),
     )
 
 
-def shown_size(width: int, height: int, stream: Any, rotation: int) -> tuple[int, int]:
+def _shown_size(frame: Any, stream: Any, orientation: Orientation) -> tuple[int, int]:
     """(width, height) of a frame as it is shown: pixels made square, then turned."""
+    width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     if aspect and aspect > 0 and aspect != 1:
         width = max(1, round(width * float(aspect)))
-    return (height, width) if rotation % 180 else (width, height)
+    return (height, width) if orientation.turns % 2 else (width, height)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.processes import die_with
+from data_prep.video.container import without_prefix
 from data_prep.video.files import VideoError
-from data_prep.video.probe import without_prefix
 
 START_LIMIT_S = 120.0  # imports on a busy machine
 _REAP_LIMIT_S = 10.0
@@ -71,12 +71,14 @@ class DecodingProcess:
         self.connection, theirs = Pipe()
         code = "from data_prep.video.process import serve; serve()"
         words = [str(theirs.fileno()), str(os.getpid()), str(self._log.fileno())]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
+        }
         # A process inherits the mask: ctrl-C is for the parent, also while the child imports.
         old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, *words],
+                [sys.executable, "-P", "-c", code, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

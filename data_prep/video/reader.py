@@ -17,13 +17,13 @@ import av
 import cv2
 import numpy as np
 
+from data_prep.video.container import choose_stream, decoded_frames, open_container, reason_of
 from data_prep.video.files import VideoError
 from data_prep.video.plan import FramePlan
-from data_prep.video.probe import Probe, choose_stream, open_container, probe, reason_of
+from data_prep.video.probe import Probe, probe
 
 EPSILON_S = 1e-3
 """A frame counts as shown this much early: containers round time stamps to milliseconds."""
-_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}  # degrees to quarter turns, both against the clock
 
 
 def read_frames(plan: FramePlan) -> np.ndarray:
@@ -60,6 +60,7 @@ class Video:
         self.probe: Probe = probe(path)
         self.num_decoded = 0
         self.num_seeks = 0
+        self._may_seek = not self.probe.counts_frames
         self._stack = ExitStack()
         self._container: Any = None
         self._stream: Any = None
@@ -73,7 +74,7 @@ class Video:
     def frames(self) -> Iterator[tuple[float, np.ndarray]]:
         """(second, uint8 RGB [H, W, 3]) of every frame in the order in which they are shown."""
         for second, frame in self._from_start():
-            yield second, _image(frame)
+            yield second, self._image(frame)
 
     def frames_at(self, times_s: Sequence[float]) -> Iterator[np.ndarray]:
         """The frames shown at some seconds, at the file's own size: uint8 RGB [H, W, 3] each.
@@ -91,7 +92,7 @@ class Video:
         current, image = upcoming, None
         for time_s in times_s:
             if upcoming is not None and (goal := self._better_start(time_s, upcoming[0])):
-                decoder = self._from(goal)
+                decoder = self._from(goal, time_s)
                 current = upcoming = next(decoder, None)
                 image = None
             while upcoming is not None and upcoming[0] <= time_s + EPSILON_S:
@@ -101,7 +102,7 @@ class Video:
                 raise VideoError(f"{self.probe.path}: cannot be decoded (no frame comes out)")
             self._check_shown(current[0], time_s)
             if image is None:
-                image = _image(current[1])
+                image = self._image(current[1])
             yield image
 
     @property
@@ -109,11 +110,17 @@ class Video:
         """How far ends that were rounded may lie beyond the file's."""
         return max(2.0 / self.probe.fps, 0.1)
 
+    def _image(self, frame: Any) -> np.ndarray:
+        """Pixels of a decoded frame as it is shown, at its own size: uint8 RGB [H, W, 3]."""
+        if frame.is_corrupt:
+            raise VideoError(f"{self.probe.path}: cannot be decoded (a frame is damaged)")
+        return self.probe.orientation.apply(frame.to_ndarray(format="rgb24"))
+
     def _check_shown(self, shown_s: float, time_s: float) -> None:
         """Whether the frame found is the one that the file's own times name."""
         times = self.probe.times_s
         i = int(np.searchsorted(times, time_s + EPSILON_S, side="right")) - 1
-        if abs(float(times[max(i, 0)]) - shown_s) > self._slack_s:
+        if abs(float(times[max(i, 0)]) - shown_s) > 2.0 / self.probe.fps + EPSILON_S:
             raise VideoError(
                 f"{self.probe.path}: cannot be decoded (at {time_s:.3f} s the decoder gives the "
                 f"frame of {shown_s:.3f} s, not that of {times[max(i, 0)]:.3f} s)"
@@ -130,6 +137,8 @@ class Video:
 
     def _better_start(self, time_s: float, position_s: float) -> float:
         """The key frame to go on from, if one lies between here and there; else 0."""
+        if not self._may_seek:
+            return 0.0
         keys = self.probe.keyframes_s
         i = int(np.searchsorted(keys, time_s + EPSILON_S, side="right")) - 1
         # One key frame earlier than the last: its time is only about right.
@@ -146,8 +155,12 @@ class Video:
         self._open()
         return self._decode()
 
-    def _from(self, goal_s: float) -> Iterator[tuple[float, Any]]:
-        """Frames from a key frame on; from the start where the seek did not land well."""
+    def _from(self, goal_s: float, time_s: float) -> Iterator[tuple[float, Any]]:
+        """Frames from a key frame on, for a frame that is shown at a later second.
+
+        From the start where the seek did not land on a key frame before that, at one of the file's
+        own times; no more seeks are tried then.
+        """
         stamp = self.probe.first_pts + round(goal_s / self.probe.time_base_s)
         self._open()
         self.num_seeks += 1
@@ -156,8 +169,14 @@ class Video:
             decoder = self._decode()
             first = next(decoder, None)
         except (VideoError, av.FFmpegError):
-            return self._from_start()
-        if first is None or first[0] > goal_s + EPSILON_S or not self._is_known(first[0]):
+            first = None
+        if (
+            first is None
+            or first[0] > time_s + EPSILON_S
+            or not first[1].key_frame
+            or not self._is_known(first[0])
+        ):
+            self._may_seek = False
             return self._from_start()
         return _chain(first, decoder)
 
@@ -169,8 +188,8 @@ class Video:
 
     def _decode(self) -> Iterator[tuple[float, Any]]:
         """(second, frame) from where the container stands; damage ends in an error."""
-        probe, number = self.probe, 0
-        frames = self._container.decode(self._stream)
+        probe, number, previous = self.probe, 0, -1.0
+        frames = decoded_frames(self._container, self._stream)
         while True:
             try:
                 frame = next(frames)
@@ -178,17 +197,20 @@ class Video:
                 return
             except (av.FFmpegError, OSError) as error:
                 raise VideoError(f"{probe.path}: cannot be decoded{reason_of(error)}") from error
-            if frame.is_corrupt:
-                raise VideoError(f"{probe.path}: cannot be decoded (frame {number} is damaged)")
             if probe.counts_frames:
                 if number >= probe.num_frames:
                     return
                 second = float(probe.times_s[number])
             else:
                 if frame.pts is None:
-                    raise VideoError(f"{probe.path}: frame {number} has no time stamp")
+                    raise VideoError(f"{probe.path}: a frame has no time stamp")
                 second = (frame.pts - probe.first_pts) * probe.time_base_s
-            number += 1
+                if second < previous:
+                    raise VideoError(
+                        f"{probe.path}: cannot be decoded (the frame of {second:.3f} s comes after "
+                        f"that of {previous:.3f} s)"
+                    )
+            number, previous = number + 1, second
             self.num_decoded += 1
             yield second, frame
 
@@ -196,15 +218,6 @@ class Video:
 def _chain(first: tuple[float, Any], rest: Iterator[tuple[float, Any]]) -> Iterator[Any]:
     yield first
     yield from rest
-
-
-def _image(frame: Any) -> np.ndarray:
-    """Pixels of a decoded frame as it is shown, at its own size: uint8 RGB [H, W, 3]."""
-    image = frame.to_ndarray(format="rgb24")
-    turns = _TURNS.get(frame.rotation % 360)
-    if turns is None:
-        raise VideoError(f"turned by {frame.rotation} degrees, expected quarter turns")
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else np.asarray(image)
 
 
 def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:

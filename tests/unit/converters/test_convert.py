@@ -23,7 +23,7 @@ from data_prep.converters.videos import VideoFolder
 from data_prep.files import DataError
 from data_prep.schema import parse_clip, read_clips
 from data_prep.strata import BINS, stratum_of
-from data_prep.video import Probe
+from data_prep.video import Orientation, Probe
 
 MakeVideo = Callable[..., Path]
 TABLE = """type,name,count,L1,L2,L3,L4
@@ -264,6 +264,7 @@ def even_probe(fps: float, num_frames: int) -> Probe:
         keyframes_s=np.zeros(1),
         width=48,
         height=32,
+        orientation=Orientation(),
         counts_frames=False,
         is_risky=False,
     )

@@ -171,3 +171,40 @@ def _empty_vop(increment: int, rate: int) -> bytes:
     bits = f"0101{increment:0{width}b}100"
     bits += "1" * (-len(bits) % 8)
     return _VOP + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def write_with_gaps(path: Path, num_frames: int = 60, rate: int = 25) -> Written:
+    """MPEG-4 in AVI with a frame of nothing after every fourth, as recorders write that lag."""
+    encoder = av.CodecContext.create("mpeg4", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = 128, 96, "yuv420p"
+    encoder.time_base, encoder.gop_size = Fraction(1, rate), 12
+    numbers, times = [], []
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for i in range(num_frames):
+            if i % 5 == 4:
+                chunks = [_empty_vop(i % rate, rate)]
+            else:
+                frame = av.VideoFrame.from_ndarray(picture(i, 128, 96), format="rgb24")
+                frame.pts, frame.time_base = i, encoder.time_base
+                chunks = [bytes(packet) for packet in encoder.encode(frame)]
+                numbers.append(i)
+                times.append(i / rate)
+            for chunk in chunks:
+                packet = av.Packet(chunk)
+                packet.stream, packet.pts, packet.dts = stream, i, i
+                packet.time_base = Fraction(1, rate)
+                out.mux(packet)
+    return Written(path, tuple(numbers), tuple(times))
+
+
+def remux(source: Path, target: Path, movflags: str = "") -> None:
+    """The same packets in another container."""
+    options = {"movflags": movflags} if movflags else {}
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(old.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)

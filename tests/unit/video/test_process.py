@@ -189,3 +189,19 @@ def _children() -> set[int]:
         if parent == os.getpid() and "data_prep.video.process" in command:
             found.add(int(folder.name))
     return found
+
+
+def test_a_forked_process_reads_with_processes_of_its_own(plan: FramePlan) -> None:
+    code = (
+        "import os, sys\n"
+        "from data_prep.video import FramePlan\n"
+        "from data_prep.video.guard import read_guarded\n"
+        "plan = FramePlan(sys.argv[1], 1, (0.0, 1.0), 1.0, 96, 128)\n"
+        "read_guarded(plan)\n"
+        "if pid := os.fork():\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "os._exit(0 if read_guarded(plan).shape == (2, 96, 128, 3) else 1)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code, plan.video]
+    assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 0

@@ -4,6 +4,9 @@ The files are made here, frame k showing k in binary: whatever frame is read say
 """
 
 import itertools
+import math
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -18,8 +21,10 @@ from tests.unit.video.coded import (
     Written,
     number_of,
     picture,
+    remux,
     write_coded,
     write_packed,
+    write_with_gaps,
 )
 
 H264 = (("preset", "ultrafast"), ("x264-params", "scenecut=0"))
@@ -258,3 +263,73 @@ def test_a_cover_is_no_video(tmp_path: Path) -> None:
 def test_transparency_is_left_out(container: str, codec: str, pixels: str, tmp_path: Path) -> None:
     path = tmp_path / f"clear.{container}"
     check(path, write_coded(path, Kind(container, codec, pixels=pixels), num_frames=60))
+
+
+@pytest.mark.parametrize("flags", ["frag_keyframe+empty_moov", "dash+global_sidx"])
+def test_a_fragmented_file_is_read_whole(flags: str, tmp_path: Path) -> None:
+    written = write_coded(tmp_path / "whole.mp4", Kind(options=H264), num_frames=60)
+    path = tmp_path / "fragmented.mp4"
+    remux(written.path, path, flags)
+    check(path, replace(written, path=path))
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4"])
+def test_packed_b_frames_in_another_container(container: str, tmp_path: Path) -> None:
+    written = write_packed(tmp_path / "packed.avi")
+    path = tmp_path / f"packed.{container}"
+    remux(written.path, path)
+    check(path, replace(written, path=path))
+
+
+def test_frames_of_nothing_keep_the_clock(tmp_path: Path) -> None:
+    """They last, and what was shown before them stays on the screen."""
+    written = write_with_gaps(tmp_path / "gaps.avi")
+    with Video(written.path) as video:
+        middles = [second + 0.02 for second in written.times_s]
+        assert [number_of(i) for i in video.frames_at(middles)] == list(written.numbers)
+        assert [number_of(i) for i in video.frames_at([0.18, 1.18])] == [3, 28]
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_a_leap_in_an_open_group_is_not_undone(container: str, tmp_path: Path) -> None:
+    path = tmp_path / f"open.{container}"
+    write_coded(path, Kind(container, options=H264_OPEN, num_b=3), num_frames=600)
+    times = [0.5 + 2 * i for i in range(12)]
+    with Video(path) as video:
+        numbers = [number_of(image) for image in video.frames_at(times)]
+        assert numbers == [int(25 * second + 1e-6) for second in times]
+        assert video.num_decoded < 600
+
+
+def test_a_mirrored_picture_is_mirrored_back(tmp_path: Path) -> None:
+    path = tmp_path / "selfie.mp4"
+    write_coded(path, Kind(options=H264), num_frames=10)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    one = 1 << 16
+    content[start : start + 36] = struct.pack(">9i", -one, 0, 0, 0, one, 0, 128 * one, 0, 1 << 30)
+    path.write_bytes(content)
+    with Video(path) as video:
+        images = [image[:, ::-1] for _, image in video.frames()]
+    assert [number_of(image) for image in images] == list(range(10))
+
+
+def test_other_than_quarter_turns_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "askew.mp4"
+    write_coded(path, Kind(options=H264), num_frames=10)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    half = round(math.sqrt(0.5) * (1 << 16))
+    content[start : start + 36] = struct.pack(">9i", half, half, 0, -half, half, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"askew\.mp4: shown turned by -?45\.0 degrees"):
+        probe(path)
+
+
+def test_a_name_with_a_colon_is_no_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_coded(tmp_path / "file:x.mp4", Kind(options=H264), num_frames=20)
+    write_coded(tmp_path / "x.mp4", Kind(options=H264), num_frames=30)
+    monkeypatch.chdir(tmp_path)
+    assert probe("file:x.mp4").num_frames == 20
