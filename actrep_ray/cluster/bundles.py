@@ -5,14 +5,14 @@ from typing import Any
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actrep_ray.cluster.placement import pools_of, shares_bundles
+from actrep_ray.cluster.placement import is_colocated, pools_of
 from actrep_ray.config import Recipe
 
 
 def reserve(recipe: Recipe) -> PlacementGroup:
     """Hold the bundles of the learner ranks, all or none, packed onto as few nodes as possible.
 
-    Where engines share them (`placement.shares_bundles`), there is room for one in each.
+    Where engines share them (`placement.is_colocated`), there is room for one in each.
 
     Args:
         recipe: Settings, with the device resolved.
@@ -20,7 +20,7 @@ def reserve(recipe: Recipe) -> PlacementGroup:
     Raises:
         TimeoutError: if the cluster had no room within `learner.timeout_s`.
     """
-    roles = ("learner", "rollout") if shares_bundles(recipe) else ("learner",)
+    roles = ("learner", "rollout") if is_colocated(recipe) else ("learner",)
     (pool,) = pools_of(recipe, roles, is_cpu=recipe.device == "cpu")
     group = placement_group(
         [pool.bundle] * pool.num_workers,

@@ -114,13 +114,13 @@ def pools_of(recipe: Recipe, roles: Sequence[str] = (), *, is_cpu: bool = False)
     ]
     wanted = tuple(roles) or (("learner",) if recipe.stage == "sft" else ROLES)
     pools = [pool for pool in pools if pool.role in wanted]
-    if shares_bundles(recipe) and {"learner", "rollout"} <= set(wanted):
+    if is_colocated(recipe) and {"learner", "rollout"} <= set(wanted):
         shared = replace(pools[0], num_cpus=max(learner.num_cpus, rollout.num_cpus))
         pools[:2] = [replace(shared, guest="rollout")]
     return sorted(pools, key=lambda pool: -pool.num_gpus)
 
 
-def shares_bundles(recipe: Recipe) -> bool:
+def is_colocated(recipe: Recipe) -> bool:
     """Whether an engine and a rank take turns in one bundle."""
     return recipe.stage == "grpo" and recipe.placement.mode == "colocated"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.bundles import reserve
 from actrep_ray.cluster.nodes import with_device
-from actrep_ray.cluster.placement import shares_bundles
+from actrep_ray.cluster.placement import is_colocated
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.rollout.pool import RolloutPool
@@ -46,7 +46,7 @@ def start_pools(recipe: Recipe, model: Path) -> Pools:
     base = resolve_model(recipe.model.path) if recipe.sends_adapters else model
     num_steps = recipe.train.num_steps
     bundles = reserve(with_device(recipe))  # all or none, before engines take the room
-    if shares_bundles(recipe):
+    if is_colocated(recipe):
         rewards = RewardPool.start(recipe)
         rollouts = RolloutPool.start(recipe, base, bundles=bundles)
         with rollouts.asleep():

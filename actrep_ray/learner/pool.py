@@ -18,7 +18,7 @@ from actrep_ray.cluster.actors import Bundles, ObjectRef, as_actor, node_address
 from actrep_ray.cluster.bundles import bundle_options, release, reserve
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import use_node_network, with_device
-from actrep_ray.cluster.placement import share_of_bundle, shares_bundles
+from actrep_ray.cluster.placement import is_colocated, share_of_bundle
 from actrep_ray.cluster.supervision import (
     CAUSE_S,
     Call,
@@ -96,7 +96,7 @@ class _Rank(LearnerWorker):
     def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
         """See `LearnerWorker.update`; an engine on the same GPU gets what is free afterwards."""
         metrics = super().update(rows, step)
-        if shares_bundles(self.recipe) and self.device.type == "cuda":
+        if is_colocated(self.recipe) and self.device.type == "cuda":
             torch.cuda.empty_cache()
         return metrics
 
@@ -347,7 +347,7 @@ def _actor_options(recipe: Recipe) -> dict[str, Any]:
     return {
         "num_cpus": cfg.num_cpus,
         "num_gpus": 1 if recipe.device == "cuda" else 0,
-        **(share_of_bundle(recipe) if shares_bundles(recipe) else {}),
+        **(share_of_bundle(recipe) if is_colocated(recipe) else {}),
         "max_restarts": 0,
         "max_task_retries": 0,
         "runtime_env": {"env_vars": env},

@@ -7,9 +7,9 @@ from actrep_ray.cluster.placement import (
     Node,
     PlacementError,
     describe,
+    is_colocated,
     place,
     pools_of,
-    shares_bundles,
 )
 from actrep_ray.config import Recipe
 from actrep_ray.models.architecture import Architecture
@@ -53,7 +53,7 @@ def fit(
     roles = [plan_learner(recipe, model, prompt, gpu_gib["learner"], ranks_per_node)]
     if recipe.stage == "grpo":
         resting = 0.0
-        if shares_bundles(recipe):
+        if is_colocated(recipe):
             resting = resting_bytes(recipe, model)
             roles = [beside_sleeping_engine(recipe, roles[0])]
         roles.append(plan_rollout(recipe, model, prompt, gpu_gib["rollout"], resting))
@@ -64,7 +64,7 @@ def fit(
         for role in roles
         if not role.fits
     ]
-    if shares_bundles(recipe):
+    if is_colocated(recipe):
         problems += _turn_problems(recipe, model, gpu_gib["rollout"])
     problems += _load_problems(recipe, model, roles[0].limit)
     return MemoryPlan(tuple(roles), placement, tuple(problems), tuple(warnings))

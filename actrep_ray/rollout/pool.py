@@ -25,7 +25,7 @@ from typing import Any, Self
 from actrep_ray.cluster.actors import Bundles
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import with_device
-from actrep_ray.cluster.placement import shares_bundles
+from actrep_ray.cluster.placement import is_colocated
 from actrep_ray.cluster.supervision import (
     Budget,
     Call,
@@ -226,7 +226,7 @@ class RolloutPool:
 
         Engines that have GPUs of their own stay awake.
         """
-        if not shares_bundles(self.recipe):
+        if not is_colocated(self.recipe):
             yield
             return
         self.wait_ready()  # nor may one start meanwhile

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from actrep_ray.cluster.placement import shares_bundles
+from actrep_ray.cluster.placement import is_colocated
 from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings
@@ -153,5 +153,5 @@ def start_engine(recipe: Recipe, model_path: str | Path, index: int = 0) -> Engi
         seed=seed,
         dtype=recipe.model.dtype,
         lora=lora,
-        shares_gpu=shares_bundles(recipe),
+        shares_gpu=is_colocated(recipe),
     )

@@ -19,7 +19,7 @@ from rich.progress import (
 _LINE_EVERY_S = 15.0  # without a terminal
 
 
-class Report(Protocol):
+class StepCallback(Protocol):
     """Takes a finished step and the numbers to show beside it."""
 
     def __call__(self, step: int, shown: Mapping[str, float]) -> None: ...
@@ -28,7 +28,7 @@ class Report(Protocol):
 @contextmanager
 def step_progress(
     title: str, *, start: int, total: int, console: Console | None = None
-) -> Iterator[Report]:
+) -> Iterator[StepCallback]:
     """Show steps `start + 1 ... total` as they are reported.
 
     Args:
@@ -59,7 +59,7 @@ def step_progress(
         yield report
 
 
-def _lines(title: str, start: int, total: int, console: Console) -> Report:
+def _lines(title: str, start: int, total: int, console: Console) -> StepCallback:
     began = printed = time.monotonic()
 
     def report(step: int, shown: Mapping[str, float]) -> None:
