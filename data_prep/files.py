@@ -33,6 +33,7 @@ from data_prep.strict_json import JsonError, parse_json
 _BOM = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # told by calls without a name
 _POLL_S = 0.02
 
 
@@ -269,14 +270,15 @@ def replacing(path: str | Path, *, is_durable: bool = True) -> Iterator[Path]:
             power. False is for caches.
 
     Raises:
-        DataError: if `path` is a folder or a device.
+        DataError: if `path` is a folder or a device, or the disk has no room for it.
+        OSError: naming `path`, if it cannot be written for another reason.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise DataError(f"{path}: is {kind}, expected a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial_of(path) as partial:
+    with partial_of(path) as partial, _telling(path, partial):
         yield partial
         if is_durable:
             _sync(partial)
@@ -309,13 +311,15 @@ def complete_folder(folder: str | Path, *, replaces: bool = False) -> Iterator[P
         replaces: Whether a folder of that name gives way. Without, it is an error.
 
     Raises:
-        DataError: if there is something of that name that does not give way.
+        DataError: if there is something of that name that does not give way, or the disk has no
+            room for it.
+        OSError: naming the file, if one cannot be written for another reason.
     """
     folder = Path(folder)
     if folder.exists() and not (replaces and folder.is_dir()):
         raise DataError(f"{folder}: exists already, expected a folder to make")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with partial_of(folder) as partial:
+    with partial_of(folder) as partial, _telling(folder, partial):
         partial.mkdir()
         yield partial
         sync_folder(partial)
@@ -367,15 +371,46 @@ class AppendedLines:
         self.close()
 
     def add(self, line: str) -> None:
-        """Write a line; its end is added."""
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        if self.is_durable:
-            os.fsync(self._file.fileno())
+        """Write a line; its end is added.
+
+        Raises:
+            DataError: if the disk has no room for it.
+        """
+        with _telling(self.path, self.path):
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+            if self.is_durable:
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with _telling(self.path, self.path):  # what `add` had no room for is tried once more
+            self._file.close()
+
+
+@contextmanager
+def _telling(path: Path, written: Path) -> Iterator[None]:
+    """Let errors of a write name what was asked for: writes name nothing, opens the partial file.
+
+    Args:
+        path: The file or folder that was asked for.
+        written: What is written in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        told = path
+        if isinstance(name, str | bytes | os.PathLike):
+            named = Path(os.fsdecode(name))
+            if not named.is_relative_to(written):
+                raise
+            told = path / named.relative_to(written)
+        if error.errno in _NOT_WRITTEN:
+            raise DataError(f"{told}: {error.strerror}") from error
+        if name is None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(told)) from error
 
 
 def _sync(path: Path) -> None:

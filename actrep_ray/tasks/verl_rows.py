@@ -50,8 +50,8 @@ def write_verl_parquet(clips: Sequence[Clip], recipe: Recipe, path: Path) -> int
         DataError: as `verl_frame` does.
     """
     frame = verl_frame(clips, recipe)
-    with replacing(path) as partial:
-        frame.to_parquet(partial, index=False)
+    with replacing(path) as partial, partial.open("wb") as out:
+        frame.to_parquet(out, index=False)
     return len(frame)
 
 

@@ -238,6 +238,54 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
     assert names(folder.parent) == ["step"]
 
 
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+path, text = Path(sys.argv[1]), "x" * 5000
+"""
+WRITE_TOO_MUCH = {
+    "file": "files.write_lines(path, [text])",
+    "folder": """
+with files.complete_folder(path) as partial:
+    (partial / "a").write_text(text)
+""",
+    "lines": """
+with files.AppendedLines(path) as lines:
+    lines.add(text)
+""",
+}
+
+
+@pytest.mark.parametrize("kind", WRITE_TOO_MUCH)
+def test_a_disk_without_room_is_told_with_the_path(kind: str, tmp_path: Path) -> None:
+    code = (
+        f"{LIMITED}try:\n"
+        + "".join(f"    {line}\n" for line in WRITE_TOO_MUCH[kind].strip().splitlines())
+        + "except files.DataError as error:\n    print(error)\n"
+    )
+    path = tmp_path / "it"
+    with start_process(code, path) as process:
+        told, _ = process.communicate()
+    assert (process.returncode, told) == (0, f"{path}: File too large\n")
+    assert names(tmp_path) == (["it"] if kind == "lines" else [])
+
+
+def test_a_file_that_cannot_be_made_is_told_by_its_own_name() -> None:
+    path = Path("/proc/x.txt")  # where nobody may make a file, root included
+    with pytest.raises(OSError, match=r"'/proc/x\.txt'") as raised:
+        write_lines(path, ["a"])
+    assert raised.value.filename == str(path)
+    with pytest.raises(OSError, match=r"'/proc/x'"), complete_folder("/proc/x"):
+        pass
+
+
+def test_an_error_about_something_else_keeps_its_words(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionRefusedError), replacing(tmp_path / "a"):
+        raise ConnectionRefusedError(111, "Connection refused")
+    with pytest.raises(FileNotFoundError, match="/nowhere"), replacing(tmp_path / "a"):
+        Path("/nowhere").read_text()
+
+
 WRITE_FILES = """
 path, number = Path(sys.argv[1]), 0
 print("ready", flush=True)

@@ -130,3 +130,13 @@ def test_prepare_verl_on_the_command_line(
     assert "no clip has split='validation'" in capsys.readouterr().err
     assert main([*command[:-1], str(tmp_path)]) == 2
     assert f"{tmp_path}: is a folder" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = tmp_path / "clips.jsonl"
+    write_clips(clips, [MARKED])
+    command = ["prepare", "verl", str(clips), "--split", "train", "--out", "/proc/x.parquet"]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("actrep: error: /proc/x.parquet: ")
