@@ -96,6 +96,7 @@ def check(path: Path, written: Written) -> None:
         assert apart == [written.numbers[i] for i in places]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", KINDS)
 def test_frames_are_those_that_the_file_presents(name: str, tmp_path: Path) -> None:
     kind = KINDS[name]
