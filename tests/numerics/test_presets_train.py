@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actrep_ray.config import PRESETS, Recipe
+from actrep_ray.learner.grpo import GrpoUpdate
 from actrep_ray.models.qwen_vl import QwenVLInputs
 
 GRPO = (
@@ -38,7 +39,11 @@ def test_every_preset_and_loss_trains(
     rows = make_rows(QwenVLInputs(tiny_model()), 2, 4)
     clipped = {}
     for step, (name, settings) in enumerate(CASES.items()):
-        worker.recipe = make_recipe(*GRPO, *settings)
+        recipe = make_recipe(*GRPO, *settings)
+        worker.grpo = GrpoUpdate(
+            recipe, worker.ranks, worker.loader, worker.strategy.forward, worker.reference,
+            worker.steps,
+        )  # fmt: skip
         log_probs = worker.log_probs(rows)
         sampled = [replace(r, rollout_log_probs=v) for r, v in zip(rows, log_probs, strict=True)]
         metrics = worker.update(sampled, step)
