@@ -173,7 +173,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except YamlError as error:
-        raise ConfigError("the value is not YAML") from error
+        raise ConfigError(str(error)) from error
     *sections, last = key.split(".")
     for name in sections:
         values = values.setdefault(name, {})

@@ -57,8 +57,9 @@ def report_run(run_dir: str | Path, *, console: Console | None = None) -> Report
     """Make the report of a run folder (or of a folder of runs) and print its tables.
 
     Raises:
-        ValueError: if the folder holds no settings of a run, or neither metrics nor predictions;
-            naming what was looked for.
+        DataError: if the folder holds no settings of a run, or neither metrics nor predictions,
+            naming what was looked for; or if one of these files cannot be read.
+        ConfigError: if the settings are not of this version.
     """
     console = console or Console()
     report = write_report(read_run(Path(run_dir)), Path(run_dir))

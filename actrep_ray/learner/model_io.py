@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from actrep_ray.config import Recipe
+from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.learner.folders import complete_folder, copy_processor_files
 from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.ranks import Ranks
@@ -186,7 +186,8 @@ class ModelIO:
             Its `progress`.
 
         Raises:
-            ValueError: if it belongs to another model, or its adapter to another base.
+            ValueError: if it belongs to another model.
+            ConfigError: if its adapter belongs to another base.
         """
         if self._has_lora:
             self._check_base(folder)
@@ -201,7 +202,7 @@ class ModelIO:
         path = folder / "learner.json"
         state = files.read_object(path, "a saved learner state") if path.is_file() else {}
         if state and state.get("base_fingerprint") != self._base_fingerprint:
-            raise ValueError(
+            raise ConfigError(
                 f"{folder}: its adapter belongs to {state.get('base_model', 'no base')}, not to "
                 f"the weights of {self._checkpoints.base}: set model.path to the base it was "
                 "trained on"

@@ -19,8 +19,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
-from actrep_ray.config import LoraConfig
+from actrep_ray.config import ConfigError, LoraConfig
 from actrep_ray.models.qwen_vl import part_of
+from data_prep.files import write_lines
 
 _ADAPTER = "default"
 _BASE = ".base_layer."
@@ -35,7 +36,7 @@ def add_adapters(model: nn.Module, cfg: LoraConfig) -> None:
     The adapters' output is zero at first (B is zero), so the model computes what it did.
 
     Raises:
-        ValueError: if no layer has one of the names.
+        ConfigError: if no layer has one of the names.
     """
     names = [
         name
@@ -45,7 +46,7 @@ def add_adapters(model: nn.Module, cfg: LoraConfig) -> None:
         and part_of(name) in cfg.parts
     ]
     if not names:
-        raise ValueError(
+        raise ConfigError(
             f"model.lora.target_modules={list(cfg.target_modules)}: no such linear layer in "
             f"{', '.join(cfg.parts)}"
         )
@@ -136,7 +137,7 @@ def save_adapter(folder: Path, cfg: LoraConfig, weights: dict[str, torch.Tensor]
     path = folder / "adapter_config.json"
     content = json.loads(path.read_bytes())
     content["target_modules"] = sorted(content["target_modules"])
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_lines(path, [json.dumps(content, indent=2, sort_keys=True)])
 
 
 def base_fingerprint(model: nn.Module) -> int:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
@@ -171,11 +171,11 @@ class Engine(ABC):
         """Refuse a prompt that leaves no room for its answer.
 
         Raises:
-            ValueError: naming the clip, the lengths and the settings to change.
+            ConfigError: naming the clip, the lengths and the settings to change.
         """
         if num_prompt_tokens + max_tokens > self.max_model_len:
             plan = prompt.plan
-            raise ValueError(
+            raise ConfigError(
                 f"clip {prompt.clip_id!r}: {num_prompt_tokens} prompt tokens "
                 f"({plan.num_frames} frames of {plan.width}x{plan.height}) and {max_tokens} of the "
                 f"answer exceed rollout.max_model_len={self.max_model_len}; raise it, or lower "

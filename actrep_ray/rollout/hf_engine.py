@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.lora import add_adapters, check_adapter, is_adapter
 from actrep_ray.models.qwen_vl import EncodedPrompt, load_model
 from actrep_ray.records import Prompt, RolloutGroup
@@ -47,7 +47,7 @@ class HfEngine(QwenVLEngine):
         lora: LoraConfig | None = None,
     ) -> None:
         if rollout_cfg.tensor_parallel_size != 1:
-            raise ValueError(
+            raise ConfigError(
                 f"rollout.tensor_parallel_size={rollout_cfg.tensor_parallel_size}: rollout.engine="
                 "hf computes on one device; expected 1, or rollout.engine=vllm"
             )

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from actrep_ray.config import ConfigError, Recipe, read_saved
 from data_prep.files import complete_folder, read_object, write_lines
+from data_prep.partial_files import remove_leftovers
 
 _MAX_HEADER_BYTES = 100 * 2**20
 _NAME = re.compile(r"step-(\d{6,})")
@@ -80,7 +81,10 @@ class CheckpointStore:
         driver_state: dict[str, Any],
         learners: "SavesItself",
     ) -> Checkpoint:
-        """Write a checkpoint and remove those beyond `keep`.
+        """Write a checkpoint; remove those beyond `keep`, and what others were cut short at.
+
+        Only one driver writes a run's checkpoints: what it finds half-written is of a dead one,
+        whichever machine that ran on.
 
         Args:
             step: Steps finished.
@@ -89,6 +93,8 @@ class CheckpointStore:
             learners: Write the model, and the state of their optimiser.
         """
         target = self.folder / f"step-{step:06d}"
+        if self.folder.is_dir():
+            remove_leftovers(self.folder, are_all_dead=True)
         with complete_folder(target, replaces=True) as partial:
             training = partial / "training"
             training.mkdir()

@@ -11,7 +11,7 @@ A push has a line of its own in the timeline, from its begin until the last engi
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from actrep_ray.run.profile import Timeline
 
@@ -67,7 +67,7 @@ class WeightSync:
         """Give every engine the learners' current weights, stamped with a version.
 
         Returns:
-            `sync/export_s`, `sync/load_s` (both wall clock) and `sync/policy_version`.
+            `sync/export_s`, `sync/load_s` (both seconds that passed) and `sync/policy_version`.
 
         Raises:
             RuntimeError: if a weight changed on its way, or an engine reports another version.
@@ -91,12 +91,12 @@ class WeightSync:
             policy_version: Version to stamp them with.
 
         Returns:
-            `sync/load_s` (wall clock) and `sync/policy_version`.
+            `sync/load_s` (seconds that passed) and `sync/policy_version`.
 
         Raises:
             RuntimeError: if a weight changed on its way, or an engine reports another version.
         """
-        began = time.time()
+        began = _now()
         self.rollouts.load_weights(refs, policy_version)
         return self._arrived(policy_version, began)
 
@@ -108,7 +108,7 @@ class WeightSync:
         Returns at once; `then` is called with the metrics when all engines have the weights, and
         errors are raised, by whoever waits in the pool's mailbox.
         """
-        began = time.time()
+        began = _now()
         self.rollouts.start_load(
             refs,
             policy_version,
@@ -116,15 +116,24 @@ class WeightSync:
             at_once=-(-self.rollouts.num_workers // 2),
         )
 
-    def _arrived(self, policy_version: int, began_s: float) -> dict[str, float]:
-        ended_s = time.time()
-        self.rollouts.timeline.add("weights", "sync", "deliver", began_s, ended_s)
+    def _arrived(self, policy_version: int, began: "_Moment") -> dict[str, float]:
+        ended = _now()
+        self.rollouts.timeline.add("weights", "sync", "deliver", began.wall_s, ended.wall_s)
         versions = self.rollouts.policy_versions()
         if set(versions) != {policy_version}:
             raise RuntimeError(
                 f"pushed policy version {policy_version}, but the engines report {versions}"
             )
         return {
-            "sync/load_s": ended_s - began_s,
+            "sync/load_s": ended.monotonic_s - began.monotonic_s,
             "sync/policy_version": float(policy_version),
         }
+
+
+class _Moment(NamedTuple):
+    wall_s: float  # for the timeline, whose spans come from several machines; may be set back
+    monotonic_s: float  # for durations
+
+
+def _now() -> _Moment:
+    return _Moment(time.time(), time.perf_counter())

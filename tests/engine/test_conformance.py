@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from simulated_engine import END_ID, SimulatedEngine
 from simulated_learner import Latency
 
-from actrep_ray.config import RolloutConfig, VideoConfig
+from actrep_ray.config import ConfigError, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder
 from actrep_ray.pretrain import QUESTIONS
@@ -227,7 +227,7 @@ def test_a_missing_weight_is_refused(case: Case) -> None:
 
 def test_what_does_not_fit_is_refused_and_nothing_is_left(case: Case) -> None:
     limit = case.engine.max_model_len
-    with pytest.raises(ValueError, match=rf"clip .* exceed rollout.max_model_len={limit}"):
+    with pytest.raises(ConfigError, match=rf"clip .* exceed rollout.max_model_len={limit}"):
         case.engine.generate(case.prompts, replace(SETTINGS, max_tokens=limit))
     assert case.engine.num_unfinished == 0
     assert len(case.engine.generate(case.prompts[:1], SETTINGS)) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.lora import adapter_weights, add_adapters, merged_weights
 from actrep_ray.models.qwen_vl import load_model
 from actrep_ray.models.tiny import FAMILIES
@@ -110,7 +110,7 @@ def test_refuses_more_than_one_device(
     checkpoint: Any, rollout: RolloutConfig, video: VideoConfig
 ) -> None:
     two = rollout.model_copy(update={"tensor_parallel_size": 2})
-    with pytest.raises(ValueError, match="tensor_parallel_size=2"):
+    with pytest.raises(ConfigError, match="tensor_parallel_size=2"):
         HfEngine(checkpoint("qwen3_vl", 0, True), two, video, device="cpu", seed=0)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actrep_ray.config import LearnerConfig, Recipe
+from actrep_ray.config import ConfigError, LearnerConfig, Recipe
 from actrep_ray.learner.optimizer_step import LearnerError
 from actrep_ray.learner.strategies.optimizer import freeze, learning_rates, make_optimizer
 from actrep_ray.learner.worker import LearnerWorker
@@ -267,7 +267,7 @@ def test_frozen_parts_do_not_move(
 
 def test_everything_frozen_is_refused(tiny_model: TinyModel) -> None:
     model = load_model(tiny_model(), dtype="float32")
-    with pytest.raises(ValueError, match="leaves nothing to train"):
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
         freeze(model, ("vision_tower", "merger", "language_model"))
 
 

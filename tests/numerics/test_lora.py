@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actrep_ray.config import LoraConfig, Recipe
+from actrep_ray.config import ConfigError, LoraConfig, Recipe
 from actrep_ray.models import lora
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
 
@@ -99,7 +99,7 @@ def test_going_on_with_dropout(
     for key in ("loss", "grad_norm", "lr"):
         assert found[key] == expected[key], key
     other = make_worker(recipe, tmp_path / "model")  # as if the merged model were the base
-    with pytest.raises(ValueError, match=r"its adapter belongs to .*set model.path"):
+    with pytest.raises(ConfigError, match=r"its adapter belongs to .*set model.path"):
         other.load_state(tmp_path / "state")
 
 
@@ -132,5 +132,5 @@ def test_layers_are_found_by_part(tiny_model: TinyModel) -> None:
     found = {name for name, p in model.named_parameters() if p.requires_grad}
     assert found
     assert all(part_of(name) == "language_model" and ".gate_proj." in name for name in found)
-    with pytest.raises(ValueError, match=r"target_modules=\['nothing'\]: no such linear layer"):
+    with pytest.raises(ConfigError, match=r"target_modules=\['nothing'\]: no such linear layer"):
         lora.add_adapters(model, LoraConfig(rank=2, target_modules=("nothing",)))

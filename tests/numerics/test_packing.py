@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actrep_ray.config import ConfigError
 from actrep_ray.learner.batch.attention import (
     block_mask,
     flex_attention,
@@ -150,7 +151,7 @@ def test_a_group_above_the_budget_is_cut_into_rows_that_fit() -> None:
 def test_an_answer_that_cannot_fit_is_refused_with_the_key_to_change() -> None:
     answers = [np.ones(2, int), np.ones(30, int)]
     with pytest.raises(
-        ValueError, match=r"row-3: prompt and answer 1 .* 39 .*micro_batch_tokens=20"
+        ConfigError, match=r"row-3: prompt and answer 1 .* 39 .*micro_batch_tokens=20"
     ):
         split_row(0, "row-3", _prompt(10), answers, budget=20, shares_prefix=True)
     with pytest.raises(ValueError, match="answer 0 has no tokens"):

@@ -96,7 +96,10 @@ def test_a_wrong_setting_is_told_with_key_and_rule(tmp_path: Path, text: str, me
         ("learner.lr", "expected key=value"),
         ("=3", "expected key=value"),
         ("seed.x=3", "seed is a value, not a section"),
-        ("train.group_size=[", "not YAML"),
+        ("train.group_size=[", r"not YAML \(expected the node content"),
+        ("learner.lr=.inf", r"\.inf, expected a finite number"),
+        ("seed=99999999999999999999999", "999, expected an integer within 64 bits"),
+        ("data={path: a, path: b}", "key 'path' is given twice"),
     ],
 )
 def test_a_wrong_override_is_quoted(tmp_path: Path, text: str, message: str) -> None:
@@ -147,7 +150,7 @@ def test_all_wrong_overrides_are_told_with_the_recipe(tmp_path: Path) -> None:
     assert found == [
         "--set 'seed.x=3': seed is a value, not a section",
         "--set 'train.group_size': expected key=value, for example learner.lr=1e-6",
-        "--set 'train.num_steps=[': the value is not YAML",
+        "--set 'train.num_steps=[': not YAML (expected the node content, but found '<stream end>')",
         "sft.num_steps=0: Input should be greater than or equal to 1",
         "unknown key 'eval.splt'; did you mean 'split'?",
         "unknown key 'lerner'; did you mean 'learner'?",

@@ -266,6 +266,16 @@ def test_the_loop_keeps_its_order_and_goes_on_where_it_was(recipe: Recipe) -> No
     assert CheckpointStore(recipe.run_dir, keep=2).newest().step == 5  # type: ignore[union-attr]
 
 
+def test_a_checkpoint_clears_what_dead_writers_left_on_any_machine(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    (left := store.folder / ".step-000001.elsewhere.7.0123abcd.partial").mkdir(parents=True)
+    (left / "model.safetensors").write_text("half")
+    store.write(2, recipe, {}, Book())
+    assert [path.name for path in store.folder.iterdir()] == ["step-000002"]
+
+
 def test_prompts_are_drawn_from_train_with_ids_of_their_own(recipe: Recipe) -> None:
     data = GrpoData.load(recipe)
     inputs = QwenVLInputs(recipe.model.path)

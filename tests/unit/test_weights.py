@@ -1,6 +1,8 @@
 """Weight buckets: hand-computed layout and sums, and what must not pass."""
 
+import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actrep_ray.run.profile import Timeline
 from actrep_ray.weights import vllm_load
 from actrep_ray.weights.buckets import (
     Weights,
@@ -19,6 +22,7 @@ from actrep_ray.weights.buckets import (
     unpack_weights,
     verify_magnitudes,
 )
+from actrep_ray.weights.sync import WeightSync
 
 
 def test_layout_and_checksums() -> None:
@@ -139,3 +143,43 @@ def test_vllm_is_given_all_weights_and_asked_for_what_it_uses() -> None:
     vllm_load.replace_all(spoiled, weights)
     with pytest.raises(RuntimeError, match=r"b.norm.weight: magnitude 4.0 in the engine"):
         vllm_load.verify_all(spoiled, weights, torch.float32)
+
+
+class OneEngine:
+    """Takes a second to load weights, while the machine's clock is set back by an hour."""
+
+    num_workers = 1
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.wall_s, self.monotonic_s, self.version = 10_000.0, 50.0, -1
+
+    def export_weights_refs(self) -> Sequence[Any]:
+        return ()
+
+    def load_weights(self, refs: Sequence[Any], policy_version: int) -> None:
+        self.wall_s, self.monotonic_s = self.wall_s - 3600.0, self.monotonic_s + 1.0
+        self.version = policy_version
+
+    def start_load(
+        self, refs: Sequence[Any], policy_version: int, then: Any, *, at_once: int | None = None
+    ) -> None:
+        self.load_weights(refs, policy_version)
+        then()
+
+    def policy_versions(self) -> list[int]:
+        return [self.version]
+
+
+def test_a_push_lasts_as_long_as_passed_whatever_the_clock_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = OneEngine()
+    monkeypatch.setattr(time, "time", lambda: engine.wall_s)
+    monkeypatch.setattr(time, "perf_counter", lambda: engine.monotonic_s)
+    sync = WeightSync(engine, engine)
+    expected = {"sync/load_s": 1.0, "sync/policy_version": 3.0}
+    assert sync.push(3) == {"sync/export_s": 0.0} | expected
+    told: list[dict[str, float]] = []
+    sync.start_delivery((), 3, told.append)
+    assert told == [expected]

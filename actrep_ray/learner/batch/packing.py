@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actrep_ray.config import ConfigError
 from actrep_ray.learner.batch.attention import PrefixLayout, prefix_mask
 from actrep_ray.models.qwen_vl import EncodedPrompt
 
@@ -130,7 +131,8 @@ def split_row(
         shares_prefix: False puts each answer into a row of its own.
 
     Raises:
-        ValueError: if an answer is empty, or does not fit the budget with its prompt.
+        ValueError: if an answer is empty.
+        ConfigError: if one does not fit the budget with its prompt.
     """
     rows: list[list[int]] = []
     length = 0
@@ -140,7 +142,7 @@ def split_row(
             raise ValueError(f"{row_id}: answer {i} has no tokens, expected at least 1")
         alone = packed_length(num_prompt_tokens, [len(response)])
         if alone > budget:
-            raise ValueError(
+            raise ConfigError(
                 f"{row_id}: prompt and answer {i} are {alone} tokens, more than "
                 f"learner.micro_batch_tokens={budget}: raise it, or lower video.max_frames, "
                 "video.max_pixels or rollout.max_response_tokens"

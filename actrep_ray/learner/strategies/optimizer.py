@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from actrep_ray.config import LearnerConfig
+from actrep_ray.config import ConfigError, LearnerConfig
 from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.models.qwen_vl import part_of
 from data_prep import files
@@ -27,13 +27,13 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
     """Let the parameters of some parts receive no gradient.
 
     Raises:
-        ValueError: if nothing is left to train.
+        ConfigError: if nothing is left to train.
     """
     for name, parameter in model.named_parameters():
         if part_of(name) in parts:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"model.freeze={list(parts)} leaves nothing to train: remove a part")
+        raise ConfigError(f"model.freeze={list(parts)} leaves nothing to train: remove a part")
 
 
 def make_optimizer(model: nn.Module, cfg: LearnerConfig) -> torch.optim.AdamW:
