@@ -9,7 +9,8 @@ Videos of three sizes are rendered. For each, in turns and in one process:
     validate    `check_video`: hash, open, time stamps, decode; the work of one process of
                 `actrep validate`
 
-and then the whole of `validate_file` with one process on many files, less its start-up.
+then, for other kinds of file at 640x360, what its probe costs beside reading it (`KINDS`), and
+then the whole of `validate_file` with one process on many files, less its start-up.
 
     python benchmarks/decode.py [--quick]
 
@@ -22,6 +23,7 @@ The last line is one JSON object: frames/s by size and method, and each as a sha
 
 import argparse
 import json
+import os
 import resource
 import tempfile
 import time
@@ -59,6 +61,18 @@ VIEW = View(
     frames_per_patch=2,
     max_visual_tokens=None,
 )
+KINDS = {
+    "h264 mp4": ("mp4", "libx264", 0),
+    "h264 mp4 b-frames": ("mp4", "libx264", 2),
+    "h264 mkv b-frames": ("mkv", "libx264", 2),
+    "h264 ts b-frames": ("ts", "libx264", 2),
+    "h264 avi b-frames": ("avi", "libx264", 2),
+    "mpeg4 avi": ("avi", "mpeg4", 0),
+    "mpeg4 avi b-frames": ("avi", "mpeg4", 2),
+    "mpeg2 mpg b-frames": ("mpg", "mpeg2video", 2),
+    "vp9 webm": ("webm", "libvpx-vp9", 0),
+}
+OPTIONS = {"libx264": {"preset": "veryfast"}, "libvpx-vp9": {"deadline": "realtime"}}
 METHODS = ("decord", "resized", "decode", "read", "validate")
 
 
@@ -78,6 +92,7 @@ def main() -> None:
             per_second[size] = {m: round(num_frames / seconds[m], 1) for m in METHODS}
             shares = "  ".join(f"{m} {seconds['decord'] / seconds[m]:.2f}" for m in METHODS[1:])
             print(f"{size:>9}: decord {num_frames / seconds['decord']:>8,.0f} frames/s; {shares}")
+        kinds = {name: measure_kind(folder, name, num_frames // 2, rounds) for name in KINDS}
         start = measure_file(folder / "64x64.mp4", 1)  # next to nothing to decode
         whole = measure_file(folder / "640x360.mp4", copies)
         whole["start_cpu_s"] = start["cpu_s"]
@@ -92,6 +107,7 @@ def main() -> None:
         "file_frames": num_frames,
         "frames_per_s": per_second,
         "share_of_decord": share,
+        "kinds_ms": kinds,
         "validate_file": {
             "videos": copies,
             "size": "640x360",
@@ -103,15 +119,36 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def write_video(path: Path, width: int, height: int, num_frames: int) -> None:
-    """A disc that swings before a textured background that moves: H.264, a key frame a 2 s."""
+def measure_kind(folder: Path, name: str, num_frames: int, rounds: int) -> dict[str, float]:
+    """Least CPU milliseconds of a first probe and of reading by a plan."""
+    container, codec, num_b = KINDS[name]
+    path = folder / f"{name}.{container}"
+    write_video(path, *SIZES["640x360"], num_frames, codec=codec, num_b=num_b)
+    best = {"probe": float("inf"), "read": float("inf")}
+    for _ in range(rounds):
+        os.utime(path)  # else what the probe found is remembered
+        began = time.process_time()
+        plan = plan_of(clip_of_video(path))
+        probed = time.process_time()
+        read_frames(plan)
+        best["probe"] = min(best["probe"], 1e3 * (probed - began))
+        best["read"] = min(best["read"], 1e3 * (time.process_time() - probed))
+    shown = {key: round(value, 1) for key, value in best.items()}
+    print(f"{name:>18}: probe {shown['probe']:>6} ms  read {shown['read']:>6} ms")
+    return shown
+
+
+def write_video(
+    path: Path, width: int, height: int, num_frames: int, codec: str = "libx264", num_b: int = 0
+) -> None:
+    """A disc that swings before a textured background that moves; a key frame a 2 s."""
     rng = np.random.default_rng(0)
     grain = rng.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     background = cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
+        stream = container.add_stream(codec, rate=FPS, options=OPTIONS.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.gop_size = 2 * FPS
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = 2 * FPS, num_b
         for i in range(num_frames):
             image = np.roll(background, 2 * i, axis=1)
             x = int(width * (0.5 + 0.3 * np.sin(i / 8)))
@@ -122,16 +159,7 @@ def write_video(path: Path, width: int, height: int, num_frames: int) -> None:
 
 def measure(path: Path, rounds: int) -> dict[str, float]:
     """Least CPU seconds of each method, in turns."""
-    clip = clip_of_video(path)
-    plan = plan_frames(
-        clip,
-        fps=VIEW.fps,
-        min_frames=VIEW.min_frames,
-        max_frames=VIEW.max_frames,
-        min_pixels=VIEW.min_pixels,
-        max_pixels=VIEW.max_pixels,
-        factor=VIEW.factor,
-    )
+    plan = plan_of(clip_of_video(path))
     jobs: dict[str, Callable[[], object]] = {
         "decord": partial(bare, plan),
         "resized": partial(bare_resized, plan),
@@ -146,6 +174,19 @@ def measure(path: Path, rounds: int) -> dict[str, float]:
             job()
             best[name] = min(best[name], time.process_time() - began)
     return best
+
+
+def plan_of(clip: Clip) -> FramePlan:
+    """The frames of a clip that a model is shown."""
+    return plan_frames(
+        clip,
+        fps=VIEW.fps,
+        min_frames=VIEW.min_frames,
+        max_frames=VIEW.max_frames,
+        min_pixels=VIEW.min_pixels,
+        max_pixels=VIEW.max_pixels,
+        factor=VIEW.factor,
+    )
 
 
 def bare(plan: FramePlan) -> np.ndarray:

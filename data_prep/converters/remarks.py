@@ -22,7 +22,7 @@ REASONS = {
     "bad_video_name": "the video's path cannot be a path (NUL, too long)",
     "symlink_loop": "the video's path goes in circles",
     "not_a_file": "the video's path is a folder or a device",
-    "unreadable_video": "the file's header is not that of a video",
+    "unreadable_video": "the file cannot be read as a video",
     "count_empty": "the row has no count",
     "count_not_a_number": "the count is text",
     "count_not_whole": "the count is a fraction",
