@@ -1,4 +1,4 @@
-"""Text files, read strictly and written whole; locks that the kernel frees.
+"""Text files, read strictly and written whole.
 
 Owns what can be wrong with a file as a file, so that every reader tells it alike, in one line that
 names the file and the line:
@@ -9,7 +9,6 @@ names the file and the line:
     replacing       a file that appears under its name when it is complete and on the disk
     complete_folder the same for a folder
     AppendedLines   a file that grows by whole lines
-    locked          one process at a time, with a deadline
 
 What is written aside has a name of `data_prep.partial_files`, which removes what the dead left.
 """
@@ -20,7 +19,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -34,7 +33,6 @@ _BOM = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # told by calls without a name
-_POLL_S = 0.02
 
 
 class DataError(ValueError):
@@ -52,10 +50,6 @@ class LineError(DataError):
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"{where}: {problem}")
         self.where, self.problem = where, problem
-
-
-class BusyError(DataError):
-    """A lock that was not free in time; the message says whose work was waited for."""
 
 
 # --- reading
@@ -443,40 +437,3 @@ def _mend_end(path: Path) -> None:
     else:
         with path.open("ab") as file:
             file.write(b"\n")
-
-
-# --- locks
-
-
-@contextmanager
-def locked(path: str | Path, *, timeout_s: float, waits_for: str) -> Iterator[None]:
-    """Hold a lock that other processes, and other threads, of this machine wait for.
-
-    The kernel frees it when its holder dies. Its file is removed with it.
-
-    Args:
-        path: The lock's file, which nothing else is in; the folder is made if missing.
-        timeout_s: Longest wait, seconds; 0 tries once.
-        waits_for: Whose work is waited for, for the message, for example "the process that decodes
-            a.mp4".
-
-    Raises:
-        BusyError: if the lock is not free in time.
-    """
-    from filelock import FileLock, Timeout  # slow to import, and the command line shows help only
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=timeout_s)
-    try:
-        lock.acquire(poll_interval=_POLL_S)
-    except Timeout as error:
-        waited = f"waited {timeout_s:g} s for " if timeout_s else "held by "
-        raise BusyError(f"{path}: {waited}{waits_for}") from error
-    try:
-        yield
-    finally:
-        # While it is held: whoever gets the lock of a file without a name tries again.
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        lock.release()

@@ -19,7 +19,8 @@ from typing import Self
 import numpy as np
 
 from actrep_ray.config import VideoConfig
-from data_prep.files import locked, replacing
+from data_prep.files import replacing
+from data_prep.locks import locked
 from data_prep.partial_files import is_leftover
 from data_prep.video import FramePlan
 from data_prep.video.guard import DEADLINE_S, read_guarded

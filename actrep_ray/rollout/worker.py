@@ -16,7 +16,7 @@ from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine
 from actrep_ray.rollout.vllm_engine import VllmEngine
 from actrep_ray.weights.buckets import WeightBucket, unpack_weights
-from data_prep.files import BusyError
+from data_prep.locks import BusyError
 from data_prep.video import FramePlan, VideoError
 
 _TURN_S = 1.0  # new weights and prompts wait at most this long for their turn (and one step)

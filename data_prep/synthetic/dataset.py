@@ -23,13 +23,13 @@ import numpy as np
 
 from data_prep.files import (
     DataError,
-    locked,
     read_jsonl,
     read_object,
     sync_folder,
     write_json,
     write_lines,
 )
+from data_prep.locks import locked
 from data_prep.partial_files import remove_leftovers
 from data_prep.processes import die_with
 from data_prep.schema import SPLITS, Clip, write_clips

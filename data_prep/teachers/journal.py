@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from data_prep.files import AppendedLines, BusyError, DataError, LineError, locked, read_jsonl
+from data_prep.files import AppendedLines, DataError, LineError, read_jsonl
+from data_prep.locks import BusyError, locked
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 
 from data_prep.files import (
     AppendedLines,
-    BusyError,
     DataError,
     complete_folder,
-    locked,
     read_json,
     read_jsonl,
     read_lines,
@@ -27,12 +25,13 @@ from data_prep.files import (
     write_json,
     write_lines,
 )
+from data_prep.locks import BusyError, locked
 from data_prep.strict_json import parse_json
 
 
 def start_process(code: str, *arguments: object) -> subprocess.Popen[str]:
     """Run code that finds its `arguments` as texts, in a process of its own."""
-    head = "import os, signal, sys, time\nfrom pathlib import Path\nfrom data_prep import files\n"
+    head = "import os, signal, sys, time\nfrom pathlib import Path\nfrom data_prep import files, locks\n"
     command = [sys.executable, "-c", head + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -390,7 +389,7 @@ def test_a_whole_line_without_its_end_is_kept(tmp_path: Path) -> None:
 # --- locks
 
 HOLD = """
-with files.locked(sys.argv[1], timeout_s=10.0, waits_for="nobody"):
+with locks.locked(sys.argv[1], timeout_s=10.0, waits_for="nobody"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -439,7 +438,7 @@ def test_a_thread_waits_like_a_process(tmp_path: Path) -> None:
 COUNT = """
 path = Path(sys.argv[1])
 for _ in range(50):
-    with files.locked(path.with_name("a.lock"), timeout_s=60.0, waits_for="others"):
+    with locks.locked(path.with_name("a.lock"), timeout_s=60.0, waits_for="others"):
         number = int(path.read_text())
         path.write_text(str(number + 1))
 """

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from actrep_ray.rollout.worker import RolloutWorker
-from data_prep.files import BusyError
+from data_prep.locks import BusyError
 from data_prep.video import VideoError
 
 
