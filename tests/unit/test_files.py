@@ -31,7 +31,8 @@ from data_prep.strict_json import parse_json
 
 def start_process(code: str, *arguments: object) -> subprocess.Popen[str]:
     """Run code that finds its `arguments` as texts, in a process of its own."""
-    head = "import os, signal, sys, time\nfrom pathlib import Path\nfrom data_prep import files, locks\n"
+    head = "import os, signal, sys, time\nfrom pathlib import Path\n"
+    head += "from data_prep import files, locks\n"
     command = [sys.executable, "-c", head + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
