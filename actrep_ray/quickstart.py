@@ -389,11 +389,11 @@ class Stages:
 def begin_or_resume(run_dir: Path, key: str) -> bool:
     """Make a run's folder ready; whether what it holds is the same run, cut short."""
     marker = run_dir / "stage-key"
-    if marker.is_file() and marker.read_text() == key:
+    if marker.is_file() and marker.read_text(encoding="utf-8").strip() == key:
         return True
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(parents=True)
-    marker.write_text(key)
+    write_lines(marker, [key])
     return False
 
 

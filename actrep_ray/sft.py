@@ -38,25 +38,12 @@ _log = logging.getLogger(__name__)
 _SHOWN = {"loss": "sft/loss", "validation": "sft/validation_loss", "tok/s": "sft/tokens_per_s"}
 
 
-def run_sft(
-    recipe: Recipe, *, learners: LearnerPool | None = None, resume: bool = False
-) -> Checkpoint:
-    """Fine-tune `model.path` on the train split; returns the last checkpoint.
+def prepare_sft(recipe: Recipe, *, resume: bool = False) -> "SftJob":
+    """Check everything that can be checked before a worker starts.
 
     Args:
         recipe: Settings; `stage` is "sft".
-        learners: A pool that was started for this recipe and model; it is left running. None
-            starts one in a cluster of its own and ends both.
         resume: Go on from the run's last checkpoint, if it has one.
-
-    Raises:
-        ValueError: for settings, data or a model that cannot be used, before any worker starts.
-    """
-    return prepare_sft(recipe, resume=resume).run(learners)
-
-
-def prepare_sft(recipe: Recipe, *, resume: bool = False) -> "SftJob":
-    """Check everything that can be checked before a worker starts.
 
     Raises:
         ValueError: for settings, data or a model that cannot be used.
@@ -80,7 +67,12 @@ class SftJob:
         return self.start.folder if self.start else resolve_model(self.recipe.model.path)
 
     def run(self, learners: LearnerPool | None = None) -> Checkpoint:
-        """Train; returns the last checkpoint. See `run_sft`."""
+        """Fine-tune the model on the train split; returns the last checkpoint.
+
+        Args:
+            learners: A pool that was started for this recipe and model; it is left running. None
+                starts one in a cluster of its own and ends both.
+        """
         if learners is not None:
             return _train(self.recipe, self.data, learners, self.start)
 

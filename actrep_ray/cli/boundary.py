@@ -35,7 +35,7 @@ def words_of_mistake(error: Exception, args: argparse.Namespace) -> str | None:
 
 
 def _words_of_path(error: OSError, args: argparse.Namespace) -> str | None:
-    """Of a file or folder that was given, or that lies in or above one: the path and the reason."""
+    """The path and the reason, if it is about what was given, or lies in or above that."""
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return None
     path = Path(os.fsdecode(error.filename))

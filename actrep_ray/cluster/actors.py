@@ -13,7 +13,7 @@ Bundles: TypeAlias = PlacementGroup
 """Room that is reserved, one bundle for each worker."""
 
 ObjectRef: TypeAlias = ray.ObjectRef
-"""Of a value in the object store."""
+"""Refers to a value in the object store."""
 
 
 def as_actor(worker: type, options: Mapping[str, Any]) -> Any:

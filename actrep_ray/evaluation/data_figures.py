@@ -132,7 +132,7 @@ def _mark(axis: Axes, x: float, text: str, *, color: str = RED) -> None:
 
 
 def _add_legend(axis: Axes) -> None:
-    """Of the limits, if there are any, else of the splits; above the panel, not over its bars."""
+    """Name the limits, if there are any, else the splits; above the panel, not over its bars."""
     limits = list(axis.lines)
     axis.legend(
         handles=limits or axis.get_legend_handles_labels()[0],

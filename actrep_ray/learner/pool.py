@@ -1,7 +1,7 @@
 """The ranks of the learner as Ray actors: start, rendezvous, calls with deadlines, end.
 
-Every rank gets the same rows and takes its own share (`learner.batches.deal`), so a call here is
-the same call on every rank; rank 0's answer is the pool's.
+Every rank gets the same rows and takes its own share (`learner/batch/rows.py:shard_rows`), so a
+call here is the same call on every rank; rank 0's answer is the pool's.
 """
 
 import socket

@@ -85,7 +85,7 @@ class Engine(ABC):
         """Take prompts; what `step` then computes includes them.
 
         Raises:
-            ValueError: if a prompt and its answer do not fit into `rollout.max_model_len`.
+            ConfigError: if a prompt and its answer do not fit into `rollout.max_model_len`.
         """
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Engine(ABC):
         """Compute on for a moment; returns the groups that were finished, in any order.
 
         Raises:
-            ValueError: as `add` does, where the length is known only now.
+            ConfigError: as `add` does, where the length is known only now.
         """
 
     @abstractmethod
@@ -138,7 +138,7 @@ class Engine(ABC):
         """Answer every prompt, in order, when there is nothing else to do.
 
         Raises:
-            ValueError: if a prompt and its answer do not fit into `rollout.max_model_len`.
+            ConfigError: if a prompt and its answer do not fit into `rollout.max_model_len`.
         """
         assert self.num_unfinished == 0, "the engine is at work on other prompts"
         groups: dict[str, RolloutGroup] = {}

@@ -113,7 +113,7 @@ def _digest(image: np.ndarray) -> bytes:
 
 
 def _shown_at(times_s: Sequence[float], shown: Sequence[tuple[float, bytes]]) -> list[bytes]:
-    """Of a pass through a file, what is shown at some seconds."""
+    """What is shown at some seconds, out of a pass through the file."""
     starts = np.array([second for second, _ in shown]) - EPSILON_S
     places = np.searchsorted(starts, times_s, side="right") - 1
     return [shown[max(int(place), 0)][1] for place in places]
