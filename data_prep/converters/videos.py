@@ -13,7 +13,8 @@ from pathlib import Path
 
 from data_prep.converters.rows import BadRowError
 from data_prep.files import DataError
-from data_prep.video import Probe, VideoError, probe
+from data_prep.video import Probe, VideoError
+from data_prep.video.guard import probe_guarded
 
 _SEPARATORS = re.compile(r"[/\\]")
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
@@ -68,7 +69,7 @@ class VideoFolder:
             return self._last[1]
         path = self._path(name)
         try:
-            self._last = name, probe(path)
+            self._last = name, probe_guarded(path)
             return self._last[1]
         except VideoError as error:
             detail = str(error).removeprefix(f"{path}: ")

@@ -1,11 +1,10 @@
 """Video files: what they hold (`probe`), what is shown of them (`plan`), reading it (`reader`)."""
 
+from data_prep.video.clips import check_videos, clip_of_video
 from data_prep.video.container import Orientation, without_prefix
 from data_prep.video.files import FileProblem, VideoError, file_problem
 from data_prep.video.plan import (
     FramePlan,
-    check_videos,
-    clip_of_video,
     fit_size,
     plan_frames,
     plan_times,

@@ -1,4 +1,4 @@
-"""Reading frames with a deadline: a file that hangs or crashes the decoder is an error of its clip.
+"""Reading with a deadline: a file that hangs or crashes the decoder is an error of its clip.
 
 Processes stay warm: one for each thread that reads at a time, started when it is first needed.
 What they read comes back through a pipe, which is little beside the work of decoding it.
@@ -7,12 +7,16 @@ What they read comes back through a pipe, which is little beside the work of dec
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep.video.files import VideoError
 from data_prep.video.plan import FramePlan
-from data_prep.video.process import DecodingProcess, Failure
+from data_prep.video.probe import NUM_REMEMBERED, Probe, identity_of, probe
+from data_prep.video.process import Answer, DecodingProcess, Failure
 from data_prep.video.reader import read_frames
 
 DEADLINE_S = 120.0  # for one plan; minutes of full HD take some 20 s on a slow core
@@ -40,18 +44,44 @@ def read_guarded(plan: FramePlan, deadline_s: float = DEADLINE_S) -> np.ndarray:
     Raises:
         VideoError: if the file cannot be decoded, its decoder dies, or it takes too long.
     """
-    found = _ask(plan, deadline_s)
-    if isinstance(found, Failure) and found.kind == "decoder_crashed":
-        found = _ask(plan, deadline_s)  # it may have been the kernel, short of memory
-    if isinstance(found, Failure):
-        raise VideoError(f"{plan.video}: {found.message}")
+    frames: np.ndarray = _answer(plan, plan.video, deadline_s)
+    return frames
+
+
+def probe_guarded(path: str | Path, deadline_s: float = DEADLINE_S) -> Probe:
+    """As `probe`, likewise; what was found is remembered here for as long as the file stays.
+
+    Raises:
+        VideoError: if the file cannot be read, its decoder dies, or it takes too long.
+    """
+    return _remembered(*identity_of(path), deadline_s)
+
+
+@lru_cache(maxsize=NUM_REMEMBERED)
+def _remembered(path: str, identity: tuple[int, ...], deadline_s: float) -> Probe:
+    del identity  # only names what is remembered
+    found: Probe = _answer(path, path, deadline_s)
     return found
 
 
-def _ask(plan: FramePlan, deadline_s: float) -> np.ndarray | Failure:
+def look_at(request: FramePlan | str) -> "np.ndarray | Probe":
+    """The job of the processes: the frames of a plan, or what a file holds."""
+    return read_frames(request) if isinstance(request, FramePlan) else probe(request)
+
+
+def _answer(request: FramePlan | str, path: str, deadline_s: float) -> Any:
+    found = _ask(request, deadline_s)
+    if isinstance(found, Failure) and found.kind == "decoder_crashed":
+        found = _ask(request, deadline_s)  # it may have been the kernel, short of memory
+    if isinstance(found, Failure):
+        raise VideoError(f"{path}: {found.message}")
+    return found.value
+
+
+def _ask(request: FramePlan | str, deadline_s: float) -> Answer | Failure:
     process = _take()
     try:
-        process.give(plan, deadline_s)
+        process.give(request, deadline_s)
         found = process.wait()
     except VideoError:
         _put_back(process)
@@ -59,11 +89,9 @@ def _ask(plan: FramePlan, deadline_s: float) -> np.ndarray | Failure:
     except BaseException:
         process.end()
         raise
-    if isinstance(found, Failure):
-        return found
-    _put_back(process)
-    frames: np.ndarray = found.value
-    return frames
+    if isinstance(found, Answer):
+        _put_back(process)
+    return found
 
 
 def end_processes() -> None:
@@ -80,7 +108,7 @@ def _take() -> DecodingProcess:
             if process.is_alive:
                 return process
             process.end()
-    process = _starter.submit(DecodingProcess, read_frames).result()
+    process = _starter.submit(DecodingProcess, look_at).result()
     process.wait_ready()
     return process
 

@@ -42,7 +42,7 @@ _SEEKABLE = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"))
 _VP8_SHOWN = 0x10  # RFC 6386, 9.1
 _MAX_FPS = 1000.0
 _LONGEST_FRAME_S = 600.0  # beyond it a time stamp is taken for damaged
-_NUM_REMEMBERED = 4096
+NUM_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +122,23 @@ def probe(path: str | Path) -> Probe:
         VideoError: naming the file and why it cannot be read: no video, damaged, or time stamps
             that are missing, go back or leap.
     """
+    return _probe(*identity_of(path))
+
+
+def identity_of(path: str | Path) -> tuple[str, tuple[int, ...]]:
+    """A file's absolute path, and what changes when the file does.
+
+    Raises:
+        VideoError: if it cannot be a video, from the file system alone.
+    """
     path = os.path.abspath(path)  # noqa: PTH100 - a name with a colon is no protocol then
     if problem := file_problem(path):
         raise VideoError(f"{path}: {problem.message}")
     status = Path(path).stat()
-    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    return _probe(path, identity)
+    return path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=_NUM_REMEMBERED)
+@lru_cache(maxsize=NUM_REMEMBERED)
 def _probe(path: str, identity: tuple[int, ...]) -> Probe:
     del identity  # only names what is remembered
     with open_container(path) as container:

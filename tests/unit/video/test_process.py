@@ -1,6 +1,7 @@
 """Decoding processes: a job that hangs or crashes costs its own file and nothing else."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from data_prep.video import FramePlan, VideoError, read_frames
-from data_prep.video.guard import end_processes, read_guarded
+from data_prep.video.guard import end_processes, probe_guarded, read_guarded
 from data_prep.video.process import Answer, DecodingProcess, Failure
 from tests.unit.video import jobs
 from tests.unit.video.coded import Kind, write_coded
@@ -205,3 +206,12 @@ def test_a_forked_process_reads_with_processes_of_its_own(plan: FramePlan) -> No
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", code, plan.video]
     assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 0
+
+
+def test_a_probe_has_a_deadline_and_is_remembered(plan: FramePlan, tmp_path: Path) -> None:
+    found = probe_guarded(plan.video)
+    assert (found.num_frames, found.width, found.height) == (200, 640, 480)
+    assert probe_guarded(plan.video) is found
+    other = shutil.copy(plan.video, tmp_path / "other.mp4")
+    with pytest.raises(VideoError, match=r"other\.mp4: not decoded within the deadline"):
+        probe_guarded(other, deadline_s=1e-6)

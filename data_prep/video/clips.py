@@ -1,0 +1,48 @@
+"""Clips of video files at hand, and whether the files of clips can be read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.schema import Clip
+from data_prep.video.files import VideoError
+from data_prep.video.guard import probe_guarded
+
+
+def clip_of_video(path: str | Path, *, action: str = "unknown") -> Clip:
+    """A clip that spans a whole video file, with no labels, for counting in a file at hand.
+
+    Raises:
+        VideoError: naming the file and why it cannot be read.
+    """
+    found = probe_guarded(path)
+    return Clip(
+        id=Path(path).stem,
+        dataset="file",
+        split="test",
+        video=str(Path(path).absolute()),
+        start_s=0.0,
+        end_s=found.end_s,
+        video_fps=found.fps,
+        num_frames=found.num_frames,
+        width=found.width,
+        height=found.height,
+        action=action,
+        count=0,
+    )
+
+
+def check_videos(clips: Sequence[Clip]) -> None:
+    """Refuse a list of clips whose videos cannot all be opened, before any work is done on them.
+
+    Raises:
+        VideoError: naming the first bad file and how many there are.
+    """
+    problems = []
+    for path, clip_id in {clip.video: clip.id for clip in clips}.items():
+        try:
+            probe_guarded(path)
+        except VideoError as error:
+            problems.append(f"{error} [clip {clip_id!r}]")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise VideoError(problems[0] + more)
