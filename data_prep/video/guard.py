@@ -4,6 +4,7 @@ Processes stay warm: one for each thread that reads at a time, started when it i
 What they read comes back through a pipe, which is little beside the work of decoding it.
 """
 
+import atexit
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -116,3 +117,6 @@ def _take() -> DecodingProcess:
 def _put_back(process: DecodingProcess) -> None:
     with _lock:
         _idle.append(process)
+
+
+atexit.register(end_processes)
