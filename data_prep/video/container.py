@@ -29,7 +29,7 @@ _PICTURES = frozenset((b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"))
 """Brands of still pictures in the container of mp4."""
 
 _LOG_PREFIX = re.compile(r"\[(\d\d:\d\d:\d\d\] \S+:\d+:|\w+ @ 0x\w+\]) ")
-_LEAST_TURN = 90
+_QUARTER = 90  # degrees
 _SLACK_DEGREES = 1.0
 
 
@@ -128,8 +128,8 @@ def orientation_of(path: str, frame: Any) -> Orientation:
         a, b = -a, -b
     # FFmpeg's angle is with the clock, the matrix's own against it.
     degrees = -math.degrees(math.atan2(b, a))
-    turns = round(degrees / _LEAST_TURN)
-    if (a, b) == (0, 0) or abs(degrees - turns * _LEAST_TURN) > _SLACK_DEGREES:
+    turns = round(degrees / _QUARTER)
+    if (a, b) == (0, 0) or abs(degrees - turns * _QUARTER) > _SLACK_DEGREES:
         raise VideoError(
             f"{path}: shown turned by {degrees:.1f} degrees, expected quarter turns: write it anew"
         )

@@ -10,6 +10,7 @@ times, or lies behind what was wanted, is undone: the file is read from its star
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -178,7 +179,7 @@ class Video:
         ):
             self._may_seek = False
             return self._from_start()
-        return _chain(first, decoder)
+        return chain((first,), decoder)
 
     def _is_known(self, time_s: float) -> bool:
         times = self.probe.times_s
@@ -213,11 +214,6 @@ class Video:
             number, previous = number + 1, second
             self.num_decoded += 1
             yield second, frame
-
-
-def _chain(first: tuple[float, Any], rest: Iterator[tuple[float, Any]]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -215,3 +215,14 @@ def test_a_probe_has_a_deadline_and_is_remembered(plan: FramePlan, tmp_path: Pat
     other = shutil.copy(plan.video, tmp_path / "other.mp4")
     with pytest.raises(VideoError, match=r"other\.mp4: not decoded within the deadline"):
         probe_guarded(other, deadline_s=1e-6)
+
+
+def test_a_module_in_the_current_folder_is_not_imported(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "av.py").write_text("raise SystemExit('taken from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    process = start(jobs.double)
+    process.give(4, 60.0)
+    assert process.wait() == Answer(8, "")

@@ -5,6 +5,7 @@ The files are made here, frame k showing k in binary: whatever frame is read say
 
 import itertools
 import math
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -334,3 +335,25 @@ def test_a_name_with_a_colon_is_no_protocol(
     write_coded(tmp_path / "x.mp4", Kind(options=H264), num_frames=30)
     monkeypatch.chdir(tmp_path)
     assert probe("file:x.mp4").num_frames == 20
+
+
+@pytest.mark.parametrize("brand", [b"avif", b"heic"])
+def test_a_still_picture_in_the_container_of_mp4_is_no_video(brand: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "still.mp4"
+    written = write_coded(path, Kind(options=H264), num_frames=5)
+    content = bytearray(written.path.read_bytes())
+    content[8:12] = brand
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"still\.mp4: cannot be opened as a video \(a picture\)"):
+        probe(path)
+
+
+def test_a_file_that_is_replaced_at_its_size_has_another_plan(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    write_coded(path, Kind(options=H264), num_frames=10)
+    clip = clip_of_video(path)
+    limits = {"min_frames": 1, "max_frames": 4, "min_pixels": 1, "max_pixels": 1024, "factor": 8}
+    first = plan_frames(clip, fps=4.0, **limits)
+    assert plan_frames(clip, fps=4.0, **limits).hash == first.hash
+    os.utime(path, ns=(0, 0))
+    assert plan_frames(clip, fps=4.0, **limits).hash != first.hash
