@@ -59,7 +59,9 @@ class AlgorithmConfig(Section):
     kl_in: Literal["loss", "reward"] = Field(
         "loss", description="Whether that KL is part of the loss or taken off the reward."
     )
-    kl_type: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of that KL.")
+    kl_type: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="Estimator of that KL; kl_in=reward takes k1 alone."
+    )
     kl_target: Positive | None = Field(
         None, description="KL per token that the weight is adapted to; null: a fixed weight."
     )
@@ -96,6 +98,13 @@ class AlgorithmConfig(Section):
                 ("algorithm.kl_in", "algorithm.advantage"),
                 "algorithm.advantage=gdpo normalises each reward of its own, so there is no one "
                 "reward to take the KL off: set algorithm.kl_in=loss",
+            )
+        if self.kl_in == "reward" and self.kl_coef and self.kl_type != "k1":
+            yield Contradiction(
+                ("algorithm.kl_in", "algorithm.kl_type"),
+                f"algorithm.kl_in=reward with algorithm.kl_type={self.kl_type} hardly pulls the "
+                "policy to its reference (its gradient vanishes near it to first order): set "
+                "algorithm.kl_type=k1, or algorithm.kl_in=loss",
             )
         if self.kl_target is not None and not self.kl_coef:
             yield Contradiction(

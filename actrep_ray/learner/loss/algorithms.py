@@ -23,6 +23,7 @@ from actrep_ray.config import AlgorithmConfig
 from actrep_ray.records import RolloutGroup
 
 _NO_DUAL_CLIP = 1e9  # above any ratio: verl bounds log-ratios by 20
+_K3_BEND = 20.0  # k3 goes on along its tangent from here: its exponential cannot overflow
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,19 @@ def policy_loss(
 def kl_to_reference(
     log_probs: torch.Tensor, ref_log_probs: torch.Tensor, cfg: AlgorithmConfig
 ) -> torch.Tensor:
-    """Estimate of each token's KL to the reference policy, by `kl_type`: [A, T]."""
-    kl: torch.Tensor = _verl().kl_penalty(log_probs, ref_log_probs, cfg.kl_type)
+    """Estimate of each token's KL to the reference policy, by `kl_type`: [A, T].
+
+    k1 has the gradient of k2: its own has expectation 0 (arXiv 2506.09477), k2's is that of the KL
+    (arXiv 2510.01555). k3 and its gradient are those of arXiv 2402.03300, eq. 4, while the
+    reference is at most e^20 times likelier; its tangent from there keeps them finite. (verl's k3
+    has no gradient above a value of 10, where the reference is 14 times likelier.)
+    """
+    if cfg.kl_type == "k3":
+        ratio = ref_log_probs - log_probs
+        bent = ratio.clamp(max=_K3_BEND)
+        return bent.exp() * (1.0 + (ratio - bent)) - ratio - 1.0
+    name = "k1+" if cfg.kl_type == "k1" else cfg.kl_type
+    kl: torch.Tensor = _verl().kl_penalty(log_probs, ref_log_probs, name)
     return kl
 
 
