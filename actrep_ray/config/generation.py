@@ -16,6 +16,7 @@ from actrep_ray.config.section import (
     Section,
     number_of_text,
 )
+from actrep_ray.config.strict_yaml import Switch
 
 
 class RolloutConfig(Section):
@@ -117,9 +118,15 @@ class RewardConfig(Section):
 
 
 def _numbers_read(part: Any) -> Any:
-    """One entry of `reward.weights` with numbers for the texts that stand for them."""
+    """One entry of `reward.weights`: numbers for the texts that stand for them, booleans likewise.
+
+    What kind of value a reward's option takes is not known here: an unquoted `off` is a boolean.
+    """
     if isinstance(part, dict):
-        return {str(option): number_of_text(value) for option, value in part.items()}
+        return {
+            str(option): value.is_on if isinstance(value, Switch) else number_of_text(value)
+            for option, value in part.items()
+        }
     weight = number_of_text(part)
     return float(weight) if _is_number(weight) else weight
 

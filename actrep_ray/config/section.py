@@ -6,9 +6,12 @@ can be told at once (see `mistakes`).
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, NamedTuple, Self
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_NONE_WORDS = ("none", "null")
 
 
 class ConfigError(ValueError):
@@ -48,6 +51,17 @@ class Section(BaseModel):
         """Settings that do not go together, each of them valid when taken alone."""
         yield from ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {
+            name: none_of_word(value, fields[name].annotation) if name in fields else value
+            for name, value in values.items()
+        }
+
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
         found = tuple(self.contradictions())
@@ -64,6 +78,28 @@ def number_of_text(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def none_of_word(value: Any, kind: Any) -> Any:
+    """The value, where YAML's null and the word `none` may stand for each other.
+
+    null becomes the word where that is one of the words to choose from, and the word null where a
+    setting may be null and neither is such a word nor any text.
+
+    Args:
+        value: As it was given.
+        kind: Annotation of the setting.
+    """
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [
+        word for member in members if get_origin(member) is Literal for word in get_args(member)
+    ]
+    named = [word for word in _NONE_WORDS if word in words]
+    is_nullable = type(None) in members
+    if value is None and named and not is_nullable:
+        return named[0]
+    is_word = isinstance(value, str) and value.lower() in _NONE_WORDS
+    return None if is_word and is_nullable and not named and str not in members else value
 
 
 Float = Annotated[float, BeforeValidator(number_of_text)]

@@ -1,5 +1,8 @@
 """Strict YAML: no key twice, no NaN or infinity, no number beyond 64 bits, and one kind of line.
 
+YAML 1.1 reads `on`, `off`, `yes` and `no` as booleans, and a setting whose values are words could
+not be `off`. Here they are words, as in YAML 1.2, and whoever expects a boolean reads them as one.
+
 YAML 1.1 ends a line, and with it a comment, at U+0085, U+2028 and U+2029 too, which no editor shows
 and YAML 1.2 gave up. Here they are characters like any other: others stand in for them meanwhile.
 """
@@ -15,6 +18,17 @@ from data_prep.strict_json import is_text
 _MAX_INTEGER = 2**63 - 1
 _HIDDEN_ENDS = {0x85: 0x10FF85, 0x2028: 0x10FF28, 0x2029: 0x10FF29}  # to private characters
 _SHOWN_ENDS = {stand_in: end for end, stand_in in _HIDDEN_ENDS.items()}
+
+
+class Switch(str):
+    """An unquoted `on`, `off`, `yes` or `no`: a word that may also be meant as a boolean."""
+
+    __slots__ = ()
+
+    @property
+    def is_on(self) -> bool:
+        """The boolean."""
+        return self.lower() in ("on", "yes")
 
 
 class YamlError(ValueError):
@@ -73,6 +87,8 @@ class _StrictLoader(yaml.SafeLoader):
             raise
         except (ValueError, OverflowError) as error:  # a date that does not exist, a huge number
             raise YamlError(f"not YAML ({error})", _line_of(node)) from error
+        if isinstance(value, Switch):
+            return value
         if isinstance(value, str):
             if not is_text(value):
                 raise YamlError(f"{value!r} holds half of a surrogate pair", _line_of(node))
@@ -82,6 +98,14 @@ class _StrictLoader(yaml.SafeLoader):
         if isinstance(value, int) and abs(value) > _MAX_INTEGER:
             raise YamlError(f"{_shown(node)}, expected an integer within 64 bits", _line_of(node))
         return value
+
+
+def _boolean_or_switch(loader: _StrictLoader, node: ScalarNode) -> bool | Switch:
+    word = str(loader.construct_scalar(node))
+    return word.lower() == "true" if word.lower() in ("true", "false") else Switch(word)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:bool", _boolean_or_switch)
 
 
 def _line_of(node: Node) -> int:
