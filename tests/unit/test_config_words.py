@@ -1,6 +1,6 @@
 """Settings whose values are words: each can be chosen as it stands, whatever YAML makes of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -53,11 +53,12 @@ def read(key: str, text: str, folder: Path) -> list[Any]:
     path = folder / "recipe.yaml"
     path.write_text("\n".join(lines) + f" {text}\n")
     found = []
-    for load in (
+    ways: tuple[Callable[[], Recipe], ...] = (
         lambda: load_recipe(None, [f"{key}={text}"]),
         lambda: load_recipe(path),
         lambda: override(Recipe(), [f"{key}={text}"]),
-    ):
+    )
+    for load in ways:
         try:
             found.append(value_of(load(), key))
         except ConfigError as error:
