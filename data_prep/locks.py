@@ -14,7 +14,9 @@ class BusyError(DataError):
 
 
 @contextmanager
-def locked(path: str | Path, *, timeout_s: float, waits_for: str) -> Iterator[None]:
+def locked(
+    path: str | Path, *, timeout_s: float, waits_for: str, mode: int = 0o644
+) -> Iterator[None]:
     """Hold a lock that other processes, and other threads, of this machine wait for.
 
     The kernel frees it when its holder dies. Its file is removed with it.
@@ -24,6 +26,7 @@ def locked(path: str | Path, *, timeout_s: float, waits_for: str) -> Iterator[No
         timeout_s: Longest wait, seconds; 0 tries once.
         waits_for: Whose work is waited for, for the message, for example "the process that decodes
             a.mp4".
+        mode: Permissions of the lock's file: whoever waits for it must be able to write to it.
 
     Raises:
         BusyError: if the lock is not free in time.
@@ -32,7 +35,7 @@ def locked(path: str | Path, *, timeout_s: float, waits_for: str) -> Iterator[No
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=timeout_s)
+    lock = FileLock(path, timeout=timeout_s, mode=mode)
     try:
         lock.acquire(poll_interval=_POLL_S)
     except Timeout as error:

@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Frames of recipes that name no folder go to one of this session, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACTREP_CACHE", str(tmp_path_factory.mktemp("actrep-cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Any]:
     """A local Ray with 4 logical CPUs for the whole session; yields the ``ray`` module.

@@ -36,14 +36,21 @@ class VideoConfig(Section):
     max_frames: Count = Field(256, description="Most frames of a clip.")
     min_pixels: Count = Field(32 * 32, description="Fewest pixels of one frame.")
     max_pixels: Count = Field(224 * 224, description="Most pixels of one frame.")
-    cache_dir: str = Field("/tmp/actrep-frames", description="Node-local folder of decoded clips.")
+    cache_dir: str = Field(
+        "",
+        description="Node-local folder of decoded clips; if empty `frames` in ACTREP_CACHE, or in "
+        "`actrep` of the user's cache folder (XDG_CACHE_HOME, ~/.cache).",
+    )
+    shared_cache: bool = Field(
+        False, description="Share cache_dir with its group: its members' frames are trusted."
+    )
     cache_gib: Positive = Field(8.0, description="Size that the folder is kept under, GiB.")
     decode_timeout_s: Positive = Field(
         120.0, description="Longest that reading one clip may take, seconds; then it is an error."
     )
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """Lower bounds above the upper ones."""
+        """Lower bounds above the upper ones; a shared cache in a folder of one user."""
         if self.min_frames > self.max_frames:
             yield Contradiction(
                 ("video.min_frames", "video.max_frames"),
@@ -53,6 +60,11 @@ class VideoConfig(Section):
             yield Contradiction(
                 ("video.min_pixels", "video.max_pixels"),
                 "video.min_pixels must not exceed max_pixels",
+            )
+        if self.shared_cache and not self.cache_dir:
+            yield Contradiction(
+                ("video.shared_cache", "video.cache_dir"),
+                "video.shared_cache=true needs video.cache_dir: by default each user has another",
             )
 
 

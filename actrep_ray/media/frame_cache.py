@@ -1,9 +1,15 @@
 """A node's cache of decoded clips: each clip is decoded once per plan, whoever asks first.
 
-Files under one folder, named by the plan's hash and shared by every process of the node:
+Files of one folder (`cache_folder`), shared by every process of the node:
 
-    HASH.npy    the frames, memory-mapped by readers; appears whole (written aside, then renamed)
-    HASH.lock   held by the process that decodes; the kernel frees it if that process dies
+    HASH.frames   the frames (`frame_file`), by the video's content, the seconds and the size at
+                  which it is shown; memory-mapped by readers; appears whole
+    HASH.video    what a video holds (`video_content`)
+    HASH.lock     held by the process that decodes; the kernel frees it if that process dies
+
+A process reads a file through once and compares its checksum; from then on it is mapped as it is,
+for as long as it is not written to. A file that is empty, cut, damaged or of something else is
+decoded anew.
 
 The folder is bounded: the files that were longest not read are removed. To look at every file
 after every write would cost more than decoding, so a process looks when its own writes could have
@@ -11,21 +17,31 @@ passed the bound, or came to 1/16 of it; with P processes the folder can pass it
 that has a removed file mapped keeps its pages, as POSIX promises.
 """
 
-import os
-from contextlib import suppress
+import hashlib
+import json
+import logging
+import re
+import time
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from actrep_ray.config import VideoConfig
-from data_prep.files import replacing
+from actrep_ray.media.cache_folder import CacheFolder, default_folder
+from actrep_ray.media.frame_file import map_frames, write_frames
+from actrep_ray.media.video_content import VideoContents, check_unchanged
 from data_prep.locks import locked
-from data_prep.partial_files import is_leftover
 from data_prep.video import FramePlan
 from data_prep.video.guard import DEADLINE_S, read_guarded
 
+_log = logging.getLogger(__name__)
+
+_NAMES = re.compile(r"[0-9a-f]{32}\.(?:frames|video)")
 _MAX_DECODES = 4  # by other processes, one after the other, that are waited for
+_MOST_VERIFIED = 2**16  # files that a process remembers
+
+_Version = tuple[int, int, int]  # inode, size and time of change of a file
 
 
 class FrameCache:
@@ -35,79 +51,120 @@ class FrameCache:
         folder: Where the files lie; made if missing. One folder for all processes of a node.
         max_bytes: Size that the folder is kept under, in bytes, the newest file excepted.
         decode_timeout_s: Longest that decoding one plan may take, seconds.
+        is_shared: Whether other users of the node read and write it too.
+
+    Raises:
+        DataError: if the folder cannot be trusted.
     """
 
     def __init__(
-        self, folder: str | Path, max_bytes: int, decode_timeout_s: float = DEADLINE_S
+        self,
+        folder: str | Path,
+        max_bytes: int,
+        decode_timeout_s: float = DEADLINE_S,
+        *,
+        is_shared: bool = False,
     ) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = CacheFolder(folder, _NAMES, is_shared=is_shared)
         self.max_bytes = max_bytes
         self.decode_timeout_s = decode_timeout_s
+        self._contents = VideoContents(self.folder)
+        self._verified: dict[str, _Version] = {}
         self._num_bytes_seen = 0  # in the folder, when it was last looked at
         self._num_bytes_written = max_bytes  # since then; the first write looks
+        self._is_full_told = False
         self.num_decoded = 0
         self.num_hits = 0
 
     @classmethod
     def of(cls, video: VideoConfig) -> Self:
         """The cache that a recipe's `video` section asks for."""
-        return cls(video.cache_dir, int(video.cache_gib * 2**30), video.decode_timeout_s)
+        return cls(
+            video.cache_dir or default_folder() / "frames",
+            int(video.cache_gib * 2**30),
+            video.decode_timeout_s,
+            is_shared=video.shared_cache,
+        )
 
     def get(self, plan: FramePlan) -> np.ndarray:
         """The frames of a plan: uint8 [T, height, width, 3]; writing to them changes nothing.
 
+        Frames that are cached are given whatever became of the video since.
+
         Raises:
-            VideoError: if the clip cannot be decoded; nothing is left in the cache then.
+            VideoError: if the clip is not cached and cannot be decoded, or its file is no longer
+                the one that was planned; nothing is left in the cache then.
             BusyError: if another process decodes the clip for longer than it may take.
+            DataError: if the folder can no longer be trusted.
         """
-        path = self.folder / f"{plan.hash}.npy"
-        if (frames := self._load(path)) is not None:
+        key = _key_of(plan, self._contents.of(plan))
+        if (frames := self._load(key, plan)) is not None:
             self.num_hits += 1
             return frames
-        lock = self.folder / f"{plan.hash}.lock"
-        waits_for = f"the process that decodes {plan.video}"
-        with locked(lock, timeout_s=_MAX_DECODES * self.decode_timeout_s, waits_for=waits_for):
-            if (frames := self._load(path)) is not None:  # another process was faster
+        with locked(
+            self.folder.path / f"{key}.lock",
+            timeout_s=_MAX_DECODES * self.decode_timeout_s,
+            waits_for=f"the process that decodes {plan.video}",
+            mode=self.folder.file_mode,
+        ):
+            if (frames := self._load(key, plan)) is not None:  # another process was faster
                 self.num_hits += 1
                 return frames
             decoded = read_guarded(plan, self.decode_timeout_s)
-            self._store(path, decoded)
+            check_unchanged(plan)
+            self._store(key, decoded)
             self.num_decoded += 1
         return decoded
 
-    def _load(self, path: Path) -> np.ndarray | None:
-        try:
-            frames: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
-            os.utime(path)
-        except FileNotFoundError:
-            return None
-        except (EOFError, ValueError):  # cut short by a loss of power
-            return None
+    def _load(self, key: str, plan: FramePlan) -> np.ndarray | None:
+        name = f"{key}.frames"
+        with self.folder.reading(name) as found:
+            if found is None:
+                return None
+            file, status = found
+            version = (status.st_ino, status.st_size, status.st_mtime_ns)
+            is_verified = self._verified.get(name) == version
+            shape = (plan.num_frames, plan.height, plan.width, 3)
+            frames = map_frames(file, shape, key, is_verified=is_verified)
+            if frames is None:
+                return None
+            if not is_verified:
+                if len(self._verified) >= _MOST_VERIFIED:
+                    self._verified.clear()
+                self._verified[name] = version
+            self.folder.touch(file, status, time.time_ns())
         return frames
 
-    def _store(self, path: Path, frames: np.ndarray) -> None:
-        # Not synced: what a loss of power takes from a cache is decoded again.
-        with replacing(path, is_durable=False) as partial, partial.open("wb") as out:
-            np.save(out, frames, allow_pickle=False)
+    def _store(self, key: str, frames: np.ndarray) -> None:
+        name = f"{key}.frames"
+        try:
+            with self.folder.writing(name) as out:
+                write_frames(out, frames, key)
+        except OSError as error:  # no room, or a folder that is only read: the frames are here
+            if not self._is_full_told:
+                reason = error.strerror
+                _log.warning("%s: %s; clips are decoded each time", self.folder.path, reason)
+                self._is_full_told = True
+            return
         self._num_bytes_written += frames.nbytes
         may_exceed = self._num_bytes_seen + self._num_bytes_written > self.max_bytes
         if may_exceed or self._num_bytes_written > self.max_bytes // 16:
-            self._evict(keep=path)
+            self._evict(keep=name)
 
-    def _evict(self, keep: Path) -> None:
-        entries = []
-        for path in self.folder.iterdir():
-            with suppress(FileNotFoundError):
-                status = path.stat()
-                entries.append((status.st_mtime_ns, status.st_size, path))
-        self._num_bytes_seen = sum(size for _, size, _ in entries)
+    def _evict(self, keep: str) -> None:
+        files = self.folder.files()
+        self._num_bytes_seen = sum(file.num_bytes for file in files)
         self._num_bytes_written = 0
-        excess = self._num_bytes_seen - self.max_bytes
-        for _, size, path in sorted(entries):
-            if excess <= 0:
+        # What videos hold is small, and all that is left of one that has vanished: it goes last.
+        for file in sorted(files, key=lambda f: (f.name.endswith(".video"), f.used_ns, f.name)):
+            if self._num_bytes_seen <= self.max_bytes:
                 return
-            if (path.suffix == ".npy" and path != keep) or is_leftover(path.name):
-                path.unlink(missing_ok=True)
-                excess -= size
-                self._num_bytes_seen -= size
+            if file.name != keep:
+                self.folder.remove(file.name)
+                self._num_bytes_seen -= file.num_bytes
+
+
+def _key_of(plan: FramePlan, content: str) -> str:
+    """32 hexadecimal digits that name what is shown."""
+    shown = [content, plan.times_s, plan.height, plan.width]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:32]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,32 @@ def shorter(plan: FramePlan, num_frames: int) -> FramePlan:
     return replace(plan, times_s=plan.times_s[:num_frames])
 
 
-def names(folder: Path, suffix: str = ".npy") -> set[str]:
+def shape_of(plan: FramePlan) -> list[int]:
+    return [plan.num_frames, plan.height, plan.width, 3]
+
+
+def headers(folder: Path) -> dict[Path, dict[str, Any]]:
+    """What the headers of cached files say, read independently of the product."""
+    found = {}
+    for path in folder.glob("*.frames"):
+        title, values = path.read_bytes()[:4096].rstrip(b"\0").split(b"\n")
+        assert title == b"actrep frames 1"
+        found[path] = json.loads(values)
+    return found
+
+
+def shapes(folder: Path) -> list[list[int]]:
+    return sorted(values["shape"] for values in headers(folder).values())
+
+
+def file_of(folder: Path, plan: FramePlan) -> Path:
+    """The only cached file with the shape of a plan."""
+    paths = [p for p, values in headers(folder).items() if values["shape"] == shape_of(plan)]
+    assert len(paths) == 1
+    return paths[0]
+
+
+def names(folder: Path, suffix: str = ".frames") -> set[str]:
     return {path.name for path in folder.iterdir() if path.suffix == suffix}
 
 
@@ -56,16 +82,16 @@ def test_a_clip_is_decoded_once(plan: FramePlan, tmp_path: Path) -> None:
 
 def test_the_folder_is_bounded_and_the_oldest_goes_first(plan: FramePlan, tmp_path: Path) -> None:
     plans = [shorter(plan, n) for n in (4, 5, 6)]
-    size = 6 * 32 * 32 * 3
+    size = 4096 + 6 * 32 * 32 * 3
     cache = FrameCache(tmp_path, int(2.5 * size))
     for i, one in enumerate(plans[:2]):
         cache.get(one)
-        os.utime(tmp_path / f"{one.hash}.npy", (i, i))
+        os.utime(file_of(tmp_path, one), (i, i))
     mapped = cache.get(plans[0])  # read again: the second is now the oldest
     cache.get(plans[2])
-    assert names(tmp_path) == {f"{plans[0].hash}.npy", f"{plans[2].hash}.npy"}
+    assert shapes(tmp_path) == [shape_of(plans[0]), shape_of(plans[2])]
     FrameCache(tmp_path, 1).get(plan)  # a cache that holds nothing but the newest
-    assert names(tmp_path) == {f"{plan.hash}.npy"}
+    assert shapes(tmp_path) == [shape_of(plan)]
     assert np.array_equal(mapped, read_frames(plans[0]))  # a mapped file outlives its name
 
 
@@ -85,12 +111,14 @@ print(json.dumps([cache.num_decoded, sums]))
 """
 
 DIE_IN_MID_WRITE = """
-def half(out, frames, **_):
+from actrep_ray.media import frame_cache
+
+def half(out, frames, key):
     out.write(b"half")
     out.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 
-np.save = half
+frame_cache.write_frames = half
 FrameCache(folder, 2**30).get(plans[0])
 """
 
