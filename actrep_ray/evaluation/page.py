@@ -10,9 +10,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from actrep_ray.evaluation.frames import VERDICTS
 from actrep_ray.evaluation.pictures import choose_clip
 from actrep_ray.evaluation.run_results import ReportInput
-from actrep_ray.evaluation.tables import VERDICTS, TableData
+from actrep_ray.evaluation.tables import TableData
 from data_prep.files import replacing
 
 _CAPTIONS = {

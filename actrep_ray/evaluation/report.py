@@ -8,13 +8,21 @@ RUN_DIR/report/report.html   tables and pictures; needs no other file and no net
 RUN_DIR/tables/*.csv|md|tex  predictors, differences, and the breakdown by data set, action and bin
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
+from actrep_ray.evaluation.frame_files import write_frame
+from actrep_ray.evaluation.frames import (
+    breakdown_frame,
+    differences_frame,
+    predictors_frame,
+    readings_frame,
+)
 from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.page import write_page
 from actrep_ray.evaluation.pictures import write_pictures
@@ -92,50 +100,27 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
         f"{a} → {b}": paired_difference(given.sets[a], given.sets[b], labels, task, **options)
         for a, b in pairwise(name for name in given.sets if name != DETECTOR)
     }
+    frames: dict[str, pd.DataFrame] = {}
     tables: list[TableData] = []
     if metrics:
-        tables.append(comparison_table(metrics, task))
+        frames["predictors"] = predictors_frame(metrics)
+        tables.append(comparison_table(frames["predictors"], task))
+        frames["breakdown"] = breakdown_frame(sets, given.clips, task, **options)
     if differences:
-        tables.append(difference_table(differences, task))
+        frames["differences"] = differences_frame(differences, task)
+        tables.append(difference_table(frames["differences"], task))
     if given.sets:
         last = list(given.sets)[-1]
         tables += metrics_tables(metrics[last], last, task)
-        tables.append(histogram_table(given.sets[last], labels, task))
+        tables.append(histogram_table(readings_frame(given.sets[last], labels, task), task))
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = write_pictures(given, metrics, folder)
     page = folder / "report.html"
     write_page(page, given, tables, pictures)
-    files = _write_tables(given, sets, metrics, differences, run_dir / "tables")
-    return Report(tuple(tables), metrics, differences, pictures, page, files)
-
-
-def _write_tables(
-    given: ReportInput,
-    sets: Mapping[str, Sequence[Prediction]],
-    metrics: Mapping[str, Metrics],
-    differences: Mapping[str, Mapping[str, Interval]],
-    folder: Path,
-) -> tuple[Path, ...]:
-    if not sets:
-        return ()
-    from actrep_ray.evaluation.frames import (  # pandas: half a second
-        breakdown_frame,
-        differences_frame,
-        predictors_frame,
-        write_frame,
-    )
-
-    frames = {
-        "predictors": predictors_frame(metrics),
-        "breakdown": breakdown_frame(
-            sets, given.clips, given.task, num_bootstrap=given.num_bootstrap, seed=given.seed
-        ),
-    }
-    if differences:
-        frames["differences"] = differences_frame(differences)
-    return tuple(
+    files = [
         path
         for name, frame in frames.items()
-        for path in write_frame(frame, folder / name, given.task)
-    )
+        for path in write_frame(frame, run_dir / "tables" / name, task)
+    ]
+    return Report(tuple(tables), metrics, differences, pictures, page, tuple(files))

@@ -1,20 +1,18 @@
-"""The tables of a report, for the console and for the page."""
+"""Data frames of an evaluation as tables of texts, for the console and for the page."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from actrep_ray.evaluation.intervals import Interval
-from actrep_ray.evaluation.predictions import Prediction
-from actrep_ray.evaluation.scores import Figures, Metrics, reading_histogram
-from actrep_ray.tasks.base import FigureSpec, Task
-from rewards.reference import Reference
-
-VERDICTS = ("better", "worse", "not sure")
+from actrep_ray.evaluation.frames import cells_frame, method_of
+from actrep_ray.evaluation.scores import Figures, Metrics
+from actrep_ray.tasks.base import Task
 
 _MOST_READINGS = 12  # rows of the table of predictions
 _COLLAPSE_SHARE = 0.5  # of one reading among the predictions: worth a word
@@ -58,30 +56,33 @@ def as_text(text: str) -> Text:
     return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
 
-def comparison_table(metrics: Mapping[str, Metrics], task: Task) -> TableData:
-    """One row for each predictor, with intervals."""
+def comparison_table(predictors: pd.DataFrame, task: Task) -> TableData:
+    """One row for each predictor, with intervals, of `predictors_frame`."""
     return TableData(
-        f"{task.title} on {next(iter(metrics.values())).num_clips} held-out clips",
+        f"{task.title} on {predictors['clips'].iloc[0]} held-out clips",
         ("", *_headers(task)),
-        tuple((name, *_cells(m, task)) for name, m in metrics.items()),
+        tuple((row["predictor"], *_cells(row, task)) for row in _rows(predictors)),
         f"Below each figure: its 95% interval ({intervals_told(task)}). An answer that cannot be "
         "parsed is wrong.",
     )
 
 
-def difference_table(differences: Mapping[str, Mapping[str, Interval]], task: Task) -> TableData:
-    """One row for each pair of stages and figure: what changed, with paired intervals."""
-    rows = []
-    for pair, intervals in differences.items():
-        for figure in task.figures:
-            interval = intervals[figure.name]
-            change = f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-            rows.append((f"{pair}: {figure.header}", change, _verdict(figure, interval)))
+def difference_table(differences: pd.DataFrame, task: Task) -> TableData:
+    """One row for each pair of stages and figure: what changed, of `differences_frame`."""
+    headers = {figure.name: figure.header for figure in task.figures}
+    rows = tuple(
+        (
+            f"{row['stages']}: {headers[row['figure']]}",
+            f"{row['change']:+.3f} [{row['change_low']:+.3f}, {row['change_high']:+.3f}]",
+            row["verdict"],
+        )
+        for row in _rows(differences)
+    )
     note = (
         "95% intervals by paired bootstrap: both stages on the same resampled clips; sure if the "
         "interval leaves 0 out."
     )
-    return TableData("Paired differences", ("", "change", "verdict"), tuple(rows), note)
+    return TableData("Paired differences", ("", "change", "verdict"), rows, note)
 
 
 def metrics_tables(metrics: Metrics, name: str, task: Task) -> list[TableData]:
@@ -89,44 +90,40 @@ def metrics_tables(metrics: Metrics, name: str, task: Task) -> list[TableData]:
     overall: dict[str, Figures] = {"all": metrics}
     if metrics.parsed_only is not None and metrics.parsed_only.num_clips < metrics.num_clips:
         overall["parsed only"] = metrics.parsed_only
-    tables = [_figures_table(f"{name}: all answers", overall, task)]
+    tables = [_cells_table(f"{name}: all answers", overall, task)]
     for breakdown in task.breakdowns:
         cells = metrics.breakdowns[breakdown.name]
         shown = {cell.replace("_", " "): figures for cell, figures in cells.items()}
-        tables.append(_figures_table(f"{name}: {breakdown.title}", shown, task))
+        tables.append(_cells_table(f"{name}: {breakdown.title}", shown, task))
     return tables
 
 
-def histogram_table(
-    predictions: Sequence[Prediction], labels: Mapping[str, Reference], task: Task
-) -> TableData:
-    """The readings that were given most often, beside how often they are true.
+def histogram_table(readings: pd.DataFrame, task: Task) -> TableData:
+    """The readings that were given most often, of `readings_frame`, beside how often they are true.
 
     A model that answers the same whatever it sees shows here first.
     """
-    predicted = reading_histogram(predictions)
-    true = Counter(str(task.truth(labels[p.clip_id])) for p in predictions)
-    ranked = sorted(predicted, key=lambda reading: -predicted[reading])
-    shown = ranked[:_MOST_READINGS]
-    total = len(predictions)
     rows = tuple(
-        (reading, str(predicted[reading]), f"{predicted[reading] / total:.0%}", str(true[reading]))
-        for reading in shown
+        (row["reading"], str(row["answered"]), f"{row['share']:.0%}", str(row["true"]))
+        for row in _rows(readings.head(_MOST_READINGS))
     )
-    rest = len(ranked) - len(shown)
+    rest = len(readings) - len(rows)
     name = task.reading_name
     note = f"{rest} other {name}s were predicted as well." if rest else ""
-    if predicted[ranked[0]] > _COLLAPSE_SHARE * total:
-        note = f"More than half of the answers are {ranked[0]}. {note}".strip()
+    if readings["share"].iloc[0] > _COLLAPSE_SHARE:
+        note = f"More than half of the answers are {readings['reading'].iloc[0]}. {note}".strip()
     return TableData("Most frequent answers", (name, "answered", "share", "true"), rows, note)
 
 
 def intervals_told(task: Task) -> str:
     """Which figures have which intervals, in words."""
-    shares = [figure.label for figure in task.figures if figure.is_share]
-    others = [figure.label for figure in task.figures if not figure.is_share]
-    told = [f"{_listed(shares)}: Wilson"]
-    return "; ".join([*told, *([f"{_listed(others)}: bootstrap over clips"] if others else [])])
+    by_method: dict[str, list[str]] = {"Wilson": [], "bootstrap": []}
+    for figure in task.figures:
+        by_method[method_of(figure)].append(figure.label)
+    told = {"Wilson": "Wilson", "bootstrap": "bootstrap over clips"}
+    return "; ".join(
+        f"{_listed(labels)}: {told[method]}" for method, labels in by_method.items() if labels
+    )
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -134,30 +131,31 @@ def _listed(labels: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
 def _headers(task: Task) -> list[str]:
     return [figure.header for figure in task.figures]
 
 
-def _cells(figures: Figures, task: Task) -> list[str]:
-    return [_with_interval(figures[figure.name]) for figure in task.figures]
+def _cells(row: Mapping[str, Any], task: Task) -> list[str]:
+    """The figures of a row, each above its interval."""
+    names = [figure.name for figure in task.figures]
+    return [_with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names]
 
 
-def _figures_table(title: str, figures: Mapping[str, Figures], task: Task) -> TableData:
-    rows = tuple((name, str(f.num_clips), *_cells(f, task)) for name, f in figures.items())
+def _cells_table(title: str, cells: Mapping[str, Figures], task: Task) -> TableData:
+    rows = tuple(
+        (row["cell"], str(row["clips"]), *_cells(row, task)) for row in _rows(cells_frame(cells))
+    )
     note = f"95% intervals ({intervals_told(task)})."
     return TableData(title, ("", "clips", *_headers(task)), rows, note)
 
 
-def _with_interval(interval: Interval) -> str:
-    return f"{interval.value:.3f}\n{_short(interval.low)}–{_short(interval.high)}"
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f}" + ("" if np.isnan(low) else f"\n{_short(low)}–{_short(high)}")
 
 
 def _short(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
-
-
-def _verdict(figure: FigureSpec, interval: Interval) -> str:
-    if interval.is_above_zero or interval.is_below_zero:
-        is_better = interval.is_below_zero == figure.is_lower_better
-        return VERDICTS[0] if is_better else VERDICTS[1]
-    return VERDICTS[2]

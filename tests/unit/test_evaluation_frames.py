@@ -8,15 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from actrep_ray.evaluation.frames import (
-    breakdown_frame,
-    predictors_frame,
-    to_latex,
-    to_markdown,
-    write_frame,
-)
+from actrep_ray.evaluation.frame_files import to_latex, to_markdown, write_frame
+from actrep_ray.evaluation.frames import breakdown_frame, differences_frame, predictors_frame
 from actrep_ray.evaluation.predictions import Prediction
-from actrep_ray.evaluation.scores import score_predictions
+from actrep_ray.evaluation.scores import paired_difference, score_predictions
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip
@@ -158,3 +153,16 @@ def test_predictors_side_by_side() -> None:
     assert frame.loc[0, "clips"] == 5
     assert frame.loc[0, "obz"] == metrics["obz"].value == 0.4
     assert frame.loc[0, "mae_high"] == metrics["mae"].high
+
+
+def test_differences_are_judged_by_what_is_better() -> None:
+    labels = labels_of(CLIPS, TASK)
+    before, after = predictions(3, 10, 2, 4, 9), predictions(9, 10, 2, 4, None)
+    options = {"num_bootstrap": 50, "seed": 0}
+    worse = paired_difference(before, predictions(*[None] * 5), labels, TASK, **options)
+    unsure = paired_difference(before, after, labels, TASK, **options)
+    frame = differences_frame({"a": worse, "b": unsure}, TASK).set_index(["stages", "figure"])
+    verdicts = frame["verdict"]
+    assert [verdicts["a", name] for name in ("mae", "obz", "parse_rate")] == ["worse"] * 3
+    assert verdicts["b", "parse_rate"] == "not sure"
+    assert frame.loc[("a", "parse_rate"), "change"] == -1.0

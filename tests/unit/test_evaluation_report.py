@@ -19,7 +19,7 @@ from actrep_ray.evaluation.pictures import choose_clip
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
 from actrep_ray.evaluation.report import report_run, write_report
 from actrep_ray.evaluation.run_results import ReportInput, read_run
-from actrep_ray.evaluation.tables import TableData, comparison_table
+from actrep_ray.evaluation.tables import TableData
 from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip, write_clips
 from data_prep.video_writer import encode_mp4
@@ -213,6 +213,19 @@ def test_tables_lie_beside_the_metrics(runs: Path) -> None:
     assert set(changed["stages"]) == {"untrained → sft", "sft → grpo"}
 
 
+def test_files_console_and_page_tell_the_same(runs: Path) -> None:
+    report = report_run(runs, console=Console(file=io.StringIO()))
+    tables = {table.title: table for table in report.tables}
+    changed = pd.read_csv(runs / "tables" / "differences.csv")
+    assert changed["verdict"].tolist() == [row[-1] for row in tables["Paired differences"].rows]
+    assert {"better", "not sure"} <= set(changed["verdict"])
+    # One clip is true to 0: its share has an interval, its errors have none.
+    cells = {row[0]: row[1:] for row in tables["grpo: by true count"].rows}
+    assert cells["0"] == ("1", "0.000", *["1.000\n0.21–1.00"] * 2, "0.000", "1.000\n0.21–1.00")
+    page = report.page.read_text(encoding="utf-8")
+    assert "<td>1</td><td>0.000</td><td>1.000<br><small>0.21–1.00</small></td>" in page
+
+
 def test_steps_of_a_run_are_its_first_and_last(tmp_path: Path, folder: Path) -> None:
     run = make_run(tmp_path, folder, "grpo")
     for step, count in ((0, 1), (10, 2), (20, 3)):
@@ -260,7 +273,7 @@ def test_predictions_alone_are_a_report_and_collapse_is_said(tmp_path: Path, fol
     assert report.tables[-1].title == "Most frequent answers"
     assert report.tables[-1].note.startswith("More than half of the answers are 4.")
     assert report.tables[-1].rows == (("4", "6", "100%", "2"),)
-    assert comparison_table(report.metrics, TASK).rows[0][0] == "model"
+    assert report.tables[0].rows[0][0] == "model"
 
 
 def test_the_clip_that_is_shown_does_not_depend_on_the_answers() -> None:
