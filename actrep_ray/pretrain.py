@@ -33,7 +33,7 @@ from actrep_ray.learner.batch.packing import PackedBatch, PackedRow
 from actrep_ray.learner.batch.packing import collate as pack
 from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
-from actrep_ray.models.tiny import PLACES, num_parameters, write_tiny_model
+from actrep_ray.models.tiny import ZONES, num_parameters, write_tiny_model
 from data_prep.cot import wording
 from data_prep.files import AppendedLines
 from data_prep.schema import Clip, read_clips
@@ -50,8 +50,8 @@ WHAT = "What is shown?"
 QUESTIONS = {"at": AT, "how": HOW, "away": AWAY, "what": WHAT}
 NUM_TIMES = 10  # that `at` asks about
 MOVES = ("still", "out", "back")
-FRAME_NAMES = ("place", "way", "seconds", "tenths")
-FRAME_CLASSES = (len(PLACES), len(MOVES), 32, 10)  # of each of these
+FRAME_NAMES = ("zone", "way", "seconds", "tenths")
+FRAME_CLASSES = (len(ZONES), len(MOVES), 32, 10)  # of each of these
 FRAME_WEIGHT = 0.25  # of the loss of each of them
 VIDEO = VideoConfig(fps=4.0, max_frames=96, min_pixels=32 * 32, max_pixels=32 * 32)
 
@@ -70,28 +70,28 @@ class Example:
 def describe_frames(track: Track, plan: FramePlan) -> np.ndarray:
     """What each pair of frames shows, int64 [pairs, 4].
 
-    The columns are those of `FRAME_CLASSES`: place, still/out/back, whole seconds, tenths.
+    The columns are those of `FRAME_CLASSES`: zone, still/out/back, whole seconds, tenths.
     """
     odd = plan.timestamps_s[-1:] * (plan.num_frames % 2)  # the processor repeats the last frame
     times = np.array([*plan.timestamps_s, *odd]).reshape(-1, 2).mean(axis=1)
-    places = [PLACES.index(place) for place in places_at(track, times)]
+    zones = [ZONES.index(zone) for zone in zones_at(track, times)]
     ways = motion_of(track)[np.searchsorted(track.times_s, times).clip(max=len(track.times_s) - 1)]
     tenths = np.floor(times * 10 + 1e-6).astype(int)
     ways = [MOVES.index(way) for way in ways]
-    return np.stack([places, ways, tenths // 10, tenths % 10], axis=1)
+    return np.stack([zones, ways, tenths // 10, tenths % 10], axis=1)
 
 
 def describe_times(track: Track, plan: FramePlan, rng: random.Random) -> str:
     """`NUM_TIMES` times, seconds, each with the letter of where the part is then."""
     tenths = [rng.randrange(int(plan.timestamps_s[-1] * 10)) for _ in range(NUM_TIMES)]
-    places = places_at(track, np.array(tenths) / 10)
-    return "".join(f" {t / 10:.1f} {place}" for t, place in zip(tenths, places, strict=True))
+    zones = zones_at(track, np.array(tenths) / 10)
+    return "".join(f" {t / 10:.1f} {zone}" for t, zone in zip(tenths, zones, strict=True))
 
 
-def places_at(track: Track, times_s: np.ndarray) -> list[str]:
+def zones_at(track: Track, times_s: np.ndarray) -> list[str]:
     """Which of as many equal parts of the way the position lies in at each time, as a letter."""
     position = np.interp(times_s, track.times_s, track.position)
-    return [PLACES[min(int(p * len(PLACES)), len(PLACES) - 1)] for p in position]
+    return [ZONES[min(int(p * len(ZONES)), len(ZONES) - 1)] for p in position]
 
 
 def describe_motion(track: Track) -> str:
@@ -184,8 +184,8 @@ def collate(inputs: QwenVLInputs, examples: Sequence[Example], kinds: Sequence[s
     num_asked = torch.tensor([len(asked[kind]) for kind in kinds] * len(rows))
     is_answer = torch.arange(batch.targets.shape[1]) >= num_asked[:, None]
     is_at = torch.tensor([kind == "at" for kind in kinds] * len(rows))
-    is_place = torch.isin(batch.targets, _place_tokens(inputs))
-    is_answer &= is_place | ~is_at[:, None]  # nobody can know which time is asked for next
+    is_zone = torch.isin(batch.targets, _zone_tokens(inputs))
+    is_answer &= is_zone | ~is_at[:, None]  # nobody can know which time is asked for next
     return replace(batch, target_mask=batch.target_mask & is_answer)
 
 
@@ -195,9 +195,9 @@ def _after_video(inputs: QwenVLInputs, question: str) -> torch.Tensor:
     return torch.tensor(inputs.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _place_tokens(inputs: QwenVLInputs) -> torch.Tensor:
-    """The tokens of the places, int64 [8]."""
-    texts = [f" {place}" for place in PLACES]
+def _zone_tokens(inputs: QwenVLInputs) -> torch.Tensor:
+    """The tokens of the zones, int64 [8]."""
+    texts = [f" {zone}" for zone in ZONES]
     return torch.tensor([inputs.tokenizer(text)["input_ids"][0] for text in texts])
 
 
@@ -273,7 +273,7 @@ def pretrain(args: argparse.Namespace) -> None:
 class FrameHeads(torch.nn.Module):
     """Reads off the second decoder layer what each pair of frames shows; left out of the base.
 
-    Text alone teaches it slowly, since a place is only learned from once it is found, and only
+    Text alone teaches it slowly, since a zone is only learned from once it is found, and only
     found once it is known.
 
     Args:

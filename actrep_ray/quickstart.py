@@ -1,11 +1,11 @@
-"""From nothing to a small Qwen3-VL that counts: every part of the system once, on real files.
+"""From nothing to a small Qwen3-VL that counts: the whole system once, on real files.
 
     data ─► base model ─► SFT ───────────────► evaluation ─► GRPO ─► evaluation ─► report
                     └──► engine starts, counts ──▲ weights ───▲ weights each step
                          untrained (background)
 
-One engine is started and given new weights after each stage, since a start costs more than a push.
-A stage that was finished with the same settings, data and weights is not done again.
+One engine is started and given new weights after each training: a start costs more than a push.
+A milestone that was finished with the same settings, data and weights is not done again.
 """
 
 import hashlib
@@ -120,10 +120,10 @@ class Quickstart:
         self.folder = folder
         self.edition = edition
         self.console = get_console()
-        self.stages = Stages(folder / "stages.json", self.console)
+        self.milestones = Milestones(folder / "milestones.json", self.console)
 
     def run(self) -> Path:
-        """All stages that are not done yet, then the report."""
+        """All milestones that are not done yet, then the report."""
         self.prepare()
         self.keys = self.find_keys()
         self.inputs = QwenVLInputs(resolve_model(self.sft.model.path))
@@ -132,7 +132,7 @@ class Quickstart:
             with cluster(self.sft, self.grpo):
                 self.train()
         if self.is_needed(BASELINE):
-            with self.stages.doing(BASELINE, self.keys[BASELINE]):
+            with self.milestones.doing(BASELINE, self.keys[BASELINE]):
                 write_baseline(self.clips, self.folder)
         return self.report()
 
@@ -140,19 +140,19 @@ class Quickstart:
         """Render the videos and write the base model, where they are not there."""
         data, model = Path(self.sft.data.path), Path(self.sft.model.path)
         key = hash_of(LEVEL, self.edition.num_clips, DATA_SEED)
-        if not (self.stages.is_done("data", key) and data.is_file()):
-            with self.stages.doing("data", key):
+        if not (self.milestones.is_done("data", key) and data.is_file()):
+            with self.milestones.doing("data", key):
                 write_dataset(
                     data.parent, level=LEVEL, num_clips=self.edition.num_clips, seed=DATA_SEED
                 )
         if model == self.folder / BASE:
             key = file_hash(base_model_folder() / "model.safetensors")
-            if not (self.stages.is_done("model", key) and model.is_dir()):
-                with self.stages.doing("model", key):
+            if not (self.milestones.is_done("model", key) and model.is_dir()):
+                with self.milestones.doing("model", key):
                     write_base_model(model)
 
     def find_keys(self) -> dict[str, str]:
-        """What each stage depends on, as a hash: settings, data and weights, stage after stage."""
+        """What each milestone depends on, as a hash: settings, data, weights, what came before."""
         data, model = file_hash(Path(self.sft.data.path)), resolve_model(self.sft.model.path)
         base = hash_of(data, file_hash(model / "model.safetensors"))
         shown = hash_of(*(self.grpo.model_dump_json(include={name}) for name in _EVAL_SECTIONS))
@@ -201,23 +201,23 @@ class Quickstart:
         """Supervised fine-tuning; returns the learners, which hold its result."""
         resume = begin_or_resume(self.sft.run_dir, self.keys["sft"])
         job = prepare_sft(self.sft, resume=resume)
-        with self.stages.doing("learner start"):
+        with self.milestones.doing("learner start"):
             learners = LearnerPool.start(self.sft, job.model, self.sft.sft.num_steps)
-        with self.stages.doing("sft", self.keys["sft"]):
+        with self.milestones.doing("sft", self.keys["sft"]):
             job.run(learners)
         return learners
 
     def train_grpo(self, job: GrpoJob, engine: "SharedEngine", learners: LearnerPool) -> None:
         """Reinforcement learning with the engine that is there."""
         rollouts = engine.hold(resolve_model(self.sft.run_dir), None)
-        with self.stages.doing("grpo", self.keys["grpo"]):
+        with self.milestones.doing("grpo", self.keys["grpo"]):
             sync = WeightSync(learners, rollouts)
             checkpoint = job.run(Pools(rollouts, RewardPool.start(self.grpo), learners, sync))
         engine.held = checkpoint.folder  # the last step pushed these weights
 
     def is_needed(self, name: str) -> bool:
-        """Whether a stage has to be done."""
-        return not self.stages.is_done(name, self.keys[name])
+        """Whether a milestone has to be done."""
+        return not self.milestones.is_done(name, self.keys[name])
 
     def evaluate(
         self, name: str, engine: "SharedEngine", model: Path, learners: LearnerPool | None
@@ -226,7 +226,7 @@ class Quickstart:
         if not self.is_needed(name):
             return
         rollouts = engine.hold(model, learners)
-        with self.stages.doing(name, self.keys[name]):
+        with self.milestones.doing(name, self.keys[name]):
             evaluate(self.clips, rollouts, self.inputs, self.grpo, self.predictions_path(name))
 
     def predictions_path(self, name: str) -> Path:
@@ -235,7 +235,7 @@ class Quickstart:
 
     def report(self) -> Path:
         """Score, draw, write `summary.json`, and print what a person wants to know."""
-        with self.stages.doing("report"):
+        with self.milestones.doing("report"):
             report = write_report(read_run(self.folder), self.folder)
         path = self.folder / "summary.json"
         write_lines(path, [json.dumps(self.summary(report), indent=2)])
@@ -257,11 +257,11 @@ class Quickstart:
         paired = {
             key: asdict(interval) for key, interval in report.differences["sft \u2192 grpo"].items()
         }
-        seconds = self.stages.seconds
+        seconds = self.milestones.seconds
         return {
             **figures,
             "paired": paired,
-            "seconds": {**seconds, "total": round(self.stages.total_s, 1)},
+            "seconds": {**seconds, "total": round(self.milestones.total_s, 1)},
             "level": LEVEL,
             "num_clips": self.edition.num_clips,
             "seed": self.grpo.seed,
@@ -269,17 +269,17 @@ class Quickstart:
         }
 
     def seconds_table(self) -> Table:
-        """How long each stage took."""
+        """How long each milestone took."""
         table = Table(title="Seconds", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        table.add_column("stage")
+        table.add_column("milestone")
         table.add_column("seconds", justify="right")
         table.add_column("")
-        for name, seconds in self.stages.seconds.items():
-            note = "" if name in self.stages.done_now else "re-used"
+        for name, seconds in self.milestones.seconds.items():
+            note = "" if name in self.milestones.done_now else "re-used"
             if name == "untrained":
                 note = f"{note} while SFT ran".strip()
             table.add_row(name, f"{seconds:.0f}", note)
-        table.add_row("this call", f"{self.stages.total_s:.0f}")
+        table.add_row("this call", f"{self.milestones.total_s:.0f}")
         return table
 
     def next_commands(self, report: Report) -> str:
@@ -339,12 +339,12 @@ class SharedEngine:
         return self.pool
 
 
-class Stages:
-    """Which stages are done, with what, and how long they took.
+class Milestones:
+    """Which milestones are done, with what, and how long they took.
 
     Args:
         path: JSON file that remembers it.
-        console: Where a stage is announced.
+        console: Where a milestone is announced.
     """
 
     def __init__(self, path: Path, console: Console) -> None:
@@ -355,16 +355,16 @@ class Stages:
         self._began = time.monotonic()
         self._done: dict[str, dict[str, Any]] = {}
         if path.is_file():
-            self._done = read_object(path, "the stages of a quickstart")
+            self._done = read_object(path, "the milestones of a quickstart")
 
     def is_done(self, name: str, key: str) -> bool:
-        """Whether a stage was finished with this key."""
+        """Whether a milestone was finished with this key."""
         return self._done.get(name, {}).get("key") == key
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of each finished stage, in the order in which they ended."""
-        return {name: stage["seconds"] for name, stage in self._done.items()}
+        """Seconds of each finished milestone, in the order in which they ended."""
+        return {name: milestone["seconds"] for name, milestone in self._done.items()}
 
     @property
     def total_s(self) -> float:
@@ -373,7 +373,7 @@ class Stages:
 
     @contextmanager
     def doing(self, name: str, key: str = "") -> Iterator[None]:
-        """Time a stage and remember it, if it ends without an error."""
+        """Time a milestone and remember it, if it ends without an error."""
         self.console.print(f"[bold]{name}[/bold] ...")
         began = time.monotonic()
         yield
@@ -388,7 +388,7 @@ class Stages:
 
 def begin_or_resume(run_dir: Path, key: str) -> bool:
     """Make a run's folder ready; whether what it holds is the same run, cut short."""
-    marker = run_dir / "stage-key"
+    marker = run_dir / "quickstart-key"
     if marker.is_file() and marker.read_text(encoding="utf-8").strip() == key:
         return True
     shutil.rmtree(run_dir, ignore_errors=True)

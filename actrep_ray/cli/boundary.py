@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from actrep_ray.cli.parts import UsageError
+from actrep_ray.cli.commands import UsageError
 
 
 def words_of_mistake(error: Exception, args: argparse.Namespace) -> str | None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.parts import UsageError, add_command, add_set, read_recipe, show
+from actrep_ray.cli.commands import UsageError, add_command, add_set, read_recipe, show
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actrep_ray.cli.parts import UsageError, add_set, with_paths
+from actrep_ray.cli.commands import UsageError, add_set, with_paths
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.parts import UsageError, add_command, show
+from actrep_ray.cli.commands import UsageError, add_command, show
 from data_prep.chat_settings import GEMINI_URL
 from data_prep.schema import SPLITS
 from data_prep.teachers.settings import ApiSettings

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
-from actrep_ray.cli.parts import UsageError, add_command, picture_file, show
+from actrep_ray.cli.commands import UsageError, add_command, picture_file, show
 
 if TYPE_CHECKING:
     from actrep_ray.evaluation.predictions import Prediction

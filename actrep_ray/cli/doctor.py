@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.parts import add_command
+from actrep_ray.cli.commands import add_command
 
 if TYPE_CHECKING:
     from rich.console import Console

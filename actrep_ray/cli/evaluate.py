@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
-from actrep_ray.cli.parts import UsageError, add_command, read_recipe
+from actrep_ray.cli.commands import UsageError, add_command, read_recipe
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from actrep_ray.cli.parts import add_command, add_set, with_paths
+from actrep_ray.cli.commands import add_command, add_set, with_paths
 
 
 def add_quickstart(commands: Any) -> None:

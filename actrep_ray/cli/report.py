@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.cli.parts import add_command
+from actrep_ray.cli.commands import add_command
 
 
 def add_report(commands: Any) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from actrep_ray.cli.parts import add_command, show
+from actrep_ray.cli.commands import add_command, show
 from actrep_ray.cli.training import add_training_arguments, announce, read_training_recipe
 
 

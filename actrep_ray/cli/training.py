@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actrep_ray.cli.parts import UsageError, add_set, read_recipe, show, with_paths
+from actrep_ray.cli.commands import UsageError, add_set, read_recipe, show, with_paths
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe

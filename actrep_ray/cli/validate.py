@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.parts import UsageError, add_command, add_set, read_recipe
+from actrep_ray.cli.commands import UsageError, add_command, add_set, read_recipe
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:

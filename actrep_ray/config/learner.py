@@ -86,5 +86,5 @@ class LearnerConfig(Section):
             yield Contradiction(
                 ("learner.offload", "learner.zero_stage", strategy),
                 f"learner.offload='all' with learner.zero_stage={self.zero_stage}: weights are "
-                "offloaded only by stage 3",
+                "offloaded only by zero_stage 3",
             )

@@ -84,7 +84,7 @@ def _unknown_key(location: tuple[str, ...]) -> _Mistake:
 
 
 def _settings_at(location: tuple[str, ...]) -> tuple[str, ...]:
-    """The setting at a place in the values: `learner.betas` of `learner.betas.0`.
+    """The setting at a location in the values: `learner.betas` of `learner.betas.0`.
 
     With a preset go the settings that presets stand for.
     """

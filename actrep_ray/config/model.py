@@ -7,7 +7,7 @@ from pydantic import Field
 
 from actrep_ray.config.section import Contradiction, Float, Positive, Section
 
-Part = Literal["vision_tower", "merger", "language_model"]
+Component = Literal["vision_tower", "merger", "language_model"]
 
 
 class LoraConfig(Section):
@@ -22,8 +22,8 @@ class LoraConfig(Section):
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="Last names of the linear layers that get an adapter.",
     )
-    parts: tuple[Part, ...] = Field(
-        ("language_model",), description="Parts in which layers are looked for."
+    components: tuple[Component, ...] = Field(
+        ("language_model",), description="Components in which layers are looked for."
     )
     send: Literal["merged", "adapter"] = Field(
         "merged", description="What engines are given: all weights, adapters merged, or adapters."
@@ -34,9 +34,10 @@ class LoraConfig(Section):
         if not self.target_modules:
             key = "model.lora.target_modules"
             yield Contradiction((key,), f"{key}: expected a layer's name")
-        if not self.parts:
+        if not self.components:
             yield Contradiction(
-                ("model.lora.parts",), "model.lora.parts: expected a part of the model"
+                ("model.lora.components",),
+                "model.lora.components: expected a component of the model",
             )
         if self.send == "adapter" and not self.rank:
             yield Contradiction(
@@ -50,15 +51,15 @@ class ModelConfig(Section):
 
     path: str = Field("", description="Folder of the Hugging Face checkpoint to start from.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Dtype of computation.")
-    freeze: tuple[Part, ...] = Field((), description="Parts that are not trained.")
+    freeze: tuple[Component, ...] = Field((), description="Components that are not trained.")
     lora: LoraConfig = LoraConfig()
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """Parts that are frozen and get an adapter."""
-        both = sorted(set(self.freeze) & set(self.lora.parts))
+        """Components that are frozen and get an adapter."""
+        both = sorted(set(self.freeze) & set(self.lora.components))
         if self.lora.rank and both:
             yield Contradiction(
-                ("model.freeze", "model.lora.parts", "model.lora.rank"),
-                f"model.lora.parts and model.freeze both name {', '.join(both)}: with adapters "
-                "all weights are frozen, and a part of model.freeze gets no adapter",
+                ("model.freeze", "model.lora.components", "model.lora.rank"),
+                f"model.lora.components and model.freeze both name {', '.join(both)}: with "
+                "adapters all weights are frozen, and a component of model.freeze gets no adapter",
             )

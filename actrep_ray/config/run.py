@@ -1,4 +1,4 @@
-"""`sft`, `train`, `eval`, `checkpoint`, `placement`: the course of a run and its place."""
+"""`sft`, `train`, `eval`, `checkpoint`, `placement`: the course of a run and its placement."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal

@@ -253,7 +253,7 @@ class AsynchronousDriver:
             "pipeline/stale_share": float(np.mean([lag > 0 for lag in lags])),
             "pipeline/mixed_version_share": float(np.mean(mixed)),
             "pipeline/groups_in_flight": float(self.in_flight.num_groups),
-            "pipeline/places_ahead": float(num_ahead),
+            "pipeline/slots_ahead": float(num_ahead),
             "pipeline/engines": float(self.rollouts.num_workers),
         }
 

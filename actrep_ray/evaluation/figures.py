@@ -349,18 +349,18 @@ def draw_clip(figure: FigureBase, strip: ClipStrip) -> None:
     axes[0].set_box_aspect(height / (width * len(strip.frames)) * 0.98)
     axes[0].axis("off")
     axes[0].set_ylim(0, 1)
-    lane = axes[1]
-    draw_cycles(lane, 0, strip.truth, [BLUE] * len(strip.truth))
+    lower = axes[1]
+    draw_cycles(lower, 0, strip.truth, [BLUE] * len(strip.truth))
     texts = [f"true: {len(strip.truth)}"]
-    for place, (name, prediction) in enumerate(strip.rows.items(), start=1):
+    for lane, (name, prediction) in enumerate(strip.rows.items(), start=1):
         cycles = tuple(c for c in prediction.cycles if 0 <= c[0] < c[1] <= strip.duration_s * 1.2)
         hits = match_cycles(cycles, strip.truth)
-        draw_cycles(lane, place, cycles, [GREEN if hit else RED for hit in hits])
+        draw_cycles(lower, lane, cycles, [GREEN if hit else RED for hit in hits])
         count = "none" if prediction.count is None else str(prediction.count)
         texts.append(f"{name}: {count}")
-    style_lanes(lane, texts, strip.duration_s)
+    style_lanes(lower, texts, strip.duration_s)
     legend = "seconds; green: matches a true cycle, red: matches none"
-    lane.set_xlabel(legend if strip.rows else "seconds", fontsize=SMALL, color=MUTED)
+    lower.set_xlabel(legend if strip.rows else "seconds", fontsize=SMALL, color=MUTED)
 
 
 def match_cycles(cycles: tuple[Cycle, ...], truth: tuple[Cycle, ...]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The tables of an evaluation as pandas data frames: which rows and columns they have.
 
     predictors     one row for each predictor
-    differences    one row for each pair of stages and figure, with a verdict
+    differences    one row for each pair of predictors and figure, with a verdict
     cells          one row for each cell of one breakdown, or for all answers and the parsed ones
     readings       one row for each reading that was given
     breakdown      one row for each predictor, data set and cell of the task's breakdowns (of
@@ -42,12 +42,12 @@ def predictors_frame(metrics: Mapping[str, Metrics]) -> pd.DataFrame:
 def differences_frame(
     differences: Mapping[str, Mapping[str, Interval]], task: Task
 ) -> pd.DataFrame:
-    """What changed from stage to stage, with paired bootstrap intervals, figure by figure."""
+    """What changed from predictor to predictor in each figure, with paired intervals."""
     rows = []
     for pair, intervals in differences.items():
         for figure in task.figures:
             interval = intervals[figure.name]
-            named = {"stages": clean(pair), "figure": figure.name}
+            named = {"predictors": clean(pair), "figure": figure.name}
             rows.append(
                 {**named, **_ends("change", interval), "verdict": _verdict(figure, interval)}
             )
@@ -55,7 +55,7 @@ def differences_frame(
 
 
 def cells_frame(cells: Mapping[str, Figures]) -> pd.DataFrame:
-    """The figures of one predictor over each of several parts of the clips."""
+    """The figures of one predictor over each of several subsets of the clips."""
     return pd.DataFrame([{"cell": clean(name), **_numbers(f)} for name, f in cells.items()])
 
 

@@ -49,8 +49,8 @@ def plot_detection(
     signal = figure.add_subplot(grid[0, 1])
     _draw_signal(signal, found, title)
     lower = figure.add_subplot(grid[1, 1], sharex=signal)
-    for place, (color, cycles) in enumerate(zip((BLUE, ORANGE), lanes.values(), strict=False)):
-        draw_cycles(lower, place, cycles, [color] * len(cycles))
+    for lane, (color, cycles) in enumerate(zip((BLUE, ORANGE), lanes.values(), strict=False)):
+        draw_cycles(lower, lane, cycles, [color] * len(cycles))
     style_lanes(lower, list(lanes), _end_of(found))
     save(figure, path)
 

@@ -47,7 +47,7 @@ class Report:
     Attributes:
         tables: To be shown, the most important first.
         metrics: Figures of every predictor, the constant one included.
-        differences: Each stage against the one before it, by "before → after".
+        differences: Each predictor against the one before it, by "before → after".
         pictures: Paths of the PNG files, by name.
         page: Path of the HTML page.
         table_files: Paths of the tables in Markdown, CSV and LaTeX.

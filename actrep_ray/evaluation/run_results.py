@@ -2,7 +2,7 @@
 
 RUN_DIR/config.resolved.json          settings, commit, versions
 RUN_DIR/metrics.jsonl                 what a training logged
-RUN_DIR/predictions[-NAME].jsonl      answers on held-out clips, by step or by stage
+RUN_DIR/predictions[-NAME].jsonl      answers on held-out clips, by step or by milestone
 RUN_DIR/metrics.json                  figures of an evaluation that ran alone
 """
 
@@ -23,7 +23,7 @@ from data_prep.files import DataError, write_json
 from data_prep.schema import Clip, read_clips
 
 DETECTOR = "periodicity"
-"""The predictor that is a baseline and no stage of training."""
+"""The predictor that is a baseline, which nothing trains."""
 
 _PREDICTIONS = "predictions"
 
@@ -44,8 +44,8 @@ class ReportInput:
         task: What was asked; says how answers are judged.
         clips: The held-out clips that were answered.
         sets: Predictions on them by the name of the predictor, in the order to show. Each is
-            compared with the one before it, but for the periodicity detector, which is a baseline
-            and no stage of training; the last is shown by bin and action.
+            compared with the one before it, but for the periodicity detector, which is a baseline;
+            the last is shown by bin and action.
         stages: Rows of `metrics.jsonl` by the name of the stage.
         train_truths: Right answers of the train split, for the constant predictor; may be empty.
         facts: What else a reader should know (settings, versions), by name.
@@ -118,9 +118,9 @@ def _read_sets(folder: Path) -> dict[str, list[Prediction]]:
 
 
 def _order_of(name: str) -> int:
-    """The baseline, stages in the order in which they are trained, other names as they come."""
+    """The baseline, models in the order in which they are trained, other names as they come."""
     order = (DETECTOR, "untrained", "sft", "grpo")
-    return next((i for i, stage in enumerate(order) if stage in name), len(order))
+    return next((i for i, known in enumerate(order) if known in name), len(order))
 
 
 def _same_clips(sets: dict[str, list[Prediction]]) -> dict[str, list[Prediction]]:

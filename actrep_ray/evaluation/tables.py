@@ -68,19 +68,19 @@ def comparison_table(predictors: pd.DataFrame, task: Task) -> TableData:
 
 
 def difference_table(differences: pd.DataFrame, task: Task) -> TableData:
-    """One row for each pair of stages and figure: what changed, of `differences_frame`."""
+    """One row for each pair of predictors and figure: what changed, of `differences_frame`."""
     headers = {figure.name: figure.header for figure in task.figures}
     rows = tuple(
         (
-            f"{row['stages']}: {headers[row['figure']]}",
+            f"{row['predictors']}: {headers[row['figure']]}",
             f"{row['change']:+.3f} [{row['change_low']:+.3f}, {row['change_high']:+.3f}]",
             row["verdict"],
         )
         for row in _rows(differences)
     )
     note = (
-        "95% intervals by paired bootstrap: both stages on the same resampled clips; sure if the "
-        "interval leaves 0 out."
+        "95% intervals by paired bootstrap: both predictors on the same resampled clips; sure if "
+        "the interval leaves 0 out."
     )
     return TableData("Paired differences", ("", "change", "verdict"), rows, note)
 

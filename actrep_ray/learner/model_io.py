@@ -44,7 +44,7 @@ class Checkpoints:
 def load_policy(
     recipe: Recipe, checkpoints: Checkpoints, visual_ids: tuple[int, ...], ranks: Ranks
 ) -> tuple[Policy, int | None]:
-    """What is trained, not split yet: parts frozen, adapters at their start.
+    """What is trained, not split yet: components frozen, adapters at their start.
 
     Args:
         recipe: Settings.

@@ -62,9 +62,9 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Values of all ranks by rank, on every rank; they are pickled."""
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, value)
-        return parts
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Sum over ranks of each value; every rank has the same keys."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from actrep_ray.config import ConfigError
-from actrep_ray.models.qwen_vl import FAMILIES, part_of
+from actrep_ray.models.qwen_vl import FAMILIES, component_of
 from data_prep.files import read_object
 
-PARTS = ("vision_tower", "merger", "language_model")
+COMPONENTS = ("vision_tower", "merger", "language_model")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Architecture:
     Attributes:
         name: Of the shipped config or of the folder.
         family: `model_type`.
-        num_parameters: By part: vision_tower, merger, language_model. A tied output counts once.
+        num_parameters: By component (`COMPONENTS`). A tied output counts once.
         layer_parameters: Of one decoder layer.
         block_parameters: Of one vision block.
-        root_parameters: By part, those outside of layers and blocks: embedding, output, merger.
+        root_parameters: By component, outside of layers and blocks: embedding, output, merger.
         active_parameters: That one text token passes through (less than all in a MoE), without the
             embedding table.
         linear_shapes: (in, out) of the linear layers of one decoder layer by last name, for LoRA.
@@ -179,11 +179,11 @@ def _measure(name: str, config_json: str) -> Architecture:
     layers = [m for m in units if type(m).__name__.endswith("DecoderLayer")]
     blocks = [m for m in units if m not in layers]
     inside = {id(p) for unit in units for p in unit.parameters()}
-    parts, roots = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    components, roots = dict.fromkeys(COMPONENTS, 0), dict.fromkeys(COMPONENTS, 0)
     for parameter_name, parameter in model.named_parameters():
-        parts[part_of(parameter_name)] += parameter.numel()
+        components[component_of(parameter_name)] += parameter.numel()
         if id(parameter) not in inside:
-            roots[part_of(parameter_name)] += parameter.numel()
+            roots[component_of(parameter_name)] += parameter.numel()
     num_experts = int(getattr(text, "num_experts", 0) or 0)
     experts_used = int(getattr(text, "num_experts_per_tok", 0) or 0)
     width = text.moe_intermediate_size if num_experts else text.intermediate_size
@@ -196,11 +196,11 @@ def _measure(name: str, config_json: str) -> Architecture:
     return Architecture(
         name=name,
         family=config.model_type,
-        num_parameters=parts,
+        num_parameters=components,
         layer_parameters=max(_size(layer) for layer in layers),
         block_parameters=_size(block),
         root_parameters=roots,
-        active_parameters=parts["language_model"] - idle - (0 if is_tied else table),
+        active_parameters=components["language_model"] - idle - (0 if is_tied else table),
         linear_shapes={
             name.rsplit(".", 1)[-1]: (m.in_features, m.out_features)
             for name, m in layers[0].named_modules()

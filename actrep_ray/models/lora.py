@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from actrep_ray.config import ConfigError, LoraConfig
-from actrep_ray.models.qwen_vl import part_of
+from actrep_ray.models.qwen_vl import component_of
 from data_prep.files import write_lines
 
 _ADAPTER = "default"
@@ -43,12 +43,12 @@ def add_adapters(model: nn.Module, cfg: LoraConfig) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and name.rpartition(".")[2] in cfg.target_modules
-        and part_of(name) in cfg.parts
+        and component_of(name) in cfg.components
     ]
     if not names:
         raise ConfigError(
             f"model.lora.target_modules={list(cfg.target_modules)}: no such linear layer in "
-            f"{', '.join(cfg.parts)}"
+            f"{', '.join(cfg.components)}"
         )
     inject_adapter_in_model(_peft_config(cfg, names), model, _ADAPTER)
     for name, parameter in model.named_parameters():

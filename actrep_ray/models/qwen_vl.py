@@ -1,7 +1,7 @@
 """Qwen-VL checkpoints of three families, told apart by `model_type` in config.json.
 
 Owns everything in which the families differ: how a clip becomes tokens and pixels, which position
-each token has, and what the parts of the model are called. Rollout and learner both go through
+each token has, and what the components of the model are called. Rollout and learner both go through
 here, so they cannot disagree.
 """
 
@@ -225,8 +225,8 @@ def load_model(path: str | Path, *, dtype: str, attention: str = "sdpa") -> PreT
     return model
 
 
-def part_of(parameter_name: str) -> str:
-    """Which part a parameter belongs to: `vision_tower`, `merger` or `language_model`."""
+def component_of(parameter_name: str) -> str:
+    """Which component a parameter belongs to: `vision_tower`, `merger` or `language_model`."""
     if ".visual." in f".{parameter_name}":
         return "merger" if "merger" in parameter_name else "vision_tower"
     return "language_model"

@@ -58,9 +58,9 @@ _PRE_TOKEN = (
 # How whole seconds and tenths are spelled as tokens: Ġ is a space and Ċ a line's end.
 _SECONDS = ("<{}", "Ġ{}", "-{}")
 _TENTHS = (".{}Ġseconds>", ".{}", ".{}sĊ")
-# What a description of motion says: a place, a direction, and the segments of a clip.
-PLACES = ("a", "b", "c", "d", "e", "f", "g", "h")  # from the rest pose to the furthest point
-MOTION_WORDS = ("still", "out", "back", *PLACES)
+# What a description of motion says: a zone, a direction, and the segments of a clip.
+ZONES = ("a", "b", "c", "d", "e", "f", "g", "h")  # from the rest pose to the furthest point
+MOTION_WORDS = ("still", "out", "back", *ZONES)
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

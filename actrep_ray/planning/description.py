@@ -137,14 +137,14 @@ def _prompt_of(recipe: Recipe, model: Architecture) -> tuple[PromptSize, str]:
 
 
 def _describe_model(model: Architecture, source: str, recipe: Recipe) -> str:
-    parts = ", ".join(
-        f"{part} {_size(number)}" + " (frozen)" * (part in recipe.model.freeze)
-        for part, number in model.num_parameters.items()
+    components = ", ".join(
+        f"{component} {_size(number)}" + " (frozen)" * (component in recipe.model.freeze)
+        for component, number in model.num_parameters.items()
     )
     start = "" if source == recipe.model.path else f"; {recipe.model.path} is trained from it"
     return (
         f"model: {model.name} ({model.family}), {_size(model.total_parameters)} parameters: "
-        f"{parts}{start}"
+        f"{components}{start}"
     )
 
 

@@ -64,10 +64,10 @@ def trainable_parameters(recipe: Recipe, model: Architecture) -> tuple[int, int]
     """(trained, frozen) parameters."""
     lora = recipe.model.lora
     if not lora.rank:
-        frozen = sum(model.num_parameters[part] for part in recipe.model.freeze)
+        frozen = sum(model.num_parameters[component] for component in recipe.model.freeze)
         return model.total_parameters - frozen, frozen
     trained = 0
-    if "language_model" in lora.parts:
+    if "language_model" in lora.components:
         shapes = [model.linear_shapes[n] for n in lora.target_modules if n in model.linear_shapes]
         trained = model.num_layers * lora.rank * sum(a + b for a, b in shapes)
     return trained, model.total_parameters

@@ -49,11 +49,11 @@ def _describe_strategy(recipe: Recipe) -> str:
         text += f", {cfg.offload} in CPU memory" if cfg.offload == "optimizer" else ", offloaded"
     lora = recipe.model.lora
     if lora.rank:
-        text += f", LoRA of rank {lora.rank} in {', '.join(lora.parts)}"
+        text += f", LoRA of rank {lora.rank} in {', '.join(lora.components)}"
         text += ", sent as adapters" if recipe.sends_adapters else ""
     elif recipe.model.freeze:
         text += f", without {', '.join(recipe.model.freeze)}"
     rates = {"vision tower": cfg.lr_vision_tower, "merger": cfg.lr_merger}
-    own = [f"{lr:g} in the {part}" for part, lr in rates.items() if lr is not None]
+    own = [f"{lr:g} in the {component}" for component, lr in rates.items() if lr is not None]
     text += f", lr {', '.join([f'{cfg.lr:g}', *own])}"
     return text if cfg.ema_decay is None else f"{text}, moving average with {cfg.ema_decay:g}"

@@ -165,7 +165,7 @@ class HfEngine(QwenVLEngine):
     def _sample(
         self, batch: "_Batch", settings: SamplingSettings, random: torch.Generator
     ) -> tuple[list[list[list[int]]], list[list[list[float]]]]:
-        """Tokens and log-probabilities by prompt, answer and place."""
+        """Tokens and log-probabilities by prompt, answer and position."""
         group_size, num_answers = settings.group_size, len(batch.input_ids) * settings.group_size
         output = self._model(
             input_ids=batch.input_ids,
@@ -295,7 +295,7 @@ def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _module_name(name: str) -> str:
-    """The model's name of a weight; older checkpoints name the parts differently."""
+    """The model's name of a weight; older checkpoints name the components differently."""
     if name.startswith("visual."):
         return f"model.{name}"
     if name.startswith("model.") and not name.startswith(

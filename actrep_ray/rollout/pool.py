@@ -200,7 +200,7 @@ class RolloutPool:
 
     def describe_work(self) -> str:
         """Who is at work on how much, for messages."""
-        parts = [
+        busy = [
             f"rollout worker {m.index} has {len(m.pending)} groups"
             if m.is_ready
             else f"rollout worker {m.index} is starting"
@@ -208,7 +208,7 @@ class RolloutPool:
             if m.pending or not m.is_ready
         ]
         waiting = f"{len(self._backlog.waiting)} groups wait for a worker"
-        return f"{waiting}; {', '.join(parts) or 'all idle'}"
+        return f"{waiting}; {', '.join(busy) or 'all idle'}"
 
     def prefetch(self, plans: Sequence[FramePlan]) -> None:
         """Have clips decoded into the nodes' frame caches, beside what the engines do.

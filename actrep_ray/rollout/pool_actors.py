@@ -29,8 +29,8 @@ def spawner(
         if bundles is None:
             return actor.remote(start)
         shares = share_of_bundle(recipe)
-        place = bundle_options(bundles, index if index < bundles.bundle_count else -1)
-        return actor.options(**shares, **place).remote(start)
+        bundle = bundle_options(bundles, index if index < bundles.bundle_count else -1)
+        return actor.options(**shares, **bundle).remote(start)
 
     return spawn
 

@@ -251,7 +251,7 @@ def _lora_options(cfg: LoraConfig) -> dict[str, Any]:
         "max_loras": 1,
         "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= cfg.rank),
     }
-    if set(cfg.parts) == {"language_model"}:
+    if set(cfg.components) == {"language_model"}:
         return options | {"lora_target_modules": list(cfg.target_modules)}
     # A name may stand for a convolution as well there, at which vLLM would give up.
     return options | {"enable_tower_connector_lora": True}

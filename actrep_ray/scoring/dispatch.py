@@ -22,7 +22,7 @@ class Request:
     Attributes:
         groups: In the order in which they are given back.
         on_scored: Who gets them.
-        results: By place.
+        results: By the index of the group.
         is_cancelled: Whether nobody waits for them any more.
     """
 
@@ -39,8 +39,8 @@ class Request:
     def scored_groups(self, part_names: Sequence[str]) -> list[RolloutGroup]:
         """The groups with their results; `part_names` are those of the composition."""
         return [
-            _with_result(group, self.results[place], part_names)
-            for place, group in enumerate(self.groups)
+            _with_result(group, self.results[index], part_names)
+            for index, group in enumerate(self.groups)
         ]
 
 
@@ -49,7 +49,7 @@ class Item:
     """One group of a request."""
 
     request: Request
-    place: int
+    index: int
     texts: GroupTexts
 
 

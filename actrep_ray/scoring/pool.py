@@ -170,7 +170,7 @@ class RewardPool:
 
     def _send_request(self, request: Request, labels: Mapping[str, Reference]) -> None:
         texts = [texts_of(group, labels, self.recipe) for group in request.groups]
-        items = [Item(request, place, one) for place, one in enumerate(texts)]
+        items = [Item(request, index, one) for index, one in enumerate(texts)]
         if not items:
             request.on_scored([])
         size = -(-len(items) // (len(self._members) * _BATCHES_PER_WORKER))
@@ -230,7 +230,7 @@ class RewardPool:
         self._send_held(member)
         self._replace_when_settled(member)
         for item, result in zip(items, results, strict=True):
-            item.request.results[item.place] = result
+            item.request.results[item.index] = result
         for item, result in zip(items, results, strict=True):
             if isinstance(result, GroupFailure) and not item.request.is_cancelled:
                 message = f"reward worker {member.index}: {result.message}"
@@ -356,7 +356,7 @@ class RewardPool:
             message = f"{member.loss.name} died at its start: {member.loss.error}"
             raise RewardWorkerError(message, member.loss)
         oldest = next(iter(member.batches), ())
-        names = [item.request.groups[item.place].prompt.prompt_id for item in oldest]
+        names = [item.request.groups[item.index].prompt.prompt_id for item in oldest]
         message = (
             f"{member.loss.name} died while it scored the rollouts of {', '.join(names[:3])}"
             f"{' and more' if len(names) > 3 else ''}"
@@ -382,7 +382,7 @@ class RewardPool:
         self._succeed(member, [*left, *others], one_by_one=True)
         error_type = ScoringTimeoutError if loss.kind is LossKind.HANG else RewardWorkerError
         for item in guilty:
-            item.request.results[item.place] = failed
+            item.request.results[item.index] = failed
             if not item.request.is_cancelled:
                 self._count_failure(
                     failed.reason, failed.message, lambda message: error_type(message, loss)

@@ -46,7 +46,7 @@ def test_adapters_alone_are_the_merged_model(
     checkpoint: Any, rollout: RolloutConfig, video: VideoConfig, make_prompts: Any
 ) -> None:
     path = checkpoint("qwen3_vl", 0, True)
-    cfg = LoraConfig(rank=4, alpha=8, parts=("merger", "language_model"), send="adapter",
+    cfg = LoraConfig(rank=4, alpha=8, components=("merger", "language_model"), send="adapter",
                      target_modules=("q_proj", "down_proj", "linear_fc1"))  # fmt: skip
     model = load_model(path, dtype="float32")
     add_adapters(model, cfg)

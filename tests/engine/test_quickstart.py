@@ -1,4 +1,4 @@
-"""The quickstart in small: every stage once, then again from what is there."""
+"""The quickstart in small: every milestone once, then again from what is there."""
 
 import json
 import subprocess
@@ -56,8 +56,8 @@ def test_every_stage_runs_and_is_not_done_twice(tmp_path: Path) -> None:
         assert summary[name]["n"] == 4
         assert summary[name]["mae"]["low"] <= summary[name]["mae"]["value"]
     assert set(summary["paired"]) == FIGURES - {"n"}
-    stages = {"data", "model", "untrained", "sft", "sft evaluation", "grpo", "grpo evaluation"}
-    assert stages < set(summary["seconds"])
+    milestones = {"data", "model", "untrained", "sft", "sft evaluation", "grpo", "grpo evaluation"}
+    assert milestones < set(summary["seconds"])
     assert summary["versions"]["torch"]
     rows = read_metrics(tmp_path / "runs" / "grpo" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
@@ -65,8 +65,8 @@ def test_every_stage_runs_and_is_not_done_twice(tmp_path: Path) -> None:
     assert len(read_predictions(tmp_path / "runs" / "predictions-grpo.jsonl")) == 4
     assert (tmp_path / "runs" / "report" / "summary.png").stat().st_size > 10_000
 
-    stages_file = tmp_path / "runs" / "stages.json"
-    before = json.loads(stages_file.read_text())
+    milestones_file = tmp_path / "runs" / "milestones.json"
+    before = json.loads(milestones_file.read_text())
     run_quickstart(overrides)
-    after = json.loads(stages_file.read_text())
+    after = json.loads(milestones_file.read_text())
     assert {**before, "report": None} == {**after, "report": None}

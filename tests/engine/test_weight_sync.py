@@ -69,13 +69,13 @@ def test_adapters_alone_are_sent_and_agree(
     video: VideoConfig,
     make_prompts: Any,
 ) -> None:
-    """Adapters in all parts, beside a base that the engine has loaded once."""
+    """Adapters in all components, beside a base that the engine has loaded once."""
     model: Path = checkpoint("qwen2_5_vl", 0, True)
     adapters = {
         "rank": 4,
         "alpha": 8,
         "target_modules": [*LoraConfig().target_modules, "qkv", "proj"],
-        "parts": ["vision_tower", "merger", "language_model"],
+        "components": ["vision_tower", "merger", "language_model"],
         "send": "adapter",
     }
     recipe = Recipe.model_validate(

@@ -15,7 +15,7 @@ from actrep_ray.config import ConfigError, LearnerConfig, Recipe
 from actrep_ray.learner.optimizer_step import LearnerError
 from actrep_ray.learner.strategies.optimizer import freeze, learning_rates, make_optimizer
 from actrep_ray.learner.worker import LearnerWorker
-from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
+from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 
 MakeRecipe = Callable[..., Recipe]
 TinyModel = Callable[..., Path]
@@ -253,16 +253,20 @@ def test_a_state_of_another_model_is_refused(
         other.load_state(tmp_path)
 
 
-@pytest.mark.parametrize("part", ["vision_tower", "merger", "language_model"])
-def test_frozen_parts_do_not_move(
-    part: str, make_worker: Any, make_recipe: MakeRecipe, tiny_model: TinyModel, rows: list[Any]
+@pytest.mark.parametrize("component", ["vision_tower", "merger", "language_model"])
+def test_frozen_components_do_not_move(
+    component: str,
+    make_worker: Any,
+    make_recipe: MakeRecipe,
+    tiny_model: TinyModel,
+    rows: list[Any],
 ) -> None:
-    recipe = make_recipe("stage=sft", "learner.lr=1e-2", f"model.freeze=[{part}]")
+    recipe = make_recipe("stage=sft", "learner.lr=1e-2", f"model.freeze=[{component}]")
     worker = make_worker(recipe, tiny_model())
     before = dict(worker.export_weights())
     worker.sft_step(rows)
     for name, weight in worker.export_weights():
-        assert torch.equal(weight, before[name]) == (part_of(name) == part), name
+        assert torch.equal(weight, before[name]) == (component_of(name) == component), name
 
 
 def test_everything_frozen_is_refused(tiny_model: TinyModel) -> None:

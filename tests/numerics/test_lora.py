@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, LoraConfig, Recipe
 from actrep_ray.models import lora
-from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
+from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 
 MakeRecipe = Callable[..., Recipe]
 TinyModel = Callable[..., Path]
@@ -53,7 +53,7 @@ def test_only_adapters_train_and_merged_weights_are_the_policy(
     changed = {name for name, weight in exported.items() if not torch.equal(weight, files[name])}
     assert changed == {f"{name.partition('.base_layer')[0]}.weight" for name in before
                        if ".base_layer" in name}  # fmt: skip
-    assert all(part_of(name) == "language_model" for name in changed)
+    assert all(component_of(name) == "language_model" for name in changed)
 
     worker.save_model(tmp_path / "merged")
     plain = make_worker(make_recipe("stage=sft"), tmp_path / "merged")
@@ -131,6 +131,6 @@ def test_layers_are_found_by_part(tiny_model: TinyModel) -> None:
     lora.add_adapters(model, LoraConfig(rank=2, target_modules=("gate_proj",)))
     found = {name for name, p in model.named_parameters() if p.requires_grad}
     assert found
-    assert all(part_of(name) == "language_model" and ".gate_proj." in name for name in found)
+    assert all(component_of(name) == "language_model" and ".gate_proj." in name for name in found)
     with pytest.raises(ConfigError, match=r"target_modules=\['nothing'\]: no such linear layer"):
         lora.add_adapters(model, LoraConfig(rank=2, target_modules=("nothing",)))

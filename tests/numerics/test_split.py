@@ -38,7 +38,7 @@ AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
 LORA = (
     "model.lora.rank=4",
     "model.lora.alpha=16",
-    "model.lora.parts=[vision_tower,language_model]",
+    "model.lora.components=[vision_tower,language_model]",
     "model.lora.target_modules=[qkv,q_proj,down_proj]",
 )
 # By number of ranks; one process start for all of them.
@@ -93,7 +93,7 @@ def _strategies(make_recipe: Callable[..., Recipe], folder: Path, model: Path) -
             *zero,
             *LORA,
             f"learner.deepspeed_config={zero3}",
-            "learner.gradient_checkpointing=true",  # re-entrant there; adapters in both parts
+            "learner.gradient_checkpointing=true",  # re-entrant there; adapters in both components
         ),
     }
 

@@ -1,4 +1,4 @@
-"""Settings of the strategies: DeepSpeed's own JSON against the recipe, and learning rates of parts.
+"""Settings of the strategies: DeepSpeed's JSON against the recipe, learning rates of components.
 
 That FSDP2, ZeRO-2, ZeRO-3 and plain PyTorch compute the same is in `test_split.py`.
 """
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, LearnerConfig, Recipe, load_recipe
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
-from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
+from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 from actrep_ray.planning.deepspeed_settings import deepspeed_settings
 from actrep_ray.planning.training import describe_training
 
@@ -106,7 +106,7 @@ def test_a_json_that_is_none(tmp_path: Path) -> None:
         (["learner.deepspeed_config=a.json"], "only with learner.strategy=deepspeed"),
         (
             ["learner.strategy=deepspeed", "learner.zero_stage=2", "learner.offload=all"],
-            "only by stage 3",
+            "only by zero_stage 3",
         ),
         (["model.lora.rank=8", "model.freeze=[language_model]"], "both name language_model"),
     ],
@@ -159,7 +159,9 @@ def test_groups_of_parameters(tiny_model: Callable[..., Path]) -> None:
         for parameter in group["params"]:
             name = names[id(parameter)]
             seen.add(name)
-            expected = {"vision_tower": 0.5, "merger": 1.0, "language_model": 2.0}[part_of(name)]
+            expected = {"vision_tower": 0.5, "merger": 1.0, "language_model": 2.0}[
+                component_of(name)
+            ]
             assert group["lr"] == expected, name
             assert group["weight_decay"] == (0.1 if parameter.ndim >= 2 else 0.0), name
     assert seen == set(names.values())
@@ -184,8 +186,8 @@ def test_parts_move_as_far_as_their_learning_rates(
     assert {key: metrics[key] for key in rates} == pytest.approx(rates)
     moved = {"lr": 0.0, "lr_merger": 0.0, "lr_vision_tower": 0.0}
     for name, weight in worker.export_weights():
-        part = part_of(name)
-        key = "lr" if part == "language_model" else f"lr_{part}"
+        component = component_of(name)
+        key = "lr" if component == "language_model" else f"lr_{component}"
         moved[key] = max(moved[key], float((weight - before[name]).abs().max()))
     assert moved == pytest.approx(rates, rel=1e-2)
 

@@ -18,7 +18,7 @@ from actrep_ray.learner.ranks import Ranks
 from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.learner.strategies.factory import make_strategy
 from actrep_ray.learner.strategies.optimizer import freeze
-from actrep_ray.models.qwen_vl import QwenVLInputs, load_model, part_of
+from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 from data_prep.video import read_frames
 
 ZERO = "learner.strategy=deepspeed"
@@ -84,7 +84,7 @@ def _backward(strategy: Strategy, batch: PackedBatch, scale: float = 1.0) -> Non
 
 
 def _trained(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in parameters.items() if part_of(name) != FROZEN}
+    return {name: p for name, p in parameters.items() if component_of(name) != FROZEN}
 
 
 def _masters(

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.cli.boundary import words_of_mistake
+from actrep_ray.cli.commands import UsageError, picture_file
 from actrep_ray.cli.main import build_parser, main
-from actrep_ray.cli.parts import UsageError, picture_file
 from actrep_ray.config import ConfigError
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.files import DataError

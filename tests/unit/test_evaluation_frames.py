@@ -161,7 +161,7 @@ def test_differences_are_judged_by_what_is_better() -> None:
     options = {"num_bootstrap": 50, "seed": 0}
     worse = paired_difference(before, predictions(*[None] * 5), labels, TASK, **options)
     unsure = paired_difference(before, after, labels, TASK, **options)
-    frame = differences_frame({"a": worse, "b": unsure}, TASK).set_index(["stages", "figure"])
+    frame = differences_frame({"a": worse, "b": unsure}, TASK).set_index(["predictors", "figure"])
     verdicts = frame["verdict"]
     assert [verdicts["a", name] for name in ("mae", "obz", "parse_rate")] == ["worse"] * 3
     assert verdicts["b", "parse_rate"] == "not sure"

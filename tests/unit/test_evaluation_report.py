@@ -110,7 +110,7 @@ def test_a_report_holds_all_of_a_run(runs: Path) -> None:
     assert max(len(line) for line in printed.splitlines() if "/" not in line) <= 80
 
 
-def test_the_detector_is_a_baseline_and_no_stage_of_training(runs: Path) -> None:
+def test_the_detector_is_a_baseline_that_is_compared_with_none(runs: Path) -> None:
     write_predictions(runs / "predictions-periodicity.jsonl", answers(0, 2, 4, 4, 5, 6))
     report = report_run(runs, console=Console(file=io.StringIO()))
     assert list(report.metrics) == ["constant 4", "periodicity", "untrained", "sft", "grpo"]
@@ -210,7 +210,7 @@ def test_tables_lie_beside_the_metrics(runs: Path) -> None:
     assert rows.loc["grpo", "obz_low"] == report.metrics["grpo"]["obz"].low
     changed = pd.read_csv(runs / "tables" / "differences.csv")
     assert len(changed) == 2 * 5
-    assert set(changed["stages"]) == {"untrained → sft", "sft → grpo"}
+    assert set(changed["predictors"]) == {"untrained → sft", "sft → grpo"}
 
 
 def test_files_console_and_page_tell_the_same(runs: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from actrep_ray.models.architecture import find_config
 from actrep_ray.models.qwen_vl import (
     QwenVLInputs,
+    component_of,
     load_model,
     mrope_positions,
-    part_of,
     read_family,
 )
 from actrep_ray.models.tiny import (
@@ -173,9 +173,9 @@ def test_a_folder_that_is_no_checkpoint_is_named(
 
 
 def test_parts_of_a_model() -> None:
-    assert part_of("model.visual.blocks.0.attn.qkv.weight") == "vision_tower"
-    assert part_of("model.visual.merger.linear_fc1.weight") == "merger"
-    assert part_of("model.language_model.layers.0.mlp.up_proj.weight") == "language_model"
+    assert component_of("model.visual.blocks.0.attn.qkv.weight") == "vision_tower"
+    assert component_of("model.visual.merger.linear_fc1.weight") == "merger"
+    assert component_of("model.language_model.layers.0.mlp.up_proj.weight") == "language_model"
 
 
 def test_frames_are_told_by_place_way_and_time_of_each_pair() -> None:

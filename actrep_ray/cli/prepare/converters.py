@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.parts import UsageError, add_command, show
+from actrep_ray.cli.commands import UsageError, add_command, show
 from data_prep.schema import SPLITS
 
 CONFLICTS = ("drop", "first", "mean")  # of data_prep.converters.same_clips, which is slow to load

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actrep_ray.cli.parts import UsageError, add_set
+from actrep_ray.cli.commands import UsageError, add_set
 
 if TYPE_CHECKING:
     from data_prep.schema import Clip

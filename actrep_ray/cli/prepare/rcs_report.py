@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from actrep_ray.cli.parts import add_command, picture_file, read_recipe, show
+from actrep_ray.cli.commands import add_command, picture_file, read_recipe, show
 from actrep_ray.cli.prepare.rcs import add_draw_arguments, check_draws, read_split
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.cli.parts import add_command, show
+from actrep_ray.cli.commands import add_command, show
 from data_prep.schema import SPLITS
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.cli.parts import add_command, add_set, read_recipe, show
+from actrep_ray.cli.commands import add_command, add_set, read_recipe, show
 from actrep_ray.cli.prepare.rcs import read_split
 from data_prep.schema import SPLITS
 

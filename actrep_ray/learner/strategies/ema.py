@@ -3,7 +3,7 @@
     average <- decay * average + (1 - decay) * weight        after each optimiser step
 
 It begins as the weights that training begins with, so it needs no correction for a start at zero.
-To be read or written whole, the averages change places with the optimiser's weights for a while.
+To be read or written whole, the averages are swapped with the optimiser's weights for a while.
 """
 
 import logging

@@ -16,7 +16,7 @@ def make_strategy(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> Strategy:
     DeepSpeed moves all of it once, in the dtype of computation.
 
     Args:
-        policy: The model to train; parts that are frozen are so already.
+        policy: The model to train; components that are frozen are so already.
         mesh: The ranks, in one dimension.
         recipe: `recipe.learner.strategy` says which.
     """

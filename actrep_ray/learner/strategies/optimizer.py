@@ -19,21 +19,23 @@ from torch import nn
 
 from actrep_ray.config import ConfigError, LearnerConfig
 from actrep_ray.learner.strategies.base import Moments, Strategy
-from actrep_ray.models.qwen_vl import part_of
+from actrep_ray.models.qwen_vl import component_of
 from data_prep import files
 
 
-def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Let the parameters of some parts receive no gradient.
+def freeze(model: nn.Module, components: tuple[str, ...]) -> None:
+    """Let the parameters of some components receive no gradient.
 
     Raises:
         ConfigError: if nothing is left to train.
     """
     for name, parameter in model.named_parameters():
-        if part_of(name) in parts:
+        if component_of(name) in components:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"model.freeze={list(parts)} leaves nothing to train: remove a part")
+        raise ConfigError(
+            f"model.freeze={list(components)} leaves nothing to train: remove a component"
+        )
 
 
 def make_optimizer(model: nn.Module, cfg: LearnerConfig) -> torch.optim.AdamW:
@@ -58,9 +60,9 @@ def make_optimizer(model: nn.Module, cfg: LearnerConfig) -> torch.optim.AdamW:
 
 
 def peak_lr(parameter_name: str, cfg: LearnerConfig) -> float:
-    """The peak learning rate of the part of the model that a parameter belongs to."""
+    """The peak learning rate of the component of the model that a parameter belongs to."""
     own = {"vision_tower": cfg.lr_vision_tower, "merger": cfg.lr_merger}
-    lr = own.get(part_of(parameter_name))
+    lr = own.get(component_of(parameter_name))
     return cfg.lr if lr is None else lr
 
 
