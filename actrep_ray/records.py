@@ -77,9 +77,11 @@ class RolloutGroup:
         prompt: What was asked.
         rollouts: The answers, G of them.
         num_prompt_tokens: Length of the prompt as the engine saw it, visual tokens included.
-        rewards: Reward of each answer. float32 [G]; empty until scored
+        rewards: What advantages compare, as `reward.combine` says. float32 [G]; empty until scored
         reward_parts: Each named part of the reward, float32 [G], NaN where it did not apply.
         advantages: Group-relative advantage of each answer. float32 [G]; empty until assigned
+        totals: What each answer earned: the weighted sum of its parts, in [0, 1]. float32 [G];
+            empty until scored
         failure: Why it could not be scored, for example "reward_raised"; its rewards are NaN then.
         readings: What the task reads in each answer, None where it cannot be read; empty until
             scored.
@@ -92,6 +94,7 @@ class RolloutGroup:
     rewards: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     reward_parts: dict[str, np.ndarray] = field(default_factory=dict)
     advantages: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    totals: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     failure: str = ""
     readings: tuple[Reading | None, ...] = ()
     contrast: "RolloutGroup | None" = None

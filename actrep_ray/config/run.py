@@ -49,7 +49,9 @@ class TrainConfig(Section):
         "this many times prompts_per_step in a step (dynamic sampling); 0: none.",
     )
     pass_rate_window: tuple[Float, Float] | None = Field(
-        None, description="Groups whose mean reward lies outside [low, high] are dropped."
+        None,
+        description="Groups whose mean reward (the weighted sum, whatever reward.combine makes of "
+        "it) lies outside [low, high] are dropped.",
     )
     max_log_prob_gap: Positive | None = Field(
         None,
@@ -61,10 +63,11 @@ class TrainConfig(Section):
     def contradictions(self) -> Iterator[Contradiction]:
         """A window of pass rates that is empty."""
         window = self.pass_rate_window
-        if window is not None and window[0] >= window[1]:
+        if window is not None and not 0 <= window[0] < window[1] <= 1:
             yield Contradiction(
                 ("train.pass_rate_window",),
-                f"train.pass_rate_window={list(window)}: expected [low, high], low < high",
+                f"train.pass_rate_window={list(window)}: expected [low, high] with "
+                "0 <= low < high <= 1",
             )
 
 

@@ -89,8 +89,9 @@ class AsynchronousDriver:
                 step += 1
                 with logger.timer("wait"):
                     slots = self.batch_of(step)
-                groups = phases.assign_advantages(groups_of(slots))
+                groups = groups_of(slots)
                 trainable, dropped = phases.split_trainable(groups)
+                trainable = phases.assign_advantages(trainable)
                 metrics = self.staleness_metrics(trainable, step)
                 with logger.timer("learn"):
                     metrics |= self.while_working("update", partial(phases.update, trainable, step))
@@ -211,7 +212,7 @@ class AsynchronousDriver:
         for group in future.result():
             slot = self._asked.pop(group.prompt.prompt_id)
             slot.groups.append(group)
-            if drop_reason(group, self.phases.recipe.train.pass_rate_window) is None:
+            if drop_reason(group, self.phases.recipe) is None:
                 self.in_flight.complete(slot)
             else:
                 self._failed.append(slot)
@@ -269,12 +270,11 @@ class AsynchronousDriver:
 
     def save(self, step: int) -> Checkpoint:
         """Write a checkpoint of this step, with the slots in flight."""
-        window = self.phases.recipe.train.pass_rate_window
         early = Counter(
             reason
             for slot in self.in_flight.slots
             for group in slot.groups
-            if (reason := drop_reason(group, window))
+            if (reason := drop_reason(group, self.phases.recipe))
             and slot.prompt is not None
             and group.prompt.prompt_id != slot.prompt.prompt_id
         )

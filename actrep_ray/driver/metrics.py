@@ -28,12 +28,12 @@ def rollout_metrics(
     on: dynamic sampling keeps the second in the proportions of the first draw.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards = np.concatenate([group.rewards for group in groups])
+    totals = np.concatenate([group.totals for group in groups])
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
     ages = [step - 1 - rollout.policy_version for rollout in rollouts]
     metrics = {
-        "reward/mean": np.nanmean(rewards),  # NaN where scoring failed
-        "reward/std_in_group": np.nanmean([group.rewards.std() for group in groups]),
+        "reward/mean": np.nanmean(totals),  # NaN where scoring failed
+        "reward/std_in_group": np.nanmean([group.totals.std() for group in groups]),
         **accuracy_metrics(groups, labels, task),
         "rollout/response_tokens": lengths.mean(),
         "rollout/response_tokens_max": lengths.max(),
@@ -88,5 +88,5 @@ def log_details(
         log_histograms(logger, step, phase, references, task)
     for i, group in enumerate(groups[:_NUM_LOGGED_ROLLOUTS]):
         rollout, truth = group.rollouts[0], task.describe_truth(labels[group.prompt.clip_id])
-        head = f"{rollout.rollout_id}: {truth}, reward {group.rewards[0]:.3f}"
+        head = f"{rollout.rollout_id}: {truth}, reward {group.totals[0]:.3f}"
         logger.text(step, f"rollout/{i}", f"{head}\n\n{rollout.text}")

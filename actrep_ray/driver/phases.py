@@ -172,16 +172,16 @@ class Phases:
         with self.timeline.span("reward", "workers", "score"):
             return self.source.score(groups, labels)
 
-    def assign_advantages(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-        """The groups with their advantages."""
-        cfg = self.recipe
-        return compute_advantages(groups, cfg.algorithm, cfg.reward.part_weights)
-
     def split_trainable(
         self, groups: Sequence[RolloutGroup]
     ) -> tuple[list[RolloutGroup], Counter[str]]:
         """Groups that are trained on, and how many are not, by reason."""
-        return split_trainable(groups, self.recipe.train.pass_rate_window)
+        return split_trainable(groups, self.recipe)
+
+    def assign_advantages(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        """The groups with their advantages; estimators that whiten do so over exactly these."""
+        cfg = self.recipe
+        return compute_advantages(groups, cfg.algorithm, cfg.reward.part_weights)
 
     # ---------------------------------------------------------------- weights
 

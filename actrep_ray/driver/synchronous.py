@@ -37,8 +37,8 @@ class SynchronousDriver:
             while step < phases.num_steps:
                 step += 1
                 groups, labels, metrics = self.collect(step, logger)
-                groups = phases.assign_advantages(groups)
                 trainable, dropped = phases.split_trainable(groups)
+                trainable = phases.assign_advantages(trainable)
                 phases.prefetch()
                 with logger.timer("learn"):
                     metrics |= phases.update(trainable, step)
@@ -77,7 +77,7 @@ class SynchronousDriver:
             with logger.timer("reward"):
                 answered = phases.score(answered, labels)
             groups += answered
-            failed = [g for g in answered if drop_reason(g, cfg.pass_rate_window)][:num_left]
+            failed = [g for g in answered if drop_reason(g, phases.recipe)][:num_left]
             num_left -= len(failed)
             prompts, added = phases.refill(step, len(groups), [group.prompt for group in failed])
             labels |= added

@@ -94,8 +94,14 @@ class Member:
 def _with_result(group: RolloutGroup, result: Result, part_names: Sequence[str]) -> RolloutGroup:
     if isinstance(result, GroupScores):
         return replace(
-            group, rewards=result.rewards, reward_parts=result.parts, readings=result.readings
+            group,
+            rewards=result.rewards,
+            totals=result.totals,
+            reward_parts=result.parts,
+            readings=result.readings,
         )
     unknown = np.full(len(group.rollouts), np.nan, np.float32)
     parts = dict.fromkeys(part_names, unknown)
-    return replace(group, rewards=unknown, reward_parts=parts, failure=result.reason)
+    return replace(
+        group, rewards=unknown, totals=unknown, reward_parts=parts, failure=result.reason
+    )

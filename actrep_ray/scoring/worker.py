@@ -43,11 +43,13 @@ class GroupScores:
 
     Attributes:
         rewards: As `reward.combine` says. float32 [G]
+        totals: The weighted sums, whatever it says. float32 [G]
         parts: Each part by name, float32 [G], NaN where it did not apply.
         readings: What the task reads in each answer; None where it cannot be read.
     """
 
     rewards: np.ndarray
+    totals: np.ndarray
     parts: dict[str, np.ndarray]
     readings: tuple[Reading | None, ...]
 
@@ -115,7 +117,8 @@ class RewardWorker:
             )
             for part in self.spec.parts
         }
-        return GroupScores(rewards, parts, tuple(readings))
+        totals = np.array([one.total for one in scores], np.float32)
+        return GroupScores(rewards, totals, parts, tuple(readings))
 
     def _score_one(
         self, rollout_id: str, text: str, reference: Reference

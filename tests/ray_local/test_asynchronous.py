@@ -164,7 +164,7 @@ class Colleagues:
             return np.arange(len(group.rollouts), dtype=np.float32) * (chance >= self.fails)
 
         return [
-            replace(group, rewards=reward(group), readings=readings_of(group)) for group in groups
+            replace(g, rewards=reward(g), totals=reward(g), readings=readings_of(g)) for g in groups
         ]
 
     def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
@@ -354,14 +354,11 @@ def test_a_resumed_run_loses_and_repeats_no_prompt(
 
 def letters(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
     """Tells the answers of an untrained model apart."""
-    return [
-        replace(
-            group,
-            rewards=np.array([len(set(r.text)) / 30 for r in group.rollouts], np.float32),
-            readings=readings_of(group),
-        )
-        for group in groups
-    ]
+    found = []
+    for group in groups:
+        values = np.array([len(set(r.text)) / 30 for r in group.rollouts], np.float32)
+        found.append(replace(group, rewards=values, totals=values, readings=readings_of(group)))
+    return found
 
 
 class OneRank(Colleagues):

@@ -63,7 +63,7 @@ def group_of(
     parts = {"obo": values, "cycles": np.full(len(values), np.nan, np.float32)}
     readings = tuple(parse(text).count for text in texts)
     advantages = values - values.mean()
-    return RolloutGroup(asked, rollouts, 10, values, parts, advantages, readings=readings)
+    return RolloutGroup(asked, rollouts, 10, values, parts, advantages, values, readings=readings)
 
 
 def test_groups_without_a_gradient_are_dropped_by_reason() -> None:
@@ -74,9 +74,19 @@ def test_groups_without_a_gradient_are_dropped_by_reason() -> None:
         group_of(prompt("d"), ["x", "y"], [0.3, 0.4]),
     ]
     not_scored = replace(group_of(prompt("e"), ["x"], [np.nan]), failure="reward_raised")
-    trainable, dropped = split_trainable([*groups, not_scored])
+    trainable, dropped = split_trainable([*groups, not_scored], load_recipe(None))
     assert [group.prompt.prompt_id for group in trainable] == ["d"]
     assert dropped == Counter(all_wrong=1, all_right=1, all_equal=1, reward_raised=1)
+
+
+def test_the_logged_reward_is_what_answers_earned() -> None:
+    group = replace(
+        group_of(prompt("a"), ["x", "y"], [0.5, 1.0]), rewards=np.array([-0.7, 0.7], np.float32)
+    )
+    labels = {"clip-a": Reference(4, None, 5.0, "squat")}
+    metrics = rollout_metrics([group], [group], Counter(), labels, 1, load_task("counting"))
+    assert metrics["reward/mean"] == pytest.approx(0.75)
+    assert metrics["reward/std_in_group"] == pytest.approx(0.25)
 
 
 def test_metrics_of_a_step_by_hand() -> None:
@@ -188,7 +198,8 @@ class Book:
         scored = []
         for i, group in enumerate(groups):
             values = np.arange(len(group.rollouts), dtype=np.float32) * (i > 0)
-            scored.append(replace(group, rewards=values, reward_parts={"obo": values}))
+            parts = {"obo": values}
+            scored.append(replace(group, rewards=values, totals=values, reward_parts=parts))
         return scored
 
     # the learner pool
@@ -264,6 +275,25 @@ def test_the_loop_keeps_its_order_and_goes_on_where_it_was(recipe: Recipe) -> No
     names = sorted(path.name for path in (recipe.run_dir / "checkpoints").iterdir())
     assert names == ["step-000004", "step-000005"]  # keep=2
     assert CheckpointStore(recipe.run_dir, keep=2).newest().step == 5  # type: ignore[union-attr]
+
+
+def test_advantages_are_whitened_over_exactly_the_groups_that_are_trained(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """One of three groups is flat: it is dropped before the mean and deviation are taken."""
+    settings = ["algorithm.advantage=reinforce_plus_plus_baseline", f"runs_dir={tmp_path}"]
+
+    class Rows(Book):
+        def update(self, rows: list[LearnerRow], step: int) -> dict[str, float]:
+            self.rows = rows
+            return super().update(rows, step)
+
+    book = Rows()
+    drive(override(recipe, [*settings, "train.num_steps=1"]), book)
+    assert [event for event in book.events if event[0] == "update"] == [("update", 2)]
+    found = np.concatenate([row.advantages for row in book.rows])  # answers of equal length
+    # +-0.5 over the deviation of 72 tokens; the flat group's 36 zeros would make it 1.22.
+    assert found == pytest.approx(np.array([-1, 1, -1, 1]) * (71 / 72) ** 0.5, abs=1e-5)
 
 
 def test_a_checkpoint_clears_what_dead_writers_left_on_any_machine(
