@@ -33,7 +33,7 @@ class TrainConfig(Section):
     prompts_per_step: Count = Field(32, description="Prompts issued in a step.")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="Answers to each prompt (G).")
     mini_batch_size: Count | None = Field(
-        None, description="Rollouts of one optimiser step; all of the step's by default."
+        None, description="Rollouts of one optimiser step, about; all of the step's by default."
     )
     num_updates_per_batch: Count = Field(
         1, description="Passes over a step's batch; above 1 the ratio leaves 1 and clipping acts."

@@ -50,12 +50,15 @@ class GrpoUpdate:
         self._reference = reference
         self._steps = steps
 
-    def run(self, rows: Sequence[LearnerRow], kl_coef: float) -> tuple[dict[str, float], float]:
+    def run(
+        self, rows: Sequence[LearnerRow], kl_coef: float, num_later: int
+    ) -> tuple[dict[str, float], float]:
         """All optimiser steps of one step's groups; see `LearnerWorker.update`.
 
         Args:
             rows: Groups with advantages and the engine's log-probabilities.
             kl_coef: Weight of the KL to the reference policy.
+            num_later: Optimiser steps that are to come after these.
 
         Returns:
             Metrics, and the weight of the KL in the next update.
@@ -65,13 +68,20 @@ class GrpoUpdate:
         is_single = len(minis) * num_passes == 1
         targets, gap = self._prepare(rows, minis, kl_coef, is_single=is_single)
         metrics: dict[str, float] = {}
-        for _ in range(num_passes):
-            metrics = self._pass(minis, targets, gap)
+        for num_passes_left in reversed(range(num_passes)):
+            later = num_later + num_passes_left * len(minis)
+            metrics = self._pass(minis, targets, gap, later)
         metrics |= gap.metrics(self._ranks) | dict(targets.weights.metrics)
         if targets.ref is None:
             return metrics, kl_coef
         metrics["kl_coef"] = kl_coef
-        num_answers = sum(len(row.responses) for row in rows)
+        num_answers = sum(
+            targets.weights.num_kept.get((i, a), 1) > 0
+            for i, row in enumerate(rows)
+            for a in range(len(row.responses))
+        )
+        if num_answers == 0:  # a KL of no token says nothing
+            return metrics, kl_coef
         cfg = self._recipe.algorithm
         return metrics, algorithms.next_kl_coef(kl_coef, metrics["ref_kl"], num_answers, cfg)
 
@@ -103,7 +113,11 @@ class GrpoUpdate:
         return PolicyTargets(rows, old, ref, weights, kl_coef), gap
 
     def _pass(
-        self, minis: Sequence[list[int]], targets: PolicyTargets, gap: LogProbGap
+        self,
+        minis: Sequence[list[int]],
+        targets: PolicyTargets,
+        gap: LogProbGap,
+        num_later: int,
     ) -> dict[str, float]:
         """An optimiser step on each mini-batch; means over tokens of their metrics."""
         all_counts = [
@@ -117,8 +131,8 @@ class GrpoUpdate:
             for mini in minis
         ]
         found = [
-            self._step(mini, counts, targets, gap)
-            for mini, counts in zip(minis, all_counts, strict=True)
+            self._step(mini, counts, targets, gap, num_later + len(minis) - k)
+            for k, (mini, counts) in enumerate(zip(minis, all_counts, strict=True))
         ]
         num_tokens = [counts.num_tokens for counts in all_counts]
         return {
@@ -127,7 +141,12 @@ class GrpoUpdate:
         }
 
     def _step(
-        self, mini: Sequence[int], counts: BatchCounts, targets: PolicyTargets, gap: LogProbGap
+        self,
+        mini: Sequence[int],
+        counts: BatchCounts,
+        targets: PolicyTargets,
+        gap: LogProbGap,
+        num_left: int,
     ) -> dict[str, float]:
         """One optimiser step on a mini-batch of groups."""
         cfg = self._recipe.algorithm
@@ -145,5 +164,6 @@ class GrpoUpdate:
             loss_fn,
             counts,
             temperature=self._recipe.rollout.temperature,
+            num_left=num_left,
             with_entropy_grad=cfg.entropy_coef > 0,
         )

@@ -1,4 +1,8 @@
-"""One optimiser step: gradients of a mini-batch's micro-batches, and what follows from them."""
+"""One optimiser step: gradients of a mini-batch's micro-batches, and what follows from them.
+
+A mini-batch whose loss has no gradient on any rank (every token is masked, rejected or clipped, or
+has an advantage of 0) takes no step: AdamW would move the weights by old momentum and decay.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +37,6 @@ class OptimizerSteps:
 
     Args:
         recipe: Learning rates and their schedule, dropout of adapters, the run's folder.
-        total_steps: Optimiser steps that the schedule spans.
         ranks: All of them make the same calls.
         policy: What is trained.
         strategy: What splits and steps it.
@@ -47,7 +50,6 @@ class OptimizerSteps:
     def __init__(
         self,
         recipe: Recipe,
-        total_steps: int,
         ranks: Ranks,
         policy: Policy,
         strategy: Strategy,
@@ -56,7 +58,6 @@ class OptimizerSteps:
     ) -> None:
         self.num_taken = 0
         self._recipe = recipe
-        self._total_steps = total_steps
         self._ranks = ranks
         self._model = policy.model
         self._strategy = strategy
@@ -71,9 +72,12 @@ class OptimizerSteps:
         counts: BatchCounts,
         *,
         temperature: float,
+        num_left: int,
         with_entropy_grad: bool = False,
     ) -> dict[str, float]:
-        """Accumulate gradients, check them, clip, step.
+        """Accumulate gradients, check them, clip, step; no step if there is no gradient.
+
+        The schedule advances with the steps that are taken, and ends with the last that is to come.
 
         Args:
             rows: Of the whole batch.
@@ -81,6 +85,7 @@ class OptimizerSteps:
             loss_fn: Gives a micro-batch's contribution to the mini-batch's loss.
             counts: Of the mini-batch.
             temperature: Divides the logits.
+            num_left: Optimiser steps of the run that are to come, this one included.
             with_entropy_grad: Whether the entropy is part of the loss.
 
         Returns:
@@ -98,15 +103,18 @@ class OptimizerSteps:
                 temperature=temperature,
                 with_entropy_grad=with_entropy_grad,
             )
-        cfg, step, total = self._recipe.learner, self.num_taken, self._total_steps
+        cfg, step, total = self._recipe.learner, self.num_taken, self.num_taken + num_left
         norm = self._strategy.step(lr_factor(step, cfg, total))
-        if not np.isfinite(norm):
+        if not found.has_gradient:
+            norm = 0.0
+        elif not np.isfinite(norm):
             bad = [f"{rows[i].row_id}/{a}" for i, a in found.not_finite]
             names = [f"{rows[i].row_id}/{a}" for i in chosen for a in range(len(rows[i].responses))]
             _stop_not_finite(self._ranks, bad, names, step + 1, self._recipe.run_dir)
-        if self._ema is not None:
-            self._ema.update()
-        self.num_taken += 1
+        else:
+            self.num_taken += 1
+            if self._ema is not None:
+                self._ema.update()
         sums = self._ranks.sum(found.sums)
         means = {key: value / counts.num_tokens for key, value in sums.items()}
         return {**means, "grad_norm": norm, **learning_rates(step, cfg, total)}
@@ -131,10 +139,12 @@ class LossSums:
     Attributes:
         sums: Sums over tokens, by name.
         not_finite: Answers whose loss is not finite.
+        has_gradient: Whether the loss has a gradient other than 0 on any rank.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
     not_finite: list[AnswerKey] = field(default_factory=list)
+    has_gradient: bool = False
 
 
 def accumulate_gradients(
@@ -148,8 +158,8 @@ def accumulate_gradients(
 ) -> LossSums:
     """Forward and backward; the gradients end up in the strategy. Every rank must take part.
 
-    Where a loss is not finite, the gradient is not either, on every rank, so that no strategy
-    takes the step.
+    Where a loss is not finite, or none has a gradient, the gradient is NaN on every rank, so that
+    no strategy takes the step.
 
     Args:
         strategy: What is trained.
@@ -162,17 +172,28 @@ def accumulate_gradients(
     found = LossSums()
     for micro in micro_batches:
         batch = micro.batch
-        log_probs, entropy = strategy.forward(
+        outputs = strategy.forward(
             batch, temperature=temperature, with_entropy_grad=with_entropy_grad
         )
+        # The loss is given leaves: its gradient by them is known before the model's own backward.
+        log_probs, entropy = (o.detach().requires_grad_(o.requires_grad) for o in outputs)
         loss, parts = loss_fn(batch, log_probs, entropy)
         if not torch.isfinite(loss):
             is_bad = (~log_probs.detach().isfinite()).any(dim=1).tolist()
             bad = [key for key, b in zip(batch.answers, is_bad, strict=True) if b]
             found.not_finite += bad or batch.answers
-        if micro.is_last and ranks.max(len(found.not_finite)):
-            loss = loss * torch.nan
-        strategy.backward(loss * micro.weight, is_last=micro.is_last)
+        (loss * micro.weight).backward()
+        pairs = [(o, x.grad) for o, x in zip(outputs, (log_probs, entropy), strict=True)]
+        slopes = [(o, slope) for o, slope in pairs if slope is not None]
+        found.has_gradient |= any(bool(slope.any()) for _, slope in slopes)
+        through = torch.stack([(o * slope).sum() for o, slope in slopes]).sum()
+        if micro.is_last:
+            own = {"bad": float(len(found.not_finite)), "gradient": float(found.has_gradient)}
+            of_all = ranks.sum(own)
+            found.has_gradient = of_all["gradient"] > 0
+            if of_all["bad"] or not found.has_gradient:
+                through = through * torch.nan
+        strategy.backward(through, is_last=micro.is_last)
         for key, value in parts.items():
             found.sums[key] = found.sums.get(key, 0.0) + value * micro.weight
     return found

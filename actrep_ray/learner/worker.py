@@ -46,7 +46,7 @@ class LearnerWorker:
         model_path: Checkpoint to start or go on from.
         rank: Number of this rank, from 0.
         world_size: Number of ranks.
-        total_steps: Steps of the loop that the learning rate schedule spans.
+        total_steps: Steps of the loop, with the last of which the learning rate schedule ends.
         base_path: Checkpoint of the reference policy, and that which adapters belong to;
             `model_path` if None.
     """
@@ -64,7 +64,7 @@ class LearnerWorker:
         self.checkpoints = Checkpoints(Path(model_path), Path(base_path or model_path))
         self.device = device_named(recipe.device)
         self.ranks = Ranks(rank, world_size, self.device)
-        self.total_optimizer_steps = total_steps * optimizer_steps_per_step(recipe)
+        self.total_steps = total_steps
         self.kl_coef = recipe.algorithm.kl_coef
 
     def setup(self, master_addr: str, master_port: int) -> None:
@@ -85,7 +85,6 @@ class LearnerWorker:
         self.ema = None if decay is None else Ema(self.strategy, decay)
         self.steps = OptimizerSteps(
             recipe,
-            self.total_optimizer_steps,
             ranks,
             self.policy,
             self.strategy,
@@ -128,6 +127,7 @@ class LearnerWorker:
             lambda batch, log_probs, entropy: objective.sft_loss(log_probs, entropy, counts),
             counts,
             temperature=1.0,
+            num_left=max(1, self.total_steps - self.num_optimizer_steps),
         )
         return metrics | _speed(counts, start)
 
@@ -147,11 +147,12 @@ class LearnerWorker:
         """All optimiser steps of one step's groups.
 
         Old log-probabilities are those of the weights before the first of them. Mini-batches are
-        consecutive rows; each of `num_updates_per_batch` passes goes through all of them.
+        consecutive rows; each of `num_updates_per_batch` passes goes through all of them. Those
+        without a gradient are skipped.
 
         Args:
             rows: Groups with advantages and the engine's log-probabilities.
-            step: Of the loop, for the log.
+            step: Of the loop; the schedule counts on full batches in those after it.
 
         Returns:
             Means over tokens (or answers, as the aggregation says) of the last pass; the
@@ -163,7 +164,8 @@ class LearnerWorker:
         start = time.monotonic()
         check_rows(rows, self.inputs.visual_token_ids)
         num_before = self.num_optimizer_steps
-        metrics, self.kl_coef = self.grpo.run(rows, self.kl_coef)
+        num_later = (self.total_steps - step) * optimizer_steps_per_step(self.recipe)
+        metrics, self.kl_coef = self.grpo.run(rows, self.kl_coef, max(0, num_later))
         _log.info("step %d: %s", step, metrics)
         metrics["num_optimizer_steps"] = float(self.num_optimizer_steps - num_before)
         return metrics | _speed(self._count(rows), start)

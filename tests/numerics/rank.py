@@ -97,6 +97,7 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
         parts |= {f"weights/{name}": value for name, value in worker.export_weights()}
         parts |= going_on(recipe, job["rows"], folder, rank, world_size, port)
         parts |= moving_average(worker, job["rows"])
+        parts |= nothing_to_train(worker, job["rows"])
         parts |= bad_loss(worker, job["rows"])
         found |= {f"{strategy}/{name}": value for name, value in parts.items()}
     workers[0].shutdown()
@@ -163,6 +164,38 @@ def moving_average(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Te
         "ema-error": torch.stack([(found[n] - expected[n]).abs().max() for n in found]).max(),
         "ema-distance": torch.stack([(found[n] - weights[n]).abs().max() for n in found]).min(),
     }
+
+
+def nothing_to_train(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Tensor]:
+    """How many weights and averages a step without a gradient moves: 0, though momentum is there.
+
+    Then a gradient on the last rank alone: every rank takes the step.
+    """
+    counts = count_batch(rows, range(len(rows)), num_ranks=worker.ranks.size, max_answer_tokens=1)
+
+    def take(rank: int) -> dict[str, float]:
+        def loss_fn(_: Any, log_probs: torch.Tensor, __: Any) -> LossAndSums:
+            return log_probs.sum() * float(worker.ranks.rank == rank), {"loss": 0.0}
+
+        return worker.steps.take(
+            rows, range(len(rows)), loss_fn, counts, temperature=1.0, num_left=5
+        )
+
+    before, before_averages, taken = masters(worker), averages(worker), worker.num_optimizer_steps
+    metrics = take(-1)
+    assert metrics["grad_norm"] == 0
+    assert worker.num_optimizer_steps == taken
+    still = _num_changed(before, masters(worker)) + _num_changed(before_averages, averages(worker))
+    assert take(worker.ranks.size - 1)["grad_norm"] > 0
+    assert worker.num_optimizer_steps == taken + 1
+    return {
+        "moved-by-nothing": torch.tensor(still),
+        "moved-by-one-rank": torch.tensor(_num_changed(before, masters(worker))),
+    }
+
+
+def _num_changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> int:
+    return sum(not torch.equal(weight, after[name]) for name, weight in before.items())
 
 
 def averages(worker: LearnerWorker) -> dict[str, torch.Tensor]:

@@ -274,6 +274,16 @@ def test_a_bad_loss_changes_nothing(
     assert int(everything[world_size][f"{strategy}/num_changed"]) == 0
 
 
+@pytest.mark.parametrize(("world_size", "strategy"), EVERY_ONE)
+def test_a_mini_batch_without_a_gradient_moves_nothing(
+    strategy: str, world_size: int, everything: dict[int, Found]
+) -> None:
+    """Neither weights nor averages, on any rank; one with a gradient on one rank moves all."""
+    found = _case(everything[world_size], strategy)
+    assert int(found["moved-by-nothing"]) == 0
+    assert int(found["moved-by-one-rank"]) > 10
+
+
 def test_a_state_does_not_depend_on_strategy_or_ranks(
     job: dict[str, Any], everything: dict[int, Found]
 ) -> None:

@@ -4,6 +4,7 @@ Every rank is given the same rows and follows the same rules, so no rank has to 
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -44,12 +45,22 @@ def check_rows(rows: Sequence[LearnerRow], visual_token_ids: Sequence[int]) -> N
 
 
 def mini_batches(num_rows: int, cfg: TrainConfig) -> list[list[int]]:
-    """Numbers of the rows of each optimiser step: consecutive ones."""
-    size = num_rows
-    if cfg.mini_batch_size is not None:
-        size = cfg.mini_batch_size // cfg.group_size
-    numbers = list(range(num_rows))
-    return [numbers[start : start + size] for start in range(0, num_rows, size)]
+    """Numbers of the rows of each optimiser step: consecutive ones, cut evenly.
+
+    As many mini-batches as `mini_batch_size` asks for, their sizes at most one row apart; one less
+    where the smallest would hold half of that or less: its noisy gradient would be a whole step.
+    Of 63 rows and 2 a mini-batch, 31 are made, one of them of 3, and none of a single row.
+    """
+    if cfg.mini_batch_size is None or num_rows == 0:
+        return [list(range(num_rows))] if num_rows else []
+    size = cfg.mini_batch_size // cfg.group_size
+    num = -(-num_rows // size)
+    if num > 1 and 2 * (num_rows // num) <= size:
+        num -= 1
+    least, num_larger = divmod(num_rows, num)
+    sizes = [least + 1] * num_larger + [least] * (num - num_larger)
+    numbers = iter(range(num_rows))
+    return [list(islice(numbers, size)) for size in sizes]
 
 
 def shard_rows(
