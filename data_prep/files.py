@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from data_prep.partial_files import partial_of
 from data_prep.strict_json import JsonError, parse_json
 
+_LONE_RETURN = re.compile(rb"(?<=\r)(?!\n)(?=.)", re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
@@ -55,8 +56,7 @@ class LineError(DataError):
 # --- reading
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line as it lies in its file.
 
     Attributes:
@@ -151,8 +151,8 @@ def read_lines(path: str | Path, expected: str, *, ends_at_return: bool = False)
     with open_file(path, expected) as file:
         number = end = 0
         for line in file:
-            parts = re.split(rb"(?<=\r)(?!\n)(?=.)", line, flags=re.S) if ends_at_return else [line]
-            for part in parts:
+            is_several = ends_at_return and b"\r" in line
+            for part in _LONE_RETURN.split(line) if is_several else (line,):
                 number += 1
                 end += len(part)
                 content = part.removeprefix(_BOM) if number == 1 else part

@@ -102,9 +102,10 @@ class Clip:
     def to_json(self) -> str:
         """One line of JSON without the line break."""
         values = {name: getattr(self, name) for name in _FIELDS}  # flat: asdict would copy
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        return _encode(values)
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # dumps makes one a line
 _FIELDS = {f.name: f for f in fields(Clip)}
 _REQUIRED = {name for name, f in _FIELDS.items() if f.default is f.default_factory}
 _STRINGS = ("id", "dataset", "split", "video", "action")

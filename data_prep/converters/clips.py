@@ -33,7 +33,8 @@ def to_clip(annotation: Annotation, found: Probe, *, dataset: str, video: str) -
     pairs = annotation.cycles
     cycles = None
     if pairs is not None:
-        in_clip = [tuple(clock.seconds(x) - start for x in pair) for pair in pairs]
+        seconds = clock.seconds
+        in_clip = [(seconds(first) - start, seconds(last) - start) for first, last in pairs]
         cycles = clean_cycles(in_clip, end - start, 1.0 / clock.fps, flags)
     if annotation.count == 0:
         flags.append("count_zero")
@@ -80,25 +81,22 @@ class _Clock:
     def __init__(self, annotation: Annotation, found: Probe) -> None:
         self.fps = annotation.fps or found.fps
         self._found, self._first = found, annotation.first_frame
-        self._num_frames = found.num_frames
         self._time_of: Callable[[int], float] = found.times_s.item
         is_of_another_copy = abs(self.fps - found.fps) > _FPS_TOLERANCE * found.fps
-        if annotation.unit == "seconds":
-            self.source = "seconds"
-        else:
-            self.source = "rate" if is_of_another_copy else "time_stamps"
+        self._is_seconds = annotation.unit == "seconds"
+        self._is_rate = is_of_another_copy and not self._is_seconds
+        self._num_known = 0 if self._is_rate else found.num_frames
+        self.source = "seconds" if self._is_seconds else "rate" if self._is_rate else "time_stamps"
 
     def seconds(self, value: float) -> float:
         """When a frame is presented, or a second is; seconds from the video's first frame."""
-        if self.source == "seconds":
+        if self._is_seconds:
             return value
         number = value - self._first
-        if self.source == "rate":
-            return number / self.fps
         frame = int(number)
-        if frame == number and 0 <= frame < self._num_frames:
+        if frame == number and 0 <= frame < self._num_known:
             return self._time_of(frame)  # nearly every mark of a table: no more than a look-up
-        return self._found.time_of_frame(number)
+        return number / self.fps if self._is_rate else self._found.time_of_frame(number)
 
 
 def clean_cycles(

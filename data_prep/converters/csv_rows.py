@@ -187,7 +187,8 @@ def _record(source: str, line: _Line, header: Header, split: str, before: int) -
     problem = None if is_text(line.text) else BadRowError("not_utf8", "expected UTF-8")
     cells: list[str] = []
     try:
-        cells = _fields(line.text, header.delimiter)
+        # Tables of marks have hundreds of columns, most of them empty at the end of a row.
+        cells = _fields(line.text.rstrip(header.delimiter), header.delimiter)
     except csv.Error as error:
         problem = problem or BadRowError("bad_line", f"not CSV ({error})")
     if header.delimiter != "," and "," in line.text:

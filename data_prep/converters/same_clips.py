@@ -28,6 +28,8 @@ from data_prep.schema import Clip
 Conflicts = Literal["drop", "first", "mean"]
 CONFLICTS: tuple[Conflicts, ...] = ("drop", "first", "mean")
 
+_NUM_AT_ONCE = 32  # rows
+
 _TABLES = """
 CREATE TABLE rows (
     number INTEGER PRIMARY KEY, place TEXT, id TEXT, split TEXT, video TEXT, stem TEXT,
@@ -38,15 +40,22 @@ CREATE TABLE verdicts (
 );
 CREATE TABLE new_ids (id TEXT PRIMARY KEY);
 """
+_TOLD_TWICE = """
+CREATE TABLE told_twice AS SELECT video, start_s, end_s, action FROM rows
+GROUP BY video, start_s, end_s, action HAVING COUNT(*) > 1
+"""
 _BY_CLIP = """
-SELECT number, place, split, count, video, start_s, end_s, action FROM rows
+SELECT number, place, split, count, video, start_s, end_s, action
+FROM rows JOIN told_twice USING (video, start_s, end_s, action)
 ORDER BY video, start_s, end_s, action, number
 """
+_NAMED_TWICE = "CREATE TABLE named_twice AS SELECT id FROM rows GROUP BY id HAVING COUNT(*) > 1"
 _SHARED_NAMES = """
 CREATE TABLE shared AS
 SELECT id, COUNT(DISTINCT stem) > 1 AS stems, COUNT(DISTINCT video) > 1 AS videos,
     COUNT(DISTINCT start_s || ' ' || end_s) > 1 AS windows, COUNT(DISTINCT action) > 1 AS actions
-FROM rows WHERE number NOT IN (SELECT number FROM verdicts WHERE reason IS NOT NULL)
+FROM rows JOIN named_twice USING (id)
+WHERE number NOT IN (SELECT number FROM verdicts WHERE reason IS NOT NULL)
 GROUP BY id HAVING COUNT(*) > 1
 """
 _OF_SHARED_NAMES = """
@@ -88,6 +97,7 @@ class SameClips:
     def __init__(self) -> None:
         self._database = sqlite3.connect("")  # "" is a database on disk that goes with us
         self._database.executescript(_TABLES)
+        self._added: list[tuple[object, ...]] = []  # not written yet
 
     def close(self) -> None:
         """Forget the rows."""
@@ -102,16 +112,23 @@ class SameClips:
             clip: What it says.
             video: Its video, relative to the folder of videos.
         """
-        self._database.execute(
-            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                number, place, clip.id, clip.split, video, without_suffix(video),
-                clip.start_s, clip.end_s, clip.action, clip.count,
-            ),
-        )  # fmt: skip
+        self._added.append((
+            number, place, clip.id, clip.split, video, without_suffix(video),
+            clip.start_s, clip.end_s, clip.action, clip.count,
+        ))  # fmt: skip
+        if len(self._added) == _NUM_AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        self._database.executemany(
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._added
+        )
+        self._added.clear()
 
     def decide(self, conflicts: Conflicts) -> None:
         """Compare the rows; once, when all are there."""
+        self._write()
+        self._database.execute(_TOLD_TWICE)
         for _, same in groupby(self._database.execute(_BY_CLIP), lambda row: row[4:]):
             self._decide_clip((_Row(*row[:4]) for row in same), conflicts)
         self._tell_names_apart()
@@ -168,6 +185,7 @@ class SameClips:
 
     def _tell_names_apart(self) -> None:
         """Give clips that share a name names of their own."""
+        self._database.execute(_NAMED_TWICE)
         self._database.execute(_SHARED_NAMES)
         if not self._database.execute("SELECT 1 FROM shared").fetchone():
             return

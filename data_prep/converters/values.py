@@ -27,6 +27,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 _CLOCK = re.compile(r"(?:(\d{1,6}):(?=[0-5]\d:))?(\d{1,6}):([0-5]\d)([.,]\d*)?", re.ASCII)
 _MARK_COLUMN = re.compile(r"[1-9]\d{0,5}", re.ASCII)
+_NUM_PLAIN = 16  # digits; a float holds whole numbers of fewer
 _MAX_COUNT = 100_000
 _MAX_FPS = 1000.0
 _MAX_TIME = 1e9  # frames or seconds; beyond it is nonsense
@@ -198,7 +199,10 @@ def mark_of(value: Any, what: str, *, first_frame: int = 0, in_frames: bool = Tr
     Raises:
         BadRowError: if it is not a number of at least `first_frame`.
     """
-    mark = number(value, what, "bad_mark", allows_clock=not in_frames)
+    if isinstance(value, str) and len(value) < _NUM_PLAIN and value.isascii() and value.isdecimal():
+        mark: float | None = float(value)  # nearly every mark of a table: no more than that
+    else:
+        mark = number(value, what, "bad_mark", allows_clock=not in_frames)
     if mark is not None and not first_frame <= mark <= _MAX_TIME:
         raise BadRowError(
             "bad_mark", f"{what}={mark:g}, expected at least {first_frame}, up to 1e9"
