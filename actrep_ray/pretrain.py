@@ -39,7 +39,8 @@ from data_prep.files import AppendedLines
 from data_prep.schema import Clip, read_clips
 from data_prep.synthetic.dataset import read_tracks
 from data_prep.synthetic.timeline import Track
-from data_prep.video import FramePlan, read_frames
+from data_prep.video import FramePlan
+from data_prep.video.guard import read_guarded
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def load_examples(folder: Path, split: str, inputs: QwenVLInputs, limit: int) ->
             Example(
                 clip_id=clip.id,
                 plan=plan,
-                frames=read_frames(plan),
+                frames=read_guarded(plan),
                 texts={
                     "at": describe_times(track, plan, random.Random(clip.id)),
                     "how": describe_motion(track),

@@ -11,7 +11,8 @@ One line::
      "cycles_source": "synthetic", "flags": []}
 
 `video` is relative to the folder of the JSONL file unless it is absolute. `start_s` and `end_s`
-are seconds of the video; `cycles` are seconds from `start_s`, as the model sees the clip.
+are seconds from the first frame of the video; `cycles` are seconds from `start_s`, as the model
+sees the clip.
 """
 
 import json
@@ -57,8 +58,8 @@ class Clip:
         dataset: Name of the set that the clip comes from.
         split: One of `SPLITS`.
         video: Path of the video file.
-        start_s: Start of the clip in the video, seconds.
-        end_s: End of the clip in the video, seconds.
+        start_s: Start of the clip, seconds from the video's first frame.
+        end_s: End of the clip, likewise.
         video_fps: Frames per second of the video file.
         num_frames: Number of frames of the whole video file.
         width: Width of a frame, pixels.

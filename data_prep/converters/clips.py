@@ -18,8 +18,10 @@ _FPS_TOLERANCE = 0.01
 def to_clip(annotation: Annotation, found: Probe, *, dataset: str, video: str) -> Clip:
     """An annotation in seconds, checked against what its video holds.
 
-    A frame number becomes the time at which the file presents that frame; only where the table
-    states another rate than the file has (the marks are of another copy), it is divided by that.
+    Seconds of an annotation are those of a player; a clip's count from the video's first frame,
+    which comes later where sound starts first. A frame number becomes the time at which the file
+    presents that frame; only where the table states another rate than the file has (the marks are
+    of another copy), it is divided by that.
     A clip's last frame is shown to its end. `times_source` of the clip says which it was.
 
     Raises:
@@ -91,7 +93,7 @@ class _Clock:
     def seconds(self, value: float) -> float:
         """When a frame is presented, or a second is; seconds from the video's first frame."""
         if self._is_seconds:
-            return value
+            return value - self._found.lead_s
         number = value - self._first
         frame = int(number)
         if frame == number and 0 <= frame < self._num_known:

@@ -10,7 +10,7 @@ from data_prep.validation.rows import Row, add_finding
 def compare_rows(report: Report, rows: Iterable[Row]) -> None:
     """Ids and windows that were used before; videos that are in several splits."""
     ids: dict[str, int] = {}
-    windows: dict[tuple[str, float, float], Row] = {}
+    windows: dict[tuple[str, float, float, str], Row] = {}  # two actions are two clips
     for row in rows:
         clip = row.clip
         first = ids.setdefault(clip.id, row.number)
@@ -18,7 +18,8 @@ def compare_rows(report: Report, rows: Iterable[Row]) -> None:
             add_finding(
                 report, row, "duplicate_id", "id", f"{clip.id!r} (row {first})", "one of its own"
             )
-        earlier = windows.setdefault((row.path, clip.start_s, clip.end_s), row)
+        window = (row.path, clip.start_s, clip.end_s, clip.action)
+        earlier = windows.setdefault(window, row)
         if earlier is not row:
             _compare_with_earlier(report, row, earlier)
     by_video: dict[str, list[Row]] = {}
@@ -42,7 +43,7 @@ def compare_content(report: Report, users: list[Row]) -> None:
 
 def _compare_with_earlier(report: Report, row: Row, earlier: Row) -> None:
     clip, other = row.clip, earlier.clip
-    if clip.action == other.action and clip.count != other.count:
+    if clip.count != other.count:
         value = f"{clip.count} ({other.count} in row {earlier.number})"
         add_finding(report, row, "conflicting_counts", "count", value, "one count for one window")
     else:

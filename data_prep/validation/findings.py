@@ -40,7 +40,7 @@ WARNINGS = {
     "below_nyquist": "cycles too short for the rate at which the clip is shown",
     "too_many_tokens": "the visual tokens do not fit into the model's context",
     "repeated_frames": "the clip has fewer frames than it is shown with",
-    "duplicate_clip": "an earlier row has the same window of the same video",
+    "duplicate_clip": "an earlier row has the same window, video and action",
     "duplicate_content": "another file of this split has the same bytes",
     "variable_frame_rate": "frames do not lie at equal distances in time",
     "num_frames_differs": "the row and the video disagree on the number of frames",

@@ -2,8 +2,10 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from data_prep.files import DataError
 
@@ -49,6 +51,21 @@ def file_problem(path: str | Path) -> FileProblem | None:
     return None
 
 
+def holds_offsets(path: str | Path) -> bool:
+    """Whether the index of an mp4 tells frames' times of showing apart from those of decoding.
+
+    They lie in a box `ctts` (ISO/IEC 14496-12, 8.6.1.3), which FFmpeg's index entries leave out. A
+    compressed index (`cmov`) may hold one.
+    """
+    with Path(path).open("rb") as file:
+        for kind, start, length in _boxes(file, Path(path).stat().st_size):
+            if kind == b"moov":
+                file.seek(start)
+                index = file.read(length)
+                return b"ctts" in index or b"cmov" in index
+    return False
+
+
 def _missing_bytes(path: Path, size: int) -> int:
     """By how much the index or the frames of an mp4 reach beyond the end of its file; else 0.
 
@@ -56,18 +73,26 @@ def _missing_bytes(path: Path, size: int) -> int:
     frames than those that are not there.
     """
     with path.open("rb") as file:
-        start = 0
-        while start + 8 <= size:
-            file.seek(start)
-            head = file.read(16)
-            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if start == 0 and kind != b"ftyp":
-                return 0  # not an mp4
-            if length == 1:  # a 64-bit length follows
-                length = int.from_bytes(head[8:16], "big")
-            if length < 8:  # 0: up to the end of the file; else not a box
-                return 0
-            start += length
-            if start > size and kind in (b"mdat", b"moov"):
-                return start - size
+        for kind, start, length in _boxes(file, size):
+            if start + length > size and kind in (b"mdat", b"moov"):
+                return start + length - size
     return 0
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, bytes) of the boxes of an mp4, one after the other; none of another file."""
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        head = file.read(16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if start == 0 and kind != b"ftyp":
+            return  # not an mp4
+        if length == 1:  # a 64-bit length follows
+            length = int.from_bytes(head[8:16], "big")
+        if length == 0:
+            yield kind, start, size - start  # up to the end of the file
+        if length < 8:
+            return
+        yield kind, start, length
+        start += length

@@ -4,7 +4,7 @@ Owns which stream is read, the size at which it is shown, and when each of its f
 Times are the file's own time stamps (after edit lists), in seconds from the first frame that is
 shown; a frame's number times a rate is never taken for its time.
 
-    mp4, mov    the index, where frames lie at equal distances in the order of decoding
+    mp4, mov    the index, where frames lie at equal distances and are shown as they are decoded
     most        the packets' time stamps
     the rest    those of the frames, which are decoded once: where packets lack stamps, follow the
                 order of decoding (AVI, ASF and MXF with B-frames, packed MPEG-4) or hold fields
@@ -15,6 +15,7 @@ remembered by the file's identity (device, inode, size, time of change).
 
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from data_prep.video.container import (
     orientation_of,
     reason_of,
 )
-from data_prep.video.files import VideoError, file_problem
+from data_prep.video.files import VideoError, file_problem, holds_offsets
 
 _OF_DECODING_ORDER = frozenset(
     ("avi", "asf", "mxf", "mpegvideo", "m4v", "mjpeg", "h261", "h263", "h264", "hevc", "vc1")
@@ -42,6 +43,7 @@ _SEEKABLE = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"))
 _VP8_SHOWN = 0x10  # RFC 6386, 9.1
 _MAX_FPS = 1000.0
 _LONGEST_FRAME_S = 600.0  # beyond it a time stamp is taken for damaged
+_LEAST_LEAD_S = 2e-3  # less is rounding of time stamps to milliseconds
 NUM_REMEMBERED = 4096
 
 
@@ -56,6 +58,8 @@ class Probe:
         stream: Number of the stream that is read.
         times_s: When each frame is presented, seconds from the first: float64 [N], not falling.
         end_s: When the last frame ends.
+        lead_s: When the first frame is presented on the clock of players, which starts with
+            whatever comes first: by how much sound precedes the pictures.
         fps: Frames per second, on average.
         first_pts: Time stamp of the first frame, in units of the stream.
         time_base_s: One unit, seconds.
@@ -75,6 +79,7 @@ class Probe:
     stream: int
     times_s: np.ndarray
     end_s: float
+    lead_s: float
     fps: float
     first_pts: int
     time_base_s: float
@@ -143,11 +148,13 @@ def _probe(path: str, identity: tuple[int, ...]) -> Probe:
     del identity  # only names what is remembered
     with open_container(path) as container:
         stream = choose_stream(path, container)
-        if "mov" in container.format.name and (index := _index(stream)) is not None:
+        has_index = "mov" in container.format.name and not holds_offsets(path)
+        if has_index and (index := _index(stream)) is not None:
             _check_order(path, index)
             first = _first_frame(path, container, stream)
             if not _may_hold_fields(stream, first):
-                return _describe(path, container, stream, first, index, _Times(np.sort(index.pts)))
+                times = _shown_times(index, first)
+                return _describe(path, container, stream, first, index, times)
     with open_container(path) as container:
         stream = choose_stream(path, container)
         entries = _entries(container, stream)
@@ -158,9 +165,7 @@ def _probe(path: str, identity: tuple[int, ...]) -> Probe:
         if _must_be_decoded(entries, container.format.name, stream, first):
             times = _decoded_times(path, container, stream, first)
         else:
-            pts = np.sort(entries.pts)
-            # A recording may begin with frames whose reference it lacks.
-            times = _Times(pts if first.pts is None else pts[pts >= first.pts])
+            times = _shown_times(entries, first)
         return _describe(path, container, stream, first, entries, times)
 
 
@@ -225,7 +230,7 @@ def _index(stream: Any) -> _Entries | None:
     That is where they lie at equal distances and are shown in the order of the file: the index
     holds times of decoding.
     """
-    index = stream.index_entries
+    index = list(stream.index_entries)  # each look at it makes an object an entry
     if (
         stream.codec_context.has_b_frames
         or len(index) < 3
@@ -290,6 +295,12 @@ class _Times:
     is_counted: bool = False
 
 
+def _shown_times(entries: _Entries, first: Any) -> _Times:
+    """By the packets; a recording may begin with frames whose reference it lacks."""
+    pts = np.sort(entries.pts)
+    return _Times(pts if first.pts is None else pts[pts >= first.pts])
+
+
 def _decoded_times(path: str, container: Any, stream: Any, first: Any) -> _Times:
     """By decoding all frames; one without a stamp follows its predecessor at the usual rate.
 
@@ -342,8 +353,8 @@ def _describe(
         )
     keyframes = np.zeros(0)
     if container.format.name in _SEEKABLE and entries.is_complete:
-        start = entries.pts.min()
-        keyframes = np.sort(entries.pts[entries.is_key] - start) * float(unit)
+        keyframes = np.sort(entries.pts[entries.is_key] - pts[0]) * float(unit)
+        keyframes = keyframes[keyframes >= 0]
     orientation = orientation_of(path, first)
     width, height = _shown_size(first, stream, orientation)
     return Probe(
@@ -353,6 +364,7 @@ def _describe(
         stream=stream.index,
         times_s=times,
         end_s=end,
+        lead_s=_lead_s(container, int(pts[0]) * unit),
         fps=fps,
         first_pts=int(pts[0]),
         time_base_s=float(unit),
@@ -363,6 +375,20 @@ def _describe(
         counts_frames=found.is_counted,
         is_risky=entries.is_cut or _is_open(entries),
     )
+
+
+def _lead_s(container: Any, first_s: Fraction) -> float:
+    """How long after the start of the recording its first frame is presented.
+
+    FFmpeg and players count from the earliest stream, but not from before 0, where coders of sound
+    keep what they need to start with. In containers whose stamps are those of decoding, the first
+    frame's says how late the decoder is, and nothing of that kind.
+    """
+    if container.format.name in _OF_DECODING_ORDER or container.start_time is None:
+        return 0.0
+    start_s = max(Fraction(container.start_time, av.time_base), Fraction(0))
+    lead_s = round(float(first_s - start_s), 6)
+    return lead_s if lead_s > _LEAST_LEAD_S else 0.0
 
 
 def _shown_size(frame: Any, stream: Any, orientation: Orientation) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class Video:
     def frames(self) -> Iterator[tuple[float, np.ndarray]]:
         """(second, uint8 RGB [H, W, 3]) of every frame in the order in which they are shown."""
         for second, frame in self._from_start():
-            yield second, self._image(frame)
+            yield second, self._image(second, frame)
 
     def frames_at(self, times_s: Sequence[float]) -> Iterator[np.ndarray]:
         """The frames shown at some seconds, at the file's own size: uint8 RGB [H, W, 3] each.
@@ -103,7 +103,7 @@ class Video:
                 raise VideoError(f"{self.probe.path}: cannot be decoded (no frame comes out)")
             self._check_shown(current[0], time_s)
             if image is None:
-                image = self._image(current[1])
+                image = self._image(*current)
             yield image
 
     @property
@@ -111,10 +111,12 @@ class Video:
         """How far ends that were rounded may lie beyond the file's."""
         return max(2.0 / self.probe.fps, 0.1)
 
-    def _image(self, frame: Any) -> np.ndarray:
+    def _image(self, second: float, frame: Any) -> np.ndarray:
         """Pixels of a decoded frame as it is shown, at its own size: uint8 RGB [H, W, 3]."""
-        if frame.is_corrupt:
-            raise VideoError(f"{self.probe.path}: cannot be decoded (a frame is damaged)")
+        if frame.is_corrupt:  # its neighbour would be another frame than the one asked for
+            raise VideoError(
+                f"{self.probe.path}: cannot be decoded (the frame of {second:.3f} s is damaged)"
+            )
         return self.probe.orientation.apply(frame.to_ndarray(format="rgb24"))
 
     def _check_shown(self, shown_s: float, time_s: float) -> None:

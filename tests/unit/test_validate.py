@@ -305,6 +305,17 @@ def test_duplicates_and_leaks_name_the_other_row(folder: Path) -> None:
     assert told[7, "leak_of_content"] == "'copy.mp4' (test; train in row 1: 'a.mp4')"
 
 
+def test_two_actions_in_one_window_are_two_clips(folder: Path) -> None:
+    rows = [
+        CLIP,
+        replace(CLIP, id="b", action="wave", count=1, cycles=None),
+        replace(CLIP, id="c", action="wave", cycles=None),  # contradicts row 2, not row 1
+    ]
+    report = validate(folder / "actions.jsonl", rows)
+    assert kinds_of(report) == {3: {"conflicting_counts"}}
+    assert [f.value for f in report.findings] == ["2 (1 in row 2)"]
+
+
 def test_copies_in_one_split_are_a_warning(folder: Path) -> None:
     report = validate(folder / "copies.jsonl", [CLIP, replace(CLIP, id="b", video="copy.mp4")])
     assert kinds_of(report) == {2: {"(duplicate_content)"}}

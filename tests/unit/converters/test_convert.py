@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -258,6 +259,7 @@ def even_probe(fps: float, num_frames: int) -> Probe:
         stream=0,
         times_s=np.arange(num_frames) / fps,
         end_s=num_frames / fps,
+        lead_s=0.0,
         fps=fps,
         first_pts=0,
         time_base_s=1 / fps,
@@ -268,6 +270,19 @@ def even_probe(fps: float, num_frames: int) -> Probe:
         counts_frames=False,
         is_risky=False,
     )
+
+
+def test_seconds_are_those_of_a_player_and_frames_those_of_the_video() -> None:
+    """Sound starts 0.5 s before the pictures: a player shows the first of them at 0.5 s."""
+    late = replace(even_probe(fps=20.0, num_frames=200), lead_s=0.5)
+    marked = Annotation(
+        "a", "train", ("a.mp4",), "squat", 1, ((1.0, 2.5),), start=1.0, end=4.0, unit="seconds"
+    )
+    clip = to_clip(marked, late, dataset="x", video="a.mp4")
+    assert (clip.start_s, clip.end_s, clip.cycles) == (0.5, 3.5, ((0.0, 1.5),))
+    framed = replace(marked, cycles=((20, 50),), start=20, end=79, unit="frames")
+    clip = to_clip(framed, late, dataset="x", video="a.mp4")
+    assert (clip.start_s, clip.end_s, clip.cycles) == (1.0, 4.0, ((0.0, 1.5),))
 
 
 HEADER = even_probe(fps=20.0, num_frames=200)

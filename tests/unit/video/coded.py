@@ -1,7 +1,7 @@
 """Videos in which frame k shows k in binary: every frame that is read says which it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -208,3 +208,66 @@ def remux(source: Path, target: Path, movflags: str = "") -> None:
             if packet.size:
                 packet.stream = stream
                 new.mux(packet)
+
+
+def write_hidden(path: Path, num_frames: int = 60, rate: int = 25) -> Written:
+    """VP8 with a frame that is not shown 10 ms before every key frame, as alternate references lie.
+
+    It is a copy of the key frame, which may be decoded twice, without the mark of a shown frame.
+    """
+    encoder = av.CodecContext.create("libvpx", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = 128, 96, "yuv420p"
+    encoder.time_base, encoder.gop_size = Fraction(1, rate), 15
+    encoder.options = {"deadline": "realtime", "cpu-used": "8"}
+    packets = []
+    for i in range(num_frames):
+        frame = av.VideoFrame.from_ndarray(picture(i, 128, 96), format="rgb24")
+        frame.pts, frame.time_base = i, encoder.time_base
+        packets += encoder.encode(frame)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libvpx", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for i, coded in enumerate([*packets, *encoder.encode(None)]):
+            data, stamp_ms = bytes(coded), 1000 * i // rate
+            is_key = not data[0] & 1  # RFC 6386, 9.1
+            parts = [(stamp_ms, data)]
+            if i and is_key:
+                parts.insert(0, (stamp_ms - 10, bytes([data[0] & ~16]) + data[1:]))
+            for pts, part in parts:
+                packet = av.Packet(part)
+                packet.stream, packet.pts, packet.dts = stream, pts, pts
+                packet.time_base, packet.is_keyframe = Fraction(1, 1000), is_key
+                out.mux(packet)
+    return Written(path, tuple(range(num_frames)), tuple(i / rate for i in range(num_frames)))
+
+
+def write_with_sound(path: Path, kind: Kind, num_frames: int, video_from_s: float) -> Written:
+    """Pictures that begin later than the sound, which starts at 0."""
+    source = path.with_name(f"silent-{path.stem}.mkv")
+    written = write_coded(source, replace(kind, container="mkv"), num_frames)
+    with av.open(str(source)) as old, av.open(str(path), "w") as out:
+        sound = out.add_stream("aac", rate=48_000, layout="mono")
+        video = out.add_stream_from_template(old.streams.video[0])
+        for i in range(round((num_frames / kind.rate + video_from_s) * 50)):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts = 48_000, 960 * i
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode(None))
+        for packet in old.demux(old.streams.video[0]):
+            if packet.size:
+                assert packet.pts is not None
+                move = round(video_from_s / packet.time_base)
+                dts = None if packet.dts is None else packet.dts + move
+                packet.pts, packet.dts, packet.stream = packet.pts + move, dts, video
+                out.mux(packet)
+    return replace(written, path=path)
+
+
+def remux_from(source: Path, target: Path, first: int) -> None:
+    """The packets from `first` on."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(old.streams.video[0]) if packet.size]
+        for packet in packets[first:]:
+            packet.stream = stream
+            new.mux(packet)

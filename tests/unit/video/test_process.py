@@ -1,5 +1,6 @@
 """Decoding processes: a job that hangs or crashes costs its own file and nothing else."""
 
+import ast
 import os
 import shutil
 import signal
@@ -226,3 +227,19 @@ def test_a_module_in_the_current_folder_is_not_imported(
     process = start(jobs.double)
     process.give(4, 60.0)
     assert process.wait() == Answer(8, "")
+
+
+def test_the_product_reads_with_a_deadline_everywhere() -> None:
+    """Only processes that can be ended decode: nobody else asks for frames without a guard."""
+    root = Path(__file__).resolve().parents[3]
+    unguarded = set()
+    for path in [*(root / "actrep_ray").rglob("*.py"), *(root / "data_prep").rglob("*.py")]:
+        if path.parent == root / "data_prep" / "video":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "data_prep.video"
+            ):
+                names = {name.name for name in node.names} & {"read_frames", "Video", "probe"}
+                unguarded |= {(str(path.relative_to(root)), name) for name in names}
+    assert unguarded == {("data_prep/validation/video_facts.py", "Video")}  # runs in a process

@@ -23,9 +23,12 @@ from tests.unit.video.coded import (
     number_of,
     picture,
     remux,
+    remux_from,
     write_coded,
+    write_hidden,
     write_packed,
     write_with_gaps,
+    write_with_sound,
 )
 
 H264 = (("preset", "ultrafast"), ("x264-params", "scenecut=0"))
@@ -90,6 +93,7 @@ def check(path: Path, written: Written) -> None:
         assert [number for _, number in shown] == list(written.numbers)
         assert np.abs(np.subtract([s for s, _ in shown], written.times_s)).max() < 2e-3
         assert video.probe.num_frames == len(written.numbers)
+        assert np.abs(video.probe.times_s - written.times_s).max() < 2e-3  # marks in frames
         every = [number_of(image) for image in video.frames_at(middles)]
         assert every == list(written.numbers)
         places = [3, len(middles) // 3, len(middles) - 14, len(middles) - 1]
@@ -103,6 +107,7 @@ def test_frames_are_those_that_the_file_presents(name: str, tmp_path: Path) -> N
     kind = KINDS[name]
     path = tmp_path / f"video.{kind.container}"
     check(path, write_coded(path, kind, num_frames=60))
+    assert probe(path).lead_s == 0  # there is no sound that could start earlier
 
 
 def test_packed_b_frames_are_unpacked(tmp_path: Path) -> None:
@@ -357,3 +362,86 @@ def test_a_file_that_is_replaced_at_its_size_has_another_plan(tmp_path: Path) ->
     assert plan_frames(clip, fps=4.0, **limits).hash == first.hash
     os.utime(path, ns=(0, 0))
     assert plan_frames(clip, fps=4.0, **limits).hash != first.hash
+
+
+H264_FIELDS = (("preset", "fast"), ("x264-params", "interlaced=1:scenecut=0"))
+
+
+@pytest.mark.parametrize("num_b", [0, 2])
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts", "avi"])
+def test_interlaced_pictures_are_frames(container: str, num_b: int, tmp_path: Path) -> None:
+    """x264 codes fields by pairs of macroblocks; there is no encoder of a field a packet."""
+    path = tmp_path / f"fields.{container}"
+    written = write_coded(path, Kind(container, options=H264_FIELDS, num_b=num_b), num_frames=60)
+    with av.open(str(path)) as container_:
+        assert next(container_.decode(video=0)).interlaced_frame
+    check(path, written)
+
+
+def test_frames_of_vp8_that_are_not_shown_are_no_frames(tmp_path: Path) -> None:
+    written = write_hidden(tmp_path / "hidden.webm")
+    with av.open(str(written.path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    assert sum(not packet[0] & 16 for packet in packets) == 3
+    check(written.path, written)
+
+
+@pytest.mark.parametrize("num_b", [0, 2])
+def test_an_index_without_a_list_of_key_frames(num_b: int, tmp_path: Path) -> None:
+    """Every frame counts as one then (ISO/IEC 14496-12, 8.6.2), and leaps land in a group."""
+    path = tmp_path / "nokeys.mp4"
+    written = write_coded(path, Kind(options=H264, num_b=num_b), num_frames=60)
+    content = path.read_bytes()
+    assert content.count(b"stss") == 1
+    path.write_bytes(content.replace(b"stss", b"free"))
+    check(path, written)
+
+
+def test_an_index_of_even_decoding_and_uneven_showing(tmp_path: Path) -> None:
+    """Without B-frames too, `ctts` may tell times of showing apart from those of decoding."""
+    source, path = tmp_path / "even.mkv", tmp_path / "uneven.mp4"
+    written = write_coded(source, Kind("mkv", options=H264), num_frames=60)
+    late = [(0, 30, 10, 35)[i % 4] for i in range(60)]  # ms
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(old.streams.video[0]) if packet.size]
+        for packet, late_ms in zip(packets, late, strict=True):
+            assert packet.time_base.denominator == 1000
+            packet.pts, packet.stream = packet.dts + late_ms, stream
+            new.mux(packet)
+    with av.open(str(path)) as container:
+        stamps = [entry.timestamp for entry in container.streams.video[0].index_entries]
+        assert len(set(np.diff(stamps))) == 1
+    times = tuple(t + late_ms / 1000 for t, late_ms in zip(written.times_s, late, strict=True))
+    check(path, replace(written, path=path, times_s=times))
+
+
+@pytest.mark.parametrize("first", [1, 7, 17])
+def test_a_cut_mp4_starts_with_what_can_be_shown(first: int, tmp_path: Path) -> None:
+    source, path = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    write_coded(source, Kind(options=H264), num_frames=90)
+    remux_from(source, path, first)
+    numbers = tuple(range(15 if first < 15 else 30, 90))
+    check(path, Written(path, numbers, tuple(i / 25 for i in range(len(numbers)))))
+    assert probe(path).lead_s == pytest.approx((numbers[0] - first) / 25)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+def test_pictures_that_begin_after_the_sound(container: str, tmp_path: Path) -> None:
+    """Seconds count from the first frame; how late that comes is known."""
+    path = tmp_path / f"late.{container}"
+    written = write_with_sound(path, Kind(options=H264, num_b=2), 60, video_from_s=0.8)
+    assert probe(path).lead_s == pytest.approx(0.8, abs=0.025)  # a frame of sound is 0.021 s
+    with Video(path) as video:
+        assert [number_of(i) for i in video.frames_at([0.0, 1.02])] == [0, 25]
+    assert video.probe.num_frames == len(written.numbers)
+
+
+def test_a_damaged_frame_is_refused_with_its_second(tmp_path: Path) -> None:
+    path = tmp_path / "lossy.ts"
+    write_coded(path, Kind("ts", "mpeg2video", size=(640, 480)), num_frames=60)
+    content = path.read_bytes()
+    middle = len(content) // 188 // 2 * 188
+    path.write_bytes(content[:middle] + content[middle + 188 :])  # one packet was lost
+    with pytest.raises(VideoError, match=r"lossy\.ts: .*the frame of 1\.\d+ s is damaged"):
+        list(Video(path).frames())
