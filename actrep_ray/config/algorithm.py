@@ -118,6 +118,12 @@ class AlgorithmConfig(Section):
                 "algorithm.advantage=gdpo normalises each reward of its own, so there is no one "
                 "reward to add a bonus to: set algorithm.temporal_contrast.weight=0",
             )
+        if self.loss == "clip_cov" and self.cov_fraction == 1:
+            yield Contradiction(
+                ("algorithm.loss", "algorithm.cov_fraction"),
+                "algorithm.loss=clip_cov gives the tokens that it picks no gradient: expected "
+                "algorithm.cov_fraction below 1 (the paper has 2e-4)",
+            )
         low, high = self.clip_cov_range
         if low >= high:
             yield Contradiction(

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from actrep_ray.config.section import Contradiction, Count, Float, Fraction, Positive, Section
 
+_Beta = Annotated[Float, Field(ge=0, lt=1)]
+
 
 class LearnerConfig(Section):
     """The workers that train."""
@@ -47,7 +49,7 @@ class LearnerConfig(Section):
     weight_decay: Annotated[Float, Field(ge=0)] = Field(
         0.0, description="AdamW's decay; norms and biases are left out."
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's betas.")
+    betas: tuple[_Beta, _Beta] = Field((0.9, 0.999), description="AdamW's betas, below 1.")
     max_grad_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
     ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
         None, description="Keep a moving average of the weights with this decay; null: none."

@@ -69,6 +69,7 @@ class Recipe(Section):
             yield from rules.sft_batch(self.sft, self.learner)
             return
         yield from rules.adapters_of_engine(self.model, self.rollout)
+        yield from rules.nucleus(self.rollout, self.algorithm)
         yield from rules.taking_turns(self.placement, self.rollout, self.learner, self.train)
         yield from rules.grpo_batch(self.train, self.learner)
 

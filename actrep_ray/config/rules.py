@@ -6,6 +6,7 @@ Each rule is given the sections that it reads and yields what contradicts, with 
 import importlib.util
 from collections.abc import Iterator
 
+from actrep_ray.config.algorithm import AlgorithmConfig
 from actrep_ray.config.generation import RolloutConfig
 from actrep_ray.config.learner import LearnerConfig
 from actrep_ray.config.model import ModelConfig
@@ -54,6 +55,33 @@ def adapters_of_engine(model: ModelConfig, rollout: RolloutConfig) -> Iterator[C
             ("model.lora.rank", "model.lora.send", "rollout.engine"),
             f"model.lora.rank={lora.rank}: vLLM takes adapters of at most {_MAX_VLLM_RANK}; set "
             "model.lora.send=merged",
+        )
+
+
+def nucleus(rollout: RolloutConfig, algorithm: AlgorithmConfig) -> Iterator[Contradiction]:
+    """Corrections by the ratio of learner to engine, where the engine samples from a nucleus.
+
+    The nucleus is made to add up to 1, so the ratio of a token is the share that it had: from top_p
+    to 1. That of an answer, a product over its tokens, is nearly 0.
+    """
+    top_p, what = rollout.top_p, algorithm.rollout_correction
+    if top_p == 1 or what in ("off", "token_truncate"):
+        return
+    keys = ("rollout.top_p", "algorithm.rollout_correction")
+    if what != "token_reject":
+        yield Contradiction(
+            keys,
+            f"rollout.top_p={top_p:g} makes every answer likelier in the engine than in the "
+            f"learner, up to {top_p:g}^tokens, and algorithm.rollout_correction={what} would leave "
+            "next to nothing to train on: set rollout.top_p=1, or token_truncate",
+        )
+    elif top_p < 1 / algorithm.rollout_correction_threshold:
+        key = "algorithm.rollout_correction_threshold"
+        yield Contradiction(
+            (*keys, key),
+            f"rollout.top_p={top_p:g} makes tokens up to {1 / top_p:.4g} times likelier in the "
+            f"engine than in the learner, and algorithm.rollout_correction={what} would leave them "
+            f"out: set {key} to at least that, or rollout.top_p=1",
         )
 
 

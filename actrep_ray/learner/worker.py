@@ -168,6 +168,8 @@ class LearnerWorker:
         metrics, self.kl_coef = self.grpo.run(rows, self.kl_coef, max(0, num_later))
         _log.info("step %d: %s", step, metrics)
         metrics["num_optimizer_steps"] = float(self.num_optimizer_steps - num_before)
+        if self.num_optimizer_steps == num_before and self.ranks.is_first:
+            _log.warning("step %d: no optimiser step was taken: no answer has a gradient", step)
         return metrics | _speed(self._count(rows), start)
 
     def log_probs(
