@@ -136,7 +136,7 @@ def measure(
         + attention_flops(sizes, prompt.num_tokens, len(rows), copies)
     )
     start = time.perf_counter()
-    exported = sum(weight.nbytes for _, weight in worker.export_weights())
+    exported = sum(weight.nbytes for _, weight in worker.iter_weights())
     export_s = time.perf_counter() - start
     worker.shutdown()
     torch.cuda.empty_cache()

@@ -191,13 +191,13 @@ def make_recipe(args: argparse.Namespace, name: str) -> Any:
 
 def run_ours(recipe: Any) -> dict[str, Any]:
     """Our driver with its real workers; the figures are those that it logs."""
-    from actrep_ray.driver.job import run_grpo
+    from actrep_ray.driver.job import prepare_grpo
     from actrep_ray.run.metrics import read_metrics
 
     path = recipe.run_dir / "metrics.jsonl"
     meter = CpuMeter(path)
     meter.start()
-    run_grpo(recipe)
+    prepare_grpo(recipe).run()
     # The first step is a warm-up; the last one writes a checkpoint.
     rows = [row for row in read_metrics(path) if 1 < row["step"] < recipe.train.num_steps]
 

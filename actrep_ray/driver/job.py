@@ -21,24 +21,12 @@ from actrep_ray.run.profile import profiled
 from actrep_ray.scoring.worker import make_spec
 
 
-def run_grpo(recipe: Recipe, *, pools: Pools | None = None, resume: bool = False) -> Checkpoint:
-    """Train `model.path` by GRPO; returns the last checkpoint.
+def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> "GrpoJob":
+    """Check everything that can be checked before a worker starts.
 
     Args:
         recipe: Settings; `stage` is "grpo".
-        pools: Workers that were started for this recipe and model; they are left running. None
-            starts them in a cluster of their own and ends it.
         resume: Go on from the run's last checkpoint, if it has one.
-
-    Raises:
-        ValueError: for settings, data or a model that cannot be used, before any worker starts.
-        LogProbGapError: if rollout and learner disagree by more than `train.max_log_prob_gap`.
-    """
-    return prepare_grpo(recipe, resume=resume).run(pools)
-
-
-def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> "GrpoJob":
-    """Check everything that can be checked before a worker starts.
 
     Raises:
         ValueError: for settings, data or a model that cannot be used.
@@ -69,7 +57,16 @@ class GrpoJob:
         return self.start.folder if self.start else resolve_model(self.recipe.model.path)
 
     def run(self, pools: Pools | None = None, *, profile: bool = False) -> Checkpoint:
-        """Train; returns the last checkpoint. See `run_grpo`."""
+        """Train; returns the last checkpoint.
+
+        Args:
+            pools: Workers that were started for this recipe and model; they are left running. None
+                starts them in a cluster of the run's own and ends it.
+            profile: Whether to note what every worker does when.
+
+        Raises:
+            LogProbGapError: if rollout and learner disagree by more than `train.max_log_prob_gap`.
+        """
         if pools is None:
             return self._run_in_cluster(profile)
         driver = self.driver(pools)

@@ -35,7 +35,7 @@ class Interval:
     value: float
     low: float
     high: float
-    method: Method = "bootstrap"  # of what was written before shares had Wilson's
+    method: Method = "bootstrap"
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

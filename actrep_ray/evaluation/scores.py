@@ -78,7 +78,7 @@ class Metrics(Figures):
         return values
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON-able values; `metrics_of_json` reads it back."""
+        """Everything, as JSON-able values."""
         return {
             **super().to_json(),
             "parsed_only": None if self.parsed_only is None else self.parsed_only.to_json(),
@@ -195,26 +195,6 @@ def reading_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
     readings = Counter(p.count for p in predictions)
     histogram = {str(r): readings[r] for r in sorted(r for r in readings if r is not None)}
     return histogram | ({"unparsed": readings[None]} if None in readings else {})
-
-
-def metrics_of_json(row: Mapping[str, Any], task: Task) -> Metrics:
-    """Read what `Metrics.to_json` gave."""
-
-    def figures(values: Mapping[str, Any]) -> Figures:
-        intervals = {figure.name: Interval(**values[figure.name]) for figure in task.figures}
-        return Figures(values["num_clips"], intervals)
-
-    overall, parsed = figures(row), row["parsed_only"]
-    return Metrics(
-        num_clips=overall.num_clips,
-        values=overall.values,
-        parsed_only=None if parsed is None else figures(parsed),
-        breakdowns={
-            breakdown.name: {cell: figures(one) for cell, one in row[breakdown.name].items()}
-            for breakdown in task.breakdowns
-        },
-        histogram=dict(row["histogram"]),
-    )
 
 
 # --- the numbers behind it

@@ -112,19 +112,12 @@ class LearnerPool:
         recipe: Settings, with the device resolved.
         workers: Handles of the actors, rank 0 first.
         group: Their placement group; given back at the end.
-        mailbox: That of the thread that waits, if other pools share it; one of its own by default.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        workers: Sequence[Any],
-        group: Any = None,
-        mailbox: Mailbox | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, workers: Sequence[Any], group: Any = None) -> None:
         self.recipe = recipe
         self.workers = list(workers)
-        self.mailbox = mailbox or Mailbox()
+        self.mailbox = Mailbox()
         self.timeout_s = recipe.learner.timeout_s  # of every wait
         self._group = group
 
@@ -135,40 +128,20 @@ class LearnerPool:
         model_path: str | Path,
         total_steps: int,
         bundles: Bundles | None = None,
-        mailbox: Mailbox | None = None,
     ) -> Self:
-        """As `launch`, and wait until each rank has its share of the model.
-
-        Raises:
-            ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
-            LearnerWorkerError: if a rank dies at its start.
-            TimeoutError: if they are not ready within `learner.timeout_s`.
-        """
-        pool = cls.launch(recipe, model_path, total_steps, bundles, mailbox)
-        pool.finish_launch()
-        return pool
-
-    @classmethod
-    def launch(
-        cls,
-        recipe: Recipe,
-        model_path: str | Path,
-        total_steps: int,
-        bundles: Bundles | None = None,
-        mailbox: Mailbox | None = None,
-    ) -> Self:
-        """Start the ranks; they load the model in `finish_launch`.
+        """Start the ranks and wait until each has its share of the model.
 
         Args:
             recipe: Settings; `recipe.stage` says whether `sft_step` or `update` is meant.
             model_path: Checkpoint to start or go on from.
             total_steps: Steps of the loop, for the learning rate.
             bundles: What `reserve` held for the ranks; by default it is reserved now.
-            mailbox: See the class.
 
         Raises:
             ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
-            TimeoutError: if the cluster has no room for them.
+            LearnerWorkerError: if a rank dies at its start.
+            TimeoutError: if the cluster has no room for them, or if they are not ready within
+                `learner.timeout_s`.
         """
         runs_dir = str(Path(recipe.runs_dir).absolute())  # a rank may have another folder
         recipe = with_device(recipe).model_copy(update={"runs_dir": runs_dir})
@@ -182,21 +155,13 @@ class LearnerPool:
         workers = [
             rank.remote(recipe, path, r, size, total_steps, base) for r, rank in enumerate(ranks)
         ]
-        return cls(recipe, workers, group, mailbox)
-
-    def finish_launch(self) -> None:
-        """Wait until the ranks are ready; all end if that fails. Errors: see `start`."""
+        pool = cls(recipe, workers, group)
         try:
-            first = self._call([0], "rendezvous", lambda rank: rank.rendezvous.remote())
-            address, port = self._wait(first, "rank 0 to start")
-            self._call_all(
-                "setup",
-                lambda rank: rank.setup.remote(address, port),
-                what="the learner ranks to load the model",
-            )
+            pool._set_up()
         except BaseException:
-            self.shutdown()
+            pool.shutdown()
             raise
+        return pool
 
     def sft_step(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         """One optimiser step of SFT over all ranks; see `LearnerWorker.sft_step`."""
@@ -269,6 +234,16 @@ class LearnerPool:
         if self._group is not None:
             release(self._group)
             self._group = None
+
+    def _set_up(self) -> None:
+        """Let the ranks find each other and load the model."""
+        first = self._call([0], "rendezvous", lambda rank: rank.rendezvous.remote())
+        address, port = self._wait(first, "rank 0 to start")
+        self._call_all(
+            "setup",
+            lambda rank: rank.setup.remote(address, port),
+            what="the learner ranks to load the model",
+        )
 
     def _call_all(self, method: str, call: Callable[[Any], Any], *, what: str) -> Any:
         """Call every rank at the same time and wait for all; returns rank 0's answer."""

@@ -198,10 +198,6 @@ class LearnerWorker:
 
     # ---------------------------------------------------------------- weights and state
 
-    def export_weights(self) -> list[tuple[str, torch.Tensor]]:
-        """All of `iter_weights` at once."""
-        return list(self.iter_weights())
-
     def iter_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, torch.Tensor]]:
         """(name in the checkpoint's files, whole weight on the CPU in the model's dtype).
 

@@ -33,7 +33,6 @@ class Member:
         num_calls: Calls of `advance` that are under way.
         policy_version: Of its engine; None until that has started.
         is_ready: Whether it holds the weights in use, and takes prompts.
-        is_leaving: Whether it goes when it has finished what it has.
     """
 
     index: int
@@ -42,7 +41,6 @@ class Member:
     num_calls: int = 0
     policy_version: int | None = None
     is_ready: bool = False
-    is_leaving: bool = False
 
     @property
     def num_answers(self) -> int:
@@ -78,7 +76,7 @@ class Backlog:
         given: dict[Member, list[PendingPrompt]] = {}
         if not self.waiting:
             return given
-        room = [(m.num_answers, m.index, m) for m in members if m.is_ready and not m.is_leaving]
+        room = [(m.num_answers, m.index, m) for m in members if m.is_ready]
         heapq.heapify(room)
         while self.waiting and room:
             load, index, member = room[0]

@@ -1,4 +1,4 @@
-"""The rollout workers of a run, as Ray actors that come, go and die.
+"""The rollout workers of a run, as Ray actors that come and die.
 
     submit(prompts) ─► waiting ─► worker 0, at most max_in_flight answers ─┐
                                 └► worker 1 ...                            ├─► on_group(group)
@@ -68,15 +68,12 @@ class RolloutPool:
     Args:
         recipe: Settings, with the device resolved.
         spawn: Starts worker number `index` and returns its handle: an actor of `RolloutWorker`.
-        mailbox: That of the thread that waits, if other pools share it; one of its own by default.
     """
 
-    def __init__(
-        self, recipe: Recipe, spawn: Callable[[int], Any], mailbox: Mailbox | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, spawn: Callable[[int], Any]) -> None:
         cfg = recipe.rollout
         self.recipe = recipe
-        self.mailbox = mailbox or Mailbox()
+        self.mailbox = Mailbox()
         self.timeline = Timeline()
         self.timeout_s = cfg.timeout_s  # of every wait
         self._spawn = spawn
@@ -88,13 +85,7 @@ class RolloutPool:
 
     @classmethod
     def start(
-        cls,
-        recipe: Recipe,
-        model_path: str | Path,
-        *,
-        num_workers: int | None = None,
-        bundles: Bundles | None = None,
-        mailbox: Mailbox | None = None,
+        cls, recipe: Recipe, model_path: str | Path, *, bundles: Bundles | None = None
     ) -> Self:
         """As `launch`, and wait until the engines are ready.
 
@@ -102,34 +93,24 @@ class RolloutPool:
             RolloutWorkerError: if a worker dies at its start.
             TimeoutError: if they are not ready within `rollout.timeout_s`.
         """
-        pool = cls.launch(
-            recipe, model_path, num_workers=num_workers, bundles=bundles, mailbox=mailbox
-        )
+        pool = cls.launch(recipe, model_path, bundles=bundles)
         pool.finish_launch()
         return pool
 
     @classmethod
     def launch(
-        cls,
-        recipe: Recipe,
-        model_path: str | Path,
-        *,
-        num_workers: int | None = None,
-        bundles: Bundles | None = None,
-        mailbox: Mailbox | None = None,
+        cls, recipe: Recipe, model_path: str | Path, *, bundles: Bundles | None = None
     ) -> Self:
         """Start the workers; what is started later gets the room that they leave.
 
         Args:
             recipe: Settings.
             model_path: Folder of the checkpoint that the engines start from.
-            num_workers: Workers, if not `rollout.num_workers`.
             bundles: Those of the learner ranks, if each shares its own with an engine.
-            mailbox: See the class.
         """
         recipe = with_device(recipe)
-        pool = cls(recipe, spawner(recipe, model_path, bundles), mailbox)
-        pool.add_workers(num_workers or recipe.rollout.num_workers)
+        pool = cls(recipe, spawner(recipe, model_path, bundles))
+        pool.add_workers(recipe.rollout.num_workers)
         return pool
 
     def finish_launch(self) -> None:
@@ -149,18 +130,12 @@ class RolloutPool:
         self._backlog.add(PendingPrompt(prompt, settings, on_group) for prompt in prompts)
         self._dispatch(self._members)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        settings: SamplingSettings,
-        on_group: OnGroup | None = None,
-    ) -> list[RolloutGroup]:
+    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
         """Answer every prompt; groups come in the order of the prompts.
 
         Args:
             prompts: What to answer; other prompts may be at work at the same time.
             settings: How to sample.
-            on_group: Called with each group when it is there, in any order.
 
         Raises:
             RolloutWorkerError: naming the worker that died, if it may not be replaced.
@@ -170,8 +145,6 @@ class RolloutPool:
 
         def keep(group: RolloutGroup) -> None:
             groups[group.prompt.prompt_id] = group
-            if on_group is not None:
-                on_group(group)
 
         self.submit(prompts, settings, keep)
         try:
@@ -288,8 +261,8 @@ class RolloutPool:
 
     @property
     def num_workers(self) -> int:
-        """Workers that are there or starting, those that leave not counted."""
-        return sum(not member.is_leaving for member in self._members)
+        """Workers that are there or starting."""
+        return len(self._members)
 
     def add_workers(self, num: int = 1) -> None:
         """Start more workers; each takes prompts when it holds the weights in use."""
@@ -298,21 +271,6 @@ class RolloutPool:
             member = Member(index, self._spawn(index))
             self._members.append(member)
             self._follow(member, "ready", member.handle.ready.remote(), self._on_version)
-
-    def remove_workers(self, num: int = 1) -> None:
-        """Let the least busy workers finish what they have and go.
-
-        Raises:
-            ValueError: if none would be left.
-        """
-        staying = [m for m in self._members if not m.is_leaving]
-        if num >= len(staying):
-            raise ValueError(
-                f"cannot remove {num} of {len(staying)} rollout workers: one must stay"
-            )
-        for member in sorted(staying, key=lambda m: (m.is_ready, len(m.pending), -m.index))[:num]:
-            member.is_leaving = True
-            self._dismiss_if_done(member)
 
     def grow(self) -> int:
         """Start workers up to `rollout.max_workers` where there is room; returns how many."""
@@ -371,7 +329,7 @@ class RolloutPool:
             then=partial(then, member),
             on_loss=partial(self._on_loss, member),
             on_error=partial(self._on_error, member),
-            is_wanted=lambda: member in self._members,  # else it has died or left
+            is_wanted=lambda: member in self._members,  # else it has died
         )
 
     def _on_turn(self, member: Member, turn: Turn) -> None:
@@ -381,7 +339,6 @@ class RolloutPool:
         done = [(member.pending.pop(group.prompt.prompt_id), group) for group in turn.groups]
         self._dispatch([member])
         self._advance(member, ())
-        self._dismiss_if_done(member)
         for one, group in done:
             one.on_group(group)
 
@@ -417,8 +374,7 @@ class RolloutPool:
         self._members.remove(member)
         find_cause(self.mailbox, member.handle, loss, partial(self._count_loss, member))
         self._backlog.give_back(member)
-        if not member.is_leaving:
-            self.add_workers()
+        self.add_workers()
         self._dispatch(self._members)
         self._delivery.go_on(self._members)
 
@@ -437,12 +393,6 @@ class RolloutPool:
             used = f"restarts used: {self.num_restarts} of {budget.limit}"
             raise RolloutWorkerError(f"{loss} ({used})", loss)
         _log.warning("%s; restart %d of %d", loss, self.num_restarts, budget.limit)
-
-    def _dismiss_if_done(self, member: Member) -> None:
-        if member.is_leaving and not member.pending:
-            self._members.remove(member)
-            end_worker(member.handle)
-            self._delivery.go_on(self._members)
 
     def _record(self, member: Member, what: str, began_s: float, ended_s: float) -> None:
         self.timeline.add("rollout", f"engine {member.index}", what, began_s, ended_s)

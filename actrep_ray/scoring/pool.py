@@ -3,8 +3,8 @@
     groups ─► batches ─► reward worker 0 ─┐
                     └──► reward worker 1 ─┴─► groups with rewards and reward_parts, in order
 
-`submit` hands over groups as soon as their answers are there, so that scoring overlaps with
-generating; the pool has no thread of its own, results arrive in its `mailbox`.
+The pool has no thread of its own: results arrive in its `mailbox`, and are handled by whoever waits
+for the scores.
 
 A reward that raises, hangs, or returns anything but a number in its range is named, with the
 rollout. Its group is dropped with the reason (`RolloutGroup.failure`), never scored 0, until more
@@ -15,7 +15,6 @@ is replaced, and what else it held is scored again.
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
@@ -33,7 +32,7 @@ from actrep_ray.cluster.supervision import (
 )
 from actrep_ray.config import Recipe
 from actrep_ray.records import RolloutGroup
-from actrep_ray.scoring.dispatch import Item, Items, Member, OnScored, Request, Result
+from actrep_ray.scoring.dispatch import Item, Items, Member, Request, Result
 from actrep_ray.scoring.pool_actors import STATUS_GROUP, starter
 from actrep_ray.scoring.worker import GroupFailure, make_spec, texts_of
 from rewards.reference import Reference
@@ -63,15 +62,12 @@ class RewardPool:
     Args:
         recipe: Settings.
         start_worker: Starts one more actor of `RewardWorker`.
-        mailbox: That of the thread that waits, if other pools share it; one of its own by default.
     """
 
-    def __init__(
-        self, recipe: Recipe, start_worker: Callable[[], Any], mailbox: Mailbox | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, start_worker: Callable[[], Any]) -> None:
         cfg = recipe.reward
         self.recipe = recipe
-        self.mailbox = mailbox or Mailbox()
+        self.mailbox = Mailbox()
         self._start_worker = start_worker
         self._timeout_s = cfg.timeout_s
         self._part_names = [part.name for part in make_spec(recipe).parts]
@@ -79,7 +75,7 @@ class RewardPool:
         self._members = [self._start_member(index) for index in range(cfg.num_workers)]
 
     @classmethod
-    def start(cls, recipe: Recipe, mailbox: Mailbox | None = None) -> Self:
+    def start(cls, recipe: Recipe) -> Self:
         """Start the workers of `recipe.reward` in the current cluster and wait until they run.
 
         Raises:
@@ -87,49 +83,22 @@ class RewardPool:
             RewardWorkerError: if a worker dies at its start.
             TimeoutError: if they are not ready in time.
         """
-        pool = cls.launch(recipe, mailbox)
-        pool.finish_launch()
-        return pool
-
-    @classmethod
-    def launch(cls, recipe: Recipe, mailbox: Mailbox | None = None) -> Self:
-        """As `start`, without waiting."""
-        return cls(recipe, starter(recipe, make_spec(recipe)), mailbox)
-
-    def finish_launch(self) -> None:
-        """Wait until the workers are ready; all end if that fails. Errors: see `start`."""
+        pool = cls(recipe, starter(recipe, make_spec(recipe)))
         try:
-            self.mailbox.wait(
-                lambda: all(member.is_ready for member in self._members),
+            pool.mailbox.wait(
+                lambda: all(member.is_ready for member in pool._members),
                 _START_TIMEOUT_S,
-                self._explain_start,
+                pool._explain_start,
             )
         except BaseException:
-            self.shutdown()
+            pool.shutdown()
             raise
+        return pool
 
     @property
     def workers(self) -> list[Any]:
         """Handles of the actors."""
         return [member.handle for member in self._members]
-
-    @property
-    def failures(self) -> Counter[str]:
-        """Groups of the run that were dropped by reason, against `reward.max_failures`."""
-        return self._budget.spent
-
-    def submit(
-        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference], on_scored: OnScored
-    ) -> None:
-        """Have groups scored; returns at once.
-
-        Args:
-            groups: Groups with answers.
-            labels: By clip id; each group's clip must be among them.
-            on_scored: Called with what `score` returns, by whoever waits in the mailbox; what
-                `score` raises is raised there.
-        """
-        self._send_request(Request(list(groups), on_scored), labels)
 
     def score(
         self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]

@@ -177,7 +177,7 @@ class Proposal:
         cycles: What the detector found.
         score: Its periodicity, 0 to 1.
         agrees: Whether the cycles may be taken as marks.
-        reason: Why not, in a word: "count_differs", "low_score"; empty if they may.
+        reason: Why not, in a word: "count_differs"; empty if they may.
     """
 
     cycles: tuple[Cycle, ...]
@@ -186,23 +186,18 @@ class Proposal:
     reason: str = ""
 
 
-def propose_cycles(clip: Clip, *, min_score: float = MIN_SCORE, flow: bool = False) -> Proposal:
+def propose_cycles(clip: Clip, *, flow: bool = False) -> Proposal:
     """Cycles for a clip, and whether they agree with its count, which the detector never sees.
 
     Args:
         clip: The clip; its count is what the cycles must agree with.
-        min_score: Least periodicity of cycles that may be taken as marks.
         flow: Look at optical flow as well.
 
     Raises:
         VideoError: if the video cannot be read.
     """
     found = detect_cycles(clip, flow=flow)
-    reason = ""
-    if found.count != clip.count:
-        reason = "count_differs"
-    elif found.cycles and found.score < min_score:
-        reason = "low_score"
+    reason = "count_differs" if found.count != clip.count else ""
     return Proposal(found.cycles, found.score, not reason, reason)
 
 

@@ -26,7 +26,7 @@ def propose_answers(
 ) -> Iterator[Outcome]:
     """An answer for each clip, in order, or why there is none.
 
-    The reasons: "has_marks" (the annotations teach better), "count_differs", "low_score",
+    The reasons: "has_marks" (the annotations teach better), "count_differs",
     "unreadable_video", and those of `render_answer`.
 
     Args:

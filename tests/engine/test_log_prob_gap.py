@@ -129,7 +129,7 @@ def test_the_limit_lies_between_health_and_faults(
     for step in range(1, NUM_STEPS + 1):
         healthy.append(pair.learner.update(rows, step)["log_prob_gap_mean"])
         stale.append(gap(pair.learner, rows_of(pair.engine.generate(pair.prompts, SETTINGS))))
-        pair.engine.load_weights(dict(pair.learner.export_weights()), step)
+        pair.engine.load_weights(dict(pair.learner.iter_weights()), step)
         rows = rows_of(pair.engine.generate(pair.prompts, SETTINGS))
     healthy.append(gap(pair.learner, rows))
     cool = replace(SETTINGS, temperature=0.9)

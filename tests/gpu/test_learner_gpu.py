@@ -113,7 +113,7 @@ def test_export_gives_the_weights_that_were_loaded(
     needs_gib(40)
     model = random_model("Qwen3-VL-2B-Instruct")
     worker = make_worker(make_recipe(f"model.path={model}", *settings({})), model)
-    exported = dict(worker.export_weights())
+    exported = dict(worker.iter_weights())
     loaded = {k: v for path in model.glob("*.safetensors") for k, v in load_file(path).items()}
     assert exported
     for name, weight in exported.items():

@@ -38,7 +38,7 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
     worker.setup("127.0.0.1", port)
     peak = memory_mib("VmHWM") - before
     stored = load_file(Path(job["model"]) / "model.safetensors")
-    found = dict(worker.export_weights())
+    found = dict(worker.iter_weights())
     wrong = [name for name, weight in found.items() if not torch.equal(weight, stored[name])]
     embedding = worker.policy.model.get_input_embeddings().weight
     result = {

@@ -94,7 +94,7 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
         folder = Path(job["folder"]) / f"{strategy}-{world_size}"
         parts = gradients_of_cases(worker, job, only=SOME if strategy != "fsdp2" else None)
         parts |= updates(worker, job["rows"], folder)
-        parts |= {f"weights/{name}": value for name, value in worker.export_weights()}
+        parts |= {f"weights/{name}": value for name, value in worker.iter_weights()}
         parts |= going_on(recipe, job["rows"], folder, rank, world_size, port)
         parts |= moving_average(worker, job["rows"])
         parts |= nothing_to_train(worker, job["rows"])
@@ -214,11 +214,11 @@ def masters(worker: LearnerWorker) -> dict[str, torch.Tensor]:
 
 def bad_loss(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Tensor]:
     """How many weights a step changed that had a row of pixels that are no numbers: 0."""
-    before = dict(worker.export_weights())
+    before = dict(worker.iter_weights())
     worker.encoder.encode(rows[1]).pixel_values[3, 5] = torch.nan
     with pytest.raises(LearnerError, match=rows[1].row_id):
         worker.sft_step(rows)
-    changed = [n for n, w in worker.export_weights() if not torch.equal(w, before[n])]
+    changed = [n for n, w in worker.iter_weights() if not torch.equal(w, before[n])]
     return {"num_changed": torch.tensor(len(changed))}
 
 

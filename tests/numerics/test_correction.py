@@ -113,9 +113,9 @@ def rows(tiny_model: TinyModel, make_rows: Callable[..., list[Any]]) -> list[Any
 
 def _gradient_step(worker: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
     """How one update moved the weights."""
-    before = dict(worker.export_weights())
+    before = dict(worker.iter_weights())
     worker.update(rows, 1)
-    return {name: value - before[name] for name, value in worker.export_weights()}
+    return {name: value - before[name] for name, value in worker.iter_weights()}
 
 
 def test_masked_answers_are_as_if_they_were_not_there(

@@ -138,12 +138,12 @@ def test_a_loss_that_is_not_finite_changes_nothing(
     make_worker: Any, make_recipe: MakeRecipe, tiny_model: TinyModel, rows: list[Any]
 ) -> None:
     worker = make_worker(make_recipe(*GRPO), tiny_model())
-    before = dict(worker.export_weights())
+    before = dict(worker.iter_weights())
     rows[1] = replace(rows[1], row_id="bad-row")
     worker.encoder.encode(rows[1]).pixel_values[3, 5] = torch.nan
     with pytest.raises(LearnerError, match=r"loss is not finite.*Rows: bad-row\."):
         worker.update(rows, 1)
-    after = dict(worker.export_weights())
+    after = dict(worker.iter_weights())
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert worker.num_optimizer_steps == 0
     assert np.isfinite(worker.update([rows[0], rows[2]], 2)["loss"])
@@ -191,7 +191,7 @@ def test_export_and_save(
     source = tiny_model(family, tied=tied)
     worker = make_worker(make_recipe("stage=sft", "learner.lr=1e-2"), source)
     files = load_file(source / "model.safetensors")
-    exported = dict(worker.export_weights())
+    exported = dict(worker.iter_weights())
     assert exported.keys() == files.keys()
     assert ("lm_head.weight" in exported) == (not tied)
     assert all(torch.equal(exported[name], weight) for name, weight in files.items())
@@ -263,9 +263,9 @@ def test_frozen_components_do_not_move(
 ) -> None:
     recipe = make_recipe("stage=sft", "learner.lr=1e-2", f"model.freeze=[{component}]")
     worker = make_worker(recipe, tiny_model())
-    before = dict(worker.export_weights())
+    before = dict(worker.iter_weights())
     worker.sft_step(rows)
-    for name, weight in worker.export_weights():
+    for name, weight in worker.iter_weights():
         assert torch.equal(weight, before[name]) == (component_of(name) == component), name
 
 
@@ -313,7 +313,7 @@ def test_lower_precision_and_checkpointing_train_too(
     steps = [worker.sft_step(rows)["loss"] for _ in range(4)]
     assert steps[0] == pytest.approx(exact, abs=0.05)
     assert steps[-1] < steps[0]
-    assert {weight.dtype for _, weight in worker.export_weights()} == {torch.bfloat16}
+    assert {weight.dtype for _, weight in worker.iter_weights()} == {torch.bfloat16}
     worker.save_state(tmp_path / "state")  # holds the float32 weights, which bfloat16 would lose
     whole = load_file(tmp_path / "state" / "learner.safetensors")
     name = "model.language_model.norm.weight"

@@ -48,7 +48,7 @@ def test_only_adapters_train_and_merged_weights_are_the_policy(
     moved = _flat(worker.log_probs(rows))
     assert np.abs(moved - base).max() > 0.1
     files = load_file(tiny_model() / "model.safetensors")
-    exported = dict(worker.export_weights())
+    exported = dict(worker.iter_weights())
     assert exported.keys() == files.keys()
     changed = {name for name, weight in exported.items() if not torch.equal(weight, files[name])}
     assert changed == {f"{name.partition('.base_layer')[0]}.weight" for name in before
@@ -115,7 +115,7 @@ def test_the_adapter_is_one_of_peft(
     worker = make_worker(make_recipe("stage=sft", *LORA), tiny_model())
     worker.sft_step(rows)
     worker.save_state(tmp_path / "state")
-    exported = dict(worker.export_weights())
+    exported = dict(worker.iter_weights())
     model: Any = PeftModel.from_pretrained(
         load_model(tiny_model(), dtype="float32"), str(tmp_path / "state" / "adapter")
     )

@@ -179,13 +179,13 @@ def test_parts_move_as_far_as_their_learning_rates(
         "learner.schedule=linear", "learner.warmup_steps=2",
     )  # fmt: skip
     worker = make_worker(recipe, tiny_model())
-    before = dict(worker.export_weights())
+    before = dict(worker.iter_weights())
     metrics = worker.sft_step(make_rows(QwenVLInputs(tiny_model()), 3, 2))
     # Half of the peaks: the first of two steps of warm-up.
     rates = {"lr": 5e-4, "lr_merger": 1.5e-4, "lr_vision_tower": 5e-5}
     assert {key: metrics[key] for key in rates} == pytest.approx(rates)
     moved = {"lr": 0.0, "lr_merger": 0.0, "lr_vision_tower": 0.0}
-    for name, weight in worker.export_weights():
+    for name, weight in worker.iter_weights():
         component = component_of(name)
         key = "lr" if component == "language_model" else f"lr_{component}"
         moved[key] = max(moved[key], float((weight - before[name]).abs().max()))
@@ -205,7 +205,7 @@ def test_settings_of_fsdp2_change_nothing(
     for settings in ((), (setting,)):
         worker = make_worker(make_recipe("stage=sft", "learner.lr=1e-3", *settings), tiny_model())
         worker.sft_step(rows)
-        weights.append(dict(worker.export_weights()))
+        weights.append(dict(worker.iter_weights()))
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 

@@ -386,7 +386,7 @@ class OneRank(Colleagues):
         return metrics
 
     def export_weights_refs(self) -> list[Any]:
-        return list(pack_weights(self.call(self.worker.export_weights)))
+        return list(self.call(lambda: [*pack_weights(self.worker.iter_weights())]))
 
     def save_model(self, folder: Path) -> None:
         self.call(self.worker.save_model, folder)

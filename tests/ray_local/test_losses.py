@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.supervision import Loss, LossKind, WorkerLostError
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.driver.restarts import run_with_restarts
@@ -115,35 +114,6 @@ def test_a_killed_worker_is_the_same_loss_in_every_pool(ray_session: Any, starte
     loss = caught.value.loss
     assert (loss.role, loss.worker, loss.kind) == (started.role, 0, LossKind.PROCESS)
     assert caught.value.__cause__ is loss.error
-
-
-def test_pools_can_share_a_mailbox(ray_session: Any, recipe: Recipe, plan: FramePlan) -> None:
-    """One thread starts all three and waits for one of them; what the others do arrives too."""
-    mailbox, model = Mailbox(), Path(recipe.runs_dir) / "model"
-    rollouts = RolloutPool.launch(recipe, model, mailbox=mailbox)
-    learners = LearnerPool.launch(recipe, model, 10, mailbox=mailbox)
-    rewards = RewardPool.launch(recipe, mailbox)
-    pools = (rollouts, learners, rewards)
-    try:
-        for pool in pools:
-            pool.finish_launch()
-        scored: list[RolloutGroup] = []
-        labels = {"c": Reference(1, None, 2.0, "push")}
-        prompts = [Prompt(f"p{i}", "c", "How many?", plan) for i in range(3)]
-        settings = SamplingSettings(max_tokens=4, group_size=2)
-        rollouts.submit(
-            prompts, settings, lambda group: rewards.submit([group], labels, scored.extend)
-        )
-        row = LearnerRow(
-            "r", "How many?", plan, 0, (np.array([7, 8], np.int32),), np.ones(1, np.float32)
-        )
-        while len(scored) < len(prompts):
-            learners.log_probs([row])
-        assert sorted(group.prompt.prompt_id for group in scored) == ["p0", "p1", "p2"]
-        assert all(len(group.rewards) == 2 for group in scored)
-    finally:
-        for pool in pools:
-            pool.shutdown()
 
 
 # --- starting again

@@ -79,10 +79,8 @@ class Learner:
 def test_groups_come_in_the_order_of_the_prompts(
     pool: RolloutPool, prompts: Sequence[Prompt]
 ) -> None:
-    seen: list[RolloutGroup] = []
-    groups = pool.generate(prompts, SETTINGS, on_group=seen.append)
+    groups = pool.generate(prompts, SETTINGS)
     assert [group.prompt for group in groups] == prompts
-    assert sorted(group.prompt.prompt_id for group in seen) == ["p0", "p1", "p2", "p3", "p4"]
     assert {len(group.rollouts) for group in groups} == {2}
     assert pool.generate([], SETTINGS) == []
     pool.prefetch([prompt.plan for prompt in prompts])
@@ -145,14 +143,14 @@ def with_rollout(recipe: Recipe, **changes: Any) -> Recipe:
 def test_a_dead_worker_is_named(
     ray_session: Any, recipe: Recipe, models: list[Path], prompts: Sequence[Prompt]
 ) -> None:
-    recipe = with_rollout(recipe, max_restarts=0)
-    pool = RolloutPool.start(recipe, models[0], num_workers=1)
+    recipe = with_rollout(recipe, num_workers=1, max_restarts=0)
+    pool = RolloutPool.start(recipe, models[0])
     ray_session.kill(pool.workers[0])
     with pytest.raises(RolloutWorkerError, match="rollout worker 0 died in `advance`"):
         pool.generate(prompts, SETTINGS)
 
 
-def test_workers_die_come_and_go(
+def test_workers_die_and_come(
     ray_session: Any,
     recipe: Recipe,
     models: list[Path],
@@ -176,15 +174,13 @@ def test_workers_die_come_and_go(
         late = {group.rollouts[0].policy_version for group in seen if group.prompt.attempt}
         assert late == {3}, "the new worker did not load the weights before it took prompts"
 
-        check_growth_and_shrinkage(pool, prompts, newest=2)  # 0 was killed, 1 replaced it
-        with pytest.raises(ValueError, match="one must stay"):
-            pool.remove_workers()
+        check_growth(pool, prompts, newest=2)  # 0 was killed, 1 replaced it
     finally:
         pool.shutdown()
 
 
-def check_growth_and_shrinkage(pool: RolloutPool, prompts: Sequence[Prompt], newest: int) -> None:
-    """A worker that comes while others work loads first; one that goes loses and repeats nothing.
+def check_growth(pool: RolloutPool, prompts: Sequence[Prompt], newest: int) -> None:
+    """A worker that comes while others work loads first; nothing is lost or repeated.
 
     Work goes on, each finished group followed by another, until the new worker has had a part.
     """
@@ -208,17 +204,13 @@ def check_growth_and_shrinkage(pool: RolloutPool, prompts: Sequence[Prompt], new
         ask(prompt)
     assert (pool.grow(), pool.grow()) == (1, 0)  # up to rollout.max_workers
     pool.wait(lambda: "generate" in done_by_new(), lambda: "the new worker to take part")
-    for prompt in prompts:
-        ask(prompt)
-    pool.remove_workers()
-    assert pool.num_workers == 1
+    assert pool.num_workers == 2
     pool.wait(lambda: len(answered) == len(asked), lambda: "the groups")
     assert sorted(group.prompt.prompt_id for group in answered) == sorted(asked)
     assert {r.policy_version for group in answered for r in group.rollouts} == {3}
     assert done_by_new()[:2] == ["load weights", "generate"]
-    pool.wait(lambda: len(pool.workers) == 1, lambda: "the worker to leave")
 
 
 def test_a_worker_that_cannot_start_says_why(ray_session: Any, recipe: Recipe) -> None:
     with pytest.raises(RolloutWorkerError, match="not a model checkpoint"):
-        RolloutPool.start(recipe, "missing-folder", num_workers=1)
+        RolloutPool.start(with_rollout(recipe, num_workers=1), "missing-folder")

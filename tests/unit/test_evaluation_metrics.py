@@ -34,7 +34,6 @@ NAMES = [figure.name for figure in TASK.figures]
 score_predictions = partial(scores.score_predictions, task=TASK)
 score_cells = partial(scores.score_cells, task=TASK)
 paired_difference = partial(scores.paired_difference, task=TASK)
-metrics_of_json = partial(scores.metrics_of_json, task=TASK)
 prediction_of_text = partial(predicted.prediction_of_text, task=TASK)
 
 
@@ -158,13 +157,6 @@ def test_each_figure_says_where_its_interval_comes_from() -> None:
     assert {interval.method for interval in changed.values()} == {"bootstrap"}
 
 
-def test_metrics_from_before_the_methods_were_named_are_read_as_bootstrap() -> None:
-    row = score_predictions(PREDICTIONS, LABELS).to_json()
-    for name in NAMES:
-        del row[name]["method"]
-    assert metrics_of_json(row)["obz"].method == "bootstrap"
-
-
 @pytest.mark.parametrize(("num_right", "num_clips"), [(0, 0), (3, 2), (-1, 2)])
 def test_a_share_of_nothing_is_an_error(num_right: int, num_clips: int) -> None:
     with pytest.raises(ValueError):
@@ -259,8 +251,11 @@ def test_figures_stay_in_range_and_intervals_around_them(
         interval = metrics[name]
         assert 0 <= interval.low <= interval.high
         assert math.isfinite(interval.value)
-    restored = metrics_of_json(json.loads(json.dumps(metrics.to_json(), allow_nan=False)))
-    assert restored == metrics
+    row = json.loads(json.dumps(metrics.to_json(), allow_nan=False))
+    assert {name: Interval(**row[name]) for name in NAMES} == metrics.values
+    for cell, figures in metrics.breakdowns["bins"].items():
+        assert Interval(**row["bins"][cell]["mae"]) == figures["mae"]
+    assert row["histogram"] == metrics.histogram
 
 
 @pytest.mark.parametrize(

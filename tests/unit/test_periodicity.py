@@ -346,7 +346,6 @@ def test_proposed_cycles_are_kept_where_they_agree_with_the_count(clips: list[Cl
     assert len(proposal.cycles) == clip.count
     other = propose_cycles(replace(unmarked, count=clip.count + 3))
     assert (other.agrees, other.reason) == (False, "count_differs")
-    assert propose_cycles(unmarked, min_score=1.1).reason == "low_score"
 
     given = [
         unmarked,

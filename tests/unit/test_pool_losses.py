@@ -1,7 +1,8 @@
 """What pools make of lost workers, with handles whose calls end as a test says; without Ray."""
 
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,13 @@ class Rewards:
     def __init__(self, max_failures: int) -> None:
         self.handles: list[Handle] = []
         settings = ["reward.num_workers=1", f"reward.max_failures={max_failures}"]
-        self.pool = RewardPool(recipe(*settings), self.start)
-        self.pool.finish_launch()
-        self.scored: list[RolloutGroup] = []
+        pool = RewardPool(recipe(*settings), self.start)
         labels = {"clip": Reference(2, None, 3.0, "squat")}
-        self.pool.submit([make_group(f"p{i}") for i in range(4)], labels, self.scored.extend)
+        groups = [make_group(f"p{i}") for i in range(4)]
+        waiting = ThreadPoolExecutor(1)
+        self.scored = waiting.submit(pool.score, groups, labels)
+        waiting.shutdown(wait=False)  # it ends when the groups are scored
+        self.wait(lambda: len(self.calls()) == 4)
 
     def start(self) -> Handle:
         self.handles.append(Handle())
@@ -104,7 +107,16 @@ class Rewards:
         return self.handles[-1].calls.get("score", [])
 
     def wait(self, is_done: Callable[[], Any]) -> None:
-        self.pool.mailbox.wait(is_done, 10.0, lambda: "the pool")
+        """Until the thread that scores has come so far."""
+        deadline = time.monotonic() + 10.0
+        while not is_done() and not self.scored.done():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        if self.scored.done():
+            self.scored.result()
+
+    def groups(self) -> list[RolloutGroup]:
+        return self.scored.result(timeout=10.0)
 
 
 def scores(value: float) -> list[GroupScores]:
@@ -122,9 +134,7 @@ def test_a_reward_worker_that_goes_with_its_node_is_nobodys_fault() -> None:
     assert len(rewards.handles) == 2
     for i, call in enumerate(rewards.calls()):
         call.set_result(scores(2.0 + i))
-    rewards.wait(lambda: rewards.scored)
-    assert [group.rewards.tolist() for group in rewards.scored] == [[1.0], [2.0], [3.0], [4.0]]
-    assert not rewards.pool.failures
+    assert [group.rewards.tolist() for group in rewards.groups()] == [[1.0], [2.0], [3.0], [4.0]]
 
 
 def test_the_call_that_ended_a_reward_worker_is_found_one_by_one() -> None:
@@ -141,10 +151,8 @@ def test_the_call_that_ended_a_reward_worker_is_found_one_by_one() -> None:
     call.set_result(scores(3.0))
     rewards.wait(lambda: len(rewards.calls()) == 2)
     rewards.calls()[1].set_result(scores(4.0))
-    rewards.wait(lambda: rewards.scored)
-    reasons = [group.failure for group in rewards.scored]
+    reasons = [group.failure for group in rewards.groups()]
     assert reasons == ["", "reward_worker_died", "", ""]
-    assert rewards.pool.failures == {"reward_worker_died": 1}
 
 
 def test_a_reward_worker_that_dies_once_too_often_says_which_loss_it_was() -> None:
@@ -154,7 +162,7 @@ def test_a_reward_worker_that_dies_once_too_often_says_which_loss_it_was() -> No
     with pytest.raises(
         RewardWorkerError, match="died while it scored the rollouts of p0"
     ) as caught:
-        rewards.wait(lambda: rewards.scored)
+        rewards.groups()
     assert caught.value.loss.kind is LossKind.PROCESS
 
 
