@@ -43,7 +43,7 @@ from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.provenance import file_hash, provenance
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
-from actrep_ray.tasks.loading import load_clips
+from actrep_ray.tasks.loading import load_clips, load_task
 from actrep_ray.weights.sync import WeightSync
 from data_prep.files import read_object, write_json, write_lines
 from data_prep.synthetic.dataset import write_dataset
@@ -133,7 +133,7 @@ class Quickstart:
                 self.train()
         if self.is_needed(BASELINE):
             with self.milestones.doing(BASELINE, self.keys[BASELINE]):
-                write_baseline(self.clips, self.folder)
+                write_baseline(self.clips, self.folder, load_task(self.grpo.task))
         return self.report()
 
     def prepare(self) -> None:

@@ -62,7 +62,9 @@ def _count(args: argparse.Namespace) -> None:
     if args.json:
         show(json.dumps(_as_record(prediction, check, args.video, model)))
         return
-    answer = "no readable count" if prediction.count is None else f"{prediction.count} repetitions"
+    answer = (
+        "no readable count" if prediction.reading is None else f"{prediction.reading} repetitions"
+    )
     show(f"{args.video}: {answer}")
     for i, (start, end) in enumerate(prediction.cycles, start=1):
         show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
@@ -77,7 +79,7 @@ def _as_record(
     record: dict[str, Any] = {
         "video": str(video),
         "checkpoint": str(model),
-        "count": prediction.count,
+        "count": prediction.reading,
         "cycles": prediction.cycles,
         "text": prediction.text,
     }

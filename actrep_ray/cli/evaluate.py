@@ -12,6 +12,7 @@ from actrep_ray.cli.commands import UsageError, add_command, read_recipe
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
+    from actrep_ray.tasks.base import Task
     from data_prep.schema import Clip
 
 
@@ -53,11 +54,13 @@ def _evaluate_model(args: argparse.Namespace) -> None:
     recipe = recipe_for(args, model, [_data_of(args)])
     from actrep_ray.evaluation.jobs import prepare_evaluation
     from actrep_ray.evaluation.report import report_run
+    from actrep_ray.tasks.loading import load_task
 
     out_dir = args.out or Path("runs/evaluation")
     job = prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir)
     job.run()
-    _add_baseline(job.clips, out_dir, wanted=not args.no_baseline)
+    task = load_task(recipe.task)
+    _add_baseline(job.clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
     report_run(out_dir)
 
 
@@ -80,7 +83,7 @@ def _data_of(args: argparse.Namespace) -> str:
     return f"data.path={json.dumps(str(args.data))}"
 
 
-def _add_baseline(clips: Sequence["Clip"], out_dir: Path, *, wanted: bool) -> None:
+def _add_baseline(clips: Sequence["Clip"], out_dir: Path, task: "Task", *, wanted: bool) -> None:
     """Put the detector's predictions beside a model's, or take out those of an earlier call."""
     from actrep_ray.evaluation.periodicity import drop_baseline, write_baseline
 
@@ -88,7 +91,7 @@ def _add_baseline(clips: Sequence["Clip"], out_dir: Path, *, wanted: bool) -> No
         drop_baseline(out_dir)
         return
     with _showing_progress(len(clips)) as progress:
-        write_baseline(clips, out_dir, progress=progress)
+        write_baseline(clips, out_dir, task, progress=progress)
 
 
 @contextmanager

@@ -296,7 +296,8 @@ def _counts_panel(
 ) -> None:
     ceiling = math.ceil(top * 1.25) + 1  # predictions above it are drawn on it
     missing = -0.09 * ceiling - 0.5
-    cells = Counter((truth[p.clip_id], p.count) for p in predictions)
+    counts = {p.clip_id: None if p.reading is None else int(p.reading) for p in predictions}
+    cells = Counter((truth[clip_id], count) for clip_id, count in counts.items())
     ends = np.array([-0.5, top + 0.5])
     axis.fill_between(ends, ends - 1, ends + 1, color=BLUE, alpha=0.08, linewidth=0)
     axis.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -356,8 +357,8 @@ def draw_clip(figure: FigureBase, strip: ClipStrip) -> None:
         cycles = tuple(c for c in prediction.cycles if 0 <= c[0] < c[1] <= strip.duration_s * 1.2)
         hits = match_cycles(cycles, strip.truth)
         draw_cycles(lower, lane, cycles, [GREEN if hit else RED for hit in hits])
-        count = "none" if prediction.count is None else str(prediction.count)
-        texts.append(f"{name}: {count}")
+        reading = "none" if prediction.reading is None else str(prediction.reading)
+        texts.append(f"{name}: {reading}")
     style_lanes(lower, texts, strip.duration_s)
     legend = "seconds; green: matches a true cycle, red: matches none"
     lower.set_xlabel(legend if strip.rows else "seconds", fontsize=SMALL, color=MUTED)

@@ -144,7 +144,7 @@ def _cell_means(
     rows = [
         {
             **dict(zip(keys, (name, *cells[p.clip_id]), strict=True)),
-            **task.cell_means(p.count, labels[p.clip_id]),
+            **task.cell_means(p.reading, labels[p.clip_id]),
         }
         for name, predictions in sets.items()
         for p in predictions

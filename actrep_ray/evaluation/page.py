@@ -86,7 +86,8 @@ def _shown_answer(given: ReportInput) -> Answer | None:
         return None
     name, predictions = list(given.sets.items())[-1]
     prediction = next(p for p in predictions if p.clip_id == clip.id)
-    title = f"What {name} answered to {clip.id} (true count {clip.count})"
+    told = given.task.describe_truth(given.task.reference(clip))
+    title = f"What {name} answered to {clip.id} ({told})"
     return Answer(title, prediction.text)
 
 

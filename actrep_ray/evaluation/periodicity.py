@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from actrep_ray.config import Recipe
+from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
 from actrep_ray.evaluation.run_results import DETECTOR, write_results
 from actrep_ray.evaluation.scores import Metrics, score_predictions
-from actrep_ray.tasks.base import labels_of
+from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.schema import Clip
 
@@ -63,15 +63,19 @@ def _predict(clip: Clip) -> Prediction:
 
     cv2.setNumThreads(1)
     found = detect_cycles(clip)
-    return Prediction(clip_id=clip.id, count=found.count, cycles=found.cycles)
+    return Prediction(clip_id=clip.id, reading=found.count, cycles=found.cycles)
 
 
 def write_baseline(
-    clips: Sequence[Clip], out_dir: Path, *, progress: Callable[[int], None] | None = None
+    clips: Sequence[Clip],
+    out_dir: Path,
+    task: Task,
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
     """Predict and write `predictions-periodicity.jsonl`, which a report finds by its name."""
     predictions = predict_periodicity(clips, progress=progress)
-    write_predictions(out_dir / FILE, predictions)
+    write_predictions(out_dir / FILE, predictions, task)
     return predictions
 
 
@@ -90,8 +94,8 @@ class PeriodicityJob:
 
     def run(self, progress: Callable[[int], None] | None = None) -> Metrics:
         """Predict and score; writes predictions, `metrics.json` and `config.resolved.json`."""
-        predictions = write_baseline(self.clips, self.out_dir, progress=progress)
         task = load_task(self.recipe.task)
+        predictions = write_baseline(self.clips, self.out_dir, task, progress=progress)
         metrics = score_predictions(
             predictions,
             labels_of(self.clips, task),
@@ -107,8 +111,11 @@ def prepare_periodicity(recipe: Recipe, *, split: str, out_dir: Path) -> Periodi
     """Check everything that can be checked before the work starts.
 
     Raises:
+        ConfigError: for a task that does not count.
         ValueError: for data that cannot be used.
     """
+    if not load_task(recipe.task).is_counting:
+        raise ConfigError(f"task={recipe.task}: the periodicity detector can count, nothing else")
     clips = load_clips(recipe, split, limit=recipe.eval.num_clips)
     out_dir.mkdir(parents=True, exist_ok=True)
     return PeriodicityJob(recipe, clips, out_dir)

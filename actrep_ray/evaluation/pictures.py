@@ -76,11 +76,12 @@ def _pictures(given: ReportInput, metrics: Mapping[str, Metrics]) -> list[_Pictu
         )
     if not given.sets:
         return pictures
-    truth = {clip.id: clip.count for clip in given.clips}
     shown = dict(list(given.sets.items())[-_MOST_SETS:])
-    pictures.append(
-        _Picture("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, truth, metrics))
-    )
+    if given.task.is_counting:
+        truth = {clip.id: clip.count for clip in given.clips}
+        pictures.append(
+            _Picture("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, truth, metrics))
+        )
     if (clip := choose_clip(given.clips)) is not None:
         answers = {
             name: next(p for p in predictions if p.clip_id == clip.id)

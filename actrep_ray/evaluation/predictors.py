@@ -79,7 +79,7 @@ def evaluate(
 ) -> Metrics:
     """Predict, write the predictions to `path`, and score them."""
     predictions, task = predict(clips, generator, inputs, recipe), load_task(recipe.task)
-    write_predictions(path, predictions)
+    write_predictions(path, predictions, task)
     return score_predictions(
         predictions,
         labels_of(clips, task),

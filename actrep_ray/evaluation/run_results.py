@@ -77,17 +77,17 @@ def read_run(run_dir: Path) -> ReportInput:
         raise DataError(f"{run_dir}: no config.resolved.json in it, expected the folder of a run")
     runs = [(path.parent, read_resolved(path)) for path in settings]
     runs.sort(key=lambda run: ("sft", "grpo").index(run[1][0].stage))
-    stages: dict[str, list[dict[str, Any]]] = {}
-    sets: dict[str, list[Prediction]] = {}
-    for folder, (recipe, _) in runs:
-        if (path := folder / "metrics.jsonl").is_file() and (rows := read_metrics(path)):
-            stages[recipe.stage.upper()] = rows
-        sets |= _read_sets(folder)
-    sets = _read_sets(run_dir) or _same_clips(sets)
-    if not stages and not sets:
-        raise DataError(f"{run_dir}: neither metrics.jsonl nor {_PREDICTIONS}*.jsonl in it")
     recipe, content = runs[-1][1]
     task = load_task(recipe.task)
+    stages: dict[str, list[dict[str, Any]]] = {}
+    sets: dict[str, list[Prediction]] = {}
+    for folder, (of_run, _) in runs:
+        if (path := folder / "metrics.jsonl").is_file() and (rows := read_metrics(path)):
+            stages[of_run.stage.upper()] = rows
+        sets |= _read_sets(folder, task)
+    sets = _read_sets(run_dir, task) or _same_clips(sets)
+    if not stages and not sets:
+        raise DataError(f"{run_dir}: neither metrics.jsonl nor {_PREDICTIONS}*.jsonl in it")
     clips, train_truths = _read_answered(Path(recipe.data.path), sets, task)
     return ReportInput(
         title=run_dir.resolve().name,
@@ -102,7 +102,7 @@ def read_run(run_dir: Path) -> ReportInput:
     )
 
 
-def _read_sets(folder: Path) -> dict[str, list[Prediction]]:
+def _read_sets(folder: Path, task: Task) -> dict[str, list[Prediction]]:
     """Predictions of a folder by name; of those that are numbered by step, the first and last."""
     paths = sorted(folder.glob(f"{_PREDICTIONS}*.jsonl"))
     names = {path: path.stem.removeprefix(_PREDICTIONS).strip("-_") for path in paths}
@@ -111,7 +111,7 @@ def _read_sets(folder: Path) -> dict[str, list[Prediction]]:
     chosen.sort(key=lambda path: _order_of(names[path]))
     return {
         f"step {int(name)}" if (name := names[path]).isdigit() else name or folder.resolve().name: (
-            read_predictions(path)
+            read_predictions(path, task)
         )
         for path in chosen
     }

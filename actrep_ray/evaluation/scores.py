@@ -192,7 +192,7 @@ def paired_difference(
 
 def reading_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
     """How often each reading was given, rising; "unparsed" at the end."""
-    readings = Counter(p.count for p in predictions)
+    readings = Counter(p.reading for p in predictions)
     histogram = {str(r): readings[r] for r in sorted(r for r in readings if r is not None)}
     return histogram | ({"unparsed": readings[None]} if None in readings else {})
 
@@ -219,7 +219,7 @@ class _Table:
         cls, predictions: Sequence[Prediction], labels: Mapping[str, Reference], task: Task
     ) -> "_Table":
         _check_ids(predictions, labels)
-        readings = [p.count for p in predictions]
+        readings = [p.reading for p in predictions]
         columns = task.contributions(readings, [labels[p.clip_id] for p in predictions])
         values = np.stack([columns[figure.name] for figure in task.figures], axis=1)
         return cls(values, np.array([reading is not None for reading in readings]), task)

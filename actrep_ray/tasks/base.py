@@ -94,7 +94,17 @@ class Task(Protocol):
 
     @property
     def reading_name(self) -> str:
-        """What a reading is, in tables ("count"); its plural ends with an s."""
+        """What a reading is, in tables and files ("count"); its plural ends with an s."""
+        ...
+
+    @property
+    def reading_form(self) -> str:
+        """What a reading looks like in a file, for messages ("an integer of at least 0")."""
+        ...
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether a reading is a number of repetitions, as the periodicity detector gives it."""
         ...
 
     @property
@@ -133,6 +143,10 @@ class Task(Protocol):
 
     def read(self, response: ParsedResponse) -> Reading | None:
         """What an answer says; None where it cannot be read."""
+        ...
+
+    def is_reading(self, value: object) -> bool:
+        """Whether a value of a file is a reading of this task."""
         ...
 
     def truth(self, reference: Reference) -> Reading:

@@ -48,6 +48,8 @@ class Counting:
     name: str = "counting"
     title: str = "Counting"
     reading_name: str = "count"
+    reading_form: str = "an integer of at least 0"
+    is_counting: bool = True
     figures: tuple[FigureSpec, ...] = (
         FigureSpec("mae", "MAE", "mean", is_lower_better=True),
         FigureSpec("obo", "OBO", "share"),
@@ -79,6 +81,10 @@ class Counting:
     def read(self, response: ParsedResponse) -> int | None:
         """The integer in the answer tag."""
         return response.count
+
+    def is_reading(self, value: object) -> bool:
+        """Whether it is an integer of at least 0, and no boolean."""
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
     def truth(self, reference: Reference) -> int:
         """The true count."""

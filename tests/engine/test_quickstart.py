@@ -9,6 +9,7 @@ import pytest
 
 from actrep_ray.evaluation.predictions import read_predictions
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.tasks.loading import load_task
 
 pytestmark = pytest.mark.engine
 
@@ -62,7 +63,10 @@ def test_every_stage_runs_and_is_not_done_twice(tmp_path: Path) -> None:
     rows = read_metrics(tmp_path / "runs" / "grpo" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert max(row.get("learner/log_prob_gap_mean", 0.0) for row in rows) < 1e-4
-    assert len(read_predictions(tmp_path / "runs" / "predictions-grpo.jsonl")) == 4
+    assert (
+        len(read_predictions(tmp_path / "runs" / "predictions-grpo.jsonl", load_task("counting")))
+        == 4
+    )
     assert (tmp_path / "runs" / "report" / "summary.png").stat().st_size > 10_000
 
     milestones_file = tmp_path / "runs" / "milestones.json"

@@ -295,12 +295,12 @@ def test_predictions_survive_their_file(tmp_path: Path) -> None:
         Prediction("c", 3),
     ]
     path = tmp_path / "deep" / "predictions.jsonl"
-    assert write_predictions(path, predictions) == 3
-    assert read_predictions(path) == predictions
-    assert predictions[0].count == 1
+    assert write_predictions(path, predictions, TASK) == 3
+    assert read_predictions(path, TASK) == predictions
+    assert predictions[0].reading == 1
     assert predictions[0].cycles == ((0.5, 1.2),)
     assert predictions[0].problem is None
-    assert predictions[1].count is None
+    assert predictions[1].reading is None
     assert predictions[1].problem == "missing"
     assert reading_histogram(predictions) == {"1": 1, "3": 1, "unparsed": 1}
 
@@ -323,9 +323,9 @@ def test_a_bad_row_of_predictions_is_named(tmp_path: Path, line: str, message: s
     path = tmp_path / "predictions.jsonl"
     path.write_text(f'{{"clip_id": "ok", "count": 1}}\n{line}\n')
     with pytest.raises(ValueError, match=rf"predictions\.jsonl:2: .*{message}"):
-        read_predictions(path)
+        read_predictions(path, TASK)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        read_predictions(tmp_path / "none.jsonl")
+        read_predictions(tmp_path / "none.jsonl", TASK)

@@ -3,8 +3,8 @@
 import io
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,17 @@ from actrep_ray.config import Recipe, write_resolved
 from actrep_ray.evaluation import figures as plots
 from actrep_ray.evaluation.figure_style import make_figure
 from actrep_ray.evaluation.pictures import choose_clip
-from actrep_ray.evaluation.predictions import Prediction, write_predictions
+from actrep_ray.evaluation.predictions import Prediction, read_predictions, write_predictions
 from actrep_ray.evaluation.report import report_run, write_report
 from actrep_ray.evaluation.run_results import ReportInput, read_run
 from actrep_ray.evaluation.tables import TableData
+from actrep_ray.records import Reading
+from actrep_ray.tasks.base import PARSE_RATE, FigureSpec
+from actrep_ray.tasks.counting import Counting
 from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip, write_clips
 from data_prep.video_writer import encode_mp4
+from rewards.reference import Reference
 
 pytestmark = pytest.mark.lengthy
 
@@ -88,9 +92,9 @@ def answers(*counts: int | None) -> list[Prediction]:
 def runs(tmp_path: Path, folder: Path) -> Path:
     for stage in ("grpo", "sft"):
         make_run(tmp_path, folder, stage)
-    write_predictions(tmp_path / "predictions-untrained.jsonl", answers(*[None] * 6))
-    write_predictions(tmp_path / "predictions-sft.jsonl", answers(1, 2, 4, 6, 3, None))
-    write_predictions(tmp_path / "predictions-grpo.jsonl", answers(0, 2, 4, 4, 5, 40))
+    write_predictions(tmp_path / "predictions-untrained.jsonl", answers(*[None] * 6), TASK)
+    write_predictions(tmp_path / "predictions-sft.jsonl", answers(1, 2, 4, 6, 3, None), TASK)
+    write_predictions(tmp_path / "predictions-grpo.jsonl", answers(0, 2, 4, 4, 5, 40), TASK)
     return tmp_path
 
 
@@ -111,7 +115,7 @@ def test_a_report_holds_all_of_a_run(runs: Path) -> None:
 
 
 def test_the_detector_is_a_baseline_that_is_compared_with_none(runs: Path) -> None:
-    write_predictions(runs / "predictions-periodicity.jsonl", answers(0, 2, 4, 4, 5, 6))
+    write_predictions(runs / "predictions-periodicity.jsonl", answers(0, 2, 4, 4, 5, 6), TASK)
     report = report_run(runs, console=Console(file=io.StringIO()))
     assert list(report.metrics) == ["constant 4", "periodicity", "untrained", "sft", "grpo"]
     assert list(report.differences) == ["untrained → sft", "sft → grpo"]
@@ -226,21 +230,83 @@ def test_files_console_and_page_tell_the_same(runs: Path) -> None:
     assert "<td>1</td><td>0.000</td><td>1.000<br><small>0.21–1.00</small></td>" in page
 
 
+@dataclass(frozen=True)
+class Verdicts(Counting):
+    """A second task: is there any repetition? It reads words and counts nothing."""
+
+    name: str = "verdicts"
+    reading_name: str = "verdict"
+    reading_form: str = "yes or no"
+    is_counting: bool = False
+    figures: tuple[FigureSpec, ...] = (FigureSpec("accuracy", "right", "share"), PARSE_RATE)
+
+    def is_reading(self, value: object) -> bool:
+        return value in ("yes", "no")
+
+    def truth(self, reference: Reference) -> str:  # type: ignore[override]
+        return "yes" if reference.count else "no"
+
+    def constant(self, truths: Sequence[Reading]) -> str:  # type: ignore[override]
+        return max(("no", "yes"), key=list(truths).count)
+
+    def describe_truth(self, reference: Reference) -> str:
+        return f"right verdict {self.truth(reference)}"
+
+    def contributions(
+        self, readings: Sequence[Reading | None], references: Sequence[Reference]
+    ) -> dict[str, np.ndarray]:
+        pairs = zip(readings, map(self.truth, references), strict=True)
+        return {
+            "accuracy": np.array([float(reading == truth) for reading, truth in pairs]),
+            PARSE_RATE.name: np.array([float(reading is not None) for reading in readings]),
+        }
+
+    def cell_means(self, reading: Reading | None, reference: Reference) -> dict[str, float]:
+        return {}
+
+
+def test_a_task_that_counts_nothing_is_reported_as_well(tmp_path: Path, folder: Path) -> None:
+    task = Verdicts()
+    clips = [clip.with_video_root(folder) for clip in make_clips() if clip.split == "test"]
+    words = ("no", "yes", "yes", "no", None, "yes")
+    given = [Prediction(f"test-{i}", word, "", ((1.0, 2.0),)) for i, word in enumerate(words)]
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, given, task)
+    assert json.loads(path.read_text().splitlines()[0])["verdict"] == "no"
+    assert read_predictions(path, task) == given
+    with pytest.raises(ValueError, match=r"jsonl:1: unknown key 'verdict'; a .* count"):
+        read_predictions(path, TASK)
+    path.write_text('{"clip_id": "a", "verdict": 1}')
+    with pytest.raises(ValueError, match=r"jsonl:1: verdict=1, expected yes or no or null"):
+        read_predictions(path, task)
+
+    results = ReportInput("x", task, clips, {"model": given}, train_truths=("yes", "yes", "no"))
+    report = write_report(replace(results, num_bootstrap=20), tmp_path)
+    assert set(report.pictures) == {"clip", "summary"}  # of counts there is no picture
+    assert report.metrics["constant yes"]["accuracy"].value == pytest.approx(5 / 6)
+    assert report.metrics["model"]["accuracy"].value == pytest.approx(4 / 6)
+    assert report.tables[-1].columns[0] == "verdict"
+    page = report.page.read_text(encoding="utf-8")
+    assert "What model answered to test-2 (right verdict yes)" in page
+
+
 def test_steps_of_a_run_are_its_first_and_last(tmp_path: Path, folder: Path) -> None:
     run = make_run(tmp_path, folder, "grpo")
     for step, count in ((0, 1), (10, 2), (20, 3)):
-        write_predictions(run / f"predictions-{step:06d}.jsonl", answers(*[count] * 6))
+        write_predictions(run / f"predictions-{step:06d}.jsonl", answers(*[count] * 6), TASK)
     given = read_run(run)
     assert list(given.sets) == ["step 0", "step 20"]
-    assert [p.count for p in given.sets["step 20"]] == [3] * 6
+    assert [p.reading for p in given.sets["step 20"]] == [3] * 6
     assert sorted(given.train_truths) == [2, 4, 9]
     assert list(given.stages) == ["GRPO"]
     assert [clip.id for clip in given.clips] == [f"test-{i}" for i in range(6)]
 
 
 def test_only_predictions_about_the_same_clips_are_compared(tmp_path: Path, folder: Path) -> None:
-    write_predictions(make_run(tmp_path, folder, "sft") / "predictions.jsonl", answers(1, 2))
-    write_predictions(make_run(tmp_path, folder, "grpo") / "predictions.jsonl", answers(*[1] * 6))
+    write_predictions(make_run(tmp_path, folder, "sft") / "predictions.jsonl", answers(1, 2), TASK)
+    write_predictions(
+        make_run(tmp_path, folder, "grpo") / "predictions.jsonl", answers(*[1] * 6), TASK
+    )
     assert list(read_run(tmp_path).sets) == ["grpo"]
 
 

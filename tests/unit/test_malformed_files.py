@@ -23,6 +23,7 @@ from actrep_ray.models.architecture import find_config
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.run.checkpoint import Checkpoint, recipe_of
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.tasks.loading import load_task
 from data_prep.converters.actrep import actrep
 from data_prep.converters.annotation import Source
 from data_prep.converters.conversion import convert
@@ -37,6 +38,7 @@ from data_prep.validation.validate import Decoding, validate_file
 from data_prep.validation.view import View
 from data_prep.video_writer import encode_mp4
 
+TASK = load_task("counting")
 CLIP = Clip("a", "d", "train", "a.mp4", 0.0, 4.0, 10.0, 40, 8, 8, "squat", 3)
 VIEW = View(
     fps=4.0,
@@ -149,7 +151,7 @@ READERS = [
     Reader(
         "predictions", "predictions.jsonl",
         '{"clip_id": "a", "count": 1}\n{@TWICE"clip_id": "b", "text": @TEXT, "count": @NUMBER}\n',
-        lambda p: read_predictions(p)[-1].text, {"surrogate": "\ud800"},  # as it was sampled
+        lambda p: read_predictions(p, TASK)[-1].text, {"surrogate": "\ud800"},  # as it was sampled
     ),
     Reader(
         "metrics", "metrics.jsonl", '{"step": 1}\n{@TWICE"step": 2, "a": @TEXT, "b": @NUMBER}\n',
