@@ -21,6 +21,7 @@ from actrep_ray.learner.strategies import fsdp, optimizer
 from actrep_ray.learner.strategies.base import Strategy
 from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.models import loading, lora
+from actrep_ray.models.torch_names import dtype_named
 from data_prep import files
 
 NamedWeights = Iterator[tuple[str, torch.Tensor]]
@@ -74,7 +75,7 @@ def load_policy(
     lora.set_dropout(model, is_on=False)
     for parameter in model.parameters():
         if not parameter.requires_grad:
-            parameter.data = parameter.data.to(torch_dtype(recipe))
+            parameter.data = parameter.data.to(dtype_named(recipe.model.dtype))
     return Policy(model, visual_ids, cfg.attention), fingerprint
 
 
@@ -86,12 +87,6 @@ def load_reference(recipe: Recipe, base: Path, visual_ids: tuple[int, ...], rank
     policy = Policy(model, visual_ids, recipe.learner.attention)
     fsdp.shard(policy, ranks.mesh, recipe)
     return policy
-
-
-def torch_dtype(recipe: Recipe) -> torch.dtype:
-    """The dtype that a recipe's model computes in."""
-    dtype: torch.dtype = getattr(torch, recipe.model.dtype)
-    return dtype
 
 
 class ModelIO:
@@ -125,7 +120,7 @@ class ModelIO:
         self._checkpoints = checkpoints
         self._base_fingerprint = base_fingerprint
         self._has_lora = recipe.model.lora.rank > 0
-        self._dtype = torch_dtype(recipe)
+        self._dtype = dtype_named(recipe.model.dtype)
 
     def iter_weights(self, bucket_bytes: int) -> NamedWeights:
         """See `LearnerWorker.iter_weights`."""

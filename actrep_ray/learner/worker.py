@@ -26,11 +26,12 @@ from actrep_ray.learner.loss import algorithms, objective
 from actrep_ray.learner.loss.algorithms import BatchCounts
 from actrep_ray.learner.model_io import Checkpoints, ModelIO, load_policy, load_reference
 from actrep_ray.learner.optimizer_step import OptimizerSteps
-from actrep_ray.learner.ranks import Ranks, device_named
+from actrep_ray.learner.ranks import Ranks
 from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.learner.strategies.factory import make_strategy
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.torch_names import device_named
 from actrep_ray.planning.training import optimizer_steps_per_step
 from actrep_ray.records import LearnerRow
 from actrep_ray.weights.buckets import BUCKET_BYTES

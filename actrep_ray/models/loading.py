@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from actrep_ray.models.qwen_vl import load_model, read_family
+from actrep_ray.models.torch_names import dtype_named
 
 
 def load(path: str | Path, *, dtype: str, is_reader: bool) -> PreTrainedModel:
@@ -36,7 +37,7 @@ def load(path: str | Path, *, dtype: str, is_reader: bool) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(
             config,
-            dtype=getattr(torch, dtype),
+            dtype=dtype_named(dtype),
             attn_implementation="sdpa",
             trust_remote_code=False,
         )

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from actrep_ray.config import ConfigError, VideoConfig
+from actrep_ray.models.torch_names import dtype_named
 from data_prep.files import read_object
 from data_prep.schema import Clip
 from data_prep.video import FramePlan, plan_frames
@@ -217,7 +218,7 @@ def load_model(path: str | Path, *, dtype: str, attention: str = "sdpa") -> PreT
     read_family(path)
     model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
         str(path),
-        dtype=getattr(torch, dtype),
+        dtype=dtype_named(dtype),
         attn_implementation=attention,
         use_safetensors=True,
         trust_remote_code=False,

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.torch_names import dtype_named
 from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
 from actrep_ray.weights.buckets import Weights
 from data_prep.video import FramePlan
@@ -210,7 +210,7 @@ class QwenVLEngine(Engine):
         self.frames = FrameCache.of(video_cfg)
         self.lora = lora
         default = "float32" if device == "cpu" else "bfloat16"
-        self.dtype: torch.dtype = getattr(torch, dtype or default)
+        self.dtype = dtype_named(dtype or default)
 
     def prefetch(self, plan: FramePlan) -> None:
         """Decode a clip into the node's frame cache; see `Engine.prefetch`."""

@@ -7,10 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from actrep_ray.cluster.placement import is_colocated
 from actrep_ray.config import Recipe
+from actrep_ray.models.torch_names import device_named
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine
@@ -119,10 +118,7 @@ class RolloutWorker:
 
 def with_own_device(recipe: Recipe) -> Recipe:
     """The recipe with its device settled by what this process sees, for an engine in it."""
-    if recipe.device != "auto":
-        return recipe
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return recipe.model_copy(update={"device": device})
+    return recipe.model_copy(update={"device": device_named(recipe.device).type})
 
 
 def start_engine(recipe: Recipe, model_path: str | Path, index: int = 0) -> Engine:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from actrep_ray.models.torch_names import dtype_named
+
 BUCKET_BYTES = 256 * 2**20
 Weights = Mapping[str, torch.Tensor]
 """Tensors by their Hugging Face names."""
@@ -79,7 +81,7 @@ def unpack_weights(buckets: Iterable[WeightBucket]) -> dict[str, torch.Tensor]:
                 )
             with warnings.catch_warnings():  # that the object store's memory is read-only
                 warnings.simplefilter("ignore", UserWarning)
-                weights[name] = torch.from_numpy(data).view(getattr(torch, dtype)).view(shape)
+                weights[name] = torch.from_numpy(data).view(dtype_named(dtype)).view(shape)
     return weights
 
 

@@ -23,6 +23,7 @@ from actrep_ray.models.tiny import (
     write_random_model,
     write_tiny_model,
 )
+from actrep_ray.models.torch_names import device_named, dtype_named
 from actrep_ray.pretrain import (
     NUM_TIMES,
     describe_frames,
@@ -226,3 +227,11 @@ def test_motion_is_described_in_stretches_without_any_count() -> None:
     assert describe_motion(track) == (
         "still 0.0-0.2s\nout 0.2-0.5s\nback 0.5-0.8s\nstill 0.8-1.2s\n"
     )
+
+
+def test_names_of_devices_and_dtypes() -> None:
+    assert dtype_named("bfloat16") is torch.bfloat16
+    with pytest.raises(ValueError, match="dtype='nn': torch has no dtype"):
+        dtype_named("nn")
+    assert device_named("cuda").type == "cuda"
+    assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,6 +22,7 @@ from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
 from actrep_ray.models.loading import receive
+from actrep_ray.models.torch_names import dtype_named
 
 
 class Fsdp2(Strategy):
@@ -118,8 +119,8 @@ def shard(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
     group. Trained weights and their gradients stay float32; a lower `model.dtype` is for computing
     only, and gradients are summed over ranks in `learner.reduce_dtype`.
     """
-    cfg, dtype = recipe.learner, getattr(torch, recipe.model.dtype)
-    reduce_dtype = getattr(torch, cfg.reduce_dtype)
+    cfg, dtype = recipe.learner, dtype_named(recipe.model.dtype)
+    reduce_dtype = dtype_named(cfg.reduce_dtype)
     precision = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype,
         reduce_dtype=None if dtype == reduce_dtype == torch.float32 else reduce_dtype,

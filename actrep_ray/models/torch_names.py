@@ -1,0 +1,22 @@
+"""What the settings' names of devices and dtypes are in torch."""
+
+import torch
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a recipe; "auto" is a GPU where this process sees one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """For example torch.bfloat16 of "bfloat16".
+
+    Raises:
+        ValueError: if torch has no such dtype.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype={name!r}: torch has no dtype of this name")
+    return dtype
