@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from data_prep.full_disk import met_by_worker, reason_not_written
 from data_prep.partial_files import partial_of
 from data_prep.strict_json import JsonError, parse_json
 
@@ -33,7 +34,6 @@ _LONE_RETURN = re.compile(rb"(?<=\r)(?!\n)(?=.)", re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
-_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # told by calls without a name
 
 
 class DataError(ValueError):
@@ -392,19 +392,22 @@ def _telling(path: Path, written: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        name = error.filename
+    except DataError:
+        raise
+    except Exception as error:
+        met = met_by_worker(error)
+        name = met.filename if isinstance(met, OSError) else None
         told = path
         if isinstance(name, str | bytes | os.PathLike):
             named = Path(os.fsdecode(name))
             if not named.is_relative_to(written):
                 raise
             told = path / named.relative_to(written)
-        if error.errno in _NOT_WRITTEN:
-            raise DataError(f"{told}: {error.strerror}") from error
-        if name is None or error.errno is None:
+        if reason := reason_not_written(met):
+            raise DataError(f"{told}: {reason}") from error
+        if not isinstance(met, OSError) or name is None or met.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(told)) from error
+        raise OSError(met.errno, met.strerror, str(told)) from error
 
 
 def _sync(path: Path) -> None:

@@ -1,15 +1,20 @@
 """Whose mistake an error is, decided by its type.
 
 What a person typed, or a file that they named, is answered with one line (a recipe with several
-mistakes: one line each). Everything else is a defect of ours and keeps its traceback.
+mistakes: one line each), and so is a disk without room. Everything else is a defect of ours and
+keeps its traceback.
 """
 
 import argparse
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from actrep_ray.cli.commands import UsageError
+from data_prep.full_disk import met_by_worker, reason_not_written
+
+_LITTLE_ROOM = 2**20  # bytes of a disk that counts as full
 
 
 def words_of_mistake(error: Exception, args: argparse.Namespace) -> str | None:
@@ -19,6 +24,9 @@ def words_of_mistake(error: Exception, args: argparse.Namespace) -> str | None:
         error: What a command raised.
         args: What they asked for.
     """
+    cause = met_by_worker(error)
+    if reason := reason_not_written(cause):
+        return _one_line(f"{_unwritten(cause, args)}: {reason}")
     if isinstance(error, OSError):
         return _words_of_path(error, args)
     if not isinstance(error, ValueError):
@@ -28,7 +36,6 @@ def words_of_mistake(error: Exception, args: argparse.Namespace) -> str | None:
 
     if not isinstance(error, UsageError | ConfigError | DataError):
         return None
-    cause = _cause(error)
     if isinstance(cause, ConfigError):
         return "\n  ".join(_one_line(line) for line in str(cause).splitlines())
     return _one_line(str(cause))
@@ -46,17 +53,22 @@ def _words_of_path(error: OSError, args: argparse.Namespace) -> str | None:
     return None
 
 
+def _unwritten(error: BaseException, args: argparse.Namespace) -> str:
+    """The file that a disk did not take, else what was given that lies on a full one."""
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike):
+        return os.fsdecode(error.filename)
+    for given in _given_paths(args):
+        there = next(folder for folder in (given, *given.parents) if folder.exists())
+        if shutil.disk_usage(there).free < _LITTLE_ROOM:
+            return str(given)
+    return "a file"
+
+
 def _given_paths(args: argparse.Namespace) -> Iterator[Path]:
     for value in vars(args).values():
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, Path):
                 yield one.absolute()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, without the traceback that Ray puts into the message."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, BaseException) else error
 
 
 def _one_line(text: str) -> str:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         sys.stdout = None
         return 1
-    except (ValueError, OSError) as error:
+    except Exception as error:
         words = words_of_mistake(error, args)
         if words is None:
             raise

@@ -11,7 +11,6 @@ has never seen falls back to bytes.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +33,7 @@ from transformers import (
 from actrep_ray.config import ConfigError
 from actrep_ray.models.architecture import build_config
 from data_prep.cot import wording
+from data_prep.files import replacing
 from data_prep.synthetic.motions import MOTIONS
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -79,7 +79,10 @@ def write_base_model(folder: str | Path, *, family: str = "qwen3_vl") -> Path:
     Raises:
         ConfigError: if no base of that family is shipped.
     """
-    shutil.copytree(base_model_folder(family), Path(folder), dirs_exist_ok=True)
+    source = base_model_folder(family)
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        with replacing(Path(folder) / path.relative_to(source)) as partial:
+            partial.write_bytes(path.read_bytes())
     return Path(folder)
 
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
+from safetensors import SafetensorError
 
 from actrep_ray.cli.boundary import words_of_mistake
 from actrep_ray.cli.commands import UsageError, picture_file
@@ -326,3 +328,52 @@ def test_check_marks_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "reward cycles: keeps its contract" in lines[-1]
     assert "did you mean 'cycles'" in error_of(["check", "--reward", "cycle"], capsys)
     assert "give a recipe" in error_of(["check"], capsys)
+
+
+def on_a_disk_of(kib: int, folder: Path, *line: str) -> subprocess.CompletedProcess[str]:
+    """Run `actrep` where `folder` is a file system of its own with so little room."""
+    mount = f"mount -t tmpfs -o size={kib}k none {folder}"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+    command = ["sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-m", "actrep_ray", *line]
+    return subprocess.run(
+        ["unshare", "--mount", *command], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.lengthy
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["prepare", "tiny-model", "--out"],
+        ["prepare", "tiny-model", "--random", "--out"],
+        ["prepare", "synthetic", "--level", "easy", "--train", "40", "--out"],
+    ],
+    ids=["shipped", "weights", "videos"],
+)
+def test_a_full_disk_is_one_line(line: list[str], tmp_path: Path) -> None:
+    run = on_a_disk_of(64, tmp_path, *line, str(tmp_path / "out"))
+    assert run.returncode == 2, run.stderr
+    (told,) = run.stderr.splitlines()
+    assert told.startswith(f"actrep: error: {tmp_path / 'out'}")
+    assert told.endswith(": No space left on device: make room and run it again")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device: make room"),
+        (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), "Disk quota exceeded"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            "cannot be written whole",
+        ),
+    ],
+)
+def test_a_disk_without_room_is_no_defect_whoever_met_it(error: Exception, reason: str) -> None:
+    words = words_of_mistake(error, argparse.Namespace())
+    assert words is not None
+    assert words.startswith(f"a file: {reason}")
+    met = RayTaskError("save_model", "traceback", error).as_instanceof_cause()
+    assert words_of_mistake(met, argparse.Namespace()) == words
+    assert words_of_mistake(RuntimeError("os error 28 in the middle"), argparse.Namespace()) is None

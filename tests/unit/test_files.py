@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
+from safetensors import SafetensorError
 
 from data_prep.files import (
     AppendedLines,
@@ -240,6 +242,7 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
 
 LIMITED = """
 import resource
+sys.dont_write_bytecode = True  # it would be cut, and be read by others
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 path, text = Path(sys.argv[1]), "x" * 5000
 """
@@ -268,6 +271,48 @@ def test_a_disk_without_room_is_told_with_the_path(kind: str, tmp_path: Path) ->
         told, _ = process.communicate()
     assert (process.returncode, told) == (0, f"{path}: File too large\n")
     assert names(tmp_path) == (["it"] if kind == "lines" else [])
+
+
+@pytest.mark.lengthy
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        ("safetensors.torch.save_file(tensors, partial / 'a')", "File too large"),
+        (
+            "torch.save(tensors, partial / 'a')",
+            "cannot be written whole: is there room on its disk?",
+        ),
+    ],
+)
+def test_what_libraries_say_of_a_full_disk_is_told_with_the_path(
+    write: str, reason: str, tmp_path: Path
+) -> None:
+    code = f"""
+import torch, safetensors.torch
+{LIMITED}
+tensors = {{"a": torch.zeros(2000)}}
+try:
+    with files.complete_folder(path) as partial:
+        {write}
+except files.DataError as error:
+    print(error)
+"""
+    with start_process(code, tmp_path / "it") as process:
+        told, _ = process.communicate()
+    assert (process.returncode, told) == (0, f"{tmp_path / 'it'}: {reason}\n")
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_that_a_worker_met_is_told_with_the_path(tmp_path: Path) -> None:
+    met = SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+    error = RayTaskError("save_state", "traceback", met).as_instanceof_cause()
+    with (
+        pytest.raises(DataError, match=r"step: No space left on device: make room and run it"),
+        complete_folder(tmp_path / "step"),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="unexpected"), complete_folder(tmp_path / "step"):
+        raise RuntimeError("unexpected")  # what is no such error stays what it is
 
 
 def test_a_file_that_cannot_be_made_is_told_by_its_own_name() -> None:
