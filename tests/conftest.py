@@ -7,16 +7,9 @@ from typing import Any
 
 import pytest
 
-# Where warnings of Ray and vLLM are shown and not yet listed, one by one, in pyproject.toml.
-_WARN_ONLY = ("engine", "gpu", "ray_local")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what may warn; skip what is marked gpu where torch sees no CUDA device, and say so."""
-    folder = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(folder).parts[0] in _WARN_ONLY:
-            item.add_marker(pytest.mark.filterwarnings("default"))
+    """Skip what is marked gpu where torch sees no CUDA device, and say so."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

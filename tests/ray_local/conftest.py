@@ -91,7 +91,7 @@ class RayNode:
             folders = [own_folder]
             if head is not None:
                 folders.append((head.folder / "session_latest" / "runtime_resources").resolve())
-            mounts = " && ".join(f"mount -t tmpfs none {folder}" for folder in folders)
+            mounts = " && ".join(f"mount -t tmpfs -o mode=700 none {folder}" for folder in folders)
             mount = f'{mounts} && exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", mount, "sh", *command]
         if namespace:

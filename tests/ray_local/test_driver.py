@@ -87,21 +87,21 @@ def train(recipe: Path, *arguments: str) -> Iterator[Run]:
     # A shell lets its background jobs ignore ctrl-C, and their children inherit that.
     heeding = ["env", "--default-signal=INT"]
     command = [*heeding, sys.executable, "-m", "actrep_ray", "train", str(recipe), *arguments]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=os.environ | {name: value},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
-    run = Run(process, mark)
-    try:
-        yield run
-    finally:
-        for pid in run.left_behind():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    ) as process:
+        run = Run(process, mark)
+        try:
+            yield run
+        finally:
+            for pid in run.left_behind():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def steps_in(recipe: Path) -> list[int]:

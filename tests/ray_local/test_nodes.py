@@ -131,14 +131,11 @@ def test_a_run_spans_three_nodes_and_outlives_two_of_them(
     reward.write_text((ROOT / "tests" / "own_rewards" / "letters.py").read_text())
     recipe.write_text(RECIPE.replace("CACHE", str(cache)).replace("REWARD", reward.stem))
     log_path = tmp_path / "job.log"
-    job = subprocess.Popen(
-        [
-            str(ROOT / "launch.sh"), "submit", str(recipe), "--address", head.url, "--",
-            "--root", str(shared),
-        ],
-        stdout=log_path.open("wb"),
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    line = [str(ROOT / "launch.sh"), "submit", str(recipe), "--address", head.url]
+    with log_path.open("wb") as log:
+        job = subprocess.Popen(
+            [*line, "--", "--root", str(shared)], stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         wait_until(lambda: steps_done(shared) >= 1, job)
         counts = [frames_in(node, cache) for node in (with_rank, with_engine)]
@@ -151,6 +148,7 @@ def test_a_run_spans_three_nodes_and_outlives_two_of_them(
         code = job.wait(timeout=1200)
     finally:
         job.kill()
+        job.wait()
         recipe.unlink()
         reward.unlink()
     text = log_path.read_text()
