@@ -89,10 +89,15 @@ def test_every_word_of_every_choice_is_read_as_it_stands(
         assert found == [word] * 3
 
 
+# What else a switch asks for when it is on.
+ASKED_BY = {"video.shared_cache": ["video.cache_dir=frames"]}
+
+
 @pytest.mark.parametrize("key", BOOLEANS)
 def test_a_boolean_is_read_in_every_spelling(key: str) -> None:
     for text in SPELLINGS:
-        assert value_of(load_recipe(None, [f"{key}={text}"]), key) is SWITCHES[text.lower()]
+        recipe = load_recipe(None, [f"{key}={text}", *ASKED_BY.get(key, [])])
+        assert value_of(recipe, key) is SWITCHES[text.lower()]
 
 
 @pytest.mark.parametrize("key", NULLABLE)
