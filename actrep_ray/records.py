@@ -52,7 +52,8 @@ class Rollout:
         rollout_id: `prompt_id` and the position in the group.
         token_ids: The answer's tokens, the end token included if it was generated. int32 [R]
         rollout_log_probs: Log-probability of each token when it was sampled. float32 [R]
-        text: The answer decoded, without special tokens.
+        text: The whole answer: what the chat template opened and what was decoded, special tokens
+            included but for the one that ended it.
         status: How it ended.
         policy_version: Version of the weights that sampled its first token, or an older one that
             was in use when the engine was given the prompt.

@@ -123,6 +123,7 @@ class SftData:
         train = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
         validation = load_clips(recipe, "validation", limit=recipe.sft.num_validation_clips)
         inputs = QwenVLInputs(resolve_model(recipe.model.path))
+        inputs.check_dialect(recipe.data.dialect)
         return cls(
             [row_of(clip, answer, recipe, inputs) for clip, answer in answered(train, recipe)],
             [row_of(clip, answer, recipe, inputs) for clip, answer in answered(validation, recipe)],

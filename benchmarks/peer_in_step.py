@@ -73,7 +73,7 @@ def generate(model: Any, work: Work, prompt: EncodedPrompt) -> tuple[torch.Tenso
     )
     model.train()
     answers = output[:, ids.shape[1] :]
-    is_end = (answers == work.inputs.end_id).int()
+    is_end = (answers == work.inputs.end_ids[0]).int()
     return answers, ((is_end.cumsum(1) - is_end) == 0).long()
 
 

@@ -119,6 +119,7 @@ def _probe_texts() -> tuple[str, ...]:
         right.replace("<answer>2", "<answer>about 2.5"),
         right.replace("1.2-2.0s", "2.0-1.2s"),
         right[: len(right) // 2],
+        right.replace("A person", "A <|im_start|>person"),
         right + right,
         "",
         "2",

@@ -22,17 +22,22 @@ def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     *,
     weights: Mapping[str, float | Mapping[str, Any]] | None = None,
+    opened: str | None = None,
     **kwargs: Any,
 ) -> dict[str, float]:
     """Score one answer in verl's signature.
 
     Args:
         data_source: Name of the data set; only named in errors.
-        solution_str: The answer, with whatever the chat template opened before it.
+        solution_str: What the model wrote, as verl decodes it: without what the chat template
+            opened before, and without special tokens, which verl takes out.
         ground_truth: The count, or a mapping (or its JSON) with `count` and optionally `cycles`,
             [[start_s, end_s], ...] in seconds from the start of the clip.
-        extra_info: May hold `duration_s`, the length of the clip in seconds; the rest is verl's.
+        extra_info: May hold `duration_s`, the length of the clip in seconds, and `opened`, as rows
+            of `actrep prepare verl` do where it is not empty; the rest is verl's.
         weights: Another composition than the default, as `RewardSpec.from_mapping` takes it.
+        opened: What the model's chat template writes of an answer, for example "<think>\\n" with
+            Qwen3-VL-Thinking; None takes that of `extra_info`.
         **kwargs: What verl hands to every reward (address of a reward model and the like): unused.
 
     Returns:
@@ -40,11 +45,16 @@ def compute_score(
         `acc`, 1 where the count in the answer tag is exact, which verl validates by.
 
     Raises:
-        ValueError: naming the data source and the value of `ground_truth` or `extra_info`.
+        ValueError: naming the data source and the value of `ground_truth`, `extra_info` or
+            `opened`.
     """
     spec = DEFAULT_SPEC if weights is None else RewardSpec.from_mapping(weights)
-    reference = _reference(data_source, ground_truth, extra_info or {})
-    response = parse(solution_str, dialect=spec.dialect)
+    known = extra_info or {}
+    reference = _reference(data_source, ground_truth, known)
+    before = known.get("opened", "") if opened is None else opened
+    if not isinstance(before, str):
+        raise ValueError(f"{data_source}: opened={before!r}, expected text")
+    response = parse(before + solution_str, dialect=spec.dialect)
     result = score_response(response, reference, spec)
     parts = {name: float("nan") if v is None else v for name, v in result.parts.items()}
     is_exact = response.count == reference.count

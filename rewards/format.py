@@ -15,7 +15,13 @@ _REASONING: Final = ("observation", "definition", "check")
 _MIN_CHARACTERS: Final = 3  # letters or digits that make a section more than a mark
 _MIN_COPIED_WORDS: Final = 6  # shorter overlaps with the prompt are ordinary language
 _MAX_CHARACTERS: Final = 65_536  # of prose that the guards look at
-_STRUCTURE_PROBLEMS: Final = ("text_outside", "answer_first", "mixed_dialect", "wrong_dialect")
+_STRUCTURE_PROBLEMS: Final = (
+    "text_outside",
+    "answer_first",
+    "mixed_dialect",
+    "wrong_dialect",
+    "special_token",
+)
 _THINK_PROBLEMS: Final = ("missing_think", "unopened_think", "unclosed_think", "repeated_think")
 _LIST_PROBLEMS: Final = (
     "bad_cycle",
@@ -41,11 +47,12 @@ _STRICT: Final = re.compile(
 def graded_format(response: ParsedResponse, reference: Reference) -> float | None:
     """The share of ten properties that hold. In [0, 1].
 
-    1 one closed pair of reasoning tags; 2 one closed pair of answer tags; 3 reasoning then answer
-    and nothing outside them; 4 an observation; 5 a definition; 6 a list without a malformed,
-    misnumbered or empty entry (it may be absent where the clip has no marks or the total is 0);
-    7 a check; 8 a total; 9 an integer answer; 10 list, total and answer agree. The texts of 4, 5
-    and 7 count if they hold a word and are not copied from the prompt.
+    1 one closed pair of reasoning tags; 2 one closed pair of answer tags; 3 reasoning then answer,
+    nothing outside them and no special token of a chat model anywhere; 4 an observation; 5 a
+    definition; 6 a list without a malformed, misnumbered or empty entry (it may be absent where the
+    clip has no marks or the total is 0); 7 a check; 8 a total; 9 an integer answer; 10 list, total
+    and answer agree. The texts of 4, 5 and 7 count if they hold a word and are not copied from the
+    prompt.
     """
     has_think = response.dialect is not None and not response.has_problem(*_THINK_PROBLEMS)
     has_answer = response.answer_text is not None

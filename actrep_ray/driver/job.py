@@ -36,6 +36,7 @@ def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> "GrpoJob":
     data = GrpoData.load(recipe)
     CountSampler(data.train, recipe.sampling, seed=recipe.seed)
     inputs = QwenVLInputs(resolve_model(recipe.model.path))
+    inputs.check_dialect(recipe.data.dialect)
     start = open_run(recipe, resume=resume)
     if start is not None:
         check_in_flight(recipe, start)

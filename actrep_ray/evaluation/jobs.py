@@ -45,5 +45,7 @@ def prepare_evaluation(recipe: Recipe, model: Path, *, split: str, out_dir: Path
         ValueError: for data or a model that cannot be used.
     """
     clips = load_clips(recipe, split, limit=recipe.eval.num_clips)
+    inputs = QwenVLInputs(model)
+    inputs.check_dialect(recipe.data.dialect)
     out_dir.mkdir(parents=True, exist_ok=True)
-    return EvaluationJob(recipe, model, clips, QwenVLInputs(model), out_dir)
+    return EvaluationJob(recipe, model, clips, inputs, out_dir)

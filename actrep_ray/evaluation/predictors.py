@@ -91,8 +91,10 @@ def evaluate(
 
 def count_in(clip: Clip, model: Path, recipe: Recipe) -> Prediction:
     """Count in one clip with an engine in this process."""
+    inputs = QwenVLInputs(model)
+    inputs.check_dialect(recipe.data.dialect)
     engine = start_engine(with_own_device(recipe), model)
     try:
-        return predict([clip], engine, QwenVLInputs(model), recipe)[0]
+        return predict([clip], engine, inputs, recipe)[0]
     finally:
         engine.shutdown()

@@ -225,8 +225,8 @@ class ModelIO:
         gathered = dict(weights)
         if self._ranks.is_first:
             folder.mkdir(exist_ok=True)
-            copy_processor_files(self._checkpoints.model, folder)
             self._model.save_pretrained(folder, state_dict=gathered)
+            copy_processor_files(self._checkpoints.model, folder)  # also over what that has written
 
     def _on_rank_0(self, weights: NamedWeights) -> NamedWeights:
         """Whole weights on the CPU in the model's dtype; the other ranks only gather them."""

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from actrep_ray.config import ConfigError, VideoConfig
+from actrep_ray.models.answers import after_opened, check_opened, opened_in, read_end_ids
 from actrep_ray.models.torch_names import dtype_named
 from data_prep.files import read_object
 from data_prep.schema import Clip
@@ -59,18 +60,26 @@ def read_family(path: str | Path) -> str:
 
 
 class QwenVLInputs:
-    """Turns clips and questions into what a Qwen-VL checkpoint reads.
+    """Turns clips and questions into what a Qwen-VL checkpoint reads, and its tokens into answers.
 
     Args:
         path: Folder of the checkpoint.
+
+    Attributes:
+        opened: What the chat template writes of the answer before the model does; see `answers`.
+        end_ids: Tokens that end an answer; the first is the one that SFT teaches.
+        visual_token_ids: Tokens that no answer may hold.
     """
 
     def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self.family = read_family(path)
         try:
             self.processor: Any = AutoProcessor.from_pretrained(str(path))
         except (OSError, ValueError) as error:  # transformers' words for files it lacks
             raise ConfigError(f"{path}: its processor cannot be read ({error})") from error
+        if not self.processor.chat_template:
+            raise ConfigError(f"{path}: no chat template in its processor or tokenizer")
         self.tokenizer: Any = self.processor.tokenizer
         config = read_object(Path(path) / "config.json", "the config of a model")
         self._tokens_per_second = float(config["vision_config"].get("tokens_per_second", 1.0))
@@ -79,7 +88,8 @@ class QwenVLInputs:
         self.temporal_patch_size = int(self.processor.video_processor.temporal_patch_size)
         ids = self.tokenizer.convert_tokens_to_ids
         self.video_pad_id = int(ids("<|video_pad|>"))
-        self.end_id = int(self.tokenizer.eos_token_id)
+        self.end_ids = read_end_ids(path, self.tokenizer)
+        self.opened = opened_in(self.prompt_text(""), path)
         self.visual_token_ids = tuple(
             int(ids(token))
             for token in ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -138,9 +148,36 @@ class QwenVLInputs:
         )
 
     def encode_answer(self, text: str) -> np.ndarray:
-        """Tokens of an answer, the end token included: int32 [R]."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.array([*ids, self.end_id], dtype=np.int32)
+        """Tokens that a model has to write for a whole answer, the end token included: int32 [R].
+
+        Raises:
+            DataError: if the answer does not begin with what the chat template opened.
+        """
+        rest = after_opened(text, self.opened)
+        ids = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
+        return np.array([*ids, self.end_ids[0]], dtype=np.int32)
+
+    def decode_answer(self, token_ids: Sequence[int] | np.ndarray) -> str:
+        """The whole answer whose tokens a model wrote, without the token that ended it.
+
+        Other special tokens that were sampled are part of the text: an answer that holds one must
+        not look as if it did not.
+        """
+        written = token_ids[:-1] if self.has_ended(token_ids) else token_ids
+        text: str = self.tokenizer.decode(list(written), skip_special_tokens=False)
+        return self.opened + text
+
+    def has_ended(self, token_ids: Sequence[int] | np.ndarray) -> bool:
+        """Whether the last token of an answer ended it."""
+        return len(token_ids) > 0 and int(token_ids[-1]) in self.end_ids
+
+    def check_dialect(self, dialect: str) -> None:
+        """Refuse a dialect of answers that the chat template contradicts.
+
+        Raises:
+            ConfigError: naming the checkpoint, what its template opens and `data.dialect`.
+        """
+        check_opened(self.opened, dialect, self.path)
 
     def video_metadata(self, plan: FramePlan) -> dict[str, Any]:
         """What the processors of transformers and vLLM want to know of frames sampled already."""

@@ -153,6 +153,8 @@ def write_random_model(
     built = build_config({**config, **_visual_token_ids(tokenizer)})
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(built, dtype=dtype)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id  # not the published tokenizer's
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     _processor(built, tokenizer).save_pretrained(folder)
     return Path(folder)

@@ -216,6 +216,27 @@ class QwenVLEngine(Engine):
         """Decode a clip into the node's frame cache; see `Engine.prefetch`."""
         self.frames.get(plan)
 
+    def rollout(
+        self,
+        prompt: Prompt,
+        index: int,
+        *,
+        token_ids: Sequence[int],
+        log_probs: Sequence[float],
+        policy_version: int,
+    ) -> Rollout:
+        """Answer number `index` to a prompt, of these tokens: its text, and how it ended."""
+        return make_rollout(
+            prompt,
+            index,
+            token_ids=token_ids,
+            log_probs=log_probs,
+            text=self.inputs.decode_answer(token_ids),
+            is_stopped=self.inputs.has_ended(token_ids),
+            policy_version=policy_version,
+            last_policy_version=self.policy_version,
+        )
+
 
 def make_rollout(
     prompt: Prompt,

@@ -18,7 +18,7 @@ from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfi
 from actrep_ray.models.lora import add_adapters, check_adapter, is_adapter
 from actrep_ray.models.qwen_vl import EncodedPrompt, load_model
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings, make_rollout
+from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
 from actrep_ray.weights.buckets import Weights, magnitude, verify_magnitudes
 
 
@@ -181,6 +181,7 @@ class HfEngine(QwenVLEngine):
         logits = output.logits[:, -1].repeat_interleave(group_size, 0)
         mask = batch.attention_mask.repeat_interleave(group_size, 0)
         position = batch.next_position.repeat_interleave(group_size)
+        ends = torch.tensor(self.inputs.end_ids, device=self._device)
         is_done = torch.zeros(num_answers, dtype=torch.bool, device=self._device)
         tokens: list[list[int]] = [[] for _ in range(num_answers)]
         log_probs: list[list[float]] = [[] for _ in range(num_answers)]
@@ -189,7 +190,7 @@ class HfEngine(QwenVLEngine):
             for i in torch.nonzero(~is_done).flatten().tolist():
                 tokens[i].append(int(token[i]))
                 log_probs[i].append(float(log_prob[i]))
-            is_done |= token == self.inputs.end_id
+            is_done |= torch.isin(token, ends)
             if step + 1 == settings.max_tokens or bool(is_done.all()):
                 break
             mask = torch.cat([mask, mask.new_ones(num_answers, 1)], dim=1)
@@ -229,14 +230,12 @@ class HfEngine(QwenVLEngine):
         num_prompt_tokens: int,
     ) -> RolloutGroup:
         rollouts = tuple(
-            make_rollout(
+            self.rollout(
                 prompt,
                 i,
                 token_ids=tokens[i],
                 log_probs=log_probs[i],
-                text=self.inputs.tokenizer.decode(tokens[i], skip_special_tokens=True),
-                is_stopped=tokens[i][-1] == self.inputs.end_id,
-                policy_version=self._policy_version,
+                policy_version=self.policy_version,
             )
             for i in range(len(tokens))
         )

@@ -21,7 +21,7 @@ import torch
 from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings, make_rollout
+from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
 from actrep_ray.weights import vllm_load
 from actrep_ray.weights.buckets import Weights
 from data_prep.video import FramePlan
@@ -185,7 +185,7 @@ class VllmEngine(QwenVLEngine):
             top_p=settings.top_p,
             max_tokens=settings.max_tokens,
             seed=settings.seed,
-            stop_token_ids=[self.inputs.end_id],
+            stop_token_ids=list(self.inputs.end_ids),
             logit_bias=dict.fromkeys(self.inputs.visual_token_ids, -np.inf),
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
@@ -199,15 +199,12 @@ class VllmEngine(QwenVLEngine):
         return RolloutGroup(
             prompt=prompt,
             rollouts=tuple(
-                make_rollout(
+                self.rollout(
                     prompt,
                     answer.index,
                     token_ids=answer.token_ids,
                     log_probs=answer.logprobs.logprobs,
-                    text=self.inputs.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
-                    is_stopped=answer.finish_reason == "stop",
                     policy_version=running.policy_version,
-                    last_policy_version=self.policy_version,
                 )
                 for answer in sorted(output.outputs, key=lambda answer: answer.index)
             ),

@@ -9,6 +9,9 @@ One row (`rewards/compute_score.py` is the reward that reads it)::
     reward_model  {"style": "rule", "ground_truth": '{"count": 3, "cycles": [[0.5, 1.7], ...]}'}
     extra_info    {"index": 0, "split": "train", "clip_id": ..., "action": ..., "duration_s": 7.5}
 
+Where the chat template of the recipe's model opens the answer (Qwen3-VL-Thinking), verl hands the
+reward only what comes behind: `extra_info` then holds `"opened": "<think>\n"` as well.
+
 verl hands `videos` to qwen_vl_utils, whose frames are close to ours and not always the same.
 """
 
@@ -28,34 +31,35 @@ if TYPE_CHECKING:
 _PLACEHOLDERS = ("<video>", "<image>", "<audio>")  # verl puts media in their place
 
 
-def verl_frame(clips: Sequence[Clip], recipe: Recipe) -> "pd.DataFrame":
+def verl_frame(clips: Sequence[Clip], recipe: Recipe, opened: str = "") -> "pd.DataFrame":
     """One row for each clip, in order.
 
     Args:
         clips: With absolute paths of their videos, as `read_clips` gives them.
         recipe: Its `data.question` and `video` sections are used.
+        opened: What the chat template of the model writes of an answer.
 
     Raises:
         DataError: for a question in which verl would put media of its own.
     """
     import pandas as pd
 
-    return pd.DataFrame([_row(index, clip, recipe) for index, clip in enumerate(clips)])
+    return pd.DataFrame([_row(index, clip, recipe, opened) for index, clip in enumerate(clips)])
 
 
-def write_verl_parquet(clips: Sequence[Clip], recipe: Recipe, path: Path) -> int:
+def write_verl_parquet(clips: Sequence[Clip], recipe: Recipe, path: Path, opened: str = "") -> int:
     """Write the rows as Parquet, atomically; returns how many there are.
 
     Raises:
         DataError: as `verl_frame` does.
     """
-    frame = verl_frame(clips, recipe)
+    frame = verl_frame(clips, recipe, opened)
     with replacing(path) as partial, partial.open("wb") as out:
         frame.to_parquet(out, index=False)
     return len(frame)
 
 
-def _row(index: int, clip: Clip, recipe: Recipe) -> dict[str, Any]:
+def _row(index: int, clip: Clip, recipe: Recipe, opened: str) -> dict[str, Any]:
     task = load_task(recipe.task)
     question = task.question(clip, recipe.data)
     if found := [word for word in _PLACEHOLDERS if word in question]:
@@ -91,5 +95,6 @@ def _row(index: int, clip: Clip, recipe: Recipe) -> dict[str, Any]:
             "clip_id": clip.id,
             "action": clip.action,
             "duration_s": known.duration_s,
+            **({"opened": opened} if opened else {}),
         },
     }

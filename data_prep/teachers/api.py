@@ -32,7 +32,13 @@ from data_prep.cot import rejection
 from data_prep.schema import Clip
 from data_prep.teachers.answers import CotReport, Outcome, write_answers, write_report
 from data_prep.teachers.journal import Journal
-from data_prep.teachers.prompt import content_for, plan_for, prompt_for, says_that_it_was_told
+from data_prep.teachers.prompt import (
+    completed,
+    content_for,
+    plan_for,
+    prompt_for,
+    says_that_it_was_told,
+)
 from data_prep.teachers.settings import ApiSettings
 from data_prep.video import FramePlan, VideoError
 
@@ -145,7 +151,7 @@ class _Run:
                 reason = self._judge(row, clip)
                 if reason is None:
                     self.num_accepted += 1
-                    return Outcome(clip, row["text"])
+                    return Outcome(clip, completed(row["text"], self.settings.dialect))
                 reasons[reason] += 1
                 self.rejected[reason] += 1
         except VideoError as error:
@@ -157,7 +163,7 @@ class _Run:
 
     def _judge(self, row: dict[str, Any], clip: Clip) -> str | None:
         """Why a candidate is not kept."""
-        text = row["text"]
+        text = completed(row["text"], self.settings.dialect)
         if not text:
             return "empty"
         if row["finish_reason"] == "length":

@@ -59,6 +59,19 @@ def prompt_for(clip: Clip, dialect: str) -> str:
     ).strip()
 
 
+def completed(text: str, dialect: str) -> str:
+    """A teacher's answer as a whole, where its server's chat template opened the reasoning.
+
+    Such a server hands out only what the model wrote behind the tag: the answer without it, or what
+    the model thought for itself and then the answer. Which, if either, is right is checked later.
+    """
+    opening, closing = f"<{dialect}>", f"</{dialect}>"
+    before, is_closed, after = text.partition(closing)
+    if not is_closed or opening in before:
+        return text
+    return after.strip() if opening in after else f"{opening}\n{text}"
+
+
 def says_that_it_was_told(text: str) -> bool:
     """Whether an answer speaks of labels or of its instructions, or left a bracket to fill in."""
     return _TELLS.search(text) is not None

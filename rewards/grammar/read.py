@@ -13,6 +13,7 @@ from rewards.grammar.problems import Problem, add_problem
 from rewards.grammar.reasoning import Reasoning, read_reasoning
 from rewards.grammar.tags import (
     check_outside,
+    check_special,
     choose_dialect,
     find_answer,
     find_reasoning,
@@ -84,6 +85,7 @@ def parse(text: str, *, dialect: str | None = None) -> ParsedResponse:
     think = find_reasoning(text, tags, problems)
     answer, answer_problem = find_answer(text, tags, think, problems)
     check_outside(text, think, answer, problems)
+    check_special(text, problems)
     body = read_reasoning(text, think.start, think.end, problems) if think else Reasoning()
     answer_text, count = None, None
     if answer is not None:

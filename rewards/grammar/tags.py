@@ -3,6 +3,7 @@
 Tags are found by plain string search, in time linear in the text.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +11,7 @@ from rewards.grammar.layout import DIALECTS
 from rewards.grammar.problems import Problem, add_problem
 
 MAX_TAGS: Final = 32  # tags read of each kind
+_SPECIAL: Final = re.compile(r"<\|\w{1,64}\|>")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,12 @@ def find_answer(
         problem, start, end = "nested", span.outer_start, span.outer_end
     add_problem(problems, f"answer_{problem}", start, end)
     return None, problem
+
+
+def check_special(text: str, problems: list[Problem]) -> None:
+    """Report the first special token of a chat model, such as `<|im_start|>`: no answer has one."""
+    if found := _SPECIAL.search(text):
+        add_problem(problems, "special_token", found.start(), found.end())
 
 
 def check_outside(

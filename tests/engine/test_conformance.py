@@ -61,7 +61,7 @@ def make_case(
             return Case(SimulatedEngine(latency, 0), asked, (weights, scaled(weights)), END_ID)
         make_engine = VllmEngine if name == "vllm" else HfEngine
         engine = make_engine(folder, rollout, video, device="cpu", seed=0)
-        return Case(engine, asked, (weights, scaled(weights)), inputs.end_id)
+        return Case(engine, asked, (weights, scaled(weights)), inputs.end_ids[0])
 
     return make
 

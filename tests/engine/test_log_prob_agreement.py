@@ -66,7 +66,7 @@ def test_follows_the_sampling_settings(case: Any, make_reference: Any, make_prom
     for group in [*cool, *first]:
         for answer in group.rollouts:
             assert not set(answer.token_ids.tolist()) & set(engine.inputs.visual_token_ids)
-            has_ended = answer.token_ids[-1] == engine.inputs.end_id
+            has_ended = answer.token_ids[-1] == engine.inputs.end_ids[0]
             assert (answer.status is RolloutStatus.STOPPED) == has_ended
 
 

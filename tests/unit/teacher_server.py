@@ -103,6 +103,10 @@ def spoil(kind: str, number: int, text: str) -> str:
         return re.sub(r"rep2: .*", "rep2: 7.0-8.5s", text)
     if kind == "silent":
         return ""
+    if kind == "behind":  # a template that opened the reasoning
+        return text.removeprefix("<think>\n")
+    if kind == "thought":  # likewise, and the model thought for itself first
+        return f"Down and up, twice.\n</think>\n\n{text}"
     return text
 
 

@@ -22,13 +22,13 @@ import pytest
 
 from actrep_ray.cli.main import main
 from data_prep.chat_api import ApiError, Pace, retry_after, sampling_of
-from data_prep.cot import read_answers, rejection
+from data_prep.cot import read_answers, rejection, render_answer
 from data_prep.files import DataError
 from data_prep.schema import Clip, write_clips
 from data_prep.teachers.answers import CotReport
 from data_prep.teachers.api import ask_api, journal_path
 from data_prep.teachers.journal import Journal
-from data_prep.teachers.prompt import prompt_for, says_that_it_was_told
+from data_prep.teachers.prompt import completed, prompt_for, says_that_it_was_told
 from data_prep.teachers.settings import ApiSettings
 from data_prep.video_writer import encode_mp4
 
@@ -366,6 +366,30 @@ def test_the_prompt_shows_labels_and_the_form(make_clip: MakeClip) -> None:
     assert "List 2 repetitions in the order of time" in unmarked
     assert says_that_it_was_told("as I was told, the person squats")
     assert not says_that_it_was_told("An instructor squats and rises.")
+
+
+def test_an_answer_is_made_whole_where_the_server_opened_its_reasoning(make_clip: MakeClip) -> None:
+    clip = make_clip("push_up")
+    whole = render_answer(clip)
+    behind = whole.removeprefix("<think>\n")
+    for text in (whole, behind, f"The times are even.\n</think>\n\n{whole}"):
+        assert completed(text, "think") == whole
+        assert rejection(completed(text, "think"), clip) is None
+    assert rejection(behind, clip) == "malformed"
+    for text in ("", "no tag", "<think>\nnever closed", whole.replace("think>", "thinking>")):
+        assert completed(text, "think") == text
+    assert rejection(completed(f"{whole}\n{whole}", "think"), clip) == "malformed"
+
+
+@pytest.mark.parametrize("how", ["behind", "thought"])
+def test_a_server_that_opened_the_reasoning_is_a_teacher(
+    server: Server, make_clip: MakeClip, tmp_path: Path, how: str
+) -> None:
+    clips = [make_clip(how)]
+    ask_api(clips, tmp_path / "cot.jsonl", settings_for(server))
+    (text,) = read_answers(tmp_path / "cot.jsonl").values()
+    assert text.startswith("<think>\n")
+    assert rejection(text, clips[0]) is None
 
 
 def test_the_report_of_the_command_is_printed(

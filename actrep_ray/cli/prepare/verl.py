@@ -2,11 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.commands import add_command, add_set, read_recipe, show
 from actrep_ray.cli.prepare.rcs import read_split
 from data_prep.schema import SPLITS
+
+if TYPE_CHECKING:
+    from actrep_ray.config import Recipe
 
 
 def add_verl(kinds: Any) -> None:
@@ -29,7 +32,8 @@ def add_verl(kinds: Any) -> None:
         "--recipe",
         type=Path,
         metavar="RECIPE",
-        help="whose question and video settings are used (default: the defaults)",
+        help="whose question and video settings are used, and the chat template of its model "
+        "(default: the defaults)",
     )
     add_set(parser)
 
@@ -38,5 +42,24 @@ def _verl(args: argparse.Namespace) -> None:
     from actrep_ray.tasks.verl_rows import write_verl_parquet
 
     recipe = read_recipe(args)
-    num_rows = write_verl_parquet(read_split(args.data, args.split), recipe, args.out)
+    clips = read_split(args.data, args.split)
+    opened = _opened_by(recipe)
+    num_rows = write_verl_parquet(clips, recipe, args.out, opened or "")
     show(f"{args.out}: {num_rows:,} rows for verl, scored by rewards.compute_score.compute_score")
+    if opened is None:
+        show(
+            "no model in model.path: the rows do not say what its chat template opens; with one "
+            "that opens <think>, give the reward opened='<think>\\n' (docs/rewards.md)"
+        )
+
+
+def _opened_by(recipe: "Recipe") -> str | None:
+    """What the chat template of the recipe's model opens; None where the model is not here."""
+    if not recipe.model.path or not Path(recipe.model.path).is_dir():
+        return None
+    from actrep_ray.models.qwen_vl import QwenVLInputs
+    from actrep_ray.run.checkpoint import model_folder
+
+    inputs = QwenVLInputs(model_folder(recipe.model.path))
+    inputs.check_dialect(recipe.data.dialect)
+    return inputs.opened

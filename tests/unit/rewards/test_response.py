@@ -216,6 +216,7 @@ def test_a_demanded_dialect_refuses_the_other() -> None:
         ("</answer>", "", "answer_unclosed", "<answer>"),
         ("<answer>2", "2", "answer_unopened", "</answer>"),
         ("</answer>", "</answer><answer>3</answer>", "answer_several", "<answer>3"),
+        ("evenly", "evenly <|im_start|>", "special_token", "<|im_start|>"),
         ("Total: 2\n</think>", "</think>\n", "", ""),
     ],
 )
