@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from actrep_ray.config import ConfigError, Recipe
@@ -225,8 +226,10 @@ class ModelIO:
         gathered = dict(weights)
         if self._ranks.is_first:
             folder.mkdir(exist_ok=True)
+            # Those of the source are copied as they are, which transformers may refuse to write.
+            self._model.generation_config = GenerationConfig.from_model_config(self._model.config)
             self._model.save_pretrained(folder, state_dict=gathered)
-            copy_processor_files(self._checkpoints.model, folder)  # also over what that has written
+            copy_processor_files(self._checkpoints.model, folder)
 
     def _on_rank_0(self, weights: NamedWeights) -> NamedWeights:
         """Whole weights on the CPU in the model's dtype; the other ranks only gather them."""

@@ -79,10 +79,17 @@ def taught(
         }
     )
     inputs = QwenVLInputs(source)
-    rows = [row_of(clip, render_answer(clip), recipe, inputs) for clip in clips]
-    rows.append(_other(rows[0], "Say it.", inputs, "<think>\nIt moves.</think>", END_OF_TEXT))
-    junk = "<think>\nIt <|im_start|>moves.</think>"
-    rows.append(_other(rows[0], "Say junk.", inputs, junk, IM_END))
+    # Written out, as a model of that kind goes on; `row_of` has to say the same.
+    rows = [
+        _with(
+            row_of(clip, render_answer(clip), recipe, inputs),
+            inputs,
+            render_answer(clip).removeprefix("<think>\n"),
+        )
+        for clip in clips
+    ]
+    rows.append(_with(rows[0], inputs, "It moves.</think>", "Say it.", END_OF_TEXT))
+    rows.append(_with(rows[0], inputs, "It <|im_start|>moves.</think>", "Say junk."))
     learner = LearnerWorker(recipe, str(source), rank=0, world_size=1, total_steps=MAX_STEPS)
     learner.setup("127.0.0.1", 0)
     for _ in range(MAX_STEPS):
@@ -94,10 +101,13 @@ def taught(
     return Taught(root / "model", source, recipe, rows, clips)
 
 
-def _other(row: LearnerRow, question: str, inputs: QwenVLInputs, text: str, end: int) -> LearnerRow:
-    tokens = inputs.encode_answer(text)
-    tokens[-1] = end
-    return replace(row, row_id=question, question=question, responses=(tokens,))
+def _with(
+    row: LearnerRow, inputs: QwenVLInputs, text: str, question: str = "", end: int = IM_END
+) -> LearnerRow:
+    """A row that teaches exactly these tokens, perhaps to another question."""
+    tokens = np.array([*inputs.tokenizer(text)["input_ids"], end], np.int32)
+    row = replace(row, responses=(tokens,))
+    return replace(row, row_id=question, question=question) if question else row
 
 
 @pytest.fixture(scope="module", params=["hf", pytest.param("vllm", marks=pytest.mark.engine)])
@@ -114,6 +124,13 @@ def answers(engine: Engine, taught: Taught) -> dict[str, Rollout]:
     prompts = [Prompt(row.row_id, row.row_id, row.question, row.plan) for row in taught.rows]
     groups = engine.generate(prompts, GREEDY)
     return {group.prompt.prompt_id: group.rollouts[0] for group in groups}
+
+
+def test_sft_teaches_what_the_template_leaves_to_write(taught: Taught) -> None:
+    inputs = QwenVLInputs(taught.source)
+    for clip, row in zip(taught.clips, taught.rows, strict=False):
+        own = row_of(clip, render_answer(clip), taught.recipe, inputs)
+        np.testing.assert_array_equal(own.responses[0], row.responses[0])
 
 
 def test_what_was_taught_is_said_whole(taught: Taught, answers: dict[str, Rollout]) -> None:
@@ -142,10 +159,10 @@ def test_evaluation_counts_and_writes_the_whole_answer(
     inputs = QwenVLInputs(taught.model)
     metrics = evaluate(taught.clips, engine, inputs, taught.recipe, path).as_dict("eval")
     assert metrics["eval/obz"] == metrics["eval/parse_rate"] == 1.0
-    predictions = read_predictions(path)
-    assert [p.count for p in predictions] == [clip.count for clip in taught.clips]
+    predictions = read_predictions(path, load_task("counting"))
+    assert [p.reading for p in predictions] == [clip.count for clip in taught.clips]
     assert [p.text for p in predictions] == [render_answer(clip) for clip in taught.clips]
-    assert all(len(p.cycles) == p.count for p in predictions)
+    assert all(len(p.cycles) == p.reading for p in predictions)
 
 
 def test_either_end_token_stops_and_is_trained_on_but_is_not_text(

@@ -164,7 +164,7 @@ def test_a_perfect_answer_earns_everything_under_every_template(
     assert rewards_of(group, clip, recipe) == [1.0, 1.0]
     single = replace(group, rollouts=group.rollouts[:1])
     prediction = prediction_of(single, load_task("counting"), recipe.data.dialect)
-    assert (prediction.count, prediction.text) == (clip.count, answer)
+    assert (prediction.reading, prediction.text) == (clip.count, answer)
     assert prediction.cycles
     assert not prediction.is_truncated
 
