@@ -32,7 +32,7 @@ _NUM_AT_ONCE = 32  # rows
 
 _TABLES = """
 CREATE TABLE rows (
-    number INTEGER PRIMARY KEY, place TEXT, id TEXT, split TEXT, video TEXT, stem TEXT,
+    number INTEGER PRIMARY KEY, origin TEXT, id TEXT, split TEXT, video TEXT, stem TEXT,
     start_s REAL, end_s REAL, action TEXT, count INTEGER
 );
 CREATE TABLE verdicts (
@@ -45,7 +45,7 @@ CREATE TABLE told_twice AS SELECT video, start_s, end_s, action FROM rows
 GROUP BY video, start_s, end_s, action HAVING COUNT(*) > 1
 """
 _BY_CLIP = """
-SELECT number, place, split, count, video, start_s, end_s, action
+SELECT number, origin, split, count, video, start_s, end_s, action
 FROM rows JOIN told_twice USING (video, start_s, end_s, action)
 ORDER BY video, start_s, end_s, action, number
 """
@@ -86,7 +86,7 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class _Row:
     number: int
-    place: str
+    origin: str
     split: str
     count: int
 
@@ -103,17 +103,17 @@ class SameClips:
         """Forget the rows."""
         self._database.close()
 
-    def add(self, number: int, place: str, clip: Clip, video: str) -> None:
+    def add(self, number: int, origin: str, clip: Clip, video: str) -> None:
         """Note a row.
 
         Args:
             number: Of the row; rows come in rising order.
-            place: Where it is, for messages: FILE:LINE.
+            origin: Where it is, for messages: FILE:LINE.
             clip: What it says.
             video: Its video, relative to the folder of videos.
         """
         self._added.append((
-            number, place, clip.id, clip.split, video, without_suffix(video),
+            number, origin, clip.id, clip.split, video, without_suffix(video),
             clip.start_s, clip.end_s, clip.action, clip.count,
         ))  # fmt: skip
         if len(self._added) == _NUM_AT_ONCE:
@@ -147,7 +147,7 @@ class SameClips:
         for row in rows:
             first = firsts.setdefault((row.split, row.count), row)
             if first is not row:
-                detail = f"{first.place} has the same video, window, action and count"
+                detail = f"{first.origin} has the same video, window, action and count"
                 self._reject(row, "duplicate_row", detail)
         different = list(firsts.values())
         if len({row.count for row in different}) > 1:
@@ -162,14 +162,14 @@ class SameClips:
         if conflicts == "mean" and rest:
             remark = f"; the mean {sum(counts) / len(counts):g} is no whole number"
         elif conflicts == "mean":
-            remark = f"; {first.place} is kept with the mean {mean}"
+            remark = f"; {first.origin} is kept with the mean {mean}"
         elif conflicts == "first":
-            remark = f"; {first.place} is kept"
+            remark = f"; {first.origin} is kept"
         keeps_first = conflicts == "first" or (conflicts == "mean" and not rest)
         other = next(row for row in rows if row.count != first.count)
         for row in rows[keeps_first:]:
             against = other if row.count == first.count else first
-            detail = f"count={row.count}, but {against.place} gives the same clip {against.count}"
+            detail = f"count={row.count}, but {against.origin} gives the same clip {against.count}"
             self._reject(row, "conflicting_counts", detail + remark)
         if keeps_first:
             kept = first.count if conflicts == "first" else mean

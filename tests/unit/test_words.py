@@ -25,7 +25,6 @@ OWNERS = {
     "place": (
         "actrep_ray/cluster/placement.py",
         "actrep_ray/learner/strategies/ema.py",  # in_place, as everybody says
-        "data_prep/converters/same_clips.py",
     ),
     "zone": ("actrep_ray/models/tiny.py", "actrep_ray/pretrain.py"),
 }
