@@ -101,7 +101,7 @@ def steps_done(shared: Path) -> int:
 def frames_in(node: Any, cache: Path) -> int:
     """Clips in the cache as the processes of a node see it."""
     children = node.children()
-    return len(list(Path(f"/proc/{children[-1].pid}/root{cache}").glob("*.npy")))
+    return len(list(Path(f"/proc/{children[-1].pid}/root{cache}").glob("*.frames")))
 
 
 def wait_until(is_there: Callable[[], bool], job: "subprocess.Popen[bytes]") -> None:
