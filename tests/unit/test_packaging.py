@@ -1,5 +1,6 @@
 """The wheel: what it holds, and what it does where nothing else of the checkout is."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -57,24 +58,27 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    options = ["--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", *options, str(wheel)], check=True, timeout=300)
     # A path in a .pth file: the .pth files in there, an editable installation's too, are not read.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return folder / "bin" / "python"
 
 
-def run_in(folder: Path, python: Path, *command: str) -> "subprocess.CompletedProcess[str]":
-    """A command of Python in a folder, without what this process says of the checkout."""
+def run_in(
+    folder: Path, program: Path, *command: str, timeout_s: float = 240.0
+) -> "subprocess.CompletedProcess[str]":
+    """A command in a folder, without what this process says of the checkout."""
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(
-        [python, *command],
+        [program, *command],
         cwd=folder,
         env=kept,
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=timeout_s,
     )
 
 
@@ -116,3 +120,36 @@ def test_an_installed_wheel_says_where_its_recipes_are(installed: Path, tmp_path
 def test_an_installed_wheel_repairs_torchvision(installed: Path, tmp_path: Path) -> None:
     code = "import sys; print([type(f).__name__ for f in sys.meta_path])"
     assert "TorchvisionFinder" in run_in(tmp_path, installed, "-c", code).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_quickstart_runs_from_an_installed_wheel_in_an_empty_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    """Its data and all of its milestones, with as few steps and clips as the command takes."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    settings = {
+        "video.cache_dir": tmp_path / "frames",
+        "rollout.max_response_tokens": 24,
+        "eval.num_clips": 4,
+        "sft.num_steps": 1,
+        "sft.clips_per_step": 2,
+        "sft.num_validation_clips": 2,
+        "train.num_steps": 1,
+        "train.prompts_per_step": 2,
+        "train.group_size": 2,
+        "train.mini_batch_size": "null",
+    }
+    options = [f"--set={key}={value}" for key, value in settings.items()]
+    program = installed.with_name("actrep")
+    run = run_in(folder, program, "quickstart", *options, timeout_s=1500.0)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    (summary,) = folder.glob("runs/**/summary.json")
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    assert {"constant", "untrained", "sft", "grpo"} <= set(found)
+    assert (found["grpo"]["n"], set(found["num_clips"])) == (4, {"train", "validation", "test"})
+    assert {path.name for path in folder.iterdir()} == {"data", "runs"}  # and nothing beside them
+    site = next(installed.parents[1].glob("lib/python*/site-packages"))
+    assert f"actrep check {site / 'actrep_ray/recipes/qwen3_vl_4b_grpo.yaml'}" in run.stdout
