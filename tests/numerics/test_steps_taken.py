@@ -95,7 +95,7 @@ def _factors(worker: Any) -> list[float]:
 
 
 def _weights(worker: Any) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in worker.export_weights()}
+    return {name: value.clone() for name, value in worker.iter_weights()}
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed"])
