@@ -41,7 +41,8 @@ class AlgorithmConfig(Section):
         (1.0, 1.05), description="SAPO's temperatures for positive and other advantages."
     )
     cov_fraction: Annotated[Float, Field(gt=0, le=1)] = Field(
-        2e-4, description="Share of a micro-batch's tokens that clip_cov or kl_cov picks."
+        2e-4,
+        description="Share of a mini-batch's tokens that clip_cov or kl_cov picks, at least 1.",
     )
     clip_cov_range: tuple[Float, Float] = Field(
         (1.0, 5.0), description="Covariances between which clip_cov picks tokens."

@@ -4,6 +4,7 @@ rows ─► ref, old log-probabilities ─► KL penalty, corrections ─► pas
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,11 +12,18 @@ import torch
 from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.loader import MicroBatchLoader
 from actrep_ray.learner.batch.packing import PackedBatch
-from actrep_ray.learner.batch.rows import LogProbGap, by_answer, mini_batches, shard_rows
+from actrep_ray.learner.batch.rows import (
+    LogProbGap,
+    TokenValues,
+    by_answer,
+    mini_batches,
+    shard_rows,
+)
 from actrep_ray.learner.forward import Forward, score_rows
 from actrep_ray.learner.loss import algorithms
 from actrep_ray.learner.loss.algorithms import BatchCounts
 from actrep_ray.learner.loss.correction import apply_kl_penalty, token_weights
+from actrep_ray.learner.loss.covariance import PICKING, pick_tokens
 from actrep_ray.learner.loss.objective import LossAndSums, PolicyTargets, count_batch, grpo_loss
 from actrep_ray.learner.optimizer_step import OptimizerSteps
 from actrep_ray.learner.ranks import Ranks
@@ -49,6 +57,7 @@ class GrpoUpdate:
         self._policy = policy
         self._reference = reference
         self._steps = steps
+        self._num_before = 0  # optimiser steps when this update began
 
     def run(
         self, rows: Sequence[LearnerRow], kl_coef: float, num_later: int
@@ -67,6 +76,7 @@ class GrpoUpdate:
         num_passes = self._recipe.train.num_updates_per_batch
         is_single = len(minis) * num_passes == 1
         targets, gap = self._prepare(rows, minis, kl_coef, is_single=is_single)
+        self._num_before = self._steps.num_taken
         metrics: dict[str, float] = {}
         for num_passes_left in reversed(range(num_passes)):
             later = num_later + num_passes_left * len(minis)
@@ -101,7 +111,8 @@ class GrpoUpdate:
             ref = score_rows(self._loader, rows, minis, self._reference, temperature)
         # A single optimiser step sees the old weights itself, if nothing asks for them before.
         kl_in_reward = cfg.kl_in == "reward" and cfg.kl_coef > 0
-        if not is_single or cfg.rollout_correction != "off" or kl_in_reward:
+        needs_old = cfg.rollout_correction != "off" or kl_in_reward or cfg.loss in PICKING
+        if not is_single or needs_old:
             old = score_rows(self._loader, rows, minis, self._policy, temperature)
         own = {i for mini in minis for i in shard_rows(rows, mini, ranks.size)[ranks.rank]}
         gap = LogProbGap(rows, own)
@@ -150,6 +161,8 @@ class GrpoUpdate:
     ) -> dict[str, float]:
         """One optimiser step on a mini-batch of groups."""
         cfg = self._recipe.algorithm
+        if cfg.loss in PICKING:
+            targets = replace(targets, picked=self._pick(mini, targets))
 
         def loss_fn(
             batch: PackedBatch, log_probs: torch.Tensor, entropy: torch.Tensor
@@ -166,4 +179,23 @@ class GrpoUpdate:
             temperature=self._recipe.rollout.temperature,
             num_left=num_left,
             with_entropy_grad=cfg.entropy_coef > 0,
+        )
+
+    def _pick(self, mini: Sequence[int], targets: PolicyTargets) -> TokenValues:
+        """Tokens of a mini-batch that stand out by the weights that its step is about to change."""
+        rows, ranks, num_taken = targets.rows, self._ranks, self._steps.num_taken
+        assert targets.old is not None, "picking compares with the old log-probabilities"
+        now = targets.old
+        if num_taken > self._num_before:
+            temperature = self._recipe.rollout.temperature
+            now = score_rows(self._loader, rows, [mini], self._policy, temperature)
+        return pick_tokens(
+            rows,
+            shard_rows(rows, mini, ranks.size)[ranks.rank],
+            now,
+            targets.old,
+            targets.weights.masks,
+            self._recipe.algorithm,
+            (self._recipe.seed, num_taken),
+            ranks.gather,
         )

@@ -98,6 +98,8 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
         parts |= going_on(recipe, job["rows"], folder, rank, world_size, port)
         parts |= moving_average(worker, job["rows"])
         parts |= nothing_to_train(worker, job["rows"])
+        if strategy == "fsdp2":
+            parts |= picking(job, rank, world_size, port)
         parts |= bad_loss(worker, job["rows"])
         found |= {f"{strategy}/{name}": value for name, value in parts.items()}
     workers[0].shutdown()
@@ -128,6 +130,16 @@ def updates(worker: LearnerWorker, rows: list[Any], folder: Path) -> dict[str, t
     worker.save_model(folder / "end")
     found |= averages_in(folder / "end", "ema")
     found |= _metrics("metrics-sft", worker.sft_step(rows))
+    return found
+
+
+def picking(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str, torch.Tensor]:
+    """Metrics of an update with each loss that picks tokens of the whole mini-batch."""
+    found: dict[str, torch.Tensor] = {}
+    for loss, recipe in job["picking"].items():
+        worker = LearnerWorker(recipe, job["model"], rank, world_size, 10)
+        worker.setup("127.0.0.1", port)
+        found |= _metrics(f"picking-{loss}", worker.update(job["rows"], 1))
     return found
 
 

@@ -279,34 +279,6 @@ def test_losses_that_average_within_answers(name: str, loss: Callable[..., torch
     torch.testing.assert_close(torch.stack(parts).sum(), found)
 
 
-@pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
-def test_losses_that_pick_tokens_by_covariance(name: str) -> None:
-    """2505.22617: of the tokens whose log-prob goes with the advantage, the gradient of some."""
-    cfg = AlgorithmConfig(
-        loss=name, cov_fraction=0.2, clip_cov_range=(-9, 9), clip_low=9, clip_high=9
-    )
-    log_probs, old, advantages, mask = _batch()
-    counts = BatchCounts(13, 4, 1)
-    torch.manual_seed(0)
-    found, sums = policy_loss(log_probs, old, advantages, mask, cfg, counts)
-    [gradient] = torch.autograd.grad(found, log_probs)
-    ratio = (log_probs - old).exp()
-    plain = (-advantages[:, None] * ratio / 13).detach()  # loss and gradient of a token
-    differs = (gradient - plain).abs() > 1e-9
-    assert int(differs[mask].sum()) == 2  # a fifth of 13 tokens
-    if name == "clip_cov":
-        assert (gradient[differs & mask] == 0).all()
-        assert sums["clip_fraction"] == pytest.approx(2.0, abs=1e-5)
-        return
-    a = advantages[:, None].expand_as(log_probs)
-    covariance = (a - a[mask].mean()) * (log_probs - log_probs[mask].mean())
-    largest = covariance[mask].topk(2).values.min()
-    assert (differs & mask).equal((covariance >= largest) & mask)
-    sign = torch.sign(log_probs - old)
-    expected = plain + sign / 13
-    torch.testing.assert_close(gradient[differs & mask], expected[differs & mask].detach())
-
-
 def test_weights_scale_tokens_and_a_masked_batch_is_no_loss() -> None:
     cfg = AlgorithmConfig(clip_low=LOW, clip_high=HIGH)
     log_probs, old, advantages, mask = _batch()

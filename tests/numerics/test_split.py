@@ -113,6 +113,16 @@ def job(
         "model": str(model),
         "rows": make_rows(QwenVLInputs(model), NUM_ROWS, 3),
         "cases": _cases(make_recipe),
+        "picking": {
+            loss: make_recipe(
+                *SETTINGS,
+                f"algorithm.loss={loss}",
+                "algorithm.cov_fraction=0.1",
+                "algorithm.clip_cov_range=[-1, 9]",
+                "learner.micro_batch_tokens=90",
+            )
+            for loss in ("clip_cov", "kl_cov")
+        },
     }
 
 
@@ -199,6 +209,14 @@ def test_metrics_and_weights_after_two_updates(results: dict[int, Found]) -> Non
             torch.testing.assert_close(other, value, atol=1e-4, rtol=1e-3, msg=key)
     # AdamW turns the sign of a tiny gradient into a step, so weights agree less than gradients.
     assert _relative(_case(two, "weights"), _case(one, "weights")) < 1e-3
+
+
+@pytest.mark.parametrize("loss", ["clip_cov", "kl_cov"])
+def test_ranks_pick_the_same_tokens(loss: str, results: dict[int, Found]) -> None:
+    one, two = (_case(results[ranks], f"picking-{loss}") for ranks in (1, 2))
+    for key in ("loss", "grad_norm", "clip_fraction", "approx_kl"):
+        torch.testing.assert_close(two[key], one[key], atol=1e-4, rtol=1e-3, msg=key)
+    assert loss == "kl_cov" or one["clip_fraction"] > 0
 
 
 def test_plain_pytorch(job: dict[str, Any], results: dict[int, Found]) -> None:

@@ -4,8 +4,8 @@ verl is imported on first use, because that takes 10-40 s; `preload` does it in 
 
 What this layer adds: groups are told apart by `prompt_id`, a group whose rewards are all equal
 gets exact zeros, and every sum is divided by counts of the whole mini-batch over all ranks, so
-that the gradient does not depend on how the work is split. Two losses, clip_cov and kl_cov, pick
-tokens by their covariance within a micro-batch, as verl's do, and are the exception.
+that the gradient does not depend on how the work is split. The tokens that clip_cov and kl_cov
+pick come from `covariance.py` for that reason, and not from verl's losses of these names.
 """
 
 import os
@@ -22,7 +22,7 @@ import torch
 from actrep_ray.config import AlgorithmConfig
 from actrep_ray.records import RolloutGroup
 
-_NO_DUAL_CLIP = 1e9  # above any ratio: verl bounds log-ratios by 20
+_NO_CLIP = 1e9  # above any ratio: verl bounds log-ratios by 20
 _K3_BEND = 20.0  # k3 goes on along its tangent from here: its exponential cannot overflow
 
 
@@ -123,6 +123,7 @@ def policy_loss(
     cfg: AlgorithmConfig,
     counts: BatchCounts,
     weights: torch.Tensor | None = None,
+    picked: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """A micro-batch's contribution to the mini-batch's policy loss.
 
@@ -134,30 +135,43 @@ def policy_loss(
         cfg: Loss, clip ranges and aggregation.
         counts: Of the mini-batch.
         weights: Importance weights of tokens, float32 [A, T]; None: 1.
+        picked: Tokens that clip_cov or kl_cov picks, bool [A, T]; None: no token.
 
     Returns:
         The contribution, to be summed over micro-batches and averaged over ranks; and sums over
         tokens: `clip_fraction` (tokens whose gradient is cut or, with clip_cov, that were picked;
-        0 for losses that do not clip), `approx_kl` (old minus new log-probability; kl_cov: its
-        size).
+        0 for losses that do not clip), `approx_kl` (old minus new log-probability).
     """
     response_mask = mask.to(log_probs.dtype)
     num_tokens = float(response_mask.sum())
     if num_tokens == 0:  # all of it is masked: means over nothing would be NaN
         return (log_probs * 0.0).sum(), {"clip_fraction": 0.0, "approx_kl": 0.0}
-    loss, metrics = _verl().get_policy_loss_fn(cfg.loss)(
+    name, token_weights = cfg.loss, weights
+    if cfg.loss in ("clip_cov", "kl_cov"):
+        name = "vanilla"
+    if cfg.loss == "clip_cov" and picked is not None:
+        uncut = (~picked).to(log_probs.dtype)
+        token_weights = uncut if weights is None else weights * uncut
+    loss, metrics = _verl().get_policy_loss_fn(name)(
         old_log_prob=old_log_probs,
         log_prob=log_probs,
         advantages=advantages[:, None].expand_as(log_probs),
         response_mask=response_mask,
         loss_agg_mode=cfg.aggregation,
         config=_actor_config(cfg, counts),
-        rollout_is_weights=weights,
+        rollout_is_weights=token_weights,
     )
+    num_clipped = float(metrics.get("actor/pg_clipfrac", 0.0)) * num_tokens
+    if cfg.loss == "clip_cov" and picked is not None:
+        num_clipped += float((picked & mask).sum())
+    if cfg.loss == "kl_cov" and picked is not None:
+        moved = (log_probs - old_log_probs).abs() * picked
+        moved = moved if weights is None else moved * weights
+        loss = loss + cfg.kl_cov_coef * aggregate(moved, mask, cfg, counts)
     if cfg.loss == "geo_mean":  # verl's is a mean over the answers at hand
         loss = loss * (len(log_probs) * counts.num_ranks / counts.num_answers)
     return loss, {
-        "clip_fraction": float(metrics.get("actor/pg_clipfrac", 0.0)) * num_tokens,
+        "clip_fraction": num_clipped,
         "approx_kl": float(metrics["actor/ppo_kl"]) * num_tokens,
     }
 
@@ -218,25 +232,21 @@ def _verl() -> Any:
 def _actor_config(cfg: AlgorithmConfig, counts: BatchCounts) -> Any:
     from verl.workers.config import ActorConfig, PolicyLossConfig
 
+    low, high, dual = cfg.clip_low, cfg.clip_high, cfg.dual_clip
+    if cfg.loss == "kl_cov":  # its ratio has no bound
+        low = high = _NO_CLIP
     config = ActorConfig(
         strategy="fsdp2",
         rollout_n=1,
         use_dynamic_bsz=True,
-        clip_ratio=cfg.clip_high,
-        clip_ratio_low=cfg.clip_low,
-        clip_ratio_high=cfg.clip_high,
-        clip_ratio_c=cfg.dual_clip or _NO_DUAL_CLIP,
+        clip_ratio=high,
+        clip_ratio_low=low,
+        clip_ratio_high=high,
+        clip_ratio_c=dual if dual and cfg.loss == "vanilla" else _NO_CLIP,
         loss_agg_mode=cfg.aggregation,
         tau_pos=cfg.sapo_tau[0],
         tau_neg=cfg.sapo_tau[1],
-        policy_loss=PolicyLossConfig(
-            loss_mode=cfg.loss,
-            clip_cov_ratio=cfg.cov_fraction,
-            clip_cov_lb=cfg.clip_cov_range[0],
-            clip_cov_ub=cfg.clip_cov_range[1],
-            kl_cov_ratio=cfg.cov_fraction,
-            ppo_kl_coef=cfg.kl_cov_coef,
-        ),
+        policy_loss=PolicyLossConfig(loss_mode=cfg.loss),
     )
     config.global_batch_info.update(_global_counts(cfg, counts))
     return config

@@ -36,6 +36,7 @@ class PolicyTargets:
         ref: Log-probabilities of the reference policy; None: no KL.
         weights: Which tokens count, and how much.
         kl_coef: Weight of the KL to the reference policy.
+        picked: Tokens that clip_cov or kl_cov picks, bool [R_i]; None: no token.
     """
 
     rows: Sequence[LearnerRow]
@@ -43,6 +44,7 @@ class PolicyTargets:
     ref: TokenValues | None = None
     weights: TokenWeights = field(default_factory=TokenWeights)
     kl_coef: float = 0.0
+    picked: TokenValues | None = None
 
 
 def count_batch(
@@ -112,8 +114,9 @@ def grpo_loss(
         [float(targets.rows[i].advantages[a]) for i, a in batch.answers], dtype=torch.float32
     )
     old = log_probs.detach() if targets.old is None else _laid_out(batch, targets.old)
+    picked = None if targets.picked is None else _laid_out(batch, targets.picked).bool()
     loss, sums = algorithms.policy_loss(
-        log_probs, old, advantages, mask, cfg, counts, targets.weights.weight(batch)
+        log_probs, old, advantages, mask, cfg, counts, targets.weights.weight(batch), picked
     )
     # The metrics are divided by all tokens later on; this loss has its divisor already.
     sums["loss"] = float(loss.detach()) * counts.num_tokens / counts.num_ranks
