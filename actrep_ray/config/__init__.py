@@ -28,6 +28,7 @@ from actrep_ray.config.loading import (
 from actrep_ray.config.model import LoraConfig, ModelConfig
 from actrep_ray.config.presets import PRESET_PENALTIES, PRESETS
 from actrep_ray.config.recipe import Recipe, check_attention
+from actrep_ray.config.rules import VLLM_LORA_RANKS
 from actrep_ray.config.run import (
     LOG_PROB_GAP_LIMITS,
     CheckpointConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "LOG_PROB_GAP_LIMITS",
     "PRESETS",
     "PRESET_PENALTIES",
+    "VLLM_LORA_RANKS",
     "AlgorithmConfig",
     "CheckpointConfig",
     "ConfigError",

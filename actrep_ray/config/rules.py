@@ -13,7 +13,8 @@ from actrep_ray.config.model import ModelConfig
 from actrep_ray.config.run import PlacementConfig, SftConfig, TrainConfig
 from actrep_ray.config.section import Contradiction
 
-_MAX_VLLM_RANK = 512
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM makes room for."""
 
 
 def attention(learner: LearnerConfig, model: ModelConfig, device: str) -> Iterator[Contradiction]:
@@ -49,12 +50,12 @@ def _has_flash_attn() -> bool:
 
 def adapters_of_engine(model: ModelConfig, rollout: RolloutConfig) -> Iterator[Contradiction]:
     """Adapters that vLLM is sent and cannot take."""
-    lora = model.lora
-    if lora.send == "adapter" and rollout.engine == "vllm" and lora.rank > _MAX_VLLM_RANK:
+    lora, most = model.lora, VLLM_LORA_RANKS[-1]
+    if lora.send == "adapter" and rollout.engine == "vllm" and lora.rank > most:
         yield Contradiction(
             ("model.lora.rank", "model.lora.send", "rollout.engine"),
-            f"model.lora.rank={lora.rank}: vLLM takes adapters of at most {_MAX_VLLM_RANK}; set "
-            "model.lora.send=merged",
+            f"model.lora.rank={lora.rank}: vLLM takes adapters of at most {most}: lower it, or set "
+            "model.lora.send=merged, which loses small changes in bfloat16",
         )
 
 

@@ -1,8 +1,9 @@
 """Memory of one GPU of a rollout engine, as vLLM takes it."""
 
-from actrep_ray.config import Recipe
+from actrep_ray.config import VLLM_LORA_RANKS, Recipe
 from actrep_ray.models.architecture import Architecture
 from actrep_ray.planning.memory_plan import GIB, RoleMemory, value_bytes
+from actrep_ray.planning.parameters import push_bytes
 from actrep_ray.planning.prompts import PromptSize
 
 _ENGINE_CUDA_GIB = 0.9
@@ -41,11 +42,14 @@ def plan_rollout(
         ("CUDA and graphs", engine_overhead(recipe) if is_gpu else 0.0),
         ("KV cache of one sequence", cfg.max_model_len * kv),
     ]
+    if recipe.sends_adapters:
+        items.insert(1, ("adapters", _adapter_bytes(recipe, model)))
     limit = gpu_gib * GIB * cfg.gpu_memory_utilization
-    notes = []
+    kind = "adapters" if recipe.sends_adapters else "all weights"
+    notes = [f"a push brings {push_bytes(recipe, model) / GIB:.2f} GiB to each engine: {kind}"]
     if limit and taken:
         notes.append(f"a learner rank keeps {taken / GIB:.1f} GiB of the same GPU")
-    left = limit - sum(size for _, size in items[:3])
+    left = limit - sum(size for _, size in items[:-1])
     if limit and left > 0:
         sequences = left / kv / cfg.max_model_len
         average = prompt.num_tokens + recipe.train.group_size * cfg.max_response_tokens / 2
@@ -56,6 +60,13 @@ def plan_rollout(
             "max_response_tokens"
         )
     return RoleMemory("rollout", tuple(items), limit, tuple(notes))
+
+
+def _adapter_bytes(recipe: Recipe, model: Architecture) -> float:
+    """What vLLM sets aside for one adapter on each GPU: whole, of the next rank it has room for."""
+    rank = recipe.model.lora.rank
+    room = next(room for room in (*VLLM_LORA_RANKS, rank) if room >= rank)
+    return push_bytes(recipe, model) * room / rank
 
 
 def engine_overhead(recipe: Recipe) -> float:

@@ -18,9 +18,9 @@ from actrep_ray.planning.learner_memory import (
     beside_sleeping_engine,
     plan_learner,
     resting_bytes,
-    trainable_parameters,
 )
 from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory, value_bytes
+from actrep_ray.planning.parameters import trainable_parameters
 from actrep_ray.planning.prompts import PromptSize
 
 

@@ -7,6 +7,7 @@ from actrep_ray.models.architecture import Architecture
 from actrep_ray.planning.activations import activation_bytes, micro_batch
 from actrep_ray.planning.engine_memory import engine_overhead
 from actrep_ray.planning.memory_plan import GIB, RoleMemory, value_bytes
+from actrep_ray.planning.parameters import trainable_parameters
 from actrep_ray.planning.prompts import PromptSize
 
 _CUDA_GIB = 1.5  # context and NCCL buffers of a learner rank
@@ -58,19 +59,6 @@ def beside_sleeping_engine(recipe: Recipe, learner: RoleMemory) -> RoleMemory:
     note = f"takes turns with an engine, which leaves {left / GIB:.1f} GiB behind when it sleeps"
     limit = max(learner.limit - left, 1.0) if learner.limit else 0.0
     return replace(learner, limit=limit, notes=(*learner.notes, note))
-
-
-def trainable_parameters(recipe: Recipe, model: Architecture) -> tuple[int, int]:
-    """(trained, frozen) parameters."""
-    lora = recipe.model.lora
-    if not lora.rank:
-        frozen = sum(model.num_parameters[component] for component in recipe.model.freeze)
-        return model.total_parameters - frozen, frozen
-    trained = 0
-    if "language_model" in lora.components:
-        shapes = [model.linear_shapes[n] for n in lora.target_modules if n in model.linear_shapes]
-        trained = model.num_layers * lora.rank * sum(a + b for a, b in shapes)
-    return trained, model.total_parameters
 
 
 def state_bytes(recipe: Recipe, model: Architecture) -> list[tuple[str, float]]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.config import VLLM_LORA_RANKS, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
@@ -30,7 +30,6 @@ _GIB = 2**30
 _CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
 _CPU_BATCH_TOKENS = 4096
 _PROCESSED_CLIPS_GIB = 1.0
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
 
 class VllmEngine(QwenVLEngine):
@@ -246,7 +245,7 @@ def _lora_options(cfg: LoraConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
         "enable_lora": True,
         "max_loras": 1,
-        "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= cfg.rank),
+        "max_lora_rank": next(rank for rank in VLLM_LORA_RANKS if rank >= cfg.rank),
     }
     if set(cfg.components) == {"language_model"}:
         return options | {"lora_target_modules": list(cfg.target_modules)}

@@ -18,9 +18,10 @@ from actrep_ray.models.architecture import read_architecture, shipped_names
 from actrep_ray.planning.activations import micro_batch
 from actrep_ray.planning.description import check_recipe, model_source, stated_hardware
 from actrep_ray.planning.engine_memory import plan_rollout
-from actrep_ray.planning.learner_memory import plan_learner, resting_bytes, trainable_parameters
+from actrep_ray.planning.learner_memory import plan_learner, resting_bytes
 from actrep_ray.planning.memory import plan_memory
 from actrep_ray.planning.memory_plan import GIB
+from actrep_ray.planning.parameters import push_bytes, trainable_parameters
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from data_prep.schema import Clip
 
@@ -100,6 +101,24 @@ def test_adapters_train_rank_times_the_widths() -> None:
     assert frozen == model.total_parameters
 
 
+def test_a_push_brings_the_adapters_or_all_weights() -> None:
+    model = read_architecture("Qwen2.5-VL-72B-Instruct")
+    h, kv, mlp = 8192, 1024, 29568
+    widths = 2 * (h + h) + 2 * (h + kv) + 3 * (h + mlp)
+    asked = recipe("model.lora.rank=48", "rollout.tensor_parallel_size=4")
+    assert push_bytes(asked, model) == 2 * 80 * 48 * widths  # 1.3 GB of bfloat16
+    plan = plan_rollout(asked, model, PromptSize(4096, 42), gpu_gib=76.0)
+    sizes = dict(plan.items)
+    assert sizes["adapters"] == 2 * 80 * 64 * widths  # the next rank that vLLM has room for
+    assert "a push brings 1.18 GiB to each engine: adapters" in plan.notes
+    merged = override(asked, ["model.lora.send=merged"])
+    assert push_bytes(merged, model) == 2 * model.total_parameters
+    whole = plan_rollout(merged, model, PromptSize(4096, 42), gpu_gib=76.0)
+    assert "adapters" not in dict(whole.items)
+    assert whole.num_bytes == plan.num_bytes - sizes["adapters"]
+    assert "a push brings 136.74 GiB to each engine: all weights" in whole.notes
+
+
 def test_checkpointing_and_freezing_lower_the_plan() -> None:
     model, prompt = read_architecture(MODEL), PromptSize(4096, 42)
     sizes = [
@@ -141,7 +160,7 @@ def test_what_an_engine_leaves_for_the_kv_cache() -> None:
     assert sizes["weights"] == model.total_parameters  # 2 bytes over 2 GPUs
     assert sizes["KV cache of one sequence"] == 8192 * model.kv_bytes_per_token() / 2
     assert plan.limit == pytest.approx(0.85 * 76.0 * GIB)
-    assert "sequences of 8192 tokens" in plan.notes[0]
+    assert "sequences of 8192 tokens" in plan.notes[1]
 
 
 def test_what_does_not_fit_is_told_with_three_settings_that_help() -> None:
