@@ -26,11 +26,13 @@ class LoraConfig(Section):
         ("language_model",), description="Components in which layers are looked for."
     )
     send: Literal["merged", "adapter"] = Field(
-        "merged", description="What engines are given: all weights, adapters merged, or adapters."
+        "adapter",
+        description="What engines are given: adapters alone, or all weights with them merged, "
+        "where bfloat16 rounds small changes away.",
     )
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """Adapters without layers, and none that could be sent."""
+        """Adapters without layers."""
         if not self.target_modules:
             key = "model.lora.target_modules"
             yield Contradiction((key,), f"{key}: expected a layer's name")
@@ -38,11 +40,6 @@ class LoraConfig(Section):
             yield Contradiction(
                 ("model.lora.components",),
                 "model.lora.components: expected a component of the model",
-            )
-        if self.send == "adapter" and not self.rank:
-            yield Contradiction(
-                ("model.lora.send", "model.lora.rank"),
-                "model.lora.send=adapter: model.lora.rank is 0, so there is no adapter to send",
             )
 
 

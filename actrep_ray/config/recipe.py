@@ -90,7 +90,8 @@ class Recipe(Section):
     @property
     def sends_adapters(self) -> bool:
         """Whether the engines hold the base model and are given adapters only."""
-        return self.stage == "grpo" and self.model.lora.send == "adapter"
+        lora = self.model.lora
+        return self.stage == "grpo" and lora.rank > 0 and lora.send == "adapter"
 
     @property
     def run_dir(self) -> Path:

@@ -30,6 +30,12 @@ def describe_training(recipe: Recipe) -> list[str]:
             f"warning: train.max_staleness={staleness} trains on answers of older weights as if "
             "they were new: set algorithm.rollout_correction=token_truncate"
         )
+    is_merged = recipe.stage == "grpo" and recipe.model.lora.rank and not recipe.sends_adapters
+    if is_merged and recipe.model.dtype == "bfloat16":
+        lines.append(
+            "warning: model.lora.send=merged: engines see little of the first steps, for a weight "
+            "and what its adapter adds are rounded to bfloat16 as one: set model.lora.send=adapter"
+        )
     return lines
 
 

@@ -148,6 +148,33 @@ def test_old_answers_without_correction_are_warned_of(settings: list[str], warne
     assert sum(line.startswith("warning: train.max_staleness=2") for line in lines) == warned
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned", "sent"),
+    [
+        ([], 0, True),
+        (["model.lora.send=merged"], 1, False),
+        (["model.lora.send=merged", "model.dtype=float32"], 0, False),
+    ],
+)
+def test_merged_adapters_in_bfloat16_are_warned_of(
+    settings: list[str], warned: int, sent: bool
+) -> None:
+    recipe = load_recipe(None, [*GRPO, "model.lora.rank=8", *settings])
+    lines = describe_training(recipe)
+    assert sum(line.startswith("warning: model.lora.send=merged") for line in lines) == warned
+    assert recipe.sends_adapters == sent
+    assert ("sent as adapters" in lines[1]) == sent
+    without = load_recipe(None, [*GRPO, *settings, "model.lora.rank=0"])
+    assert not without.sends_adapters
+
+
+def test_adapters_that_vllm_has_no_room_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lora.rank=513: vLLM takes adapters of at most 512"):
+        load_recipe(None, [*GRPO, "model.lora.rank=513"])
+    load_recipe(None, [*GRPO, "model.lora.rank=513", "model.lora.send=merged"])
+    load_recipe(None, [*GRPO, "model.lora.rank=513", "rollout.engine=hf"])
+
+
 def test_groups_of_parameters(tiny_model: Callable[..., Path]) -> None:
     model = load_model(tiny_model(), dtype="float32")
     cfg = LearnerConfig(lr=4.0, lr_vision_tower=1.0, lr_merger=2.0, weight_decay=0.1)
