@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich import get_console
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +39,7 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder, write_base_model
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.run.console import as_text, console
 from actrep_ray.run.provenance import file_hash, provenance
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
@@ -119,7 +119,7 @@ class Quickstart:
         self.grpo = grpo
         self.folder = folder
         self.edition = edition
-        self.console = get_console()
+        self.console = console()
         self.milestones = Milestones(folder / "milestones.json", self.console)
 
     def run(self) -> Path:
@@ -242,7 +242,7 @@ class Quickstart:
         for table in report.tables[:2]:
             self.console.print(table.to_rich())
         self.console.print(self.seconds_table())
-        self.console.print(self.next_commands(report), highlight=False, soft_wrap=True)
+        self.console.print(as_text(self.next_commands(report)), soft_wrap=True)
         return path
 
     def summary(self, report: Report) -> dict[str, Any]:
@@ -374,7 +374,7 @@ class Milestones:
     @contextmanager
     def doing(self, name: str, key: str = "") -> Iterator[None]:
         """Time a milestone and remember it, if it ends without an error."""
-        self.console.print(f"[bold]{name}[/bold] ...")
+        self.console.print(as_text(name, "bold").append(" ...", "not bold"))
         began = time.monotonic()
         yield
         seconds = time.monotonic() - began
@@ -383,7 +383,7 @@ class Milestones:
             self.done_now.add(name)
             self._done[name] = {"key": key, "seconds": round(seconds, 1)}
             write_json(self.path, self._done)
-        self.console.print(f"[bold]{name}[/bold] took {seconds:.0f} s", highlight=False)
+        self.console.print(as_text(name, "bold").append(f" took {seconds:.0f} s", "not bold"))
 
 
 def begin_or_resume(run_dir: Path, key: str) -> bool:

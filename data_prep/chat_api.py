@@ -6,7 +6,7 @@
 
 Owns pace, retries, what counts as an answer and when an endpoint is given up. The key is read from
 the environment, sent in the Authorization header, and taken out of everything that is returned or
-raised.
+raised, in parts as well (`redaction`).
 """
 
 import asyncio
@@ -27,6 +27,7 @@ import httpx
 
 from data_prep.chat_settings import ChatSettings
 from data_prep.files import DataError
+from data_prep.redaction import Redaction
 from data_prep.strict_json import JsonError, parse_json
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -103,6 +104,7 @@ class ChatClient:
         self.failed = Counter[str]()
         self.tokens = Counter[str]()
         self._key = _read_key(settings)
+        self._redaction = Redaction(self._key)
         self._pace = Pace(settings.requests_per_minute)
         self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
         self._sampling = sampling_of(settings)
@@ -188,7 +190,7 @@ class ChatClient:
         if status in _RETRIED:
             raise _RetryError(f"http_{status}", retry_after(response.headers.get("retry-after")))
         if status != 200:
-            told = " ".join(self._redact(response.text).split())[:_ERROR_CHARACTERS]
+            told = " ".join(self._redaction.apply(response.text).split())[:_ERROR_CHARACTERS]
             what = f"{self._url} answered {status}: {told}"
             if status in _REFUSED:
                 raise NoAnswerError("refused", what)
@@ -211,13 +213,10 @@ class ChatClient:
         ) as error:  # fmt: skip
             raise _RetryError("malformed_body") from error
         return Answer(
-            text=self._redact(_whole(text).strip()),
-            finish_reason=_whole(str(choice.get("finish_reason"))),
+            text=self._redaction.apply(_whole(text).strip()),
+            finish_reason=self._redaction.apply(_whole(str(choice.get("finish_reason")))),
             tokens=tokens,
         )
-
-    def _redact(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
 
 
 async def in_parallel(

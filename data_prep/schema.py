@@ -10,19 +10,21 @@ One line::
      "height": 64, "action": "squat", "count": 2, "cycles": [[1.0, 2.5], [2.5, 4.1]],
      "cycles_source": "synthetic", "flags": []}
 
-`video` is relative to the folder of the JSONL file unless it is absolute. `start_s` and `end_s`
-are seconds from the first frame of the video; `cycles` are seconds from `start_s`, as the model
-sees the clip.
+`video` is relative to the folder of the JSONL file and stays in it (`roots`). `start_s` and
+`end_s` are seconds from the first frame of the video; `cycles` are seconds from `start_s`, as the
+model sees the clip.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import DataError, read_jsonl, write_lines
+from data_prep.roots import VideoRoots
 from data_prep.strict_json import is_text
 from rewards.grammar.layout import Cycle
 
@@ -97,8 +99,8 @@ class Clip:
         return self.end_s - self.start_s
 
     def with_video_root(self, root: Path) -> "Clip":
-        """The same clip with `video` made absolute against `root`."""
-        return replace(self, video=str((root / self.video).absolute()))
+        """The same clip with `video` made absolute against `root`, `..` taken out as text."""
+        return replace(self, video=os.path.normpath(root.absolute() / self.video))
 
     def to_json(self) -> str:
         """One line of JSON without the line break."""
@@ -190,23 +192,29 @@ def _check(clip: Clip, where: str) -> None:
         raise RowError(where, "video_fps", repr(clip.video_fps), "a number above 0")
 
 
-def read_clips(path: str | Path, *, split: str | None = None) -> Iterator[Clip]:
+def read_clips(
+    path: str | Path, *, split: str | None = None, allow_outside: Sequence[str] = ()
+) -> Iterator[Clip]:
     """Yield the clips of a JSONL file, in order, with absolute video paths.
 
     Args:
         path: The JSONL file; blank lines are allowed, anything else must be a clip.
         split: Only clips of this split; None yields all of them.
+        allow_outside: Folders, other than the file's own, that videos may lie in.
 
     Raises:
         DataError: naming the file and line of the first bad row.
     """
     path = Path(path)
+    roots = VideoRoots(path.parent, allow_outside)
     seen: dict[str, int] = {}
     for row in read_jsonl(path, "a JSONL file of clips"):
         clip = parse_clip(row.values, row.where)
         if clip.id in seen:
             raise DataError(f"{row.where}: id={clip.id!r} was used in line {seen[clip.id]} already")
         seen[clip.id] = row.number
+        if outside := roots.problem(clip.video):
+            raise RowError(row.where, "video", outside, roots.expected)
         if split is None or clip.split == split:
             yield clip.with_video_root(path.parent)
 

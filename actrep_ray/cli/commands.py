@@ -1,10 +1,13 @@
 """What the commands of `actrep` share: adding one, reading settings, showing text."""
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from data_prep.printable import printable
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
@@ -61,6 +64,31 @@ def picture_file(text: str) -> Path:
     return path
 
 
+def add_allow_outside(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Add `--allow-outside`.
+
+    Args:
+        parser: Gets it.
+        folder: Where videos may lie without, in words.
+    """
+    parser.add_argument(
+        "--allow-outside",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help=f"videos may also lie in this folder, not only in {folder}; may be repeated",
+    )
+
+
+def outside_note(file: Path, videos: Sequence[str]) -> str:
+    """What whoever reads a file of clips has to say where its videos are absolute; else nothing."""
+    outside = [Path(video).parent for video in videos if Path(video).is_absolute()]
+    if not outside:
+        return ""
+    folder = os.path.commonpath(outside)
+    return f"\nvideos lie outside of {file.parent}: read it with data.allow_outside=[{folder}]"
+
+
 def read_recipe(args: argparse.Namespace) -> "Recipe":
     """The recipe of `args.recipe` with `--set`; its paths count as given by the user.
 
@@ -88,5 +116,10 @@ def with_paths(args: argparse.Namespace, recipe: "Recipe") -> "Recipe":
 
 
 def show(text: str) -> None:
-    """Write lines for the user to standard output."""
-    sys.stdout.write(text + "\n")
+    """Write lines for the user to standard output; nothing in them but their breaks acts."""
+    sys.stdout.write(printable(text, keeps_lines=True) + "\n")
+
+
+def complain(text: str) -> None:
+    """Write what is wrong to standard error, likewise."""
+    sys.stderr.write(f"actrep: {printable(text, keeps_lines=True)}\n")

@@ -1,14 +1,19 @@
 """`actrep cot`: arguments, progress and table; the work is done by `data_prep.teachers`."""
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.commands import UsageError, add_command, show
+from actrep_ray.cli.commands import (
+    UsageError,
+    add_allow_outside,
+    add_command,
+    complain,
+    show,
+)
 from data_prep.chat_settings import GEMINI_URL
 from data_prep.schema import SPLITS
 from data_prep.teachers.settings import ApiSettings
@@ -45,6 +50,7 @@ def add_cot(commands: Any) -> None:
         "OpenAI-compatible endpoint, checked against the labels; default: %(default)s",
     )
     parser.add_argument("--split", choices=SPLITS, help="only its clips")
+    add_allow_outside(parser, "that of FILE")
     parser.add_argument("--dialect", choices=("think", "thinking"), default="think")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     group = parser.add_argument_group("--teacher annotations, periodicity")
@@ -104,10 +110,11 @@ def _cot(args: argparse.Namespace) -> int:
         "periodicity": _from_periodicity,
         "api": _from_api,
     }
-    report = teachers[args.teacher](args, read_clips(args.data, split=args.split))
+    clips = read_clips(args.data, split=args.split, allow_outside=args.allow_outside)
+    report = teachers[args.teacher](args, clips)
     _show(report, args.out)
     if not report.num_accepted:
-        sys.stderr.write(f"actrep: {args.data}: no clip has an answer that can be learnt from\n")
+        complain(f"{args.data}: no clip has an answer that can be learnt from")
     return 0 if report.num_accepted else 2
 
 
@@ -158,28 +165,12 @@ def _from_api(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
 
 @contextmanager
 def _progress(title: str) -> "Iterator[Callable[[int, int, int], None]]":
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from actrep_ray.run.console import error_console, progress_bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[accepted]} accepted"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    is_off = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=is_off) as bar:
-        task = bar.add_task(title, total=None, accepted=0)
+    with progress_bar(on=error_console(), shows="accepted") as bar:
+        task = bar.add_task(title, total=None, accepted="0 accepted")
         yield lambda done, total, accepted: bar.update(
-            task, completed=done, total=total, accepted=accepted
+            task, completed=done, total=total, accepted=f"{accepted} accepted"
         )
 
 

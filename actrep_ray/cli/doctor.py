@@ -28,33 +28,32 @@ def add_doctor(commands: Any) -> None:
 
 def _doctor(_: argparse.Namespace) -> int:
     """Print the report; 1 if training cannot run here."""
-    from rich.console import Console
-
     from actrep_ray.cli.abilities import examine
+    from actrep_ray.run.console import console
 
-    console = Console()
-    with console.status("importing torch, vLLM and DeepSpeed ..."):
+    with console().status("importing torch, vLLM and DeepSpeed ..."):
         report = examine()
-    print_report(report, console)
+    print_report(report, console())
     return 0 if report.is_healthy else 1
 
 
 def print_report(report: "DoctorReport", console: "Console") -> None:
     """Print ``report`` on a ``rich.console.Console``."""
-    from rich.markup import escape
     from rich.table import Table
+
+    from actrep_ray.run.console import as_text
 
     versions = Table("package", "version", title="Versions", title_justify="left")
     for name, version in report.versions.items():
-        versions.add_row(name, version or "[dim]not installed[/dim]")
+        versions.add_row(name, as_text(version) if version else as_text("not installed", "dim"))
     devices = Table("device", "what it is", title="Devices", title_justify="left")
     for name, description in report.devices.items():
-        devices.add_row(name, description)
+        devices.add_row(as_text(name), as_text(description))
     abilities = Table("kind", "name", "runs", "how, or why not", title="Abilities")
     abilities.title_justify = "left"
     for ability in report.abilities:
-        mark = "[green]yes[/green]" if ability.is_available else "[red]no[/red]"
-        abilities.add_row(ability.kind, ability.name, mark, escape(ability.detail))
+        runs = as_text("yes", "green") if ability.is_available else as_text("no", "red")
+        abilities.add_row(ability.kind, ability.name, runs, as_text(ability.detail))
     for table in (versions, devices, abilities):
         console.print(table)
     if report.is_healthy:

@@ -97,10 +97,8 @@ def _add_baseline(clips: Sequence["Clip"], out_dir: Path, task: "Task", *, wante
 @contextmanager
 def _showing_progress(num_clips: int) -> Iterator[Callable[[int], None]]:
     """A bar of the clips that the detector has done."""
-    from rich.console import Console
-    from rich.progress import Progress
+    from actrep_ray.run.console import error_console, progress_bar
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(on=error_console()) as bar:
         task = bar.add_task("periodicity", total=num_clips)
         yield lambda done: bar.update(task, completed=done)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import actrep_ray
 from actrep_ray.cli.boundary import words_of_mistake
 from actrep_ray.cli.check import add_check
+from actrep_ray.cli.commands import complain
 from actrep_ray.cli.cot import add_cot
 from actrep_ray.cli.count import add_count
 from actrep_ray.cli.doctor import add_doctor
@@ -85,5 +86,5 @@ def _is_no_device_notice(record: logging.LogRecord) -> bool:
 
 
 def _say(message: str, *, code: int) -> int:
-    sys.stderr.write(f"actrep: {message}\n")
+    complain(message)
     return code

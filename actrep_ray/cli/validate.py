@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.commands import UsageError, add_command, add_set, read_recipe
+from data_prep.printable import printable
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def _positive(text: str) -> float:
 
 
 def _validate(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
+    from actrep_ray.run.console import as_text, console, make_console
     from data_prep.validation.report import is_failure, write_report
     from data_prep.validation.validate import Decoding, validate_file
 
@@ -109,14 +109,19 @@ def _validate(args: argparse.Namespace) -> None:
         raise UsageError("--deep decodes every video and --no-decode none: give one of them")
     decoding = Decoding(args.workers, args.deadline, is_on=not args.no_decode, is_deep=args.deep)
     with _progress(args.no_decode) as progress:
-        report = validate_file(args.data, view, decoding, split=args.split, progress=progress)
+        report = validate_file(
+            args.data,
+            view,
+            decoding,
+            split=args.split,
+            allow_outside=recipe.data.allow_outside,
+            progress=progress,
+        )
     path = write_report(report, args.out)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
-    print_report(report, note, console)
-    shown = _draw(report, args.out / "report.png")
-    console.print(f"[dim]{path}, {shown}[/]", highlight=False, soft_wrap=True)
+    shown_on = console() if console().is_terminal else make_console(width=_WIDTH)
+    print_report(report, note, shown_on)
+    picture = _draw(report, args.out / "report.png")
+    shown_on.print(as_text(f"{path}, {picture}", "dim"), soft_wrap=True)
     if is_failure(report, strict=args.strict):
         raise UsageError(_verdict(report, path))
 
@@ -124,8 +129,7 @@ def _validate(args: argparse.Namespace) -> None:
 @contextmanager
 def _progress(is_quick: bool) -> Iterator["Progress"]:
     """A bar of videos on stderr, of as many as there turn out to be."""
-    from rich.console import Console
-
+    from actrep_ray.run.console import error_console
     from actrep_ray.run.progress import step_progress
 
     title = "looking at videos" if is_quick else "decoding"
@@ -134,7 +138,7 @@ def _progress(is_quick: bool) -> Iterator["Progress"]:
 
         def report(done: int, total: int, num_frames: int, num_bad: int) -> None:
             if not shown:
-                bar = step_progress(title, start=0, total=total, console=Console(stderr=True))
+                bar = step_progress(title, start=0, total=total, on=error_console())
                 shown.append(stack.enter_context(bar))
             shown[0](done, {"frames": num_frames, "problems": num_bad})
 
@@ -176,16 +180,19 @@ def view_of(recipe: "Recipe") -> tuple["View", str]:
 
 def print_report(report: "Report", note: str, console: "Console") -> None:
     """Findings by kind, what clips look like to the model, and where every row went."""
+    from actrep_ray.run.console import as_text
+
     if report.findings:
         console.print(_findings_table(report))
     console.print(_spread_table(report))
     for line in (*_view_lines(report, note), _rows_line(report)):
-        console.print(line, highlight=False, markup=False)
+        console.print(as_text(line))
 
 
 def _findings_table(report: "Report") -> "Table":
     from rich.table import Table
-    from rich.text import Text
+
+    from actrep_ray.run.console import as_text
 
     table = Table(title="findings", title_justify="left", header_style="bold")
     table.add_column("")
@@ -196,18 +203,13 @@ def _findings_table(report: "Report") -> "Table":
         style = "red" if level == "error" else "yellow"
         num_rows = len({finding.row for finding in findings})
         examples = "\n".join(_example(finding) for finding in findings[:_NUM_EXAMPLES])
-        table.add_row(Text(level, style), kind, f"{num_rows:,}", Text(examples))
+        table.add_row(as_text(level, style), kind, f"{num_rows:,}", as_text(examples))
     return table
 
 
 def _example(finding: "Finding") -> str:
     name = f" ({finding.clip_id})" if finding.clip_id else ""
     return printable(f"row {finding.row}{name}: {finding.message}")
-
-
-def printable(text: str) -> str:
-    """Text of a file, so that it can neither move the cursor nor break the encoding."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _spread_table(report: "Report") -> "Table":

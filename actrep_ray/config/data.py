@@ -24,6 +24,9 @@ class DataConfig(Section):
     wording_variety: Count = Field(
         1, description="Phrasings of each section that rendered answers are drawn from, at most 5."
     )
+    allow_outside: tuple[str, ...] = Field(
+        (), description="Folders, beside that of `path`, that its videos may lie in."
+    )
     max_train_clips: Count | None = Field(None, description="Use only the first clips of train.")
     check_videos: bool = Field(True, description="Open every video before anything starts.")
 

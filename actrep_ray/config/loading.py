@@ -65,7 +65,12 @@ def under_root(recipe: Recipe, root: str | Path) -> Recipe:
     return recipe.model_copy(
         update={
             "runs_dir": at_root(recipe.runs_dir),
-            "data": recipe.data.model_copy(update={"path": at_root(recipe.data.path)}),
+            "data": recipe.data.model_copy(
+                update={
+                    "path": at_root(recipe.data.path),
+                    "allow_outside": tuple(map(at_root, recipe.data.allow_outside)),
+                }
+            ),
             "model": recipe.model.model_copy(update={"path": at_root(recipe.model.path)}),
         }
     )

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import get_console
-
 from actrep_ray.config import Recipe
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
@@ -24,6 +22,7 @@ from actrep_ray.learner.loss.algorithms import compute_advantages
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint, is_due
+from actrep_ray.run.console import as_text, console
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
@@ -111,7 +110,7 @@ class Phases:
         log_histograms(logger, 0, "data", references, self.task)
         num_clips = self.sampler.num_clips
         strata = describe_strata(num_clips, self.sampler.weights)
-        get_console().print(strata, highlight=False)
+        console().print(as_text(strata))
         metrics = {f"data/{name}": float(number) for name, number in num_clips.items()}
         if self.recipe.eval.every:
             metrics |= self.evaluate(0)

@@ -9,8 +9,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
+from data_prep.printable import printable
 from rewards.grammar.layout import Cycle
 
 INK, MUTED, GRID = "#1d2433", "#6b7385", "#e3e6ec"
@@ -27,7 +30,12 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
+    """Write a figure as PNG; names in it are text, whatever they hold."""
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text(), keeps_lines=True))
+    for legend in figure.findobj(Legend):  # a `$` is no mathematics
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI)
 

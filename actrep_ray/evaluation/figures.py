@@ -198,7 +198,7 @@ def _panel(
         return False
     if axis is None:
         return True
-    axis.set_title(title, fontsize=TITLE, color=INK, loc="left")
+    axis.set_title(title, fontsize=TITLE, color=INK, loc="left", parse_math=False)
     for key, (label, color) in lines.items():
         steps, values = _series(rows, key)
         if not len(steps):

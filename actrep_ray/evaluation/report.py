@@ -31,12 +31,13 @@ from actrep_ray.evaluation.run_results import DETECTOR, ReportInput, read_run
 from actrep_ray.evaluation.scores import Metrics, paired_difference, score_predictions
 from actrep_ray.evaluation.tables import (
     TableData,
-    as_text,
     comparison_table,
     difference_table,
     histogram_table,
     metrics_tables,
 )
+from actrep_ray.run.console import as_text
+from actrep_ray.run.console import console as own_console
 from actrep_ray.tasks.base import labels_of
 
 
@@ -69,7 +70,7 @@ def report_run(run_dir: str | Path, *, console: Console | None = None) -> Report
             naming what was looked for; or if one of these files cannot be read.
         ConfigError: if the settings are not of this version.
     """
-    console = console or Console()
+    console = console or own_console()
     report = write_report(read_run(Path(run_dir)), Path(run_dir))
     print_report(report, console)
     return report

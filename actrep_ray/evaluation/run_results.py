@@ -88,7 +88,7 @@ def read_run(run_dir: Path) -> ReportInput:
     sets = _read_sets(run_dir, task) or _same_clips(sets)
     if not stages and not sets:
         raise DataError(f"{run_dir}: neither metrics.jsonl nor {_PREDICTIONS}*.jsonl in it")
-    clips, train_truths = _read_answered(Path(recipe.data.path), sets, task)
+    clips, train_truths = _read_answered(recipe, sets, task)
     return ReportInput(
         title=run_dir.resolve().name,
         task=task,
@@ -134,14 +134,14 @@ def _same_clips(sets: dict[str, list[Prediction]]) -> dict[str, list[Prediction]
 
 
 def _read_answered(
-    data: Path, sets: Mapping[str, Sequence[Prediction]], task: Task
+    recipe: Recipe, sets: Mapping[str, Sequence[Prediction]], task: Task
 ) -> tuple[list[Clip], list[Reading]]:
     """The clips that the predictions are about, and the right answers of the train split."""
     if not sets:
         return [], []
     ids = {p.clip_id for predictions in sets.values() for p in predictions}
     clips, train_truths = [], []
-    for clip in read_clips(data):
+    for clip in read_clips(recipe.data.path, allow_outside=recipe.data.allow_outside):
         if clip.id in ids:
             clips.append(clip)
         elif clip.split == "train":

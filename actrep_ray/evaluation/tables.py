@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from actrep_ray.evaluation.frames import cells_frame, method_of
 from actrep_ray.evaluation.scores import Figures, Metrics
+from actrep_ray.run.console import as_text
 from actrep_ray.tasks.base import Task
 
 _MOST_READINGS = 12  # rows of the table of predictions
@@ -49,11 +49,6 @@ class TableData:
         for row in self.rows:
             table.add_row(*map(as_text, row))
         return table
-
-
-def as_text(text: str) -> Text:
-    """A text for a console: its brackets are no markup, its control characters do nothing."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
 
 def comparison_table(predictors: pd.DataFrame, task: Task) -> TableData:

@@ -124,7 +124,8 @@ def _prompt_of(recipe: Recipe, model: Architecture) -> tuple[PromptSize, str]:
             f"visual tokens of a clip: at most {largest.num_visual} by the video settings "
             f"({recipe.data.path or 'data.path'} is not here); prompt at most {largest.num_tokens}"
         )
-    sizes = [clip_size(clip, recipe, model) for clip in read_clips(path)]
+    clips = read_clips(path, allow_outside=recipe.data.allow_outside)
+    sizes = [clip_size(clip, recipe, model) for clip in clips]
     if not sizes:
         return largest, f"visual tokens of a clip: {path} holds none"
     visual = np.array([size.num_visual for size in sizes])

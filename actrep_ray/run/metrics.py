@@ -22,6 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from actrep_ray.run.console import as_text
+from actrep_ray.run.console import console as own_console
 from data_prep.files import AppendedLines, DataError, read_jsonl, write_lines
 
 _log = logging.getLogger(__name__)
@@ -157,7 +159,7 @@ class StepLines:
     def __init__(self, title: str, num_steps: int, console: Console | None = None) -> None:
         self.title = title
         self.num_steps = num_steps
-        self.console = console or Console()
+        self.console = console or own_console()
         self._step_s: float | None = None
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -169,13 +171,11 @@ class StepLines:
         smooth = (1 - _SMOOTHING) * known + _SMOOTHING * seconds
         self._step_s = smooth if step else None
         left = (self.num_steps - step) * smooth
-        self.console.print(
-            self._line(step, metrics, left), soft_wrap=True, highlight=False, markup=False
-        )
+        self.console.print(self._line(step, metrics, left), soft_wrap=True)
 
     def _line(self, step: int, metrics: Mapping[str, float], left_s: float) -> Text:
         width = len(str(self.num_steps))
-        line = Text(f"{self.title} {step:>{width}}/{self.num_steps}", style="bold cyan")
+        line = as_text(f"{self.title} {step:>{width}}/{self.num_steps}", "bold cyan")
         for key, label, form in _COLUMNS:
             if key in metrics:
                 line.append(f"  {label} ", style="not bold dim white")

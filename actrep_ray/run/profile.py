@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import get_console
-
 from actrep_ray.config import Recipe
+from actrep_ray.run.console import as_text, console
 from data_prep.files import write_json, write_lines
 
 _POOLS = ("rollout", "reward", "learner", "weights", "driver")
@@ -80,9 +79,8 @@ def profiled(timeline: Timeline, recipe: Recipe) -> Iterator[None]:
         if timeline.spans:
             folder = recipe.run_dir / "profile"
             found = write_profile(folder, timeline.spans, max_staleness=recipe.train.max_staleness)
-            console = get_console()
             for line in [*found.lines(), f"{folder}: gantt.png, trace.json"]:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                console().print(as_text(line), soft_wrap=True)
 
 
 @dataclass(frozen=True)

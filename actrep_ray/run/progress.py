@@ -5,16 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich import get_console
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from actrep_ray.run.console import as_text, console, progress_bar
 
 _LINE_EVERY_S = 15.0  # without a terminal
 
@@ -27,7 +20,7 @@ class StepCallback(Protocol):
 
 @contextmanager
 def step_progress(
-    title: str, *, start: int, total: int, console: Console | None = None
+    title: str, *, start: int, total: int, on: Console | None = None
 ) -> Iterator[StepCallback]:
     """Show steps `start + 1 ... total` as they are reported.
 
@@ -35,22 +28,13 @@ def step_progress(
         title: What is being done.
         start: Steps done before.
         total: The last step.
-        console: Where to; the one of the whole process by default.
+        on: Where to; the one of the whole process by default.
     """
-    console = console or get_console()
-    if not console.is_terminal:
-        yield _lines(title, start, total, console)
+    on = on or console()
+    if not on.is_terminal:
+        yield _lines(title, start, total, on)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(on=on, shows="shown", has_elapsed=True, is_transient=False) as bar:
         task = bar.add_task(title, total=total, completed=start, shown="")
 
         def report(step: int, shown: Mapping[str, float]) -> None:
@@ -59,7 +43,7 @@ def step_progress(
         yield report
 
 
-def _lines(title: str, start: int, total: int, console: Console) -> StepCallback:
+def _lines(title: str, start: int, total: int, on: Console) -> StepCallback:
     began = printed = time.monotonic()
 
     def report(step: int, shown: Mapping[str, float]) -> None:
@@ -70,7 +54,7 @@ def _lines(title: str, start: int, total: int, console: Console) -> StepCallback
         printed = now
         left = (now - began) / (step - start) * (total - step)
         numbers = format_numbers(shown)
-        console.print(f"{title} {step}/{total} {numbers} left {left:.0f} s", highlight=False)
+        on.print(as_text(f"{title} {step}/{total} {numbers} left {left:.0f} s"))
 
     return report
 

@@ -1,7 +1,5 @@
 """What a recipe asks about: its task, and the clips of a split."""
 
-from pathlib import Path
-
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.counting import Counting
@@ -37,7 +35,8 @@ def load_clips(recipe: Recipe, split: str, *, limit: int | None = None) -> list[
     """
     if not recipe.data.path:
         raise ConfigError("data.path is not set: give the JSONL file of clips")
-    clips = list(read_clips(Path(recipe.data.path), split=split))
+    data = recipe.data
+    clips = list(read_clips(data.path, split=split, allow_outside=data.allow_outside))
     if not clips:
         raise DataError(f"{recipe.data.path}: no clip has split={split!r}")
     clips = clips[:limit]

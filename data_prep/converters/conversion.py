@@ -21,7 +21,7 @@ import sqlite3
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,6 +94,7 @@ def convert(
     videos: str | Path,
     out: str | Path,
     allow_missing: bool = False,
+    allow_outside: Sequence[str] = (),
     conflicts: Conflicts = "drop",
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
@@ -107,6 +108,7 @@ def convert(
         videos: The folder that the rows' paths are relative to.
         out: The folder to write to.
         allow_missing: Reject the rows whose video is missing and go on.
+        allow_outside: Folders, other than `videos`, that links in it may lead to.
         conflicts: What becomes of rows of one clip with different counts: `SameClips`.
         progress: Called with (position, size) of the source as rows are done.
 
@@ -116,7 +118,8 @@ def convert(
         DataError: if a file of the set cannot be read at all, or has no rows.
     """
     out = Path(out)
-    with closing(_Conversion(source, VideoFolder(videos), out, progress)) as conversion:
+    folder = VideoFolder(videos, allow_outside)
+    with closing(_Conversion(source, folder, out, progress)) as conversion:
         write_lines(
             out / "clips.jsonl",
             conversion.clip_lines(allow_missing=allow_missing, conflicts=conflicts),

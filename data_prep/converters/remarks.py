@@ -21,6 +21,7 @@ REASONS = {
     "path_traversal": "the video's path has a part `..`",
     "bad_video_name": "the video's path cannot be a path (NUL, too long)",
     "symlink_loop": "the video's path goes in circles",
+    "link_outside": "the video's path is a link out of the folder of videos (--allow-outside)",
     "not_a_file": "the video's path is a folder or a device",
     "unreadable_video": "the file cannot be read as a video",
     "count_empty": "the row has no count",

@@ -45,6 +45,8 @@ _CLASS = re.compile(r"v_([A-Za-z]+)_g\d+_c\d+", re.ASCII)
 # UCF-101 itself spells this class in two ways: the folder so, the files v_HandStandPushups_*.
 _FOLDERS = {"HandStandPushups": "HandstandPushups"}
 _MAX_MAT_BYTES = 1 << 24
+_MAT_HEADER = 128  # bytes; its last two say in which order bytes are
+_MAT_COMPRESSED = 15  # the kind of an element that holds another one, packed by zlib
 _FIELDS = ("start_frame", "end_frame", "temporal_bound")
 
 
@@ -155,14 +157,39 @@ def _mat_record(path: Path, split: str, number: int) -> Record:
     return Record(path.name, number, values, split, number)
 
 
+def _check_unpacked(path: Path) -> None:
+    """Refuse a file of version 5 whose compressed parts are larger than any annotation.
+
+    Raises:
+        BadRowError: if they unpack to more than `_MAX_MAT_BYTES`; no more than that is unpacked.
+    """
+    content = path.read_bytes()
+    order = {b"IM": "<", b"MI": ">"}.get(content[_MAT_HEADER - 2 : _MAT_HEADER])
+    if order is None:  # version 4 packs nothing
+        return
+    at, left = _MAT_HEADER, _MAX_MAT_BYTES
+    while at + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, at)
+        at += 8
+        if kind == _MAT_COMPRESSED:
+            left -= len(zlib.decompressobj().decompress(content[at : at + size], left + 1))
+        if left < 0:
+            detail = f"{path.name}: unpacks to more than {_MAX_MAT_BYTES:,} bytes"
+            raise BadRowError("bad_annotation", detail)
+        at += size
+
+
 def _read_mat(path: Path) -> dict[str, Any]:
     """The fields of one annotation, as plain numbers."""
     if not 0 < path.stat().st_size <= _MAX_MAT_BYTES:
         raise BadRowError("bad_annotation", f"{path.name}: {path.stat().st_size} bytes")
     try:
+        _check_unpacked(path)
         label = loadmat(path)["label"]
         fields = {name: np.asarray(label[name][0, 0], np.float64).ravel() for name in _FIELDS}
         first = {name: float(fields[name][0]) for name in _FIELDS[:2]}
+    except BadRowError:
+        raise
     except (
         ArithmeticError,
         AttributeError,

@@ -1,7 +1,7 @@
 """The folder of videos: names that may not leave it, and what the files of these names hold.
 
 Owns what an annotation file may name. Annotation files come from elsewhere: a path in one is
-relative and stays below the folder. Symbolic links that the user put there are followed.
+relative and stays below the folder, also where a link leads, unless the user names other folders.
 """
 
 import errno
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_prep.converters.rows import BadRowError
 from data_prep.files import DataError
+from data_prep.roots import VideoRoots
 from data_prep.video import Probe, VideoError
 from data_prep.video.guard import probe_guarded
 
@@ -28,13 +29,15 @@ class VideoFolder:
 
     Args:
         root: The folder that names are relative to.
+        allow_outside: Other folders that links in it may lead to.
 
     Raises:
         DataError: if it is not a folder.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, allow_outside: Sequence[str] = ()) -> None:
         self.root = Path(root)
+        self._roots = VideoRoots(root, allow_outside)
         self._last: tuple[str, Probe] | None = None  # rows of one video follow each other
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder, expected the folder of the videos")
@@ -51,6 +54,8 @@ class VideoFolder:
         for name in names:
             mode = _mode(self._path(name))
             if mode is not None and stat.S_ISREG(mode):
+                if outside := self._roots.problem(name):
+                    raise BadRowError("link_outside", f"{outside}, expected {self._roots.expected}")
                 return name
             if mode is not None:
                 other = name

@@ -1,9 +1,7 @@
 """The checks of one clip: its own numbers, its marks, what a model sees, and its video's facts."""
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_prep.schema import Clip
 from data_prep.validation.findings import Finding, RowFindings
@@ -39,14 +37,6 @@ def check_window(clip: Clip, make: RowFindings) -> Iterator[Finding]:
         length = f"{clip.num_frames} frames at {clip.video_fps:g} fps"
         yield make.make(
             "clip_outside_video", "end_s", clip.end_s, f"at most {end_s:.3f} ({length})"
-        )
-
-
-def check_path(video: str, make: RowFindings) -> Iterator[Finding]:
-    """A relative path that leaves the folder of the file."""
-    if Path(os.path.normpath(video)).parts[:1] == (os.pardir,):
-        yield make.make(
-            "path_outside_folder", "video", repr(video), "a path below the file's folder"
         )
 
 

@@ -27,6 +27,7 @@ ERRORS = {
     "clip_outside_video": "the clip goes on beyond the end of the video",
     "leak_of_video": "the same video is in another split",
     "leak_of_content": "a file with the same bytes is in another split",
+    "path_outside_folder": "the video lies outside the folder of the file and those allowed",
     "missing_video": "no file there",
     "unreadable_video": "a folder, a loop of links, or no permission",
     "empty_video": "a file of no bytes",
@@ -45,7 +46,6 @@ WARNINGS = {
     "variable_frame_rate": "frames do not lie at equal distances in time",
     "num_frames_differs": "the row and the video disagree on the number of frames",
     "size_differs": "the row and the video disagree on width or height",
-    "path_outside_folder": "the video lies outside the folder of the file",
 }
 KINDS = ERRORS | WARNINGS
 

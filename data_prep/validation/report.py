@@ -22,6 +22,7 @@ class Report:
         path: The file.
         split: The split that was asked for; None is all of them.
         view: How clips are shown.
+        allow_outside: Folders, other than the file's own, that videos may lie in.
         num_rows: Lines that are not blank.
         num_other_rows: Rows of other splits, looked at for leaks only.
         num_blank: Blank lines, which are allowed.
@@ -37,6 +38,7 @@ class Report:
     path: Path
     split: str | None
     view: View
+    allow_outside: tuple[str, ...] = ()
     num_rows: int = 0
     num_other_rows: int = 0
     num_blank: int = 0

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import read_lines
+from data_prep.roots import VideoRoots
 from data_prep.schema import Clip, RowError, parse_clip
 from data_prep.strict_json import JsonError, parse_json
 from data_prep.validation.clip_checks import (
     check_cycles,
-    check_path,
     check_values,
     check_view,
     check_window,
@@ -32,6 +32,7 @@ class Row:
     clip: Clip  # `video` as written, `cycles` None
     path: str  # of the video, absolute, without `.` and `..`
     is_other: bool  # of a split that was not asked for
+    is_outside: bool  # of the folders that videos may lie in: the video is not opened
     estimate: Estimate | None
 
     @property
@@ -55,16 +56,16 @@ def add_finding(report: Report, row: Row, kind: str, key: str, value: str, expec
 
 def read_rows(report: Report) -> Iterator[Row | None]:
     """Read and count every line and add its findings to the report; None where it is no clip."""
-    folder = os.path.abspath(report.path.parent)  # noqa: PTH100 - `..` is taken out as text
+    roots = VideoRoots(report.path.parent, report.allow_outside)
     for line in read_lines(report.path, "a JSONL file of clips"):
         if line.is_blank:
             report.num_blank += 1
             continue
         report.num_rows += 1
-        yield _read_row(report, folder, line.number, line.content)
+        yield _read_row(report, roots, line.number, line.content)
 
 
-def _read_row(report: Report, folder: str, number: int, line: bytes) -> Row | None:
+def _read_row(report: Report, roots: VideoRoots, number: int, line: bytes) -> Row | None:
     """A clip and its findings, or the finding why it is none."""
     make = RowFindings(number, "", "")
     try:
@@ -89,17 +90,20 @@ def _read_row(report: Report, folder: str, number: int, line: bytes) -> Row | No
     is_other = report.split is not None and clip.split != report.split
     make = RowFindings(number, clip.id, clip.video, clip.flags)
     estimate = None
+    outside = roots.problem(clip.video)
     if is_other:
         report.num_other_rows += 1
     else:
         estimate = _check_row(report, clip, make)
-    video = os.path.normpath(Path(folder, clip.video))
-    return Row(number, replace(clip, cycles=None), video, is_other, estimate)
+    video = os.path.normpath(Path(roots.folder, clip.video))
+    row = Row(number, replace(clip, cycles=None), video, is_other, bool(outside), estimate)
+    if outside:
+        add_finding(report, row, "path_outside_folder", "video", outside, roots.expected)
+    return row
 
 
 def _check_row(report: Report, clip: Clip, make: RowFindings) -> Estimate | None:
     """Add the findings of one clip; returns its estimate if it can be shown."""
-    report.findings += check_path(clip.video, make)
     if implausible := list(check_values(clip, make)):
         report.findings += implausible
         return None

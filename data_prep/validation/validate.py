@@ -47,6 +47,7 @@ def validate_file(
     decoding: Decoding,
     *,
     split: str | None = None,
+    allow_outside: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Check every row of a file of clips, and their videos.
@@ -57,13 +58,14 @@ def validate_file(
         decoding: How their videos are checked.
         split: Findings for rows of this split only; the rest is looked at for leaks. A row whose
             split cannot be read belongs to every split.
+        allow_outside: Folders, other than the file's own, that videos may lie in.
         progress: Called with (videos done, videos in all, frames decoded, videos with problems).
 
     Raises:
         DataError: if there is no such file, or it holds no row.
     """
     path = Path(path)
-    report = Report(path, split, view)
+    report = Report(path, split, view, allow_outside)
     rows = [row for row in read_rows(report) if row is not None]
     if report.num_rows == report.num_other_rows:
         raise DataError(f"{path}: holds no clip" + (f" of {split}" if split else ""))
@@ -81,6 +83,8 @@ def _check_videos(
     times: dict[str, set[float]] = {}
     opened: set[str] = set()
     for row in rows:
+        if row.is_outside:
+            continue
         shown = row.times_s(report.view) if decoding.is_on else ()
         times.setdefault(row.path, set()).update(shown)
         if decoding.is_on and not row.is_other:
@@ -114,6 +118,8 @@ def _compare_with_videos(
 ) -> None:
     by_content: dict[str, list[Row]] = {}
     for row in rows:
+        if row.is_outside:
+            continue
         found = facts[row.path]
         if found.sha256 is not None:
             by_content.setdefault(found.sha256, []).append(row)

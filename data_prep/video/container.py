@@ -35,25 +35,25 @@ _SLACK_DEGREES = 1.0
 
 @contextmanager
 def open_container(path: str) -> Iterator["av.container.InputContainer"]:
-    """Open a file as a video; only local files, only containers of video.
+    """Open a file as a video; only local files, only containers of video, and no other file.
 
     Raises:
         VideoError: if it is none, or a packet cannot be read inside.
     """
     try:
-        # `file` alone: a playlist in the guise of a video must not make us open addresses.
-        options = {"protocol_whitelist": "file"}
+        # A playlist in the guise of a video must open neither addresses nor other files.
+        options = {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}
         with Path(path).open("rb") as file:
             brand = file.read(12)
         if brand[4:8] == b"ftyp" and brand[8:12] in _PICTURES:
             raise VideoError(f"{path}: cannot be opened as a video (a picture)")
         with av.open(path, metadata_errors="replace", options=options) as container:
-            if container.format.name not in CONTAINERS:
-                raise VideoError(
-                    f"{path}: cannot be opened as a video (read as {container.format.name!r}, "
-                    "expected a container of video)"
-                )
             yield container
+    except av.ArgumentError as error:
+        raise VideoError(
+            f"{path}: cannot be opened as a video (no container of video: a text, a playlist, a "
+            "picture?)"
+        ) from error
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be opened as a video{reason_of(error)}") from error
 

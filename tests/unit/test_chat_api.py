@@ -61,6 +61,18 @@ def ask(client: ChatClient) -> Answer:
     return asyncio.run(once())
 
 
+def test_a_key_that_is_told_in_part_is_taken_out(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-proj-4fQ9zL2mX7aB1cD3"
+    monkeypatch.setenv("TEACHER_KEY", key)
+    server.bodies = [
+        GOOD.replace('" 3 "', f'"you sent {key[:14]}"').replace('"stop"', f'"{key[9:]}"')
+    ]
+    answer = ask(ChatClient(settings_for(server, api_key_env="TEACHER_KEY")))
+    assert (answer.text, answer.finish_reason) == ("you sent ***", "***")
+
+
 def test_an_answer_with_half_a_character_can_be_kept(server: Server, tmp_path: Path) -> None:
     text = '"1 \\ud800 2 \\ud83d\\ude00 \u2028 3 \\udc00"'
     server.bodies = [GOOD.replace('" 3 "', text)]

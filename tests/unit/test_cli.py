@@ -261,7 +261,8 @@ def test_a_wrong_video_is_one_line(
     write_clips(bad, [replace(clips[0], video=str(video)), *clips[1:]])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"stage: grpo\nruns_dir: {tmp_path}\nmodel: {{path: {model}}}\ndata: {{path: {bad}}}\n"
+        f"stage: grpo\nruns_dir: {tmp_path}\nmodel: {{path: {model}}}\n"
+        f"data: {{path: {bad}, allow_outside: [{data.parent}]}}\n"
     )
     assert f"{problem}.mp4" in error_of(["train", str(recipe)], capsys)
     assert not (tmp_path / "run").exists()

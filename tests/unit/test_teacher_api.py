@@ -240,6 +240,7 @@ def test_a_run_that_is_killed_goes_on_without_paying_twice(
     write_clips(data, clips)
     arguments = [
         "cot", str(data), "--teacher", "api", "--out", str(out), "--model", "tiny",
+        "--allow-outside", str(Path(clips[0].video).parent),
         "--base-url", f"http://127.0.0.1:{server.port}/v1", "--api-key-env", "TEACHER_KEY",
         "--concurrency", "2", "--fps", "2",
     ]  # fmt: skip
@@ -396,9 +397,11 @@ def test_the_report_of_the_command_is_printed(
     server: Server, make_clip: MakeClip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = tmp_path / "clips.jsonl", tmp_path / "cot.jsonl"
-    write_clips(data, [make_clip("plain"), make_clip("hopeless"), make_clip("broken")])
+    clips = [make_clip("plain"), make_clip("hopeless"), make_clip("broken")]
+    write_clips(data, clips)
     url = f"http://127.0.0.1:{server.port}/v1"
     arguments = ["cot", str(data), "--teacher", "api", "--out", str(out), "--model", "tiny"]
+    arguments += ["--allow-outside", str(Path(clips[0].video).parent)]
     assert main([*arguments, "--base-url", url, "--num-candidates", "2", "--fps", "1"]) == 0
     shown = capsys.readouterr().out
     assert "answers for 2 of 3 clips" in shown

@@ -116,7 +116,8 @@ def test_prepare_verl_on_the_command_line(
     test = replace(COUNTED, id="t", split="test")
     write_clips(tmp_path / "clips.jsonl", [MARKED, COUNTED, replace(test, video="videos/t.mp4")])
     out = tmp_path / "test.parquet"
-    command = ["prepare", "verl", str(tmp_path / "clips.jsonl"), "--out", str(out)]
+    allowed = "--set=data.allow_outside=[/data]"
+    command = ["prepare", "verl", str(tmp_path / "clips.jsonl"), allowed, "--out", str(out)]
     question = "data.question=Count."
     assert main([*command, "--split", "test", "--set", question, "--set", "video.fps=8"]) == 0
     assert "1 rows for verl" in capsys.readouterr().out
@@ -138,5 +139,6 @@ def test_a_file_that_cannot_be_written_is_one_line(
     clips = tmp_path / "clips.jsonl"
     write_clips(clips, [MARKED])
     command = ["prepare", "verl", str(clips), "--split", "train", "--out", "/proc/x.parquet"]
+    command.append("--set=data.allow_outside=[/data]")
     assert main(command) == 2
     assert capsys.readouterr().err.startswith("actrep: error: /proc/x.parquet: ")

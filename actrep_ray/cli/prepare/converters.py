@@ -4,12 +4,18 @@ Owns what a person types and sees; the conversion is `data_prep.converters`.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.commands import UsageError, add_command, show
+from actrep_ray.cli.commands import (
+    UsageError,
+    add_allow_outside,
+    add_command,
+    complain,
+    outside_note,
+    show,
+)
 from data_prep.schema import SPLITS
 
 CONFLICTS = ("drop", "first", "mean")  # of data_prep.converters.same_clips, which is slow to load
@@ -171,6 +177,7 @@ def _add_common(parser: argparse.ArgumentParser, metavar: str, what: str) -> Non
         choices=SPLITS,
         help="of all rows (default: as the files' names or their column say)",
     )
+    add_allow_outside(parser, "that of --videos")
     parser.add_argument(
         "--allow-missing",
         action="store_true",
@@ -259,25 +266,26 @@ def _columns(options: list[str]) -> dict[str, str]:
 
 def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
     """Convert with a progress bar, then show the summary; 1 if no row could be used."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from actrep_ray.run.console import error_console, progress_bar
     from data_prep.converters.conversion import convert
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(on=error_console()) as bar:
         task = bar.add_task("converting", total=None)
         summary = convert(
             source(),
             videos=args.videos,
             out=args.out,
+            allow_outside=args.allow_outside,
             allow_missing=args.allow_missing,
             conflicts=args.conflicts,
             progress=lambda done, size: bar.update(task, completed=done, total=size),
         )
     show(_report(summary, args.out))
+    videos = args.videos.absolute()
+    if summary.num_written and not videos.is_relative_to(args.out.absolute()):
+        show(outside_note(args.out / "clips.jsonl", [f"{videos}/any"]))
     if not summary.num_written:
-        sys.stderr.write(f"actrep: no row could be used; the first: {summary.first_rejected}\n")
+        complain(f"no row could be used; the first: {summary.first_rejected}")
     return 0 if summary.num_written else 1
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from actrep_ray.cli.commands import UsageError, add_set
 
 if TYPE_CHECKING:
+    from actrep_ray.config import Recipe
     from data_prep.schema import Clip
 
 
@@ -22,8 +23,8 @@ def add_draw_arguments(parser: argparse.ArgumentParser) -> None:
     add_set(parser)
 
 
-def read_split(path: Path, split: str) -> "list[Clip]":
-    """The clips of a split.
+def read_split(path: Path, split: str, recipe: "Recipe") -> "list[Clip]":
+    """The clips of a split; a recipe says where their videos may lie.
 
     Raises:
         DataError: if there is none.
@@ -31,7 +32,7 @@ def read_split(path: Path, split: str) -> "list[Clip]":
     from data_prep.files import DataError
     from data_prep.schema import read_clips
 
-    clips = list(read_clips(path, split=split))
+    clips = list(read_clips(path, split=split, allow_outside=recipe.data.allow_outside))
     if not clips:
         raise DataError(f"{path}: no clip has split={split!r}")
     return clips

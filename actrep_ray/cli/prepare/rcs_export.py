@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.cli.commands import add_command, read_recipe, show
+from actrep_ray.cli.commands import add_command, outside_note, read_recipe, show
 from actrep_ray.cli.prepare.rcs import add_draw_arguments, check_draws, read_split
 
 
@@ -40,15 +40,15 @@ def _rcs_export(args: argparse.Namespace) -> None:
 
     check_draws(args.num)
     recipe = read_recipe(args)
-    clips = read_split(args.data, "train")
+    clips = read_split(args.data, "train", recipe)
     folder = args.out.parent
     drawn = export_clips(clips, recipe.sampling, seed=recipe.seed, num=args.num, folder=folder)
-    others = read_split(args.data, "validation") if args.with_validation else []
+    others = read_split(args.data, "validation", recipe) if args.with_validation else []
     others = [replace(clip, video=portable(clip.video, folder)) for clip in others]
     write_clips(args.out, [*drawn, *others])
     crops = sum("cropped" in clip.flags for clip in drawn)
     also = f", and {len(others):,} of validation as they are" if args.with_validation else ""
     show(
         f"{args.out}: {len(drawn):,} draws from {len(clips):,} clips of train, {crops:,} of them "
-        f"crops{also}"
+        f"crops{also}{outside_note(args.out, [clip.video for clip in [*drawn, *others]])}"
     )

@@ -37,7 +37,7 @@ def _rcs_report(args: argparse.Namespace) -> None:
 
     check_draws(args.draws)
     recipe = read_recipe(args)
-    clips = read_split(args.data, "train")
+    clips = read_split(args.data, "train", recipe)
     report = rcs_report(clips, recipe.sampling, seed=recipe.seed, num_draws=args.draws)
     picture = args.out or args.data.with_name("rcs-report.png")
     plot_report(report, picture)

@@ -30,15 +30,12 @@ def add_synthetic(kinds: Any) -> None:
 
 
 def _synthetic(args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from actrep_ray.run.console import error_console, progress_bar
     from data_prep.synthetic.dataset import write_dataset
 
     out = args.out or Path("data") / f"synthetic-{args.level}"
     num_clips = {split: getattr(args, split) for split in SPLITS}
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(on=error_console()) as bar:
         task = bar.add_task("rendering", total=None)
         path = write_dataset(
             out,

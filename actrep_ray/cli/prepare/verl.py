@@ -42,7 +42,7 @@ def _verl(args: argparse.Namespace) -> None:
     from actrep_ray.tasks.verl_rows import write_verl_parquet
 
     recipe = read_recipe(args)
-    clips = read_split(args.data, args.split)
+    clips = read_split(args.data, args.split, recipe)
     opened = _opened_by(recipe)
     num_rows = write_verl_parquet(clips, recipe, args.out, opened or "")
     show(f"{args.out}: {num_rows:,} rows for verl, scored by rewards.compute_score.compute_score")

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import struct
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +223,48 @@ def test_what_is_no_video_is_not_rendered_as_one(name: str, tmp_path: Path) -> N
     (tmp_path / name).write_bytes(content)
     with pytest.raises(VideoError, match=rf"{name}: cannot be opened as a video"):
         probe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.ts\n#EXT-X-ENDLIST\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile other.ts\n"),
+        ("guise.mp4", "ffconcat version 1.0\nfile other.ts\n"),
+        ("guise.mkv", "ffconcat version 1.0\nfile 'other.ts'\nduration 3\n"),
+    ],
+)
+def test_no_file_that_a_playlist_names_is_opened(name: str, content: str, tmp_path: Path) -> None:
+    """The other file is a pipe: whoever opens it waits."""
+    (tmp_path / name).write_text(content)
+    pipe = tmp_path / "other.ts"
+    os.mkfifo(pipe)
+    errors: list[Exception] = []
+
+    def look() -> None:
+        try:
+            probe(tmp_path / name)
+        except VideoError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(10)
+    if was_opened := thread.is_alive():
+        os.close(os.open(pipe, os.O_WRONLY))
+        thread.join(10)
+    assert not was_opened
+    assert len(errors) == 1
+    assert "no container of video: a text, a playlist, a picture?" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:9/a.mp4", "concat:a.mp4|b.mp4", "pipe:0", "/dev/zero", "/dev/stdin"],
+)
+def test_addresses_and_devices_are_no_videos(address: str) -> None:
+    with pytest.raises(VideoError):
+        probe(address)
 
 
 def test_a_probe_is_made_once_for_a_file_that_stays(tmp_path: Path) -> None:
