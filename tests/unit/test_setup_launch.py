@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("cpu", "gpu")
+FILES = (*LOCKS, "uv", "build")
 
 
 def _launch(*arguments: str, address: str = "") -> subprocess.CompletedProcess[str]:
@@ -86,7 +87,8 @@ def test_the_recipe_s_stage_chooses_the_command() -> None:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A clone that is set up: its tools note how they are called, and fail if FAILS names them."""
-    for name in ("launch.sh", "pyproject.toml", "requirements/cpu.txt", ".githooks/pre-commit",
+    for name in ("launch.sh", "pyproject.toml", "requirements/cpu.txt", "requirements/uv.txt",
+                 "requirements/build.txt", ".githooks/pre-commit",
                  "actrep_ray/torchvision_hook.py"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -98,7 +100,8 @@ def clone(tmp_path: Path) -> Path:
         tool = tools / name
         tool.write_text(f'#!/bin/sh\n{knows}\n{note}\n[ "$FAILS" != {name} ]\n')
         tool.chmod(0o755)
-    depends = ("requirements/cpu.txt", "pyproject.toml", "actrep_ray/torchvision_hook.py")
+    depends = ("requirements/cpu.txt", "requirements/uv.txt", "requirements/build.txt",
+               "pyproject.toml", "actrep_ray/torchvision_hook.py")  # fmt: skip
     content = b"".join((tmp_path / name).read_bytes() for name in depends)
     stamp = f"cpu\n{tmp_path}\n{hashlib.sha256(content).hexdigest()}  -\n"
     (tmp_path / ".venv/.setup-stamp").write_text(stamp)
@@ -172,11 +175,30 @@ def _lock(name: str) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in pins}
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", FILES)
+def test_every_pin_has_hashes(name: str) -> None:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    pins = re.findall(r"^[^\s#].*", text, re.MULTILINE)
+    hashed = re.findall(r"^[^\s#]\S+ \\\n    --hash=sha256:[0-9a-f]{64}\b", text, re.MULTILINE)
+    assert len(pins) == len(hashed) > 0
+
+
+def test_a_file_that_is_not_the_locked_one_is_not_installed(tmp_path: Path) -> None:
+    """Whatever installs from a lock asks for its hashes; no other line of launch.sh installs."""
+    text = (ROOT / "launch.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    installs = [line for line in text.splitlines() if "pip install " in line]
+    own = [line for line in installs if line.endswith("--editable .")]
+    assert len(installs) == 3
+    assert len(own) == 1
+    assert all("--require-hashes" in line for line in installs if line not in own)
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_lock_is_free_of_hosts_paths_and_local_versions(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
     assert not re.search(r"https?://|file:|--(extra-)?index-url|--find-links|@ ", text)
-    assert not [version for version in _lock(name).values() if "+" in version]
+    local = {package for package, version in _lock(name).items() if "+" in version}
+    assert local == ({"torch"} if name == "cpu" else set())  # uv looks for hashes by whole versions
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -189,5 +211,5 @@ def test_lock_serves_every_direct_dependency_and_none_of_the_harmful(name: str) 
         assert match is not None
         package = re.sub(r"[-_.]+", "-", match[1]).lower()
         assert package in pins, requirement
-        assert match[2] in (None, pins[package]), requirement
+        assert match[2] in (None, pins[package].removesuffix("+cpu")), requirement
     assert not {"torchaudio", "torchcodec"} & set(pins)
