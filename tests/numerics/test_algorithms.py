@@ -149,7 +149,7 @@ def test_grpo_by_hand() -> None:
     np.testing.assert_allclose(group.advantages, [1.5, -0.5, -0.5, -0.5], atol=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     reward=st.floats(-10, 10, width=32),
     size=st.integers(2, 9),

@@ -563,7 +563,7 @@ def test_a_new_option_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         options()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     points=st.lists(
         st.tuples(st.sampled_from([0, 0.25, 0.5, 1]), st.sampled_from([0, 0.5, 1])),

@@ -158,7 +158,7 @@ def test_an_answer_that_cannot_fit_is_refused_with_the_key_to_change() -> None:
         split_row(0, "r", _prompt(10), [np.ones(0, int)], budget=20, shares_prefix=True)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     prompts=st.lists(st.integers(1, 90), min_size=1, max_size=12),
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6),
@@ -185,7 +185,7 @@ def test_every_answer_is_in_one_micro_batch_within_the_budget(
     assert found == [(r, a) for r in range(len(prompts)) for a in range(len(lengths))]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9), budget=st.integers(60, 400))
 def test_micro_batches_compute_least(lengths: list[int], budget: int) -> None:
     """Against every way to cut the sorted rows."""

@@ -98,7 +98,7 @@ def test_the_first_phrasing_is_the_one_that_small_models_know() -> None:
 
 @pytest.mark.lengthy
 @given(clip=clips(), variety=st.integers(1, MAX_VARIETY), seed=st.integers(0, 5))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_answer_earns_the_full_reward_and_names_no_other_number(
     clip: Clip, variety: int, seed: int
 ) -> None:

@@ -238,7 +238,7 @@ def test_no_difference_to_oneself() -> None:
         st.tuples(st.integers(0, 80), st.none() | st.integers(0, 200)), min_size=1, max_size=20
     )
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_figures_stay_in_range_and_intervals_around_them(
     rows: list[tuple[int, int | None]],
 ) -> None:

@@ -114,9 +114,7 @@ def test_damage_is_decoded_anew(video: Path, folder: Path, damage: Callable[[Pat
 
 
 @given(at=st.integers(0, 4096 + NUM_PIXEL_BYTES - 1), bit=st.integers(0, 7))
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_flipped_bit_is_caught(video: Path, folder: Path, at: int, bit: int) -> None:
     plan = plan_of(video)
     FrameCache(folder, GIB).get(plan)

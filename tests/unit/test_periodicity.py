@@ -154,7 +154,7 @@ def test_a_clip_of_a_few_frames(num_frames: int) -> None:
 
 
 @pytest.mark.lengthy
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     period=st.floats(0.6, 2.4),
     count=st.integers(1, 8),

@@ -116,7 +116,7 @@ def test_refills_leave_the_order_of_other_strata_alone() -> None:
     crop=st.sampled_from([0.0, 0.5]),
     before=st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=6),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_equal_when_saved_and_resumed_at_any_step(
     seed: int, power: float, crop: float, before: list[tuple[bool, int]]
 ) -> None:
@@ -238,7 +238,7 @@ def check_crop(crop: Clip, source: Clip) -> None:
     seed=st.integers(0, 1000),
     zero_crops=st.booleans(),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_crop_holds_its_count_of_whole_cycles(
     count: int, gap_s: float, stratum: object, seed: int, zero_crops: bool
 ) -> None:

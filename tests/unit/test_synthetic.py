@@ -66,7 +66,7 @@ def test_one_way_motion_stays_where_it_ends() -> None:
 
 
 @given(**clip_keys)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_labels_are_consistent(level: str, seed: int, split: str, index: int) -> None:
     spec, ranges = clip_spec(level, seed, split, index), LEVELS[level]
     clip, cycles = spec.clip, spec.timeline.cycles
@@ -84,7 +84,7 @@ def test_labels_are_consistent(level: str, seed: int, split: str, index: int) ->
 
 
 @given(**clip_keys)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_track_rests_at_every_boundary(level: str, seed: int, split: str, index: int) -> None:
     timeline = clip_spec(level, seed, split, index).timeline
     for start, end in timeline.cycles:
@@ -100,7 +100,7 @@ def test_track_rests_at_every_boundary(level: str, seed: int, split: str, index:
 
 
 @given(**clip_keys)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_speed_stays_within_the_levels_factor(
     level: str, seed: int, split: str, index: int
 ) -> None:

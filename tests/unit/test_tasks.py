@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actrep_ray.config import ConfigError, DataConfig, load_recipe
@@ -201,7 +201,6 @@ rows = st.lists(
 
 
 @given(rows)
-@settings(deadline=None)
 def test_a_step_and_an_evaluation_judge_alike(rows: list[tuple[int, int | None]]) -> None:
     labels = {str(i): Reference(truth, None, 4.0, "squat") for i, (truth, _) in enumerate(rows)}
     readings = [reading for _, reading in rows]

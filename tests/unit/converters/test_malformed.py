@@ -309,7 +309,7 @@ def test_there_are_more_than_forty_and_every_reason_and_flag_is_among_them() -> 
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_no_bytes_in_a_row_are_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, videos: Path, line: bytes
 ) -> None:

@@ -246,7 +246,7 @@ ROW = st.tuples(
 
 
 @given(rows=st.lists(ROW, min_size=1, max_size=25), conflicts=st.sampled_from(CONFLICTS))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_every_row_is_written_or_rejected_and_no_clip_is_there_twice(
     rows: list[tuple[Any, ...]],
     conflicts: Conflicts,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.catalogue import PENALTIES, REWARDS, load_reward
@@ -80,7 +80,6 @@ def test_a_right_answer_earns_everything() -> None:
     assert score(RIGHT, MARKED) == Score(1.0, {"obo": 1.0, "cycles": 1.0, "format": 1.0})
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-1e-7, 3.0), st.floats(0.11, 5.0)), max_size=60),
     st.booleans(),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.cycles import best_matching, consistency, cycle_f1, cycle_tiou, valid_cycles
@@ -117,7 +117,6 @@ def brute_force(values: np.ndarray) -> float:
     return best
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 5))
 def test_matching_is_optimal(seed: int, rows: int, columns: int) -> None:
     values = np.random.default_rng(seed).random((rows, columns))

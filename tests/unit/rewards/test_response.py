@@ -145,7 +145,7 @@ def responses(draw: st.DrawFn) -> Response:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     response=responses(),
     dialect=st.sampled_from(["think", "thinking"]),
@@ -160,7 +160,7 @@ def test_what_is_written_reads_back_the_same(
     assert response_of(parsed) == response
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text())
 def test_any_text_has_a_result(response_of: ResponseOf, text: str) -> None:
     parsed = parse(text)
