@@ -1,9 +1,10 @@
-"""Worker processes that do not outlive the one that started them."""
+"""Processes: workers that do not outlive the one that started them, and who is still alive."""
 
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -19,3 +20,24 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it went before we could ask
         os._exit(1)
+
+
+def process_start(pid: int) -> str | None:
+    """When a living process started, as its kernel counts; None for one that is gone.
+
+    A process that has ended and that nobody has asked about yet (a zombie) is gone.
+    """
+    if sys.platform != "linux":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:  # of another user
+            pass
+        return "unknown"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *rest = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else rest[18]
