@@ -46,11 +46,15 @@ class SimulatedLearners:
     def export_weights_refs(self) -> Any:
         return ray.get(self._actor.export.remote())
 
-    def save_model(self, folder: Path) -> None:
+    def begin_save(self, folder: Path) -> int:
         (folder / "config.json").write_text("{}")
+        return 0
 
-    def save_state(self, folder: Path) -> None:
-        """Nothing is held."""
+    def is_saved(self) -> bool:
+        return True
+
+    def finish_save(self) -> None:
+        """Nothing is under way."""
 
 
 def make_recipe(folder: Path, settings: Sequence[str]) -> Recipe:

@@ -275,10 +275,10 @@ def replacing(path: str | Path, *, is_durable: bool = True) -> Iterator[Path]:
     with partial_of(path) as partial, _telling(path, partial):
         yield partial
         if is_durable:
-            _sync(partial)
+            sync_path(partial)
         partial.replace(path)
         if is_durable:
-            _sync(path.parent)
+            sync_path(path.parent)
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> int:
@@ -301,8 +301,8 @@ def complete_folder(folder: str | Path, *, replaces: bool = False) -> Iterator[P
     """A folder to write into, which becomes `folder`, synced, when the block ends.
 
     Args:
-        folder: The folder to appear.
-        replaces: Whether a folder of that name gives way. Without, it is an error.
+        folder: The folder to appear; an empty one of that name gives way.
+        replaces: Whether any other folder of that name does. Without, it is an error.
 
     Raises:
         DataError: if there is something of that name that does not give way, or the disk has no
@@ -310,20 +310,20 @@ def complete_folder(folder: str | Path, *, replaces: bool = False) -> Iterator[P
         OSError: naming the file, if one cannot be written for another reason.
     """
     folder = Path(folder)
-    if folder.exists() and not (replaces and folder.is_dir()):
+    if folder.exists() and not (folder.is_dir() and (replaces or not any(folder.iterdir()))):
         raise DataError(f"{folder}: exists already, expected a folder to make")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with partial_of(folder) as partial, _telling(folder, partial):
         partial.mkdir()
         yield partial
         sync_folder(partial)
-        if folder.exists():
+        if folder.exists() and any(folder.iterdir()):
             with partial_of(folder) as old:  # removed with the block
                 folder.rename(old)
                 partial.rename(folder)
         else:
             partial.rename(folder)
-        _sync(folder.parent)
+        sync_path(folder.parent)
 
 
 def sync_folder(folder: str | Path) -> None:
@@ -331,8 +331,8 @@ def sync_folder(folder: str | Path) -> None:
     for parent, _, names in os.walk(folder, topdown=False):
         for path in (Path(parent, name) for name in names):
             if path.is_file() and not path.is_symlink():
-                _sync(path)
-        _sync(Path(parent))
+                sync_path(path)
+        sync_path(Path(parent))
 
 
 class AppendedLines:
@@ -351,7 +351,7 @@ class AppendedLines:
         _mend_end(self.path)
         self._file = self.path.open("ab")
         if is_durable:
-            _sync(self.path.parent)
+            sync_path(self.path.parent)
 
     def __enter__(self) -> Self:
         return self
@@ -410,7 +410,7 @@ def _telling(path: Path, written: Path) -> Iterator[None]:
         raise OSError(met.errno, met.strerror, str(told)) from error
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -84,7 +84,13 @@ class CheckpointConfig(Section):
     """Checkpoints of a run."""
 
     every: Annotated[int, Field(ge=0)] = Field(50, description="Steps between them; 0: at the end.")
-    keep: Count = Field(2, description="How many of the newest are kept.")
+    keep: Count = Field(2, description="How many of the newest are kept, beside the best.")
+    in_background: bool = Field(
+        True,
+        description="Steps go on while files are written, from a copy in the memory of the node of "
+        "rank 0: weights in model.dtype, 8 bytes a trained parameter, 4 more below float32 or with "
+        "an average; false: they wait, and the copy lasts as long.",
+    )
 
 
 class PlacementConfig(Section):

@@ -80,7 +80,7 @@ class AsynchronousDriver:
         """Take all steps that are left; returns the last checkpoint."""
         phases = self.phases
         step = self.restore()
-        with phases.open_log(step) as logger:
+        with phases.open_log(step) as logger, phases.checkpoints:
             self.push(step)
             self.finish_push()
             if step == 0:
@@ -108,6 +108,7 @@ class AsynchronousDriver:
                 if phases.checkpoints.is_due(step):
                     with logger.timer("checkpoint"):
                         self.save(step)
+                metrics |= phases.checkpoints.look()
                 log_details(logger, step, groups, trainable, self.labels, phases.task)
                 logger.log(step, metrics)
         self.finish_push()
@@ -268,8 +269,8 @@ class AsynchronousDriver:
 
     # ---------------------------------------------------------------- saving
 
-    def save(self, step: int) -> Checkpoint:
-        """Write a checkpoint of this step, with the slots in flight."""
+    def save(self, step: int) -> None:
+        """Begin to write a checkpoint of this step, with the slots in flight."""
         early = Counter(
             reason
             for slot in self.in_flight.slots
@@ -279,7 +280,7 @@ class AsynchronousDriver:
             and group.prompt.prompt_id != slot.prompt.prompt_id
         )
         state = self.phases.state() | {STATE_KEY: self.in_flight.state(early)}
-        return self.while_working("save", partial(self.phases.checkpoints.save, step, state))
+        self.while_working("save", partial(self.phases.checkpoints.save, step, state))
 
     def restore(self) -> int:
         """Load what the checkpoint holds beside the weights; returns its step."""

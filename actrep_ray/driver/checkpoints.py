@@ -1,14 +1,28 @@
-"""The checkpoints of a training loop, GRPO's or SFT's, as the loop itself sees them."""
+"""The checkpoints of a training loop, GRPO's or SFT's, as the loop itself sees them.
 
-from typing import Any
+A checkpoint is written while the loop goes on; the loop waits only for the copy to host memory, and
+for the one before if that is not done yet. One that cannot be written is told at once, counted in
+the metrics and told again at the end; the run goes on while another one is safe. The last step's is
+waited for, tried once more, and ends the run with an error if it cannot be written either.
+"""
+
+import logging
+from types import TracebackType
+from typing import Any, Self
 
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore, is_due
+from actrep_ray.run.saving import SaveError, Saving
+
+_GRACE_S = 5.0  # that a run which ends early waits for what is nearly written
+_log = logging.getLogger(__name__)
 
 
 class RunCheckpoints:
     """Where a run goes on from, when its next checkpoint is due, and which was the last.
+
+    Used as a context manager around the loop: its end waits for what is being written.
 
     Args:
         recipe: Settings of the run.
@@ -25,7 +39,29 @@ class RunCheckpoints:
         self.num_steps = num_steps
         self.start = start
         self.store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
+        self.store.in_use = start
         self._last = start
+        self._saving: Saving[Checkpoint] | None = None
+        self._asked: tuple[int, dict[str, Any]] | None = None  # what was saved last, or is to be
+        self._failures: list[str] = []
+        self._num_asked = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            if self._saving is not None:
+                self._last = self._saving.settle(_GRACE_S) or self._last
+                self._saving = None
 
     def restore(self) -> int:
         """Load the ranks' state; returns the step of the start, 0 without one."""
@@ -38,18 +74,103 @@ class RunCheckpoints:
         """Whether one is written after a step: every `checkpoint.every` steps and at the end."""
         return is_due(self.recipe.checkpoint.every or self.num_steps, step, self.num_steps)
 
-    def save(self, step: int, state: dict[str, Any]) -> Checkpoint:
-        """Write a checkpoint.
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; at most one is under way.
 
         Args:
             step: Steps that were finished.
             state: What the driver needs to go on, as JSON-able values.
+
+        Raises:
+            SaveError: if one cannot be written and none is safe.
         """
-        self._last = self.store.write(step, self.recipe, state, self.learners)
-        return self._last
+        self._wait()
+        self._asked = (step, state)
+        self._num_asked += 1
+        try:
+            self._saving = self.store.begin(step, self.recipe, state, self.learners)
+        except SaveError as error:
+            self._fail(step, error)
+        if not self.recipe.checkpoint.in_background:
+            self._wait()
+
+    def look(self) -> dict[str, float]:
+        """What has become of the one under way, without waiting for it; for the metrics.
+
+        Raises:
+            SaveError: if it could not be written and none is safe.
+        """
+        if self._saving is not None and (self._saving.is_over or self._is_saved()):
+            self._wait()
+        found = {} if self._last is None else {"checkpoint/step": float(self._last.step)}
+        return found | {"checkpoint/failed": float(len(self._failures))} if self._num_asked else {}
+
+    def finish(self) -> None:
+        """Wait for the last one, and tell how many could not be written.
+
+        Raises:
+            SaveError: if the last step's could not be written, twice.
+        """
+        self._wait()
+        if self._asked is not None and (self._last is None or self._last.step < self._asked[0]):
+            self.save(*self._asked)
+            self._wait()
+            if self._last is None or self._last.step < self._asked[0]:
+                safe = f"that of step {self._last.step}" if self._last else "none"
+                raise SaveError(f"{self._failures[-1]}; the last checkpoint, {safe} is safe")
+        self.store.in_use = None
+        if self._num_asked:
+            self.store.prune()
+        if self._failures:
+            _log.warning(
+                "%d of %d checkpoints could not be written; the last of them: %s",
+                len(self._failures),
+                self._num_asked,
+                self._failures[-1],
+            )
 
     @property
     def last(self) -> Checkpoint:
-        """The newest one of this run, that of its start included."""
+        """The newest one of this run that is complete, that of its start included."""
         assert self._last is not None, "no step was left to do and no checkpoint exists"
         return self._last
+
+    def _is_saved(self) -> bool:
+        try:
+            return self.learners.is_saved()
+        except SaveError as error:
+            self._give_up(error)
+            return False
+
+    def _wait(self) -> None:
+        """Wait for the one under way."""
+        if self._saving is None:
+            return
+        try:
+            if not self._saving.is_over:
+                self.learners.finish_save()
+            self._last = self._saving.finish()
+            self._saving = None
+        except SaveError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: SaveError) -> None:
+        assert self._saving is not None
+        assert self._asked is not None
+        self._saving.abandon()
+        self._saving = None
+        self._fail(self._asked[0], error)
+
+    def _fail(self, step: int, error: SaveError) -> None:
+        """Count a checkpoint that could not be written; make room for the next one."""
+        self._failures.append(str(error))
+        if self._last is None:
+            raise SaveError(f"{error}; no other checkpoint of this run is safe") from error
+        _log.error(
+            "the checkpoint of step %d could not be written: %s; the run goes on, that of step %d "
+            "is safe",
+            step,
+            error,
+            self._last.step,
+        )
+        self.store.prune(keep=1)

@@ -95,9 +95,9 @@ class Phases:
         """What `restore` needs to go on, as JSON-able values."""
         return {"sampler": self.sampler.state_dict()}
 
-    def save(self, step: int) -> Checkpoint:
-        """Write a checkpoint of this step."""
-        return self.checkpoints.save(step, self.state())
+    def save(self, step: int) -> None:
+        """Begin to write a checkpoint of this step."""
+        self.checkpoints.save(step, self.state())
 
     def open_log(self, step: int) -> MetricLogger:
         """The files of the run's metrics, without what was written after a step."""

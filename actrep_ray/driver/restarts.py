@@ -34,8 +34,8 @@ def run_with_restarts(
         WorkerLostError: if one more rank is lost than `learner.max_restarts` allows, however that
             was noticed; or if its pool could not do without another worker.
         PlacementError: if the nodes that are left cannot hold the recipe.
+        ConfigError: if the run has checkpoints and none is whole.
     """
-    store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
     budget = Budget("learner.max_restarts", recipe.learner.max_restarts)
     while True:
         try:
@@ -44,7 +44,8 @@ def run_with_restarts(
             # The other pools have replaced what they may; a new start would be no help.
             if error.loss.role != "learner" or not budget.spend(error.loss.kind.value):
                 raise
-            start = store.newest()
+            store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
+            start = store.newest_or_none_begun()
             _log.warning(
                 "%s; restart %d of %d (%s), from %s",
                 error,

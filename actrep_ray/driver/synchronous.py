@@ -31,7 +31,7 @@ class SynchronousDriver:
         phases = self.phases
         step = phases.restore()
         phases.push(step)
-        with phases.open_log(step) as logger:
+        with phases.open_log(step) as logger, phases.checkpoints:
             if step == 0:
                 phases.log_start(logger)
             while step < phases.num_steps:
@@ -52,6 +52,7 @@ class SynchronousDriver:
                 if phases.checkpoints.is_due(step):
                     with logger.timer("checkpoint"):
                         phases.save(step)
+                metrics |= phases.checkpoints.look()
                 log_details(logger, step, groups, trainable, labels, phases.task)
                 logger.log(step, metrics)
         return phases.checkpoints.last

@@ -1,11 +1,21 @@
-"""Folders that are complete or absent, and the files of a model that are not its weights."""
+"""Folders that are complete or absent, and the files of a Hugging Face model."""
 
-import shutil
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from transformers import GenerationConfig
+from transformers.core_model_loading import revert_weight_conversion
+
+from actrep_ray.learner.saving import Snapshot
 from data_prep import files
+
+_MAX_FILE = "50GB"  # as transformers splits what it saves
 
 _PROCESSOR_FILES = (
     "added_tokens.json",
@@ -40,8 +50,44 @@ def complete_folder(folder: Path, *, is_writer: bool = True) -> Iterator[Path]:
         yield partial
 
 
-def copy_processor_files(source: Path, target: Path) -> None:
-    """Copy tokenizer, processor, chat template and generation settings of a checkpoint."""
-    for name in _PROCESSOR_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def read_processor_files(source: Path) -> dict[str, bytes]:
+    """Tokenizer, processor, chat template and generation settings of a checkpoint, by name."""
+    return {
+        name: (source / name).read_bytes() for name in _PROCESSOR_FILES if (source / name).is_file()
+    }
+
+
+def model_folder(
+    model: Any, weights: dict[str, torch.Tensor], others: Mapping[str, bytes]
+) -> Snapshot:
+    """The files that `save_pretrained` would write of a model, to be written later.
+
+    Args:
+        model: Its config and generation settings are taken now.
+        weights: Whole weights by the model's names, each once.
+        others: Files that lie beside them; they stand where the model has one of the same name.
+    """
+    config = model.config
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        # Those of the source are kept as they are, which transformers may refuse to write.
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+        own = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    named = revert_weight_conversion(model, weights)
+    split = split_torch_state_dict_into_shards(
+        named, filename_pattern="model{suffix}.safetensors", max_shard_size=_MAX_FILE
+    )
+    found = Snapshot(contents={**own, **others})
+    for name, keys in split.filename_to_tensors.items():
+        found.tensors[name] = {key: named[key].contiguous() for key in keys}
+        found.metadata[name] = {"format": "pt"}
+    if split.is_sharded:
+        index = {
+            "metadata": {"total_parameters": model.num_parameters(), **split.metadata},
+            "weight_map": split.tensor_to_filename,
+        }
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        found.contents["model.safetensors.index.json"] = text.encode()
+    return found

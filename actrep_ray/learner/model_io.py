@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from actrep_ray.config import ConfigError, Recipe
-from actrep_ray.learner.folders import complete_folder, copy_processor_files
+from actrep_ray.learner.folders import complete_folder, model_folder, read_processor_files
 from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.ranks import Ranks
+from actrep_ray.learner.saving import Snapshot
 from actrep_ray.learner.strategies import fsdp, optimizer
 from actrep_ray.learner.strategies.base import Strategy
 from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.models import loading, lora
 from actrep_ray.models.torch_names import dtype_named
+from actrep_ray.run.manifest import TRAINING
 from data_prep import files
 
 NamedWeights = Iterator[tuple[str, torch.Tensor]]
@@ -122,6 +123,8 @@ class ModelIO:
         self._base_fingerprint = base_fingerprint
         self._has_lora = recipe.model.lora.rank > 0
         self._dtype = dtype_named(recipe.model.dtype)
+        # Now: by the time of a later checkpoint the folder may be gone.
+        self._processor_files = read_processor_files(checkpoints.model) if ranks.is_first else {}
 
     def iter_weights(self, bucket_bytes: int) -> NamedWeights:
         """See `LearnerWorker.iter_weights`."""
@@ -139,13 +142,7 @@ class ModelIO:
 
     def save_model(self, folder: Path) -> None:
         """Write a Hugging Face folder, the moving average as another one in it: `ema`."""
-        with complete_folder(folder, is_writer=self._ranks.is_first) as target:
-            self._write_model(target, self._model_weights())
-            if self._ema is not None:
-                with self._ema.in_place():
-                    whole = lora.merged_weights(self._model, self._strategy.whole_master)
-                    self._write_model(target / "ema", self._on_rank_0(whole))
-        self._ranks.barrier()
+        self._write_now(folder, self._snapshot_model())
 
     def save_state(self, folder: Path, progress: dict[str, Any]) -> None:
         """Write optimiser, average, adapter and progress.
@@ -154,25 +151,45 @@ class ModelIO:
             folder: Is made.
             progress: JSON values, which `load_state` gives back.
         """
+        self._write_now(folder, self._snapshot_state(progress))
+
+    def snapshot(self, progress: dict[str, Any]) -> Snapshot:
+        """All of a checkpoint in host memory; empty but on rank 0. Every rank must take part."""
+        found = self._snapshot_model()
+        found.add(self._snapshot_state(progress), TRAINING)
+        return found
+
+    def _snapshot_model(self) -> Snapshot:
+        found = self._model_files(self._model_weights())
+        if self._ema is not None:
+            with self._ema.in_place():
+                whole = lora.merged_weights(self._model, self._strategy.whole_master)
+                found.add(self._model_files(self._on_rank_0(whole)), "ema")
+        return found
+
+    def _snapshot_state(self, progress: dict[str, Any]) -> Snapshot:
         self._strategy.reshard()
         state = dict(progress)
         if self._has_lora:
             state["base_model"] = str(self._checkpoints.base)
             state["base_fingerprint"] = self._base_fingerprint
         is_writer = self._ranks.is_first
-        with complete_folder(folder, is_writer=is_writer) as target:
-            optimizer.save_optimizer(
-                target,
-                self._model,
-                self._strategy,
-                state,
-                is_writer=is_writer,
-                weights_of=self._is_saved_exactly,
-            )
-            if self._ema is not None:
-                self._ema.save(target, self._model, is_writer=is_writer)
-            if self._has_lora:
-                self._save_adapter(target / "adapter")
+        found = optimizer.snapshot_optimizer(
+            self._model,
+            self._strategy,
+            state,
+            is_writer=is_writer,
+            weights_of=self._is_saved_exactly,
+        )
+        if self._ema is not None:
+            found.tensors |= self._ema.snapshot(self._model, is_writer=is_writer).tensors
+        if self._has_lora:
+            found.add(self._adapter_files(), "adapter")
+        return found
+
+    def _write_now(self, folder: Path, snapshot: Snapshot) -> None:
+        with complete_folder(folder, is_writer=self._ranks.is_first) as target:
+            snapshot.write(target)
         self._ranks.barrier()
 
     def load_state(self, folder: Path) -> dict[str, Any]:
@@ -204,14 +221,18 @@ class ModelIO:
                 "trained on"
             )
 
-    def _save_adapter(self, folder: Path) -> None:
+    def _adapter_files(self) -> Snapshot:
         adapter = {
             name: self._strategy.whole_master(parameter).to("cpu", copy=True)
             for name, parameter in self._model.named_parameters()
             if lora.is_adapter(name)
         }
-        if self._ranks.is_first:
-            lora.save_adapter(folder, self._recipe.model.lora, adapter)
+        if not self._ranks.is_first:
+            return Snapshot()
+        weights, config = lora.adapter_files(self._recipe.model.lora, adapter)
+        return Snapshot(
+            {"adapter_model.safetensors": weights}, contents={"adapter_config.json": config}
+        )
 
     def _is_saved_exactly(self, name: str) -> bool:
         """Whether a weight's float32 is kept in the state: the model folder has less of it."""
@@ -221,15 +242,12 @@ class ModelIO:
         """Whole weights by their names in the Hugging Face model, adapters merged; on rank 0."""
         yield from self._on_rank_0(lora.merged_weights(self._model, self._strategy.whole))
 
-    def _write_model(self, folder: Path, weights: NamedWeights) -> None:
-        """Write a model folder on rank 0; the other ranks take part in gathering."""
+    def _model_files(self, weights: NamedWeights) -> Snapshot:
+        """A model folder on rank 0; the other ranks take part in gathering."""
         gathered = dict(weights)
-        if self._ranks.is_first:
-            folder.mkdir(exist_ok=True)
-            # Those of the source are copied as they are, which transformers may refuse to write.
-            self._model.generation_config = GenerationConfig.from_model_config(self._model.config)
-            self._model.save_pretrained(folder, state_dict=gathered)
-            copy_processor_files(self._checkpoints.model, folder)
+        if not self._ranks.is_first:
+            return Snapshot()
+        return model_folder(self._model, gathered, self._processor_files)
 
     def _on_rank_0(self, weights: NamedWeights) -> NamedWeights:
         """Whole weights on the CPU in the model's dtype; the other ranks only gather them."""

@@ -5,7 +5,8 @@ call here is the same call on every rank; rank 0's answer is the pool's.
 """
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,9 @@ from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
 from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.run.saving import SaveError
 from actrep_ray.weights.buckets import pack_weights
+from data_prep.full_disk import met_by_worker
 
 _LOSS_S = 10.0  # from the first rank's failure to the news that another one was lost
 
@@ -205,19 +208,29 @@ class LearnerPool:
         )
         return refs
 
-    def save_model(self, folder: str | Path) -> None:
-        """Write an ordinary Hugging Face folder."""
+    def begin_save(self, folder: str | Path) -> int:
+        """Have everything copied to host memory, and written from there; returns the writers."""
         path = str(Path(folder).absolute())
-        self._call_all(
-            "save_model", lambda rank: rank.save_model.remote(path), what="the model to be saved"
-        )
+        with _own_errors():
+            num_writers: int = self._call_all(
+                "begin_save", lambda rank: rank.begin_save.remote(path), what="a copy to be saved"
+            )
+        return num_writers
 
-    def save_state(self, folder: str | Path) -> None:
-        """Write what training goes on from, beside the model folder."""
-        path = str(Path(folder).absolute())
-        self._call_all(
-            "save_state", lambda rank: rank.save_state.remote(path), what="the state to be saved"
-        )
+    def is_saved(self) -> bool:
+        """Whether what was begun is written; does not wait for it."""
+        with _own_errors():
+            is_saved: bool = self._call_all(
+                "is_saved", lambda rank: rank.is_saved.remote(), what="news of what is saved"
+            )
+        return is_saved
+
+    def finish_save(self) -> None:
+        """Wait until what was begun is written."""
+        with _own_errors():
+            self._call_all(
+                "finish_save", lambda rank: rank.finish_save.remote(), what="the files to be saved"
+            )
 
     def load_state(self, folder: str | Path) -> None:
         """Go on from a saved state; the weights are those that the pool was started with."""
@@ -301,6 +314,15 @@ class LearnerPool:
             round_.suspect = loss
             then = partial(setattr, round_, "loss")
             find_cause(self.mailbox, self.workers[loss.worker], loss, then)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise a rank's own `SaveError` instead of Ray's, which holds a traceback in its words."""
+    try:
+        yield
+    except SaveError as error:
+        raise SaveError(str(met_by_worker(error))) from error
 
 
 def _needs_base(recipe: Recipe) -> bool:

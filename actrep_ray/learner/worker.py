@@ -27,6 +27,7 @@ from actrep_ray.learner.loss.algorithms import BatchCounts
 from actrep_ray.learner.model_io import Checkpoints, ModelIO, load_policy, load_reference
 from actrep_ray.learner.optimizer_step import OptimizerSteps
 from actrep_ray.learner.ranks import Ranks
+from actrep_ray.learner.saving import BackgroundSave
 from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.learner.strategies.factory import make_strategy
 from actrep_ray.media.frame_cache import FrameCache
@@ -67,6 +68,7 @@ class LearnerWorker:
         self.ranks = Ranks(rank, world_size, self.device)
         self.total_steps = total_steps
         self.kl_coef = recipe.algorithm.kl_coef
+        self.saving = BackgroundSave()
 
     def setup(self, master_addr: str, master_port: int) -> None:
         """Join the other ranks and load the model; returns when this rank can train."""
@@ -222,8 +224,38 @@ class LearnerWorker:
 
         With LoRA also the adapter in peft's format, in `adapter/`.
         """
-        progress = {"num_optimizer_steps": self.num_optimizer_steps, "kl_coef": self.kl_coef}
-        self.model_io.save_state(Path(folder), progress)
+        self.model_io.save_state(Path(folder), self._progress())
+
+    def begin_save(self, folder: str | Path) -> int:
+        """Copy model and state to host memory and begin to write them: to `folder`, `training/`.
+
+        Returns:
+            How many ranks write: one.
+        """
+        self.saving.wait()  # and raise nothing on one rank alone, for the others would wait for it
+        snapshot = self.model_io.snapshot(self._progress())
+        if self.ranks.is_first:
+            self.saving.begin(snapshot, Path(folder), self.ranks.rank)
+        return 1
+
+    def is_saved(self) -> bool:
+        """Whether what was begun is written; does not wait.
+
+        Raises:
+            SaveError: if it could not be.
+        """
+        if not self.saving.is_over:
+            return False
+        self.saving.finish()
+        return True
+
+    def finish_save(self) -> None:
+        """Wait until what was begun is written.
+
+        Raises:
+            SaveError: if it could not be.
+        """
+        self.saving.finish()
 
     def load_state(self, folder: str | Path) -> None:
         """Go on from a saved state; the weights are those of `model_path`.
@@ -235,6 +267,9 @@ class LearnerWorker:
         self.steps.num_taken = int(progress["num_optimizer_steps"])
         if self.recipe.algorithm.kl_target is not None and "kl_coef" in progress:
             self.kl_coef = float(progress["kl_coef"])
+
+    def _progress(self) -> dict[str, float]:
+        return {"num_optimizer_steps": self.num_optimizer_steps, "kl_coef": self.kl_coef}
 
     def _count(self, rows: Sequence[LearnerRow]) -> BatchCounts:
         return objective.count_batch(

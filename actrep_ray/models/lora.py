@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from torch import nn
 
 from actrep_ray.config import ConfigError, LoraConfig
 from actrep_ray.models.qwen_vl import component_of
-from data_prep.files import write_lines
 
 _ADAPTER = "default"
 _BASE = ".base_layer."
@@ -118,26 +118,34 @@ def merged_weights(model: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.
         yield name.replace(_BASE, "."), weight
 
 
-def save_adapter(folder: Path, cfg: LoraConfig, weights: dict[str, torch.Tensor]) -> None:
-    """Write adapters as peft does: `adapter_model.safetensors` and `adapter_config.json`.
+def adapter_files(
+    cfg: LoraConfig, weights: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], bytes]:
+    """Adapters as peft keeps them: `adapter_model.safetensors` and `adapter_config.json`.
 
     Args:
-        folder: Is made.
         cfg: What the adapters were made by.
         weights: Whole adapter weights by their names in the model.
     """
-    folder.mkdir(exist_ok=True)
     named = {
-        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": w for name, w in weights.items()
+        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": w.contiguous()
+        for name, w in weights.items()
     }
-    save_file({k: w.contiguous() for k, w in named.items()}, folder / "adapter_model.safetensors")
     layers = {name.partition(".lora_")[0] for name in weights}
-    _peft_config(cfg, sorted(layers)).save_pretrained(str(folder))
+    with TemporaryDirectory() as folder:
+        _peft_config(cfg, sorted(layers)).save_pretrained(folder)
+        content = json.loads(Path(folder, "adapter_config.json").read_bytes())
     # peft writes sets in any order; a file that is written twice should be the same twice.
-    path = folder / "adapter_config.json"
-    content = json.loads(path.read_bytes())
     content["target_modules"] = sorted(content["target_modules"])
-    write_lines(path, [json.dumps(content, indent=2, sort_keys=True)])
+    return named, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def save_adapter(folder: Path, cfg: LoraConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Write `adapter_files` to a folder, which is made."""
+    folder.mkdir(exist_ok=True)
+    named, config = adapter_files(cfg, weights)
+    save_file(named, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_bytes(config)
 
 
 def base_fingerprint(model: nn.Module) -> int:

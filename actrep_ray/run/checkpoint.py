@@ -1,29 +1,45 @@
-"""Checkpoints of a run: a folder that is complete or absent.
+"""Checkpoints of a run: a folder that is whole or absent, and a loader that looks before it trusts.
 
-    RUN_DIR/checkpoints/step-000050/     an ordinary Hugging Face folder: config, weights, processor
+    RUN_DIR/checkpoints/newest.json      names the one that was completed last
+                        best.json        names one that is kept whatever its age
+                        step-000050/     an ordinary Hugging Face folder: config, weights, processor
+        manifest.json                    every file with its length and hash (`manifest.py`)
         recipe.json                      the settings it was trained with
         ema/                             such a folder of averaged weights (learner.ema_decay)
         training/                        what a resumed run needs beside the weights
             driver.json                  step and sampler state
             ...                          the learner's own files
 
-A checkpoint is written under another name and renamed, so a kill in mid-write leaves none. With
-learners on several nodes the run folder must be on storage that they share.
+    begin ─► learners copy to host memory ─► they write ─► the driver completes: manifest, fsync,
+             (the loop waits for this)       (the loop goes on)     rename, newest.json, prune
+
+A kill at any time leaves what was complete before. With learners on several nodes the run folder
+must be on storage that they share.
 """
 
 import json
+import logging
 import re
 import shutil
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from actrep_ray.config import ConfigError, Recipe, read_saved
-from data_prep.files import complete_folder, read_object, write_lines
+from actrep_ray.run import manifest
+from actrep_ray.run.lock import check_holder
+from actrep_ray.run.manifest import TRAINING, DamageError, Depth
+from actrep_ray.run.record import run_id
+from actrep_ray.run.saving import SaveError, SavesItself, Saving, as_save_errors
+from actrep_ray.run.weights_files import check_weights
+from data_prep.files import DataError, complete_folder, read_object, write_json, write_lines
 from data_prep.partial_files import remove_leftovers
 
-_MAX_HEADER_BYTES = 100 * 2**20
 _NAME = re.compile(r"step-(\d{6,})")
+_NEWEST, _BEST = "newest.json", "best.json"
+_SPARE_BYTES = 8 * 2**20  # left for metrics and logs while a checkpoint is written
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,7 @@ class Checkpoint:
     @property
     def learner_folder(self) -> Path:
         """Folder of the learner's optimiser state."""
-        return self.folder / "training"
+        return self.folder / TRAINING
 
     def driver_state(self) -> dict[str, Any]:
         """What the driver saved: `step`, and what `CheckpointStore.write` was given."""
@@ -49,12 +65,20 @@ class Checkpoint:
         return read_object(path, "the driver's state", is_strict=False)
 
 
-class SavesItself(Protocol):
-    """What a learner pool does for a checkpoint."""
+@dataclass(frozen=True)
+class Skipped:
+    """What looks like a checkpoint of a later step than the one that is used, and why it is not.
 
-    def save_model(self, folder: Path) -> None: ...
+    Attributes:
+        path: The folder, or file.
+        reason: For example "model.safetensors holds 10 bytes of 3087468".
+    """
 
-    def save_state(self, folder: Path) -> None: ...
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: skipped, {self.reason}"
 
 
 class CheckpointStore:
@@ -63,25 +87,92 @@ class CheckpointStore:
     Args:
         run_dir: The run's folder.
         keep: How many of the newest are kept.
+
+    Attributes:
+        in_use: The one that the run goes on from, which stays while it runs: engines that are
+            replaced start from its weights.
     """
 
     def __init__(self, run_dir: Path, *, keep: int) -> None:
+        self.run_dir = run_dir
         self.folder = run_dir / "checkpoints"
         self.keep = keep
+        self.run = run_id(run_dir)
+        self.in_use: Checkpoint | None = None
+        self._damaged: set[Path] = set()
 
-    def newest(self) -> Checkpoint | None:
-        """The checkpoint of the latest step, or None."""
-        found = self._all()
-        return found[-1] if found else None
+    # ---------------------------------------------------------------- reading
 
-    def write(
-        self,
-        step: int,
-        recipe: Recipe,
-        driver_state: dict[str, Any],
-        learners: "SavesItself",
-    ) -> Checkpoint:
-        """Write a checkpoint; remove those beyond `keep`, and what others were cut short at.
+    def newest(self, depth: Depth = "all") -> Checkpoint | None:
+        """The latest checkpoint that is whole, or None; what is skipped is logged."""
+        found, skipped = self.look(depth)
+        for one in skipped:
+            _log.warning("%s", one)
+        return found
+
+    def newest_or_none_begun(self) -> Checkpoint | None:
+        """As `newest`, where None means that no checkpoint was completed yet.
+
+        Raises:
+            ConfigError: if there are some and none is whole, naming each.
+        """
+        found, skipped = self.look()
+        if found is None and skipped:
+            lines = "".join(f"\n{one}" for one in skipped)
+            raise ConfigError(f"{self.folder}: no checkpoint of this run is whole:{lines}")
+        for one in skipped:
+            _log.warning("%s", one)
+        return found
+
+    def look(self, depth: Depth = "all") -> tuple[Checkpoint | None, list[Skipped]]:
+        """The latest checkpoint that is whole, and what was skipped before it was found."""
+        skipped = []
+        candidates = self._named()
+        pointed = self._pointed(_NEWEST)
+        if pointed is not None and not pointed.folder.exists():
+            candidates = sorted([*candidates, pointed], key=lambda one: one.step)
+        for candidate in reversed(candidates):
+            try:
+                self.check(candidate, depth)
+            except DamageError as error:
+                self._damaged.add(candidate.folder)
+                skipped.append(Skipped(candidate.folder, str(error)))
+            else:
+                return candidate, skipped
+        return None, skipped
+
+    def check(self, checkpoint: Checkpoint, depth: Depth) -> None:
+        """Refuse a checkpoint that is not whole or not of this run.
+
+        Raises:
+            DamageError: saying why.
+        """
+        folder = checkpoint.folder
+        if not folder.exists():
+            is_link = folder.is_symlink()
+            raise DamageError(
+                "it is a link to nothing"
+                if is_link
+                else f"it is missing, though {_NEWEST} names it"
+            )
+        if not folder.is_dir():
+            raise DamageError("it is a file, not a folder")
+        if self.run is None and not (folder / manifest.NAME).exists():
+            _check_without_manifest(checkpoint)
+            return
+        found = manifest.read_manifest(folder)
+        if self.run is not None and found.run != self.run:
+            raise DamageError("it belongs to another run")
+        if found.step != checkpoint.step:
+            raise DamageError(f"it is of step {found.step}")
+        manifest.check_files(folder, found, depth)
+
+    # ---------------------------------------------------------------- writing
+
+    def begin(
+        self, step: int, recipe: Recipe, driver_state: dict[str, Any], learners: SavesItself
+    ) -> Saving[Checkpoint]:
+        """Start to write a checkpoint; the learners may go on when this returns.
 
         Only one driver writes a run's checkpoints: what it finds half-written is of a dead one,
         whichever machine that ran on.
@@ -91,25 +182,112 @@ class CheckpointStore:
             recipe: Settings of the run; evaluation takes its video settings from them.
             driver_state: Saved as JSON beside the step.
             learners: Write the model, and the state of their optimiser.
-        """
-        target = self.folder / f"step-{step:06d}"
-        if self.folder.is_dir():
-            remove_leftovers(self.folder, are_all_dead=True)
-        with complete_folder(target, replaces=True) as partial:
-            training = partial / "training"
-            training.mkdir()
-            learners.save_model(partial)
-            learners.save_state(training)
-            for folder in (partial, partial / "ema"):
-                if folder.is_dir():
-                    write_lines(folder / "recipe.json", [recipe.model_dump_json(indent=2)])
-            state = json.dumps({"step": step, **driver_state})
-            write_lines(training / "driver.json", [state])
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old.folder)
-        return Checkpoint(target, step)
 
-    def _all(self) -> list[Checkpoint]:
+        Raises:
+            SaveError: if there is no room, or something cannot be written.
+            LockLostError: if another process has taken over the folder.
+        """
+        checkpoint = Checkpoint(self.folder / f"step-{step:06d}", step)
+        with as_save_errors(), ExitStack() as stack:
+            check_holder(self.run_dir)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder, are_all_dead=True)
+            self.make_room()
+            self._set_aside(checkpoint)
+            partial = stack.enter_context(complete_folder(checkpoint.folder, replaces=True))
+            (partial / TRAINING).mkdir()
+            num_listings = learners.begin_save(partial)
+            state = json.dumps({"step": step, **driver_state})
+            write_lines(partial / TRAINING / "driver.json", [state])
+            held = stack.pop_all()
+
+        def complete() -> Checkpoint:
+            with as_save_errors(), held:
+                check_holder(self.run_dir)
+                for folder in (partial, partial / "ema"):
+                    if folder.is_dir():
+                        write_lines(folder / "recipe.json", [recipe.model_dump_json(indent=2)])
+                manifest.write_manifest(partial, step, self.run)
+            self._damaged.discard(checkpoint.folder)
+            try:
+                self._point(_NEWEST, checkpoint)
+            except (OSError, DataError) as error:  # it is whole, and found all the same
+                _log.warning("%s", error)
+            else:
+                self.prune()
+            return checkpoint
+
+        def abandon() -> None:
+            with suppress(_AbandonedError), held:
+                raise _AbandonedError
+
+        return Saving(partial, num_listings, complete, abandon)
+
+    def write(
+        self, step: int, recipe: Recipe, driver_state: dict[str, Any], learners: SavesItself
+    ) -> Checkpoint:
+        """Write a checkpoint and wait for it; see `begin`."""
+        saving = self.begin(step, recipe, driver_state, learners)
+        try:
+            learners.finish_save()
+        except BaseException:
+            saving.abandon()
+            raise
+        return saving.finish()
+
+    def mark_best(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint whatever its age, until another one is marked."""
+        self._point(_BEST, checkpoint)
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint that was marked, if it is still there."""
+        found = self._pointed(_BEST)
+        return found if found is not None and found.folder.is_dir() else None
+
+    def make_room(self) -> None:
+        """Before a checkpoint is written: remove old ones early if it would not fit beside them.
+
+        The newest stays, and those that `prune` keeps whatever their age.
+
+        Raises:
+            SaveError: if it does not fit even so.
+        """
+        newest = self._own()[-1:]
+        if not newest or not (newest[0].folder / manifest.NAME).is_file():
+            return  # its size is not known: try
+        size = manifest.read_manifest(newest[0].folder).num_bytes
+        needed = size + size // 50 + _SPARE_BYTES
+        if self._free_bytes() >= needed:
+            return
+        self.prune(keep=1)
+        if (free := self._free_bytes()) < needed:
+            raise SaveError(
+                f"{self.folder}: {needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are "
+                "free on its disk"
+            )
+
+    def prune(self, *, keep: int | None = None) -> None:
+        """Remove what is older than the newest `keep`, but for the best and the one in use.
+
+        Damaged ones go when a whole one is newer; what is not of this run is left alone.
+        """
+        own = self._own()
+        kept = {one.folder for one in own[-(keep or self.keep) :]}
+        kept |= {one.folder for one in (self.in_use, self.best()) if one is not None}
+        newest_step = own[-1].step if own else 0
+        damaged = [
+            one
+            for one in self._named()
+            if one.folder in self._damaged and one.step < newest_step and self._is_own(one)
+        ]
+        for old in (*own, *damaged):
+            if old.folder not in kept:
+                shutil.rmtree(old.folder, ignore_errors=True)
+
+    # ---------------------------------------------------------------- the folder
+
+    def _named(self) -> list[Checkpoint]:
+        """Whatever has the name of a checkpoint, by step."""
         if not self.folder.is_dir():
             return []
         found = [
@@ -119,6 +297,85 @@ class CheckpointStore:
         ]
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
+    def _own(self) -> list[Checkpoint]:
+        """Those of this run that are not known to be damaged, by step."""
+        return [
+            one for one in self._named() if one.folder not in self._damaged and self._is_own(one)
+        ]
+
+    def _is_own(self, checkpoint: Checkpoint) -> bool:
+        """Whether a folder says that it is of this run and step; its files are not read."""
+        try:
+            self.check(checkpoint, "lengths")
+            return True
+        except DamageError:
+            pass
+        with suppress(DamageError):
+            return manifest.read_manifest(checkpoint.folder).run == self.run is not None
+        return False
+
+    def _set_aside(self, checkpoint: Checkpoint) -> None:
+        """Give another name to what has the name of a checkpoint and is none of this run."""
+        folder = checkpoint.folder
+        if not folder.exists() and not folder.is_symlink():
+            return
+        if folder.is_dir() and (self.run is None or self._is_own(checkpoint)):
+            return
+        number = 1
+        while (aside := folder.with_name(f"aside-{number}-{folder.name}")).exists():
+            number += 1
+        folder.rename(aside)
+        _log.warning("%s: not a checkpoint of this run, now called %s", folder, aside.name)
+
+    def _point(self, name: str, checkpoint: Checkpoint) -> None:
+        values = {"step": checkpoint.step, "folder": checkpoint.folder.name}
+        write_json(self.folder / name, values, indent=None)
+
+    def _pointed(self, name: str) -> Checkpoint | None:
+        """The checkpoint that a pointer names; None without a pointer that can be read."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            named = _NAME.fullmatch(str(read_object(path, "a pointer").get("folder")))
+        except DataError as error:
+            _log.warning("%s", error)
+            return None
+        return None if named is None else Checkpoint(self.folder / named[0], int(named[1]))
+
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self.folder).free
+
+
+class _AbandonedError(Exception):
+    """Ends the writing of a checkpoint."""
+
+
+def adopt(checkpoint: Checkpoint, run: str) -> None:
+    """Give a checkpoint of format 1 a manifest, as it is found."""
+    if not (checkpoint.folder / manifest.NAME).is_file():
+        manifest.write_manifest(checkpoint.folder, checkpoint.step, run)
+
+
+def _check_without_manifest(checkpoint: Checkpoint) -> None:
+    """Format 1: what can be told from lengths and syntax alone."""
+    folder, training = checkpoint.folder, checkpoint.learner_folder
+    try:
+        for name in ("config.json", "recipe.json", "training/learner.json"):
+            read_object(folder / name, "a file of a checkpoint", is_strict=False)
+        if not (training / "learner.safetensors").is_file():
+            raise DataError("training/learner.safetensors is missing")
+        check_weights(folder)
+        check_weights(training)
+        step = checkpoint.driver_state().get("step")
+    except (DataError, ConfigError, OSError) as error:
+        raise DamageError(f"it has no {manifest.NAME}, and {error}") from error
+    if step != checkpoint.step:
+        raise DamageError(f"it is of step {step}")
+
+
+# --- models
+
 
 def is_due(every: int, step: int, last: int) -> bool:
     """Whether what is done every so many steps and at the last one is due; 0 is never."""
@@ -126,52 +383,44 @@ def is_due(every: int, step: int, last: int) -> bool:
 
 
 def resolve_model(path: str | Path) -> Path:
-    """The model folder meant by a path: itself, or the newest checkpoint of a run folder.
+    """The model folder meant by a path: itself, or the newest whole checkpoint of a run folder.
 
     Raises:
-        ConfigError: if there is no model, or its weights are cut short.
+        ConfigError: if there is no model, or its files are not as they were written.
     """
     if not str(path):
         raise ConfigError("model.path is not set: give the folder of a Hugging Face checkpoint")
     path = Path(path).absolute()
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint, expected a model folder or a run folder")
-    folder = model_folder(path)
-    if folder != path:
-        return folder
+    if path.is_dir() and not (path / "config.json").is_file():
+        store = CheckpointStore(path, keep=1)
+        found, skipped = store.look("model")
+        for one in skipped:
+            _log.warning("%s", one)
+        if found is not None:
+            return found.folder
+        reason = skipped[0].reason if skipped else "no config.json in it"
+        where = skipped[0].path if skipped else path
+        raise ConfigError(f"{where}: not a model checkpoint ({reason})")
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path}: not a model checkpoint (no config.json in it)")
-    _check_weights(path)
+    if (path / manifest.NAME).is_file():
+        try:
+            manifest.check_files(path, manifest.read_manifest(path), "model")
+        except DamageError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    check_weights(path)
     return path
 
 
 def model_folder(path: str | Path) -> Path:
-    """The newest checkpoint of a run folder; any other path as it is."""
+    """The newest checkpoint of a run folder, by lengths alone; any other path as it is."""
     path = Path(path)
     if not path.is_dir() or (path / "config.json").is_file():
         return path
-    newest = CheckpointStore(path, keep=1).newest()
+    newest = CheckpointStore(path, keep=1).newest("lengths")
     return path if newest is None else newest.folder
-
-
-def _check_weights(folder: Path) -> None:
-    """Refuse weights that are missing, cut short or not safetensors, from their headers alone."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{folder}: not a model checkpoint (no *.safetensors in it)")
-    for path in files:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            try:
-                header = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
-            except ValueError as error:
-                raise ConfigError(f"{path}: not a safetensors file") from error
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[0] != "_"]
-        expected = 8 + size + max(ends, default=0)
-        if path.stat().st_size != expected:
-            raise ConfigError(
-                f"{path}: holds {path.stat().st_size} bytes, its header says {expected}: cut short?"
-            )
 
 
 def recipe_of(folder: Path) -> Recipe | None:

@@ -6,8 +6,9 @@ Each file is made under a name that must not exist, which a file system does for
 a network file system too; so a lock that is free, or whose holder is dead, has one winner however
 many try. A holder on this machine is dead when the kernel knows no process of its number and start
 time. Of a holder elsewhere (another host, or a container with processes of its own) it is known
-only whether it still touches its file: it does so every 10 s, and is dead after 60 s without. Both
-times are told by the clock of the file system, so those of hosts may differ.
+only whether it still touches its file: it does so every 10 s, and is dead after 60 s without, for
+which whoever wants the lock waits. Ages are told by the clock of the file system, so those of hosts
+may differ.
 
 A holder that was given up for dead and comes back finds a higher number: `check_holder` raises.
 """
@@ -18,6 +19,7 @@ import logging
 import os
 import re
 import threading
+import time
 import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ from data_prep.processes import process_start
 
 TOUCH_EVERY_S = 10.0
 STALE_AFTER_S = 60.0
+_LOOK_EVERY_S = 1.0
 
 _NAME = re.compile(r"\.lock-(\d{6,})")
 _log = logging.getLogger(__name__)
@@ -106,8 +109,8 @@ class FolderLock:
             while True:
                 newest = _newest(folder)
                 found = None if newest is None else _read(newest)
-                if newest is not None and found is not None:
-                    _refuse_living(folder, newest, found, now=partial)
+                if newest and found and not _is_gone(folder, newest, found, now=partial):
+                    continue  # it has changed hands meanwhile
                 path = folder / f".lock-{_number(newest) + 1:06d}"
                 with suppress(FileExistsError):
                     _claim(path, partial)
@@ -154,22 +157,43 @@ def check_holder(folder: Path) -> None:
         )
 
 
-def _refuse_living(folder: Path, path: Path, holder: Holder, now: Path) -> None:
-    """Refuse a lock whose holder lives, as far as can be told; `now` was written just now."""
+def _is_gone(folder: Path, path: Path, holder: Holder, now: Path) -> bool:
+    """Whether a lock's holder let go or is dead; False if its file went while that was watched.
+
+    Args:
+        folder: What is locked.
+        path: The holder's file.
+        holder: Who it names.
+        now: A file of ours, by which the file system tells its time.
+
+    Raises:
+        HeldError: if the holder lives.
+    """
     if holder.is_released:
-        return
+        return True
     if holder.is_here:
         if process_start(holder.pid) == holder.start:
             raise HeldError(f"{folder}: held by {holder}")
-        return
-    with suppress(FileNotFoundError):  # let go of and taken meanwhile: the next look tells
-        os.utime(now)
-        age = now.stat().st_mtime - path.stat().st_mtime
-        if age < STALE_AFTER_S:
-            raise HeldError(
-                f"{folder}: held by {holder}, which gave a sign {max(age, 0.0):.0f} s ago (it "
-                f"counts as gone after {STALE_AFTER_S:g} s)"
-            )
+        return True
+    try:
+        first = path.stat().st_mtime
+        if _time_of(now) - first < STALE_AFTER_S:
+            _log.warning("%s: waiting for a sign of %s", folder, holder)
+        while _time_of(now) - first < STALE_AFTER_S:
+            time.sleep(_LOOK_EVERY_S)
+            if (_read(path) or holder).is_released:
+                return False
+            if path.stat().st_mtime != first:
+                raise HeldError(f"{folder}: held by {holder}, which gave a sign just now")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _time_of(path: Path) -> float:
+    """The file system's time, by touching a file of ours."""
+    os.utime(path)
+    return path.stat().st_mtime
 
 
 def _claim(path: Path, written: Path) -> None:

@@ -81,6 +81,7 @@ class MetricLogger:
             str(self.run_dir / "tb"),
             purge_step=None if purge_after_step is None else purge_after_step + 1,
         )
+        self._is_refused = False
         self._seconds: dict[str, float] = {}
         self._began = self._last = time.monotonic()
         self._lines = None if num_steps is None else StepLines(title, num_steps, console)
@@ -110,26 +111,31 @@ class MetricLogger:
         row |= {key: value if math.isfinite(value) else None for key, value in values.items()}
         if lost := [key for key, value in values.items() if not math.isfinite(value)]:
             row["not_finite"] = lost
-        self._metrics.add(_line_of(row))
-        for key, value in values.items():
-            if math.isfinite(value):
-                self._board.add_scalar(key, value, step)
-        self._board.flush()
+        with self._going_on():
+            self._metrics.add(_line_of(row))
+        with self._going_on():
+            for key, value in values.items():
+                if math.isfinite(value):
+                    self._board.add_scalar(key, value, step)
+            self._board.flush()
         if self._lines is not None:
             self._lines.show(step, values)
 
     def text(self, step: int, key: str, text: str) -> None:
         """Write a text of a step, for example one answer."""
-        self._texts.add(_line_of({"step": int(step), "key": key, "text": text}))
+        with self._going_on():
+            self._texts.add(_line_of({"step": int(step), "key": key, "text": text}))
         # TensorBoard renders Markdown; indented by four it is shown as it is.
-        self._board.add_text(key, "\n".join(f"    {line}" for line in text.splitlines()), step)
+        with self._going_on():
+            self._board.add_text(key, "\n".join(f"    {line}" for line in text.splitlines()), step)
 
     def histogram(self, step: int, key: str, values: Sequence[float] | np.ndarray) -> None:
         """Write a distribution of a step, for example the counts of the clips that were issued."""
         array = np.asarray(values, np.float64)
         if array.size == 0 or not np.isfinite(array).all():
             raise ValueError(f"{key}: expected finite numbers, got {array.tolist()[:8]}")
-        self._board.add_histogram(key, array, step)
+        with self._going_on():
+            self._board.add_histogram(key, array, step)
 
     @contextmanager
     def timer(self, phase: str) -> Iterator[None]:
@@ -142,9 +148,21 @@ class MetricLogger:
 
     def close(self) -> None:
         """Flush and close every file."""
-        self._metrics.close()
-        self._texts.close()
-        self._board.close()
+        for file in (self._metrics, self._texts, self._board):
+            with self._going_on():
+                file.close()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A disk that takes no metrics ends no run; it is told once."""
+        try:
+            yield
+        except (OSError, DataError) as error:
+            if not self._is_refused:
+                _log.error(
+                    "metrics cannot be written: %s; the run goes on, rows may be lost", error
+                )
+            self._is_refused = True
 
 
 class StepLines:

@@ -1,6 +1,7 @@
 """The learner on one rank: training, clipping, KL, refusals, export, saving and going on."""
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from actrep_ray.config import ConfigError, LearnerConfig, Recipe
+from actrep_ray.learner import folders
 from actrep_ray.learner.optimizer_step import LearnerError
+from actrep_ray.learner.saving import Snapshot
 from actrep_ray.learner.strategies.optimizer import freeze, learning_rates, make_optimizer
 from actrep_ray.learner.worker import LearnerWorker
+from actrep_ray.models import lora
 from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 
 MakeRecipe = Callable[..., Recipe]
@@ -319,3 +324,83 @@ def test_lower_precision_and_checkpointing_train_too(
     name = "model.language_model.norm.weight"
     assert whole[f"weight/{name}"].dtype == torch.float32
     assert not torch.equal(whole[f"weight/{name}"].bfloat16().float(), whole[f"weight/{name}"])
+
+
+def test_a_model_is_saved_as_transformers_saves_it(
+    make_worker: Any,
+    make_recipe: MakeRecipe,
+    tiny_model: TinyModel,
+    rows: list[Any],
+    tmp_path: Path,
+) -> None:
+    """Byte by byte, for every family's names and layouts."""
+    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        worker = make_worker(make_recipe("stage=sft"), tiny_model(family))
+        worker.save_model(tmp_path / family / "ours")
+        whole = lora.merged_weights(worker.policy.model, worker.strategy.whole)
+        weights = {name: weight.clone() for name, weight in whole}
+        ours, theirs = tmp_path / family / "ours", tmp_path / family / "theirs"
+        worker.policy.model.save_pretrained(theirs, state_dict=weights)
+        for name in ("config.json", "model.safetensors"):
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes(), (family, name)
+        source = tiny_model(family)
+        assert {path.name for path in source.iterdir()} <= {path.name for path in ours.iterdir()}
+        for name in ("generation_config.json", "tokenizer.json"):
+            assert (ours / name).read_bytes() == (source / name).read_bytes(), (family, name)
+
+
+def test_large_weights_are_split_as_transformers_splits_them(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_MAX_FILE", "1MB")
+    model: Any = load_model(tiny_model(), dtype="float32")
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    weights = {name: w.detach().clone() for name, w in model.named_parameters()}
+    (tmp_path / "ours").mkdir()
+    folders.model_folder(model, dict(weights), {}).write(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs", state_dict=weights, max_shard_size="1MB")
+    names = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert "model.safetensors.index.json" in names
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+
+
+def test_what_is_written_in_the_background_is_what_there_was_when_it_began(
+    make_worker: Any,
+    make_recipe: MakeRecipe,
+    tiny_model: TinyModel,
+    rows: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = ("stage=sft", "learner.lr=1e-2", "learner.ema_decay=0.9")
+    worker: LearnerWorker = make_worker(make_recipe(*settings), tiny_model())
+    worker.sft_step(rows)
+    worker.save_model(tmp_path / "before")
+    worker.save_state(tmp_path / "before" / "training")
+    gate, write = threading.Event(), Snapshot.write
+
+    def wait(snapshot: Snapshot, folder: Path) -> list[Path]:
+        assert gate.wait(60)
+        return write(snapshot, folder)
+
+    monkeypatch.setattr(Snapshot, "write", wait)
+    (tmp_path / "begun").mkdir()
+    assert worker.begin_save(tmp_path / "begun") == 1
+    losses = [worker.sft_step(rows)["loss"] for _ in range(2)]
+    assert losses[0] != losses[1]
+    assert not worker.is_saved()
+    assert list((tmp_path / "begun").iterdir()) == []
+    gate.set()
+    worker.finish_save()
+    assert worker.is_saved()
+    (tmp_path / "begun" / "files-00000.json").unlink()
+    found, expected = (files_in(tmp_path / name) for name in ("begun", "before"))
+    assert found == expected
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Content of all files by path."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

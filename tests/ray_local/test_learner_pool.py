@@ -85,8 +85,10 @@ def test_two_ranks_train_export_and_go_on(
     assert metrics["num_response_tokens"] == sum(3 + i + 9 for i in range(3))
     exported = _weights(pool, ray_session)
     folder = tmp_path / "checkpoint"
-    pool.save_model(folder)
-    pool.save_state(folder / "training")
+    folder.mkdir()
+    assert pool.begin_save(folder) == 1
+    pool.finish_save()
+    assert pool.is_saved()
     saved = load_model(folder, dtype="float32").state_dict()
     assert all(torch.equal(saved[name], weight) for name, weight in exported.items())
     pool.load_state(folder / "training")

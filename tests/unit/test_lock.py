@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,17 +169,47 @@ def test_a_number_that_was_given_to_another_process_is_no_holder(tmp_path: Path)
     FolderLock.acquire(tmp_path, "actrep train").release()
 
 
-def test_a_holder_elsewhere_is_dead_when_it_gives_no_sign(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent holder elsewhere is dead after a second."""
+    monkeypatch.setattr(lock, "TOUCH_EVERY_S", 0.2)
+    monkeypatch.setattr(lock, "STALE_AFTER_S", 1.0)
+    monkeypatch.setattr(lock, "_LOOK_EVERY_S", 0.05)
+
+
+@pytest.mark.parametrize("age_s", [0.5, 100])
+@pytest.mark.usefixtures("quick")
+def test_a_holder_elsewhere_that_gives_no_sign_is_taken_over(
+    tmp_path: Path, age_s: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there = holder(host="node7", machine="node7 boot", pid=1)
-    path = leave(tmp_path, there, age_s=40)
-    with pytest.raises(HeldError, match=r"process 1 on node7, which gave a sign 4\d s ago"):
-        FolderLock.acquire(tmp_path, "actrep train")
-    then = time.time() - lock.STALE_AFTER_S - 1
-    os.utime(path, (then, then))
+    leave(tmp_path, holder(host="node7", machine="node7 boot", pid=1), age_s=age_s)
+    began = time.monotonic()
     with FolderLock.acquire(tmp_path, "actrep train"):
+        assert time.monotonic() - began > 0.9 - age_s
         assert "taken over from actrep train, process 1 on node7, which is gone" in caplog.text
+    assert ("waiting for a sign of actrep train" in caplog.text) == (age_s < 1)
+
+
+@pytest.mark.parametrize("age_s", [0.0, 0.5])
+@pytest.mark.usefixtures("quick")
+def test_a_holder_elsewhere_that_gives_signs_is_not(tmp_path: Path, age_s: float) -> None:
+    path = leave(tmp_path, holder(host="node7", machine="node7 boot", pid=1), age_s=age_s)
+    threading.Timer(0.2, os.utime, (path,)).start()
+    with pytest.raises(HeldError, match=r"process 1 on node7, which gave a sign just now"):
+        FolderLock.acquire(tmp_path, "actrep train")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_holder_elsewhere_that_lets_go_is_not_waited_for_longer(tmp_path: Path) -> None:
+    there = holder(host="node7", machine="node7 boot", pid=1)
+    leave(tmp_path, there, age_s=0.3)
+
+    def let_go() -> None:
+        leave(tmp_path, replace(there, is_released=True), age_s=0.3)
+
+    threading.Timer(0.2, let_go).start()
+    FolderLock.acquire(tmp_path, "actrep train").release()
+    assert names(tmp_path) == [".lock-000002"]
 
 
 def test_a_holder_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,21 +232,21 @@ def test_a_holder_that_was_given_up_for_dead_writes_no_more(tmp_path: Path) -> N
     check_holder(tmp_path / "no lock")
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_lock_that_cannot_be_read_is_no_free_one(tmp_path: Path) -> None:
     path = leave(tmp_path, holder())
     path.write_text("")  # as a loss of power leaves it
+    threading.Timer(0.2, os.utime, (path,)).start()
     with pytest.raises(HeldError, match=r"\.lock-000001, which cannot be read"):
         FolderLock.acquire(tmp_path, "actrep train")
-    then = time.time() - lock.STALE_AFTER_S - 1
-    os.utime(path, (then, then))
-    FolderLock.acquire(tmp_path, "actrep train").release()
+    FolderLock.acquire(tmp_path, "actrep train").release()  # no sign any more
 
 
 def test_a_folder_that_was_read_late_gives_no_second_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network file system may list what was there before: the number is free again, but low."""
-    leave(tmp_path, holder(host="node7", machine="other"), number=9)
+    leave(tmp_path, holder(what="actrep sft"), number=9)
     listed, calls = lock._newest, []
 
     def late(folder: Path) -> Path | None:
@@ -223,7 +254,7 @@ def test_a_folder_that_was_read_late_gives_no_second_winner(
         return None if len(calls) == 1 else listed(folder)
 
     monkeypatch.setattr(lock, "_newest", late)
-    with pytest.raises(HeldError, match="node7"):
+    with pytest.raises(HeldError, match="held by actrep sft"):
         FolderLock.acquire(tmp_path, "actrep train")
     assert names(tmp_path) == [".lock-000009"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from actrep_ray.learner.saving import Snapshot
 from actrep_ray.learner.strategies.base import Strategy
 
 _FILE = "ema.safetensors"
@@ -56,19 +56,18 @@ class Ema:
         finally:
             self._swap()
 
-    def save(self, folder: Path, model: nn.Module, *, is_writer: bool) -> None:
-        """Write the whole averages by the model's names. Every rank must take part."""
+    def snapshot(self, model: nn.Module, *, is_writer: bool) -> Snapshot:
+        """Copy the whole averages by the model's names. Every rank must take part."""
         whole: dict[str, torch.Tensor] = {}
         with self.in_place():
             for name, parameter in _trained(model):
                 value = self._strategy.whole_master(parameter)
                 if is_writer:
                     whole[name] = value.to("cpu", copy=True).contiguous()
-        if is_writer:
-            save_file(whole, folder / _FILE)
+        return Snapshot({_FILE: whole}) if is_writer else Snapshot()
 
     def load(self, folder: Path, model: nn.Module) -> None:
-        """Go on from what `save` wrote, under any strategy and number of ranks.
+        """Go on from what `snapshot` gave, under any strategy and number of ranks.
 
         A state without averages is one that was trained without them: they begin now.
 

@@ -7,6 +7,7 @@ Files of a saved state::
     learner.json          steps done, optimiser steps of each parameter
 """
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from actrep_ray.config import ConfigError, LearnerConfig
+from actrep_ray.learner.saving import Snapshot
 from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.models.qwen_vl import component_of
 from data_prep import files
@@ -96,21 +97,19 @@ def learning_rates(step: int, cfg: LearnerConfig, total_steps: int) -> dict[str,
     return {name: peak * factor for name, peak in peaks.items() if peak is not None}
 
 
-def save_optimizer(
-    folder: Path,
+def snapshot_optimizer(
     model: nn.Module,
     strategy: Strategy,
     state: dict[str, Any],
     *,
     is_writer: bool,
     weights_of: Callable[[str], bool],
-) -> None:
-    """Write moments, counters and some float32 weights, whole. Every rank must take part.
+) -> Snapshot:
+    """Copy moments, counters and some float32 weights, whole. Every rank must take part.
 
     The files do not depend on the strategy or the number of ranks that wrote them.
 
     Args:
-        folder: Where to.
         model: Its names are those in the files.
         strategy: Knows the whole of what this rank holds a shard of.
         state: JSON values to keep beside them.
@@ -130,13 +129,14 @@ def save_optimizer(
         if is_writer:
             # A copy: a view would keep all of its storage, and safetensors refuses shared ones.
             tensors |= {f"{k}/{name}": v.to("cpu", copy=True) for k, v in wanted.items()}
-    if is_writer:
-        save_file(tensors, folder / "learner.safetensors")
-        files.write_json(folder / "learner.json", {**state, "moment_steps": counts})
+    if not is_writer:
+        return Snapshot()
+    counters = json.dumps({**state, "moment_steps": counts}, indent=2, allow_nan=False) + "\n"
+    return Snapshot({"learner.safetensors": tensors}, contents={"learner.json": counters.encode()})
 
 
 def load_optimizer(folder: Path, model: nn.Module, strategy: Strategy) -> dict[str, Any]:
-    """Read what `save_optimizer` wrote, with any strategy and number of ranks.
+    """Read what `snapshot_optimizer` gave, with any strategy and number of ranks.
 
     Returns:
         Its `state`.

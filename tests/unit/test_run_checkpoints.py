@@ -1,0 +1,213 @@
+"""Checkpoints as a loop sees them: written while it goes on, and what cannot be written is told."""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actrep_ray.config import Recipe, load_recipe
+from actrep_ray.driver.checkpoints import RunCheckpoints
+from actrep_ray.learner.saving import BackgroundSave, Snapshot
+from actrep_ray.run.checkpoint import CheckpointStore
+from actrep_ray.run.saving import SaveError
+
+
+class Gated(Snapshot):
+    """Is written when the gate opens; `failure` is what the disk says to it."""
+
+    gate: threading.Event
+    failure: Exception | None = None
+
+    def write(self, folder: Path) -> list[Path]:
+        assert self.gate.wait(30)
+        if self.failure is not None:
+            raise self.failure
+        return super().write(folder)
+
+
+class Learners:
+    """One rank that writes in the background; each save takes the next of `failures`."""
+
+    def __init__(self, *failures: Exception | None) -> None:
+        self.failures = list(failures)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.saving = BackgroundSave()
+        self.num_begun = 0
+
+    def begin_save(self, folder: Path) -> int:
+        self.saving.wait()
+        self.num_begun += 1
+        snapshot = Gated(contents={"config.json": b"{}", "training/learner.json": b"{}"})
+        snapshot.gate = self.gate
+        snapshot.failure = self.failures.pop(0) if self.failures else None
+        self.saving.begin(snapshot, folder, 0)
+        return 1
+
+    def is_saved(self) -> bool:
+        if self.saving.is_over:
+            self.saving.finish()
+            return True
+        return False
+
+    def finish_save(self) -> None:
+        self.saving.finish()
+
+    def load_state(self, folder: Path) -> None:
+        """Nothing is held."""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return load_recipe(None, [f"runs_dir={tmp_path}", "checkpoint.every=2", "checkpoint.keep=2"])
+
+
+def loop(recipe: Recipe, learners: Any, num_steps: int = 6) -> RunCheckpoints:
+    return RunCheckpoints(recipe, learners, num_steps, None)
+
+
+def names(recipe: Recipe) -> list[str]:
+    return sorted(path.name for path in (recipe.run_dir / "checkpoints").iterdir())
+
+
+def save_all(checkpoints: RunCheckpoints, *steps: int) -> None:
+    with checkpoints:
+        for step in steps:
+            checkpoints.save(step, {})
+
+
+FULL = SaveError("model.safetensors: No space left on device")
+
+
+def test_the_loop_goes_on_while_one_is_written(recipe: Recipe) -> None:
+    learners = Learners()
+    learners.gate.clear()
+    with loop(recipe, learners) as checkpoints:
+        checkpoints.save(2, {"note": 1})
+        assert checkpoints.look() == {"checkpoint/failed": 0}  # and did not wait
+        assert CheckpointStore(recipe.run_dir, keep=2).newest() is None
+        learners.gate.set()
+        checkpoints.save(4, {})  # waits: at most one is under way
+        assert checkpoints.last.step == 2
+        learners.saving.wait()
+        assert checkpoints.look() == {"checkpoint/step": 4, "checkpoint/failed": 0}
+        checkpoints.save(6, {})
+    assert checkpoints.last.step == 6
+    assert names(recipe) == ["newest.json", "step-000004", "step-000006"]
+    found = CheckpointStore(recipe.run_dir, keep=2).newest()
+    assert found == checkpoints.last
+
+
+def test_one_is_complete_before_the_loop_looks_again(recipe: Recipe) -> None:
+    """A kill in mid-step finds what was written by then."""
+    checkpoints = loop(recipe, Learners())
+    checkpoints.save(2, {})
+    for _ in range(300):
+        if CheckpointStore(recipe.run_dir, keep=2).newest() is not None:
+            return
+        threading.Event().wait(0.02)
+    pytest.fail("not completed in the background")
+
+
+def test_the_loop_waits_where_it_is_told_to(recipe: Recipe) -> None:
+    waiting = recipe.model_copy(
+        update={"checkpoint": recipe.checkpoint.model_copy(update={"in_background": False})}
+    )
+    checkpoints = loop(waiting, Learners())
+    checkpoints.save(2, {})
+    assert checkpoints.last.step == 2
+
+
+def test_a_failure_in_the_background_is_told_and_the_run_goes_on(
+    recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    learners = Learners(None, FULL)
+    with loop(recipe, learners) as checkpoints:
+        checkpoints.save(2, {})
+        checkpoints.save(4, {})
+        while checkpoints.look() != {"checkpoint/step": 2, "checkpoint/failed": 1}:
+            learners.gate.wait(0.01)
+        [told] = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+        assert told == (
+            "the checkpoint of step 4 could not be written: model.safetensors: No space left on "
+            "device; the run goes on, that of step 2 is safe"
+        )
+        assert names(recipe) == ["newest.json", "step-000002"]  # and no half
+        checkpoints.save(6, {})
+    assert checkpoints.last.step == 6
+    assert caplog.messages[-1].startswith("1 of 3 checkpoints could not be written; the last of")
+
+
+def test_a_run_without_a_safe_one_stops(recipe: Recipe) -> None:
+    words = "No space left on device; no other checkpoint of this run is safe"
+    with pytest.raises(SaveError, match=words):
+        save_all(loop(recipe, Learners(FULL)), 2, 4)
+    assert names(recipe) == []
+
+
+def test_the_last_one_is_tried_twice(recipe: Recipe) -> None:
+    learners = Learners(None, FULL)
+    with loop(recipe, learners) as checkpoints:
+        checkpoints.save(2, {})
+        checkpoints.save(6, {"note": 3})
+    assert learners.num_begun == 3
+    assert checkpoints.last.step == 6
+    assert checkpoints.last.driver_state()["note"] == 3
+
+
+def test_a_run_whose_last_one_cannot_be_written_ends_with_an_error(recipe: Recipe) -> None:
+    words = "No space left on device; the last checkpoint, that of step 2 is safe"
+    with pytest.raises(SaveError, match=words):
+        save_all(loop(recipe, Learners(None, FULL, FULL)), 2, 6)
+    assert names(recipe) == ["newest.json", "step-000002"]
+
+
+def test_a_defect_is_no_full_disk(recipe: Recipe) -> None:
+    with pytest.raises(KeyError, match="a defect"):
+        save_all(loop(recipe, Learners(None, KeyError("a defect"))), 2, 4)
+    assert names(recipe) == ["newest.json", "step-000002"]
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_loop_that_ends_early_keeps_what_is_nearly_written(
+    recipe: Recipe, is_written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from actrep_ray.driver import checkpoints as module
+
+    monkeypatch.setattr(module, "_GRACE_S", 5.0 if is_written else 0.1)
+    learners = Learners()
+    checkpoints = loop(recipe, learners)
+
+    def stop() -> None:
+        with checkpoints:
+            checkpoints.save(2, {})
+            while not checkpoints.look().get("checkpoint/step"):
+                learners.gate.wait(0.01)
+            learners.gate.clear()
+            checkpoints.save(4, {})
+            if is_written:
+                threading.Timer(0.2, learners.gate.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert checkpoints.last.step == (4 if is_written else 2)
+    assert ("step-000004" in names(recipe)) == is_written
+    learners.gate.set()
+    learners.saving.wait()
+
+
+def test_the_one_that_the_run_began_with_stays_until_its_end(recipe: Recipe) -> None:
+    """Engines that are replaced start from its weights, the push then brings the newest."""
+    store = CheckpointStore(recipe.run_dir, keep=2)
+    start = store.write(1, recipe, {}, Learners())
+    with RunCheckpoints(recipe, Learners(), 8, start) as checkpoints:  # type: ignore[arg-type]
+        for step in (2, 4, 6):
+            checkpoints.save(step, {})
+        while checkpoints.look()["checkpoint/step"] < 6:
+            threading.Event().wait(0.01)
+        assert names(recipe) == ["newest.json", "step-000001", "step-000004", "step-000006"]
+        checkpoints.save(8, {})
+    assert names(recipe) == ["newest.json", "step-000006", "step-000008"]
