@@ -40,7 +40,9 @@ from actrep_ray.models.tiny import base_model_folder, write_base_model
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.console import as_text, console
+from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.provenance import file_hash, provenance
+from actrep_ray.run.record import RECORD
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
 from actrep_ray.tasks.loading import load_clips, load_task
@@ -51,6 +53,7 @@ from data_prep.synthetic.dataset import write_dataset
 # The hardest level that the time allows.
 LEVEL = "easy"
 DATA_SEED = 0
+_KEY = "quickstart-key"  # file in a run's folder that tells which run it is
 BASE = "base"  # folder of the shipped base model inside the run folder
 
 # The settings on which an evaluation depends, besides weights and data.
@@ -98,10 +101,19 @@ def run_quickstart(*, edition: Edition = QUICK, fresh: bool, overrides: Sequence
     if sft.runs_dir != grpo.runs_dir or sft.data.path != grpo.data.path:
         raise ConfigError(f"{edition.sft} and {edition.grpo} disagree on runs_dir or data.path")
     folder = Path(sft.runs_dir)
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Quickstart(sft, grpo, folder, edition).run()
+    with FolderLock.acquire(folder, "actrep quickstart") as lock:
+        if fresh:
+            remove_others(folder, lock.path)
+        return Quickstart(sft, grpo, folder, edition).run()
+
+
+def remove_others(folder: Path, kept: Path) -> None:
+    """Remove all that a folder holds but for one file."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != kept:
+            path.unlink()
 
 
 class Quickstart:
@@ -143,13 +155,17 @@ class Quickstart:
         if not (self.milestones.is_done("data", key) and data.is_file()):
             with self.milestones.doing("data", key):
                 write_dataset(
-                    data.parent, level=LEVEL, num_clips=self.edition.num_clips, seed=DATA_SEED
+                    data.parent,
+                    level=LEVEL,
+                    num_clips=self.edition.num_clips,
+                    seed=DATA_SEED,
+                    overwrite=self.milestones.is_known("data"),  # ours, and of another time
                 )
         if model == self.folder / BASE:
             key = file_hash(base_model_folder() / "model.safetensors")
             if not (self.milestones.is_done("model", key) and model.is_dir()):
                 with self.milestones.doing("model", key):
-                    write_base_model(model)
+                    write_base_model(model, overwrite=True)
 
     def find_keys(self) -> dict[str, str]:
         """What each milestone depends on, as a hash: settings, data, weights, what came before."""
@@ -177,8 +193,9 @@ class Quickstart:
         sft = resolve_model(self.sft.run_dir)
         grpo_learners = None
         if self.is_needed("grpo"):
-            resume = begin_or_resume(self.grpo.run_dir, self.keys["grpo"])
-            job = prepare_grpo(self.grpo, resume=resume)
+            resume = is_resumable(self.grpo.run_dir, self.keys["grpo"])
+            job = prepare_grpo(self.grpo, resume=resume, overwrite=not resume)
+            write_lines(self.grpo.run_dir / _KEY, [self.keys["grpo"]])
             start_learners = partial(
                 LearnerPool.start, self.grpo, job.model, self.grpo.train.num_steps
             )
@@ -199,8 +216,9 @@ class Quickstart:
 
     def train_sft(self) -> LearnerPool:
         """Supervised fine-tuning; returns the learners, which hold its result."""
-        resume = begin_or_resume(self.sft.run_dir, self.keys["sft"])
-        job = prepare_sft(self.sft, resume=resume)
+        resume = is_resumable(self.sft.run_dir, self.keys["sft"])
+        job = prepare_sft(self.sft, resume=resume, overwrite=not resume)
+        write_lines(self.sft.run_dir / _KEY, [self.keys["sft"]])
         with self.milestones.doing("learner start"):
             learners = LearnerPool.start(self.sft, job.model, self.sft.sft.num_steps)
         with self.milestones.doing("sft", self.keys["sft"]):
@@ -357,6 +375,10 @@ class Milestones:
         if path.is_file():
             self._done = read_object(path, "the milestones of a quickstart")
 
+    def is_known(self, name: str) -> bool:
+        """Whether a milestone was reached at all."""
+        return name in self._done
+
     def is_done(self, name: str, key: str) -> bool:
         """Whether a milestone was finished with this key."""
         return self._done.get(name, {}).get("key") == key
@@ -386,15 +408,12 @@ class Milestones:
         self.console.print(as_text(name, "bold").append(f" took {seconds:.0f} s", "not bold"))
 
 
-def begin_or_resume(run_dir: Path, key: str) -> bool:
-    """Make a run's folder ready; whether what it holds is the same run, cut short."""
-    marker = run_dir / "quickstart-key"
-    if marker.is_file() and marker.read_text(encoding="utf-8").strip() == key:
-        return True
-    shutil.rmtree(run_dir, ignore_errors=True)
-    run_dir.mkdir(parents=True)
-    write_lines(marker, [key])
-    return False
+def is_resumable(run_dir: Path, key: str) -> bool:
+    """Whether what a run's folder holds is the same run, cut short."""
+    marker = run_dir / _KEY
+    if not (marker.is_file() and (run_dir / RECORD).is_file()):
+        return False
+    return marker.read_text(encoding="utf-8").strip() == key
 
 
 def hash_of(*parts: Any) -> str:

@@ -10,7 +10,8 @@ the clips that the killed one would have seen.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
 from actrep_ray.run.checkpoint import Checkpoint, is_due, resolve_model
 from actrep_ray.run.folder import open_run
+from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.progress import step_progress
 from actrep_ray.tasks.loading import load_clips, load_task
@@ -38,28 +40,45 @@ _log = logging.getLogger(__name__)
 _SHOWN = {"loss": "sft/loss", "validation": "sft/validation_loss", "tok/s": "sft/tokens_per_s"}
 
 
-def prepare_sft(recipe: Recipe, *, resume: bool = False) -> "SftJob":
-    """Check everything that can be checked before a worker starts.
+def prepare_sft(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_changes: Collection[str] = (),
+) -> "SftJob":
+    """Check everything that can be checked before a worker starts, and take the run's folder.
 
     Args:
         recipe: Settings; `stage` is "sft".
-        resume: Go on from the run's last checkpoint, if it has one.
+        resume, overwrite, allow_changes: As of `open_run`.
 
     Raises:
         ValueError: for settings, data or a model that cannot be used.
     """
     check_deepspeed(recipe)
     data = SftData.load(recipe)
-    return SftJob(recipe, data, open_run(recipe, resume=resume))
+    opened = open_run(
+        recipe,
+        resolve_model(recipe.model.path),
+        resume=resume,
+        overwrite=overwrite,
+        allow_changes=allow_changes,
+    )
+    return SftJob(recipe, data, opened.start, opened.lock)
 
 
 @dataclass(frozen=True)
 class SftJob:
-    """A run whose settings, data and model were checked; nothing has been started."""
+    """A run whose settings, data and model were checked; nothing has been started.
+
+    Its folder is locked until `run` ends, or nothing refers to the job.
+    """
 
     recipe: Recipe
     data: "SftData"
     start: Checkpoint | None
+    lock: FolderLock | None = None
 
     @property
     def model(self) -> Path:
@@ -73,14 +92,19 @@ class SftJob:
             learners: A pool that was started for this recipe and model; it is left running. None
                 starts one in a cluster of its own and ends both.
         """
-        if learners is not None:
+        with self.lock or nullcontext():
+            if learners is None:
+                return self._run_in_cluster()
             return _train(self.recipe, self.data, learners, self.start)
+
+    def _run_in_cluster(self) -> Checkpoint:
+        """Train with ranks of this run's own, started again where one is lost."""
 
         def attempt(start: Checkpoint | None) -> Checkpoint:
             job = replace(self, start=start)
             learners = LearnerPool.start(self.recipe, job.model, self.recipe.sft.num_steps)
             try:
-                return job.run(learners)
+                return _train(self.recipe, self.data, learners, start)
             except WorkerLostError:
                 learners.shutdown()
                 raise
@@ -196,6 +220,7 @@ def _train(
     with (
         MetricLogger(recipe.run_dir, purge_after_step=step or -1) as logger,
         step_progress("SFT", start=step, total=cfg.num_steps) as report,
+        checkpoints,
     ):
         while step < cfg.num_steps:
             step += 1
@@ -204,7 +229,7 @@ def _train(
             if is_due(cfg.validate_every, step, cfg.num_steps):
                 with logger.timer("validate"):
                     metrics |= _prefixed("sft/validation_", learners.sft_loss(data.validation))
-            logger.log(step, metrics)
+            logger.log(step, metrics | checkpoints.look())
             report(step, {name: metrics[key] for name, key in _SHOWN.items() if key in metrics})
             if checkpoints.is_due(step):
                 checkpoints.save(step, {})

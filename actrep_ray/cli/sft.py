@@ -4,7 +4,13 @@ import argparse
 from typing import Any
 
 from actrep_ray.cli.commands import add_command, show
-from actrep_ray.cli.training import add_training_arguments, announce, read_training_recipe
+from actrep_ray.cli.training import (
+    add_training_arguments,
+    allowed_changes,
+    announce,
+    is_resumed,
+    read_training_recipe,
+)
 
 
 def add_sft(commands: Any) -> None:
@@ -27,6 +33,12 @@ def _sft(args: argparse.Namespace) -> None:
     recipe = read_training_recipe(args, "sft")
     from actrep_ray.sft import prepare_sft
 
-    job = prepare_sft(recipe, resume=args.resume)
-    announce(recipe)
+    resume = is_resumed(args, recipe)
+    job = prepare_sft(
+        recipe,
+        resume=resume,
+        overwrite=args.overwrite,
+        allow_changes=allowed_changes(args),
+    )
+    announce(recipe, job.start, resume=resume)
     show(f"last checkpoint: {job.run().folder}")

@@ -8,15 +8,31 @@ from actrep_ray.cli.commands import UsageError, add_set, read_recipe, show, with
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
+    from actrep_ray.run.checkpoint import Checkpoint
 
 _COMMANDS = {"sft": "sft", "grpo": "train"}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the recipe, `--resume`, `--root` and `--set`."""
+    """Add the recipe, how it begins, `--root` and `--set`."""
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--resume", action="store_true", help="go on from the run's last whole checkpoint"
+    )
+    how.add_argument(
+        "--begin-or-resume",
+        action="store_true",
+        help="for jobs that are started again: go on with the run if there is one, else begin it",
+    )
+    how.add_argument(
+        "--overwrite", action="store_true", help="remove the run that is there, and start over"
+    )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the run's last checkpoint"
+        "--allow-changes",
+        metavar="KEY,...",
+        default="",
+        help="with --resume: settings that may differ from those that the run was begun with",
     )
     parser.add_argument(
         "--root",
@@ -43,10 +59,33 @@ def read_training_recipe(args: argparse.Namespace, stage: str) -> "Recipe":
     return with_paths(args, under_root(recipe, args.root)) if args.root else recipe
 
 
-def announce(recipe: "Recipe") -> None:
-    """Say what training comes to and where it can be watched."""
+def allowed_changes(args: argparse.Namespace) -> tuple[str, ...]:
+    """The settings of `--allow-changes`.
+
+    Raises:
+        UsageError: if nothing is resumed.
+    """
+    keys = tuple(key.strip() for key in args.allow_changes.split(",") if key.strip())
+    if keys and not (args.resume or args.begin_or_resume):
+        raise UsageError("--allow-changes goes with --resume")
+    return keys
+
+
+def is_resumed(args: argparse.Namespace, recipe: "Recipe") -> bool:
+    """Whether a run is gone on with."""
+    from actrep_ray.run.record import RECORD
+
+    return args.resume or (args.begin_or_resume and (recipe.run_dir / RECORD).is_file())
+
+
+def announce(recipe: "Recipe", start: "Checkpoint | None", *, resume: bool) -> None:
+    """Say what training comes to, from which step, and where it can be watched."""
     from actrep_ray.planning.training import describe_training
 
     show("\n".join(describe_training(recipe)))
+    if start is not None:
+        show(f"goes on from step {start.step}: {start.folder}")
+    elif resume:
+        show("goes on from step 0: the run was cut short before its first checkpoint")
     show(f"run folder {recipe.run_dir}; watch it with: tensorboard --logdir {recipe.run_dir}")
     show("starting the workers ...")

@@ -1,6 +1,9 @@
 """A GRPO run from its recipe to its last checkpoint: checked, started, driven, started again."""
 
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from actrep_ray.cluster.session import cluster
@@ -17,16 +20,23 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.run.checkpoint import Checkpoint, resolve_model
 from actrep_ray.run.folder import open_run
+from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.profile import profiled
 from actrep_ray.scoring.worker import make_spec
 
 
-def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> "GrpoJob":
-    """Check everything that can be checked before a worker starts.
+def prepare_grpo(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_changes: Collection[str] = (),
+) -> "GrpoJob":
+    """Check everything that can be checked before a worker starts, and take the run's folder.
 
     Args:
         recipe: Settings; `stage` is "grpo".
-        resume: Go on from the run's last checkpoint, if it has one.
+        resume, overwrite, allow_changes: As of `open_run`.
 
     Raises:
         ValueError: for settings, data or a model that cannot be used.
@@ -35,22 +45,32 @@ def prepare_grpo(recipe: Recipe, *, resume: bool = False) -> "GrpoJob":
     check_deepspeed(recipe)
     data = GrpoData.load(recipe)
     CountSampler(data.train, recipe.sampling, seed=recipe.seed)
-    inputs = QwenVLInputs(resolve_model(recipe.model.path))
+    model = resolve_model(recipe.model.path)
+    inputs = QwenVLInputs(model)
     inputs.check_dialect(recipe.data.dialect)
-    start = open_run(recipe, resume=resume)
-    if start is not None:
-        check_in_flight(recipe, start)
-    return GrpoJob(recipe, data, inputs, start)
+    opened = open_run(
+        recipe,
+        model,
+        resume=resume,
+        overwrite=overwrite,
+        allow_changes=allow_changes,
+        check_start=partial(check_in_flight, recipe),
+    )
+    return GrpoJob(recipe, data, inputs, opened.start, opened.lock)
 
 
 @dataclass(frozen=True)
 class GrpoJob:
-    """A run whose settings, data and model were checked; nothing has been started."""
+    """A run whose settings, data and model were checked; nothing has been started.
+
+    Its folder is locked until `run` ends, or nothing refers to the job.
+    """
 
     recipe: Recipe
     data: GrpoData
     inputs: QwenVLInputs
     start: Checkpoint | None
+    lock: FolderLock | None = None
 
     @property
     def model(self) -> Path:
@@ -68,8 +88,12 @@ class GrpoJob:
         Raises:
             LogProbGapError: if rollout and learner disagree by more than `train.max_log_prob_gap`.
         """
-        if pools is None:
-            return self._run_in_cluster(profile)
+        with self.lock or nullcontext():
+            if pools is None:
+                return self._run_in_cluster(profile)
+            return self._run(pools, profile)
+
+    def _run(self, pools: Pools, profile: bool) -> Checkpoint:
         driver = self.driver(pools)
         if not profile:
             return driver.run()
@@ -91,7 +115,7 @@ class GrpoJob:
             job = replace(self, start=start)
             pools = start_pools(self.recipe, job.model)
             try:
-                return job.run(pools, profile=profile)
+                return job._run(pools, profile)
             except WorkerLostError:
                 pools.shutdown()
                 raise

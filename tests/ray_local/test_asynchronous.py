@@ -36,6 +36,7 @@ from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 from rewards.grammar.read import parse
 from rewards.reference import Reference
+from tests.unit.saved import SavesConfig
 
 NUM_STEPS, SIZE = 6, 4
 
@@ -147,7 +148,7 @@ def readings_of(group: RolloutGroup) -> tuple[int | None, ...]:
     return tuple(parse(rollout.text).count for rollout in group.rollouts)
 
 
-class Colleagues:
+class Colleagues(SavesConfig):
     """Reward workers and learners that keep books; `stops_at` is where the learner dies."""
 
     def __init__(self, *, stops_at: int | None = None, fails: float = 0.0) -> None:
@@ -175,12 +176,6 @@ class Colleagues:
 
     def export_weights_refs(self) -> list[Any]:
         return []
-
-    def save_model(self, folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-
-    def save_state(self, folder: Path) -> None:
-        """Nothing is held."""
 
     def load_state(self, folder: Path) -> None:
         """Nothing is held."""
@@ -241,7 +236,9 @@ def drive(recipe: Recipe, colleagues: Colleagues, *, resume: bool = False) -> As
     job = prepare_grpo(recipe, resume=resume)
     driver = job.driver(Threads.start(recipe, colleagues))  # type: ignore[arg-type]
     assert isinstance(driver, AsynchronousDriver)
-    driver.run()
+    assert job.lock is not None
+    with job.lock:
+        driver.run()
     return driver
 
 
@@ -336,7 +333,11 @@ def test_a_resumed_run_loses_and_repeats_no_prompt(
     with pytest.raises(KeyboardInterrupt):
         drive(recipe, first)
     with pytest.raises(ConfigError, match=r"(8|12) prompts are in flight.*max_staleness of at"):
-        prepare_grpo(override(recipe, ["train.max_staleness=null"]), resume=True)
+        prepare_grpo(
+            override(recipe, ["train.max_staleness=null"]),
+            resume=True,
+            allow_changes=["train.max_staleness"],
+        )
     second = Colleagues(fails=fails)
     driver = drive(recipe, second, resume=True)
     assert sorted(second.trained) == [4, 5, 6]
@@ -388,8 +389,16 @@ class OneRank(Colleagues):
     def export_weights_refs(self) -> list[Any]:
         return list(self.call(lambda: [*pack_weights(self.worker.iter_weights())]))
 
-    def save_model(self, folder: Path) -> None:
-        self.call(self.worker.save_model, folder)
+    def begin_save(self, folder: Path) -> int:
+        num_writers: int = self.call(self.worker.begin_save, folder)
+        return num_writers
+
+    def is_saved(self) -> bool:
+        is_saved: bool = self.call(self.worker.is_saved)
+        return is_saved
+
+    def finish_save(self) -> None:
+        self.call(self.worker.finish_save)
 
     def shutdown(self) -> None:
         self.call(self.worker.shutdown)

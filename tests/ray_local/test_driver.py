@@ -115,6 +115,7 @@ def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_nothing(recipe: Path
         run.wait_for("two checkpoints", lambda: len(steps_in(recipe)) >= 3, START_S)
         run.process.kill()
         run.assert_ends()
+        killed_pid = run.process.pid
     killed_at = store.newest()
     assert killed_at is not None
 
@@ -122,6 +123,9 @@ def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_nothing(recipe: Path
     with train(recipe, "--resume", "--set", f"train.num_steps={end}") as run:
         assert run.process.wait(timeout=START_S) == 0, run.output()
         run.assert_ends()
+        told = run.output()
+        assert f"goes on from step {killed_at.step}: " in told
+        assert f"taken over from actrep train, process {killed_pid} on " in told
     assert steps_in(recipe) == list(range(end + 1))
     newest = store.newest()
     assert newest is not None

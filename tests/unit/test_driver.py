@@ -36,6 +36,7 @@ from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 from rewards.grammar.read import parse
 from rewards.reference import Reference
+from tests.unit.saved import SavesConfig
 
 PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)
 
@@ -154,7 +155,7 @@ def test_a_gap_between_rollout_and_learner_stops_a_run(dtype: str, limit: float)
         check_log_prob_gap(2.1 * limit, wider)
 
 
-class Book:
+class Book(SavesConfig):
     """What happened, in order, and fakes of the pools that write it down.
 
     The fake policy knows its version only: an answer is right where place + version is even.
@@ -210,11 +211,9 @@ class Book:
         self.learner_step = step
         return {"loss": 0.5, "log_prob_gap_mean": 1e-6}
 
-    def save_model(self, folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-
-    def save_state(self, folder: Path) -> None:
-        (folder / "learner.json").write_text(str(self.learner_step))
+    def begin_save(self, folder: Path) -> int:
+        (folder / "training" / "learner.json").write_text(str(self.learner_step))
+        return super().begin_save(folder)
 
     def load_state(self, folder: Path) -> None:
         self.learner_step = int((folder / "learner.json").read_text())
@@ -273,7 +272,7 @@ def test_the_loop_keeps_its_order_and_goes_on_where_it_was(recipe: Recipe) -> No
     assert [row["step"] for row in read_metrics(recipe.run_dir / "metrics.jsonl")][-1] == 5
     assert driver.phases.sampler.state_dict()["num_drawn"] == 5 * 3
     names = sorted(path.name for path in (recipe.run_dir / "checkpoints").iterdir())
-    assert names == ["step-000004", "step-000005"]  # keep=2
+    assert names == ["newest.json", "step-000004", "step-000005"]  # keep=2
     assert CheckpointStore(recipe.run_dir, keep=2).newest().step == 5  # type: ignore[union-attr]
 
 
@@ -303,7 +302,7 @@ def test_a_checkpoint_clears_what_dead_writers_left_on_any_machine(
     (left := store.folder / ".step-000001.elsewhere.7.0123abcd.partial").mkdir(parents=True)
     (left / "model.safetensors").write_text("half")
     store.write(2, recipe, {}, Book())
-    assert [path.name for path in store.folder.iterdir()] == ["step-000002"]
+    assert sorted(path.name for path in store.folder.iterdir()) == ["newest.json", "step-000002"]
 
 
 def test_prompts_are_drawn_from_train_with_ids_of_their_own(recipe: Recipe) -> None:
@@ -357,8 +356,9 @@ def test_when_checkpoints_are_due_and_which_is_the_last(recipe: Recipe, tmp_path
     with pytest.raises(AssertionError, match="no checkpoint exists"):
         assert every.last
     book.learner_step = 2
-    saved = every.save(2, {"note": 1})
-    assert every.last == saved
+    every.save(2, {"note": 1})
+    every.finish()
+    saved = every.last
     assert saved.driver_state() == {"step": 2, "note": 1}
     resumed = RunCheckpoints(recipe, Book(), 5, saved)  # type: ignore[arg-type]
     assert (resumed.restore(), resumed.last) == (2, saved)

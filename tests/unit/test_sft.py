@@ -13,9 +13,10 @@ from actrep_ray.run.checkpoint import Checkpoint
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.sft import prepare_sft
 from data_prep.synthetic.dataset import write_dataset
+from tests.unit.saved import SavesConfig
 
 
-class Learners:
+class Learners(SavesConfig):
     """Writes down what it is given; `stops_at` is the step in which it dies."""
 
     def __init__(self, stops_at: int | None = None) -> None:
@@ -34,12 +35,6 @@ class Learners:
     def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         self.num_validated.append(len(rows))
         return {"loss": 0.25}
-
-    def save_model(self, folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-
-    def save_state(self, folder: Path) -> None:
-        """Nothing is held."""
 
     def load_state(self, folder: Path) -> None:
         self.loaded.append(folder)
