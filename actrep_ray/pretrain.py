@@ -35,7 +35,8 @@ from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import ZONES, num_parameters, write_tiny_model
 from data_prep.cot import wording
-from data_prep.files import AppendedLines
+from data_prep.files import complete_folder, write_lines
+from data_prep.overwriting import refuse_existing
 from data_prep.schema import Clip, read_clips
 from data_prep.synthetic.dataset import read_tracks
 from data_prep.synthetic.timeline import Track
@@ -231,7 +232,9 @@ def pretrain(args: argparse.Namespace) -> None:
     """Train from random weights (or `--start`) and write a checkpoint folder with its log."""
     torch.manual_seed(args.seed)
     out = Path(args.out)
-    start = Path(args.start) if args.start else write_tiny_model(out, seed=args.seed)
+    refuse_existing(out, overwrite=args.overwrite)
+    overwrite = bool(args.overwrite)
+    start = Path(args.start or write_tiny_model(out, seed=args.seed, overwrite=overwrite))
     inputs = QwenVLInputs(start)
     model: Any = load_model(start, dtype="float32").train()
     train = [e for d in args.data for e in load_examples(Path(d), "train", inputs, args.clips)]
@@ -245,30 +248,31 @@ def pretrain(args: argparse.Namespace) -> None:
     )
     stream = batches(train, args.batch_size, args.seed)
     rng = random.Random(args.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    with AppendedLines(out / "pretraining.jsonl") as history:
-        began = time.monotonic()
-        for step, examples in zip(range(args.steps), stream, strict=False):
-            seen = [replace(e, frames=mirrored(e.frames, rng)) for e in examples]
-            rate = learning_rate(step, args.steps, args.lr, args.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            batch = collate(inputs, seen, list(QUESTIONS))
-            log_probs, _ = policy(batch, temperature=1.0)
-            loss = -log_probs.sum() / batch.num_targets
-            shown = frames.losses(batch, seen)
-            (loss + FRAME_WEIGHT * shown.sum()).backward()
-            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            row = {"step": step + 1, "loss": loss.item()}
-            row |= {f"frame_{n}_loss": x for n, x in zip(FRAME_NAMES, shown.tolist(), strict=True)}
-            row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
-            if (step + 1) % args.every == 0 or step + 1 == args.steps:
-                row |= validate(policy, inputs, held_out)
-                log.info("%s", {key: round(value, 4) for key, value in row.items()})
-                save(model, inputs, out)
-            history.add(json.dumps(row))
+    rows: list[str] = []
+    began = time.monotonic()
+    for step, examples in zip(range(args.steps), stream, strict=False):
+        seen = [replace(e, frames=mirrored(e.frames, rng)) for e in examples]
+        rate = learning_rate(step, args.steps, args.lr, args.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = collate(inputs, seen, list(QUESTIONS))
+        log_probs, _ = policy(batch, temperature=1.0)
+        loss = -log_probs.sum() / batch.num_targets
+        shown = frames.losses(batch, seen)
+        (loss + FRAME_WEIGHT * shown.sum()).backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        row = {"step": step + 1, "loss": loss.item()}
+        row |= {f"frame_{n}_loss": x for n, x in zip(FRAME_NAMES, shown.tolist(), strict=True)}
+        row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
+        is_due = (step + 1) % args.every == 0 or step + 1 == args.steps
+        if is_due:
+            row |= validate(policy, inputs, held_out)
+            log.info("%s", {key: round(value, 4) for key, value in row.items()})
+        rows.append(json.dumps(row))
+        if is_due:
+            save(model, inputs, out, rows)
 
 
 class FrameHeads(torch.nn.Module):
@@ -312,10 +316,12 @@ def validate(policy: Policy, inputs: QwenVLInputs, examples: Sequence[Example]) 
     return result
 
 
-def save(model: Any, inputs: QwenVLInputs, out: Path) -> None:
-    """Write the folder that `from_pretrained` and vLLM load."""
-    model.save_pretrained(out)
-    inputs.processor.save_pretrained(out)
+def save(model: Any, inputs: QwenVLInputs, out: Path, rows: Sequence[str]) -> None:
+    """Write the folder that `from_pretrained` and vLLM load, with the log; the one before goes."""
+    with complete_folder(out, replaces=True) as partial:
+        model.save_pretrained(partial)
+        inputs.processor.save_pretrained(partial)
+        write_lines(partial / "pretraining.jsonl", rows)
 
 
 def main() -> None:
@@ -323,6 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", action="append", required=True, help="folder of synthetic clips")
     parser.add_argument("--out", required=True, help="checkpoint folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder of --out")
     parser.add_argument("--start", help="checkpoint to go on from (random weights without it)")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32)

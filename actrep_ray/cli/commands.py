@@ -56,6 +56,13 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--overwrite`; `what` is written over then."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help=f"write over {what}, which is refused otherwise"
+    )
+
+
 def picture_file(text: str) -> Path:
     """A file that a picture can be written to, as the type of an argument."""
     path = Path(text)

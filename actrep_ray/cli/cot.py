@@ -11,6 +11,7 @@ from actrep_ray.cli.commands import (
     UsageError,
     add_allow_outside,
     add_command,
+    add_overwrite,
     complain,
     show,
 )
@@ -53,6 +54,7 @@ def add_cot(commands: Any) -> None:
     add_allow_outside(parser, "that of FILE")
     parser.add_argument("--dialect", choices=("think", "thinking"), default="think")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    add_overwrite(parser, "FILE (what an API was paid for stays in the journal beside it)")
     group = parser.add_argument_group("--teacher annotations, periodicity")
     group.add_argument(
         "--variety",
@@ -101,10 +103,13 @@ def _add_api(group: Any) -> None:
 
 
 def _cot(args: argparse.Namespace) -> int:
+    from data_prep.overwriting import refuse_existing
     from data_prep.schema import read_clips
 
     if args.variety < 1:
         raise UsageError(f"--variety {args.variety}, expected at least 1")
+    written = [args.out, *([args.clips_out] if args.clips_out else [])]
+    refuse_existing(*written, overwrite=args.overwrite)
     teachers = {
         "annotations": _from_annotations,
         "periodicity": _from_periodicity,

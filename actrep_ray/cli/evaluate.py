@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
-from actrep_ray.cli.commands import UsageError, add_command, read_recipe
+from actrep_ray.cli.commands import UsageError, add_command, add_overwrite, read_recipe
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def add_evaluate(commands: Any) -> None:
         action="store_true",
         help="leave out the row of the periodicity detector",
     )
+    add_overwrite(parser, "the evaluation that is in DIR")
     add_checkpoint_arguments(parser)
 
 
@@ -57,11 +58,12 @@ def _evaluate_model(args: argparse.Namespace) -> None:
     from actrep_ray.tasks.loading import load_task
 
     out_dir = args.out or Path("runs/evaluation")
-    job = prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir)
-    job.run()
     task = load_task(recipe.task)
-    _add_baseline(job.clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
-    report_run(out_dir)
+    with _own(out_dir, overwrite=args.overwrite):
+        job = prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir)
+        job.run()
+        _add_baseline(job.clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
+        report_run(out_dir)
 
 
 def _evaluate_periodicity(args: argparse.Namespace) -> None:
@@ -73,10 +75,32 @@ def _evaluate_periodicity(args: argparse.Namespace) -> None:
         raise UsageError("--checkpoint belongs to --method model")
     recipe = override(read_recipe(args), [_data_of(args), *args.set])
     out_dir = args.out or Path("runs/periodicity")
-    job = prepare_periodicity(recipe, split=args.split, out_dir=out_dir)
-    with _showing_progress(len(job.clips)) as progress:
-        job.run(progress)
-    report_run(out_dir)
+    with _own(out_dir, overwrite=args.overwrite):
+        job = prepare_periodicity(recipe, split=args.split, out_dir=out_dir)
+        with _showing_progress(len(job.clips)) as progress:
+            job.run(progress)
+        report_run(out_dir)
+
+
+@contextmanager
+def _own(out_dir: Path, *, overwrite: bool) -> Iterator[None]:
+    """Hold a folder that no run and no other evaluation is in."""
+    from actrep_ray.run.lock import FolderLock
+    from data_prep.overwriting import refuse_existing
+
+    def check() -> list[Path]:
+        if (out_dir / "checkpoints").exists():
+            raise UsageError(f"{out_dir}: is the folder of a training, give another --out")
+        written = [out_dir / name for name in ("metrics.json", "config.resolved.json")]
+        written += out_dir.glob("predictions*.jsonl")
+        refuse_existing(*written, overwrite=overwrite)
+        return written
+
+    check()
+    with FolderLock.acquire(out_dir, "actrep evaluate"):
+        for path in check():  # the report would take it for another row of this evaluation
+            path.unlink(missing_ok=True)
+        yield
 
 
 def _data_of(args: argparse.Namespace) -> str:

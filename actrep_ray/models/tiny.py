@@ -33,7 +33,7 @@ from transformers import (
 from actrep_ray.config import ConfigError
 from actrep_ray.models.architecture import build_config
 from data_prep.cot import wording
-from data_prep.files import replacing
+from data_prep.files import complete_folder
 from data_prep.synthetic.motions import MOTIONS
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -73,16 +73,25 @@ _CHAT_TEMPLATE = (
 )
 
 
-def write_base_model(folder: str | Path, *, family: str = "qwen3_vl") -> Path:
+def write_base_model(
+    folder: str | Path, *, family: str = "qwen3_vl", overwrite: bool = False
+) -> Path:
     """Write the shipped base: pretrained on describing motion, never on counting.
+
+    Args:
+        folder: Where to; it is whole or not there.
+        family: Of the model.
+        overwrite: Whether a folder that is there gives way.
 
     Raises:
         ConfigError: if no base of that family is shipped.
     """
     source = base_model_folder(family)
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        with replacing(Path(folder) / path.relative_to(source)) as partial:
-            partial.write_bytes(path.read_bytes())
+    with complete_folder(folder, replaces=overwrite) as partial:
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            copy = partial / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
     return Path(folder)
 
 
@@ -102,15 +111,21 @@ def base_model_folder(family: str = "qwen3_vl") -> Path:
 
 
 def write_tiny_model(
-    folder: str | Path, *, family: str = "qwen3_vl", seed: int = 0, tied: bool = True
+    folder: str | Path,
+    *,
+    family: str = "qwen3_vl",
+    seed: int = 0,
+    tied: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Write a checkpoint with random weights.
 
     Args:
-        folder: Where to; made if missing.
+        folder: Where to; it is whole or not there.
         family: One of `FAMILIES`.
         seed: Seed of the weights.
         tied: Whether the output layer shares the weights of the token embedding.
+        overwrite: Whether a folder that is there gives way.
 
     Raises:
         ConfigError: if the family is not known.
@@ -118,7 +133,6 @@ def write_tiny_model(
     if family not in FAMILIES:
         raise ConfigError(f"family={family!r}, expected one of {', '.join(FAMILIES)}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     config = _config(family, tokenizer, tied)
     with torch.random.fork_rng():
@@ -127,8 +141,9 @@ def write_tiny_model(
         _shape_time_embeddings(model, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    _processor(config, tokenizer).save_pretrained(folder)
+    with complete_folder(folder, replaces=overwrite) as partial:
+        model.save_pretrained(partial)
+        _processor(config, tokenizer).save_pretrained(partial)
     return folder
 
 
@@ -155,8 +170,9 @@ def write_random_model(
         model = AutoModelForImageTextToText.from_config(built, dtype=dtype)
     model.generation_config.eos_token_id = tokenizer.eos_token_id  # not the published tokenizer's
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    _processor(built, tokenizer).save_pretrained(folder)
+    with complete_folder(folder) as partial:
+        model.save_pretrained(partial)
+        _processor(built, tokenizer).save_pretrained(partial)
     return Path(folder)
 
 

@@ -54,12 +54,13 @@ def write_dataset(
     num_clips: dict[str, int],
     seed: int,
     num_processes: int = 2,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Render a data set; a finished one with the same settings is left as it is.
 
     A folder that an interrupted call left behind is completed. One written with other settings is
-    written anew. One that holds a `clips.jsonl` of another origin is refused.
+    refused, or written anew. One that holds a `clips.jsonl` of another origin is refused.
 
     Args:
         out_dir: The folder to write.
@@ -67,6 +68,7 @@ def write_dataset(
         num_clips: Clips per split, for example `{"train": 600, "test": 200}`.
         seed: Clips depend on it, on the level, the split and their index, on nothing else.
         num_processes: Processes that render; the result does not depend on it.
+        overwrite: Whether a data set of other settings gives way.
         progress: Called with (clips done, clips in all).
 
     Returns:
@@ -89,7 +91,7 @@ def write_dataset(
     (out_dir / "videos").mkdir(parents=True, exist_ok=True)
     waits_for = "another process that renders into the folder"
     with locked(out_dir / ".lock", timeout_s=_MAX_WAIT_S, waits_for=waits_for):
-        if not _prepare_folder(out_dir, settings | {"fingerprint": fingerprint}):
+        if not _prepare_folder(out_dir, settings | {"fingerprint": fingerprint}, overwrite):
             return clips_path
         jobs = [(s, i) for s in SPLITS for i in range(num_clips.get(s, 0))]
         rows = []
@@ -121,7 +123,7 @@ def read_tracks(path: Path) -> dict[str, Track]:
     return tracks
 
 
-def _prepare_folder(out_dir: Path, settings: dict[str, Any]) -> bool:
+def _prepare_folder(out_dir: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Make the folder ready for these settings; False if it is finished already."""
     about, clips = out_dir / "dataset.json", out_dir / "clips.jsonl"
     if clips.exists() and not about.exists():
@@ -129,6 +131,8 @@ def _prepare_folder(out_dir: Path, settings: dict[str, Any]) -> bool:
     is_ours = about.exists() and read_object(about, "settings of a data set") == settings
     if is_ours and clips.exists():
         return False
+    if clips.exists() and not is_ours and not overwrite:
+        raise DataError(f"{out_dir}: {_settings_told(about, settings)}")
     clips.unlink(missing_ok=True)
     if not is_ours:
         for video in (out_dir / "videos").glob("*.mp4"):
@@ -136,6 +140,17 @@ def _prepare_folder(out_dir: Path, settings: dict[str, Any]) -> bool:
         write_json(about, settings)
     remove_leftovers(out_dir / "videos", are_all_dead=True)  # we hold the lock
     return True
+
+
+def _settings_told(about: Path, wanted: dict[str, Any]) -> str:
+    found = read_object(about, "settings of a data set")
+    told = [
+        f"{key}={found.get(key)!r} and not {wanted[key]!r}"
+        for key in wanted
+        if key != "fingerprint" and found.get(key) != wanted[key]
+    ]
+    differ = ", ".join(told)
+    return f"holds a data set with {differ}; give --overwrite, or another folder"
 
 
 def _render_all(

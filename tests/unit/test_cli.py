@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from actrep_ray.cli.boundary import words_of_mistake
 from actrep_ray.cli.commands import UsageError, picture_file
 from actrep_ray.cli.main import build_parser, main
-from actrep_ray.config import ConfigError
+from actrep_ray.cli.training import is_resumed
+from actrep_ray.config import ConfigError, load_recipe
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.files import DataError
 from data_prep.schema import Clip, read_clips, write_clips
@@ -207,7 +208,7 @@ def test_what_cannot_be_read_or_written_is_one_line(
         (["report", str(tmp_path)], "no config.resolved.json"),
         (["report", inside], "no config.resolved.json"),
         (["prepare", "synthetic", *small, "--seed", "-1"], "seed=-1"),
-        (["prepare", "tiny-model", "--family", "qwen2_vl", "--out", str(tmp_path)], "qwen2_vl"),
+        (["prepare", "tiny-model", "--family", "qwen2_vl", "--out", f"{tmp_path}/new"], "qwen2_vl"),
         (["check", "--reward", "nowhere:reward"], "cannot import 'nowhere'"),
         (["quickstart", "--set", f"runs_dir={inside}"], "file"),
     ):
@@ -284,7 +285,29 @@ def test_a_run_is_not_overwritten(
         f"stage: grpo\nruns_dir: {tmp_path}\nmodel: {{path: {model}}}\ndata: {{path: {data}}}\n"
     )
     message = error_of(["train", str(recipe)], capsys)
-    assert "holds a run with a checkpoint of step 50; go on with --resume" in message
+    assert "holds a run (checkpoint step-000050); go on with --resume" in message
+
+
+def test_a_job_that_is_started_again_begins_or_goes_on(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"stage: sft\nruns_dir: {tmp_path}\nmodel: {{path: {model}}}\ndata: {{path: {data}}}\n"
+    )
+    recipe = load_recipe(path)
+    told = error_of(["sft", str(path), "--resume"], capsys)
+    assert "run: holds no run to go on with" in told
+    assert not recipe.run_dir.exists()
+    assert "goes with --resume" in error_of(["sft", str(path), "--allow-changes", "seed"], capsys)
+    args = build_parser().parse_args(["sft", str(path), "--begin-or-resume"])
+    assert not is_resumed(args, recipe)
+    recipe.run_dir.mkdir()
+    (recipe.run_dir / "config.resolved.json").write_text("{}")
+    assert is_resumed(args, recipe)
+    for how in (["--overwrite", "--resume"], ["--begin-or-resume", "--resume"]):
+        with pytest.raises(SystemExit):
+            main(["sft", str(path), *how])
 
 
 def test_count_refuses_what_is_no_video(

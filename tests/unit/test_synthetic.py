@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.files import DataError
 from data_prep.schema import SPLITS, read_clips
 from data_prep.synthetic.clip import clip_spec
 from data_prep.synthetic.dataset import read_tracks, write_dataset
@@ -183,10 +184,16 @@ def test_a_finished_folder_is_left_alone_and_a_half_one_completed(
     assert files_of(folder) == files_of(dataset.parent)
 
 
-def test_other_settings_replace_the_folder_and_foreign_files_are_kept(tmp_path: Path) -> None:
+def test_other_settings_replace_the_folder_if_asked_and_foreign_files_are_kept(
+    tmp_path: Path,
+) -> None:
     write_dataset(tmp_path, level="easy", num_clips={"train": 3}, seed=1, num_processes=1)
     first = files_of(tmp_path)
-    path = write_dataset(tmp_path, level="easy", num_clips={"test": 2}, seed=2, num_processes=1)
+    other: dict[str, Any] = {"level": "easy", "num_clips": {"test": 2}, "seed": 2}
+    with pytest.raises(DataError, match=r"seed=1 and not 2, num_clips=.*; give --overwrite"):
+        write_dataset(tmp_path, **other, num_processes=1)
+    assert files_of(tmp_path) == first
+    path = write_dataset(tmp_path, **other, num_processes=1, overwrite=True)
     assert [c.split for c in read_clips(path)] == ["test", "test"]
     assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == [
         "test-00000.mp4", "test-00001.mp4",

@@ -410,6 +410,6 @@ def test_the_report_of_the_command_is_printed(
     assert "6 sent; failed: http_500 1, http_503 1; tokens" in shown
     report = json.loads((tmp_path / "cot.jsonl.report.json").read_text())
     assert report["rejected_clips"][0]["id"] == "hopeless"
-    assert main(arguments) == 2
+    assert main([*arguments, "--overwrite"]) == 2
     assert "--teacher api needs --base-url" in capsys.readouterr().err
     assert os.environ["TEACHER_KEY"] == SECRET

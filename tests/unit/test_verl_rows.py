@@ -125,9 +125,9 @@ def test_prepare_verl_on_the_command_line(
     assert row["prompt"][0]["content"] == "<video>Count."
     assert row["videos"][0]["fps"] == 8.0
     assert row["videos"][0]["video"] == str(tmp_path / "videos" / "t.mp4")
-    assert main(command) == 0
+    assert main([*command, "--overwrite"]) == 0
     assert "2 rows" in capsys.readouterr().out
-    assert main([*command, "--split", "validation"]) == 2
+    assert main([*command, "--overwrite", "--split", "validation"]) == 2
     assert "no clip has split='validation'" in capsys.readouterr().err
     assert main([*command[:-1], str(tmp_path)]) == 2
     assert f"{tmp_path}: is a folder" in capsys.readouterr().err

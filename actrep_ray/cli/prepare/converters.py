@@ -12,6 +12,7 @@ from actrep_ray.cli.commands import (
     UsageError,
     add_allow_outside,
     add_command,
+    add_overwrite,
     complain,
     outside_note,
     show,
@@ -172,6 +173,7 @@ def _add_common(parser: argparse.ArgumentParser, metavar: str, what: str) -> Non
         metavar="DIR",
         help="folder to write clips.jsonl to (default: %(default)s)",
     )
+    add_overwrite(parser, "clips.jsonl and what lies beside it")
     parser.add_argument(
         "--split",
         choices=SPLITS,
@@ -268,7 +270,10 @@ def _convert(args: argparse.Namespace, source: "Callable[[], Source]") -> int:
     """Convert with a progress bar, then show the summary; 1 if no row could be used."""
     from actrep_ray.run.console import error_console, progress_bar
     from data_prep.converters.conversion import convert
+    from data_prep.overwriting import refuse_existing
 
+    written = (args.out / name for name in ("clips.jsonl", "rejected.jsonl", "summary.json"))
+    refuse_existing(*written, overwrite=args.overwrite)
     with progress_bar(on=error_console()) as bar:
         task = bar.add_task("converting", total=None)
         summary = convert(

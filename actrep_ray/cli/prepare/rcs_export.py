@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.cli.commands import add_command, outside_note, read_recipe, show
+from actrep_ray.cli.commands import add_command, add_overwrite, outside_note, read_recipe, show
 from actrep_ray.cli.prepare.rcs import add_draw_arguments, check_draws, read_split
 
 
@@ -25,6 +25,7 @@ def add_rcs_export(kinds: Any) -> None:
     add_draw_arguments(parser)
     parser.add_argument("--num", type=int, required=True, metavar="N", help="draws to write")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    add_overwrite(parser, "FILE")
     parser.add_argument(
         "--with-validation",
         action="store_true",
@@ -36,9 +37,11 @@ def _rcs_export(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from actrep_ray.driver.sampling_report import export_clips, portable
+    from data_prep.overwriting import refuse_existing
     from data_prep.schema import write_clips
 
     check_draws(args.num)
+    refuse_existing(args.out, overwrite=args.overwrite)
     recipe = read_recipe(args)
     clips = read_split(args.data, "train", recipe)
     folder = args.out.parent

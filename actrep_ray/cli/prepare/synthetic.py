@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.cli.commands import add_command, show
+from actrep_ray.cli.commands import add_command, add_overwrite, show
 from data_prep.schema import SPLITS
 
 
@@ -26,6 +26,7 @@ def add_synthetic(kinds: Any) -> None:
         synthetic.add_argument(f"--{split}", type=int, default=number, metavar="N")
     synthetic.add_argument("--seed", type=int, default=0)
     synthetic.add_argument("--processes", type=int, default=2, metavar="N")
+    add_overwrite(synthetic, "a data set of other settings")
     synthetic.add_argument("--out", type=Path, help="folder (default: data/synthetic-LEVEL)")
 
 
@@ -43,6 +44,7 @@ def _synthetic(args: argparse.Namespace) -> None:
             num_clips={split: number for split, number in num_clips.items() if number},
             seed=args.seed,
             num_processes=args.processes,
+            overwrite=args.overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     show(f"{path}: {_summary_of(path)}")

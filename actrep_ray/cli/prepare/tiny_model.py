@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.cli.commands import add_command, show
+from actrep_ray.cli.commands import add_command, add_overwrite, show
 
 
 def add_tiny_model(kinds: Any) -> None:
@@ -28,15 +28,24 @@ def add_tiny_model(kinds: Any) -> None:
     )
     tiny.add_argument("--seed", type=int, default=0, help="of the random weights")
     tiny.add_argument("--untied", action="store_true", help="an output layer of its own (random)")
+    add_overwrite(tiny, "the folder")
     tiny.add_argument("--out", type=Path, help="folder (default: data/tiny-FAMILY)")
 
 
 def _tiny_model(args: argparse.Namespace) -> None:
     from actrep_ray.models.tiny import num_parameters, write_base_model, write_tiny_model
+    from data_prep.overwriting import refuse_existing
 
     out = args.out or Path("data") / f"tiny-{args.family}"
+    refuse_existing(out, overwrite=args.overwrite)
     if args.random:
-        write_tiny_model(out, family=args.family, seed=args.seed, tied=not args.untied)
+        write_tiny_model(
+            out,
+            family=args.family,
+            seed=args.seed,
+            tied=not args.untied,
+            overwrite=args.overwrite,
+        )
     else:
-        write_base_model(out, family=args.family)
+        write_base_model(out, family=args.family, overwrite=args.overwrite)
     show(f"{out}: {args.family} with {num_parameters(out):,} parameters")

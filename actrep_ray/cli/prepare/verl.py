@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.commands import add_command, add_set, read_recipe, show
+from actrep_ray.cli.commands import add_command, add_overwrite, add_set, read_recipe, show
 from actrep_ray.cli.prepare.rcs import read_split
 from data_prep.schema import SPLITS
 
@@ -28,6 +28,7 @@ def add_verl(kinds: Any) -> None:
     parser.add_argument("data", type=Path, metavar="FILE", help="JSONL of clips")
     parser.add_argument("--split", choices=SPLITS, default="train", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
+    add_overwrite(parser, "FILE.parquet")
     parser.add_argument(
         "--recipe",
         type=Path,
@@ -40,7 +41,9 @@ def add_verl(kinds: Any) -> None:
 
 def _verl(args: argparse.Namespace) -> None:
     from actrep_ray.tasks.verl_rows import write_verl_parquet
+    from data_prep.overwriting import refuse_existing
 
+    refuse_existing(args.out, overwrite=args.overwrite)
     recipe = read_recipe(args)
     clips = read_split(args.data, args.split, recipe)
     opened = _opened_by(recipe)

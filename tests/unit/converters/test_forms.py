@@ -199,7 +199,7 @@ def test_a_header_in_capitals_needs_no_split(
     assert main(command) == 0
     assert "1 clip (1 train)" in capsys.readouterr().out
     path.write_text("Video,Count\na.mp4,8\n")
-    assert main(command) == 2
+    assert main([*command, "--overwrite"]) == 2
     assert "mine.csv: its name does not say which split it is, give --split" in (
         capsys.readouterr().err
     )
@@ -211,7 +211,7 @@ def test_a_delimiter_that_is_named_is_used(videos: Path, tmp_path: Path) -> None
     path = tmp_path / "train.csv"
     path.write_text("video\tcount\na.mp4\t4\n")
     command = ["prepare", "csv", str(path), "--videos", str(videos), "--out", str(tmp_path)]
-    assert main([*command, "--delimiter", "\\t"]) == 0
+    assert main([*command, "--overwrite", "--delimiter", "\\t"]) == 0
     assert [clip.count for clip in read_clips(tmp_path / "clips.jsonl", allow_outside=["/"])] == [4]
 
 

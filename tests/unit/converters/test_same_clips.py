@@ -219,7 +219,7 @@ def test_the_command_says_so(
     told = capsys.readouterr().out
     assert "2  conflicting_counts: another row gives the same clip another count" in told
     assert "1  duplicate_row: an earlier row has the same video, window, action and count" in told
-    assert main([*command, "--conflicts", "first"]) == 0
+    assert main([*command, "--conflicts", "first", "--overwrite"]) == 0
     assert "2  written" in capsys.readouterr().out
 
 
