@@ -36,7 +36,7 @@ from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import ZONES, num_parameters, write_tiny_model
 from data_prep.cot import wording
 from data_prep.files import complete_folder, write_lines
-from data_prep.overwriting import refuse_existing
+from data_prep.overwriting import refuse_filled
 from data_prep.schema import Clip, read_clips
 from data_prep.synthetic.dataset import read_tracks
 from data_prep.synthetic.timeline import Track
@@ -232,7 +232,7 @@ def pretrain(args: argparse.Namespace) -> None:
     """Train from random weights (or `--start`) and write a checkpoint folder with its log."""
     torch.manual_seed(args.seed)
     out = Path(args.out)
-    refuse_existing(out, overwrite=args.overwrite)
+    refuse_filled(out, overwrite=args.overwrite)
     overwrite = bool(args.overwrite)
     start = Path(args.start or write_tiny_model(out, seed=args.seed, overwrite=overwrite))
     inputs = QwenVLInputs(start)

@@ -18,7 +18,7 @@ from actrep_ray.run.folder import OpenRun, open_run
 from actrep_ray.run.lock import HeldError
 from actrep_ray.run.record import model_fingerprint
 from data_prep.files import DataError
-from data_prep.overwriting import refuse_existing
+from data_prep.overwriting import refuse_existing, refuse_filled
 from tests.unit.test_checkpoints import DAMAGES, Rank, flip_bit
 
 REWARD = "def close(response, reference):\n    return 1.0\n"
@@ -291,12 +291,14 @@ def test_every_sampled_byte_counts_and_large_files_are_read_in_part(tmp_path: Pa
 
 
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+    refuse_filled(tmp_path)
+    refuse_filled(tmp_path / "absent")
     refuse_existing(tmp_path, tmp_path / "absent")
-    (tmp_path / ".lock-000001").touch()
-    refuse_existing(tmp_path)
     (tmp_path / "a").write_text("x")
     with pytest.raises(DataError, match="is not empty; give --overwrite, or another folder"):
-        refuse_existing(tmp_path)
-    with pytest.raises(DataError, match=r"a: is there already; give --overwrite, or another name"):
-        refuse_existing(tmp_path / "absent", tmp_path / "a")
-    refuse_existing(tmp_path, tmp_path / "a", overwrite=True)
+        refuse_filled(tmp_path)
+    for refuse in (refuse_filled, refuse_existing):
+        with pytest.raises(DataError, match=r"a: is there already; give --overwrite, or another"):
+            refuse(tmp_path / "a")
+    refuse_existing(tmp_path / "a", overwrite=True)
+    refuse_filled(tmp_path, overwrite=True)

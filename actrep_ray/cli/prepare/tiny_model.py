@@ -34,10 +34,10 @@ def add_tiny_model(kinds: Any) -> None:
 
 def _tiny_model(args: argparse.Namespace) -> None:
     from actrep_ray.models.tiny import num_parameters, write_base_model, write_tiny_model
-    from data_prep.overwriting import refuse_existing
+    from data_prep.overwriting import refuse_filled
 
     out = args.out or Path("data") / f"tiny-{args.family}"
-    refuse_existing(out, overwrite=args.overwrite)
+    refuse_filled(out, overwrite=args.overwrite)
     if args.random:
         write_tiny_model(
             out,
