@@ -338,7 +338,7 @@ def test_rows_for_verl_say_what_the_template_opens(
 ) -> None:
     clip, out = next(read_clips(data)), tmp_path / "rows.parquet"
     for name in ("thinking", "plain", "not thinking"):
-        command = ["prepare", "verl", str(data), "--out", str(out)]
+        command = ["prepare", "verl", str(data), "--out", str(out), "--overwrite"]
         assert main([*command, "--set", f"model.path={models[name]}"]) == 0
         assert "no model" not in capsys.readouterr().out
         row = pd.read_parquet(out).iloc[0]
