@@ -25,7 +25,7 @@ _FREE = (
     "video.cache_dir", "video.shared_cache", "video.cache_gib", "video.decode_timeout_s",
     "rollout.timeout_s", "rollout.max_restarts", "rollout.num_cpus",
     "reward.timeout_s", "reward.num_workers", "reward.num_cpus", "reward.max_failures",
-    "learner.timeout_s", "learner.max_restarts", "learner.num_cpus",
+    "learner.timeout_s", "learner.max_restarts", "learner.num_cpus", "data.allow_outside",
     "sft.validate_every", "sft.num_validation_clips",
 )  # fmt: skip
 _UNUSED = {"grpo": ("sft.",), "sft": ("train.", "sampling.", "algorithm.", "reward.")}
