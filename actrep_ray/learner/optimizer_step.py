@@ -105,7 +105,7 @@ class OptimizerSteps:
             )
         cfg, step, total = self._recipe.learner, self.num_taken, self.num_taken + num_left
         norm = self._strategy.step(lr_factor(step, cfg, total))
-        if not found.has_gradient:
+        if found.is_finite and not found.has_gradient:
             norm = 0.0
         elif not np.isfinite(norm):
             bad = [f"{rows[i].row_id}/{a}" for i, a in found.not_finite]
@@ -139,11 +139,14 @@ class LossSums:
     Attributes:
         sums: Sums over tokens, by name.
         not_finite: Answers whose loss is not finite.
+        is_finite: Whether the losses of all ranks are; one that masks all that it sees has no
+            gradient, and is NaN all the same where the weights are.
         has_gradient: Whether the loss has a gradient other than 0 on any rank.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
     not_finite: list[AnswerKey] = field(default_factory=list)
+    is_finite: bool = True
     has_gradient: bool = False
 
 
@@ -190,8 +193,8 @@ def accumulate_gradients(
         if micro.is_last:
             own = {"bad": float(len(found.not_finite)), "gradient": float(found.has_gradient)}
             of_all = ranks.sum(own)
-            found.has_gradient = of_all["gradient"] > 0
-            if of_all["bad"] or not found.has_gradient:
+            found.has_gradient, found.is_finite = of_all["gradient"] > 0, of_all["bad"] == 0
+            if not (found.is_finite and found.has_gradient):
                 through = through * torch.nan
         strategy.backward(through, is_last=micro.is_last)
         for key, value in parts.items():

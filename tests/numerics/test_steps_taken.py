@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from actrep_ray.config import Recipe, TrainConfig
 from actrep_ray.learner.batch.rows import mini_batches
+from actrep_ray.learner.optimizer_step import LearnerError
 from actrep_ray.learner.strategies.optimizer import lr_factor
 from actrep_ray.models.qwen_vl import QwenVLInputs
 
@@ -137,6 +138,31 @@ def test_a_mini_batch_with_nothing_to_train_is_skipped_among_others(
     worker = make_worker(make_recipe(*settings), tiny_model())
     worker.update([rows[0], rows[2]], 1)
     assert all(torch.equal(value, found[name]) for name, value in _weights(worker).items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "algorithm.mask_truncated=true",
+        "algorithm.rollout_correction=sequence_reject",  # a ratio of NaN is out of every range
+    ],
+)
+def test_broken_weights_are_told_where_nothing_has_a_gradient(
+    settings: str, make_worker: Any, make_recipe: MakeRecipe, tiny_model: TinyModel, rows: list[Any]
+) -> None:
+    """Log-probabilities of NaN whose tokens all are left out: no gradient, and no skipped step."""
+    worker = make_worker(make_recipe(*GRPO, settings), tiny_model())
+    with torch.no_grad():
+        next(iter(worker.policy.model.parameters())).fill_(torch.nan)
+    batch = [
+        replace(
+            _cut(row),
+            rollout_log_probs=tuple(np.full(len(r), -1.0, np.float32) for r in row.responses),
+        )
+        for row in rows
+    ]
+    with pytest.raises(LearnerError, match="optimiser step 1: the loss is not finite"):
+        worker.update(batch, 1)
 
 
 def test_advantages_of_zero_move_nothing_and_a_kl_does(
