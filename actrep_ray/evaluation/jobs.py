@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actrep_ray.config import Recipe
-from actrep_ray.evaluation.predictors import evaluate
+from actrep_ray.evaluation.predictors import evaluate, with_whole_weights
 from actrep_ray.evaluation.run_results import write_results
 from actrep_ray.evaluation.scores import Metrics
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -32,7 +32,7 @@ class EvaluationJob:
 
         path = self.out_dir / "predictions.jsonl"
         with cluster(self.recipe, roles=("rollout",)):
-            pool = RolloutPool.start(self.recipe, self.model)
+            pool = RolloutPool.start(with_whole_weights(self.recipe), self.model)
             metrics = evaluate(self.clips, pool, self.inputs, self.recipe, path)
         write_results(self.out_dir, metrics, self.recipe, str(self.model))
         return metrics

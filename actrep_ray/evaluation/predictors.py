@@ -89,11 +89,21 @@ def evaluate(
     )
 
 
+def with_whole_weights(recipe: Recipe) -> Recipe:
+    """The settings of engines that answer from a checkpoint: nobody sends them adapters.
+
+    Those that it was trained with are merged into its weights. An engine with room for adapters
+    would pay for them at each token, and have no use for layers that another model lacks.
+    """
+    lora = recipe.model.lora.model_copy(update={"rank": 0})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": lora})})
+
+
 def count_in(clip: Clip, model: Path, recipe: Recipe) -> Prediction:
     """Count in one clip with an engine in this process."""
     inputs = QwenVLInputs(model)
     inputs.check_dialect(recipe.data.dialect)
-    engine = start_engine(with_own_device(recipe), model)
+    engine = start_engine(with_own_device(with_whole_weights(recipe)), model)
     try:
         return predict([clip], engine, inputs, recipe)[0]
     finally:

@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig, load_recipe
+from actrep_ray.evaluation.predictors import count_in
 from actrep_ray.models.lora import adapter_weights, add_adapters, merged_weights
 from actrep_ray.models.qwen_vl import load_model
 from actrep_ray.models.tiny import FAMILIES
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine, nucleus
+from data_prep.schema import Clip
 
 MAX_GAP = 1e-4
 SETTINGS = SamplingSettings(max_tokens=8, group_size=2)
@@ -40,6 +42,21 @@ def test_agrees_with_one_full_forward(
         for group in groups:
             assert make_reference(path).gap([group]) < MAX_GAP
             assert {answer.policy_version for answer in group.rollouts} == {version}
+
+
+def test_a_checkpoint_is_asked_without_the_adapters_of_its_recipe(
+    checkpoint: Any, video: VideoConfig, clips: list[Clip]
+) -> None:
+    """They are merged into it; and another model may lack the layers that the recipe names."""
+    settings = ["stage=grpo", "rollout.engine=hf", "rollout.max_response_tokens=8", "device=cpu"]
+    settings += ["model.dtype=float32", f"video.cache_dir={video.cache_dir}"]
+    lora = ["model.lora.rank=4", "model.lora.target_modules=[elsewhere]"]
+    found = [
+        count_in(clips[0], checkpoint("qwen3_vl", 0, True), load_recipe(None, [*settings, *more]))
+        for more in ([], lora)
+    ]
+    assert found[0] == found[1]
+    assert found[0].text
 
 
 def test_adapters_alone_are_the_merged_model(
