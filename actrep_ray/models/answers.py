@@ -65,6 +65,9 @@ def after_opened(text: str, opened: str) -> str:
     Raises:
         DataError: if the answer begins otherwise.
     """
+    if not opened:
+        return text
+    text = text.lstrip()  # the template has written what comes first
     if text.startswith(opened):
         return text.removeprefix(opened)
     tag = opened.rstrip()

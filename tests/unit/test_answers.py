@@ -200,7 +200,8 @@ def inputs_at(path: Path) -> QwenVLInputs:
 def test_a_taught_answer_may_leave_out_space_but_not_the_tag(models: dict[str, Path]) -> None:
     inputs = QwenVLInputs(models["thinking"])
     expected = inputs.encode_answer("<think>\nA person squats.</think>").tolist()
-    assert inputs.encode_answer("<think>A person squats.</think>").tolist() == expected
+    for text in ("<think>A person squats.</think>", "\n <think>\nA person squats.</think>"):
+        assert inputs.encode_answer(text).tolist() == expected
     with pytest.raises(DataError, match=r"'A person squats.' does not begin with '<think>'"):
         inputs.encode_answer("A person squats.")
 
