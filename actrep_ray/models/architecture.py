@@ -34,7 +34,9 @@ class Architecture:
         root_parameters: By component, outside of layers and blocks: embedding, output, merger.
         active_parameters: That one text token passes through (less than all in a MoE), without the
             embedding table.
-        linear_shapes: (in, out) of the linear layers of one decoder layer by last name, for LoRA.
+        linear_shapes: (in, out) of the linear layers of one decoder layer by last name.
+        linear_widths: By component and last name, in + out of all linear layers, summed: what an
+            adapter of rank 1 beside each of them has of parameters.
         hidden: Width of the decoder.
         intermediate: Width of its MLP; of all experts that one token uses, in a MoE.
         num_layers: Decoder layers.
@@ -62,6 +64,7 @@ class Architecture:
     root_parameters: Mapping[str, int]
     active_parameters: int
     linear_shapes: Mapping[str, tuple[int, int]]
+    linear_widths: Mapping[str, Mapping[str, int]]
     hidden: int
     intermediate: int
     num_layers: int
@@ -206,6 +209,7 @@ def _measure(name: str, config_json: str) -> Architecture:
             for name, m in layers[0].named_modules()
             if isinstance(m, nn.Linear)
         },
+        linear_widths=_linear_widths(model),
         hidden=text.hidden_size,
         intermediate=width * experts_used if num_experts else width,
         num_layers=len(layers),
@@ -224,6 +228,17 @@ def _measure(name: str, config_json: str) -> Architecture:
         temporal_patch_size=vision.temporal_patch_size,
         num_deepstack=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
     )
+
+
+def _linear_widths(model: Any) -> dict[str, dict[str, int]]:
+    from torch import nn
+
+    widths: dict[str, dict[str, int]] = {component: {} for component in COMPONENTS}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            of, last = widths[component_of(name)], name.rpartition(".")[2]
+            of[last] = of.get(last, 0) + module.in_features + module.out_features
+    return widths
 
 
 def _size(module: Any) -> int:

@@ -11,10 +11,11 @@ def trainable_parameters(recipe: Recipe, model: Architecture) -> tuple[int, int]
     if not lora.rank:
         frozen = sum(model.num_parameters[component] for component in recipe.model.freeze)
         return model.total_parameters - frozen, frozen
-    trained = 0
-    if "language_model" in lora.components:
-        shapes = [model.linear_shapes[n] for n in lora.target_modules if n in model.linear_shapes]
-        trained = model.num_layers * lora.rank * sum(a + b for a, b in shapes)
+    trained = lora.rank * sum(
+        model.linear_widths[component].get(name, 0)
+        for component in set(lora.components)
+        for name in set(lora.target_modules)
+    )
     return trained, model.total_parameters
 
 

@@ -15,6 +15,9 @@ from actrep_ray.cluster.placement import (
 )
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.models.architecture import read_architecture, shipped_names
+from actrep_ray.models.lora import add_adapters
+from actrep_ray.models.qwen_vl import load_model
+from actrep_ray.models.tiny import FAMILIES, write_tiny_model
 from actrep_ray.planning.activations import micro_batch
 from actrep_ray.planning.description import check_recipe, model_source, stated_hardware
 from actrep_ray.planning.engine_memory import plan_rollout
@@ -99,6 +102,28 @@ def test_adapters_train_rank_times_the_widths() -> None:
     widths = 2 * (h + h) + 2 * (h + kv) + 3 * (h + mlp)
     assert trained == 28 * 16 * widths
     assert frozen == model.total_parameters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_are_counted_wherever_they_are(family: str, tmp_path: Path) -> None:
+    """As many parameters as the learner's own model trains, whichever components they are in."""
+    folder = write_tiny_model(tmp_path / family, family=family)
+    names = "q_proj,down_proj,qkv,proj,linear_fc1,fc1"
+    for components in ("vision_tower", "merger,language_model", "vision_tower,language_model"):
+        asked = recipe(
+            "model.lora.rank=4",
+            f"model.lora.target_modules=[{names}]",
+            f"model.lora.components=[{components}]",
+        )
+        model = load_model(folder, dtype="float32")
+        try:
+            add_adapters(model, asked.model.lora)
+        except ConfigError:  # no such layer in the component
+            expected = 0
+        else:
+            expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert trainable_parameters(asked, read_architecture(str(folder)))[0] == expected
+        assert expected or "vision" not in components
 
 
 def test_a_push_brings_the_adapters_or_all_weights() -> None:
