@@ -2,30 +2,15 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from actrep_ray.rollout.dispatch import Member
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights that engines are to use.
-
-    Attributes:
-        refs: `WeightBucket`s in the object store.
-        policy_version: What the engines stamp on their answers.
-    """
-
-    refs: Sequence[Any]
-    policy_version: int
+from actrep_ray.rollout.dispatch import Member, Weights
 
 
 class Delivery:
     """Who has to load new weights yet; one delivery after the other.
 
     Args:
-        load: Has a worker load the weights in use; it says so by its `policy_version`.
+        load: Has a worker load the weights in use; it says so by what it has `held`.
     """
 
     def __init__(self, load: Callable[[Member, Weights], None]) -> None:
@@ -50,10 +35,12 @@ class Delivery:
         assert self._then is None, "the engines are still loading other weights"
         self.weights, self._at_once, self._then = weights, at_once, then
         self._waiting, self._loading = deque(members), set()
+        for member in members:
+            member.held = None  # the object store may let go of the old ones
 
     def bring_up_to_date(self, member: Member) -> bool:
         """Whether a worker that has started holds the weights in use; if not, it loads them."""
-        if self.weights is None or self.weights.policy_version == member.policy_version:
+        if self.weights is None or self.weights is member.held:
             return True
         self._load(member, self.weights)
         return False
@@ -63,8 +50,7 @@ class Delivery:
         weights, then = self.weights, self._then
         if weights is None or then is None:
             return
-        version = weights.policy_version
-        self._loading = {m for m in self._loading if m in living and m.policy_version != version}
+        self._loading = {m for m in self._loading if m in living and m.held is not weights}
         while self._waiting and len(self._loading) < self._at_once:
             member = self._waiting.popleft()
             if member in living:

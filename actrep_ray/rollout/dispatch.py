@@ -22,6 +22,19 @@ class PendingPrompt:
     on_group: OnGroup
 
 
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights that engines are to use.
+
+    Attributes:
+        refs: `WeightBucket`s in the object store.
+        policy_version: What the engines stamp on their answers.
+    """
+
+    refs: Sequence[Any]
+    policy_version: int
+
+
 @dataclass(eq=False)
 class Member:
     """A worker as its pool knows it.
@@ -32,6 +45,9 @@ class Member:
         pending: What it was given, by prompt_id.
         num_calls: Calls of `advance` that are under way.
         policy_version: Of its engine; None until that has started.
+        held: What it has loaded; None: it has what it started from, or is to load others. A version
+            does not tell: what was pushed as 0 may be other weights than those of the start, or an
+            adapter that engines start without.
         is_ready: Whether it holds the weights in use, and takes prompts.
     """
 
@@ -40,6 +56,7 @@ class Member:
     pending: dict[str, PendingPrompt] = field(default_factory=dict)
     num_calls: int = 0
     policy_version: int | None = None
+    held: Weights | None = None
     is_ready: bool = False
 
     @property

@@ -39,8 +39,8 @@ from actrep_ray.cluster.supervision import (
 )
 from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.delivery import Delivery, Weights
-from actrep_ray.rollout.dispatch import Backlog, Member, OnGroup, PendingPrompt
+from actrep_ray.rollout.delivery import Delivery
+from actrep_ray.rollout.dispatch import Backlog, Member, OnGroup, PendingPrompt, Weights
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool_actors import room_for, spawner
 from actrep_ray.rollout.worker import Loaded, Request, Turn
@@ -309,7 +309,7 @@ class RolloutPool:
 
     def _load(self, member: Member, weights: Weights) -> None:
         ref = member.handle.load_weights.remote(weights.policy_version, *weights.refs)
-        self._follow(member, "load_weights", ref, self._on_loaded)
+        self._follow(member, "load_weights", ref, partial(self._on_loaded, weights))
 
     def _tell_all(self, method: str, call: Callable[[Any], Any]) -> None:
         """Call a method of every worker and wait until those that live have done it."""
@@ -350,7 +350,8 @@ class RolloutPool:
             self._dispatch([member])
             self._delivery.go_on(self._members)
 
-    def _on_loaded(self, member: Member, loaded: Loaded) -> None:
+    def _on_loaded(self, weights: Weights, member: Member, loaded: Loaded) -> None:
+        member.held = weights
         self._record(member, "load weights", loaded.began_s, loaded.ended_s)
         if member.is_ready:
             member.policy_version = loaded.policy_version

@@ -14,8 +14,8 @@ from actrep_ray.cluster.supervision import LossKind, WorkerLostError
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
 from actrep_ray.records import Prompt, RolloutGroup
-from actrep_ray.rollout.delivery import Delivery, Weights
-from actrep_ray.rollout.dispatch import Backlog, Member, PendingPrompt
+from actrep_ray.rollout.delivery import Delivery
+from actrep_ray.rollout.dispatch import Backlog, Member, PendingPrompt, Weights
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool, RolloutWorkerError, WeightsLostError
 from actrep_ray.rollout.worker import Loaded
@@ -271,6 +271,21 @@ def test_a_push_goes_on_when_the_worker_that_loads_is_lost() -> None:
     assert pool.policy_versions() == [3]
 
 
+def test_a_new_worker_loads_what_was_pushed_as_the_version_that_it_starts_with() -> None:
+    """Version 0 may be other weights than the folder's, or an adapter that a worker lacks."""
+    pool, handles = make_rollouts(max_restarts=1)
+    pool.start_load(["weights"], 0, lambda: None)
+    handles[0].calls["load_weights"][0].set_result(Loaded(0, 0.0, 1.0))
+    pool.submit([make_group("p").prompt], SETTINGS, lambda group: None)
+    pool.wait(lambda: "advance" in handles[0].calls, lambda: "the first one")
+    handles[0].calls["advance"][0].set_exception(KILLED)
+    pool.wait(lambda: len(handles) == 2 and handles[1].calls.keys() > {"ready"}, lambda: "a start")
+    assert handles[1].calls.keys() == {"ready", "load_weights"}  # no prompt before
+    assert handles[1].arguments["load_weights"] == [(0, "weights")]
+    handles[1].calls["load_weights"][0].set_result(Loaded(0, 0.0, 1.0))
+    pool.wait(lambda: "advance" in handles[1].calls, lambda: "the new one")
+
+
 # --- who gets which prompt, and whose turn it is to load
 
 
@@ -298,15 +313,16 @@ def test_half_of_the_engines_load_at_a_time_and_lost_ones_are_not_waited_for() -
     loading: list[int] = []
     delivery = Delivery(lambda one, weights: loading.append(one.index))
     members, arrived = [member(i) for i in range(4)], []
-    delivery.start(Weights([], 1), members, 2, lambda: arrived.append(True))
+    weights = Weights([], 0)  # the version that they started with
+    delivery.start(weights, members, 2, lambda: arrived.append(True))
     delivery.go_on(members)
     assert loading == [0, 1]
-    members[0].policy_version = 1
+    members[0].held = weights
     delivery.go_on(members)
     assert loading == [0, 1, 2]
     living = [members[0], members[2]]  # 1 and 3 are lost
     delivery.go_on(living)
-    members[2].policy_version = 1
+    members[2].held = weights
     assert not arrived
     delivery.go_on(living)
     assert (loading, arrived) == ([0, 1, 2], [True])
