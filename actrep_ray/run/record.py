@@ -28,7 +28,10 @@ _FREE = (
     "learner.timeout_s", "learner.max_restarts", "learner.num_cpus", "data.allow_outside",
     "sft.validate_every", "sft.num_validation_clips",
 )  # fmt: skip
-_UNUSED = {"grpo": ("sft.",), "sft": ("train.", "sampling.", "algorithm.", "reward.")}
+_UNUSED = {
+    "grpo": ("sft.",),
+    "sft": ("train.", "sampling.", "algorithm.", "reward.", "model.lora.send"),
+}
 _LENGTHS = ("train.num_steps", "sft.num_steps")
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 2**16
 
@@ -180,6 +183,8 @@ def changed_versions(record: Mapping[str, Any], versions: Mapping[str, Any]) -> 
 
 def _is_free(key: str, recipe: Recipe, before: Mapping[str, Any]) -> bool:
     free = (*_FREE, *_UNUSED[recipe.stage])
+    if not (recipe.model.lora.rank or before.get("model.lora.rank")):
+        free = (*free, "model.lora.")
     if any(key == one or (one.endswith(".") and key.startswith(one)) for one in free):
         return True
     schedules = {recipe.learner.schedule, before.get("learner.schedule")}

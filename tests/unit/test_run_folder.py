@@ -207,12 +207,19 @@ def test_a_setting_that_decides_numbers_is_named(recipe: Recipe, setting: str, t
     [
         "checkpoint.every=7", "eval.every=3", "placement.wait_s=1", "video.cache_dir=elsewhere",
         "learner.timeout_s=9", "rollout.max_restarts=9", "reward.num_workers=2", "sft.num_steps=9",
-        "train.num_steps=900",
+        "train.num_steps=900", "model.lora.send=merged", "model.lora.alpha=8",
     ],
 )  # fmt: skip
 def test_a_setting_that_decides_none_may_change(recipe: Recipe, setting: str) -> None:
     with_steps(recipe, 2)
     begin(override(recipe, [setting]), resume=True).lock.release()
+
+
+def test_settings_of_adapters_decide_where_there_are_any(recipe: Recipe) -> None:
+    with_adapters = override(recipe, ["model.lora.rank=4"])
+    with_steps(with_adapters, 2)
+    merged = override(with_adapters, ["model.lora.send=merged"])
+    assert 'model.lora.send: "adapter" -> "merged"' in refused(merged, resume=True)
 
 
 def test_the_length_decides_where_the_learning_rate_follows_it(recipe: Recipe) -> None:
