@@ -8,6 +8,7 @@ before any worker starts. Anything else keeps its traceback.
 import argparse
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 (failed), 2 (wrong input), 130 (ctrl-C)."""
     args = build_parser().parse_args(argv)
     _quieten_libraries()
+    _stay_on_this_machine()
     try:
         return int(args.run(args) or 0)
     except KeyboardInterrupt:
@@ -79,6 +81,20 @@ def _quieten_libraries() -> None:
     logging.getLogger("DeepSpeed").addFilter(_is_no_device_notice)
     # Frames are shared read-only; nobody writes to them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+def _stay_on_this_machine() -> None:
+    """Have a Ray of our own, gloo and NCCL listen on the loopback address alone.
+
+    Must precede Ray's import; its variable is named after the systems where it does so by itself. A
+    cluster that is joined (RAY_ADDRESS) is reached as it says.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
 
 
 def _is_no_device_notice(record: logging.LogRecord) -> bool:

@@ -1,5 +1,6 @@
 """The ranks of a learner: their process group and device mesh, and what they tell each other."""
 
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -41,15 +42,32 @@ class Ranks:
             timeout_s: Longest wait for the others, now and in every call to come.
         """
         if not dist.is_initialized():  # a process may hold more than one learner
+            timeout = timedelta(seconds=timeout_s)
             dist.init_process_group(
                 # gloo beside NCCL, for what is offloaded to CPU memory
                 "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-                init_method=f"tcp://{master_addr}:{master_port}",
+                store=self._store(master_addr, master_port, timeout),
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=timeout,
             )
         self.mesh = init_device_mesh(self.device.type, (self.size,))
+
+    def _store(self, address: str, port: int, timeout: timedelta) -> Any:
+        """Where ranks find each other: on rank 0, at that address and no other of its node."""
+        listener = None
+        if self.is_first:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            listener = socket.create_server((address, port), family=family)
+            port = listener.getsockname()[1]
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            address,
+            port,
+            self.size,
+            is_master=self.is_first,
+            timeout=timeout,
+            master_listen_fd=listener.detach() if listener else None,
+        )
 
     def leave(self) -> None:
         """Part from the other ranks."""

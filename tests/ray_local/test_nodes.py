@@ -48,6 +48,15 @@ def run(*line: str) -> None:
     subprocess.run(line, check=True, capture_output=True, timeout=30)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _of_nodes() -> Iterator[None]:
+    """`ray start` as in a shell, without what a command run in this process has set."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def namespaces() -> Iterator[list[str]]:
     """Three network namespaces beside a bridge; their names."""
