@@ -57,7 +57,8 @@ def make(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[], tuple[Strategy, dict[str, torch.nn.Parameter]]]:
     """`make()` gives a strategy of a new policy, its vision tower frozen, and its parameters."""
-    settings = [*SETTINGS[request.param], f"learner.lr={LR}"]
+    # With decay, the optimiser has two groups of parameters.
+    settings = [*SETTINGS[request.param], f"learner.lr={LR}", "learner.weight_decay=0.01"]
     if request.param == "zero3":  # else it keeps weights as small as these whole
         path = tmp_path_factory.mktemp("zero3") / "zero3.json"
         zero = {"stage3_param_persistence_threshold": 0}

@@ -37,6 +37,7 @@ class Zero(Strategy):
             dist_init_required=False,
         )
         self._base = self._zero.optimizer  # PyTorch's AdamW over this rank's flat shards
+        self._are_states_linked = False
 
     def forward(
         self, batch: PackedBatch, *, temperature: float, with_entropy_grad: bool = False
@@ -60,7 +61,11 @@ class Zero(Strategy):
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         assert norm is not None, "DeepSpeed computed no gradient norm"
-        return float(norm) if self._engine.was_step_applied() else float("inf")
+        if not self._engine.was_step_applied():
+            return float("inf")
+        if not self._are_states_linked:
+            self._link_states()
+        return float(norm)
 
     def reshard(self) -> None:
         """Nothing: a parameter stays the same object here."""
@@ -143,8 +148,17 @@ class Zero(Strategy):
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
             }
+        self._link_states()
+
+    def _link_states(self) -> None:
+        """Let parameters find their part of AdamW's states, once those of all groups are there.
+
+        ZeRO-2 does it itself after the first group's first step, and leaves out the other groups.
+        """
         if not self._is_split:
+            self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
+        self._are_states_linked = True
 
     @contextmanager
     def _gathered(
