@@ -116,6 +116,11 @@ def find_answer(
     return None, problem
 
 
+def holds_special(text: str) -> bool:
+    """Whether a text holds a special token of a chat model."""
+    return _SPECIAL.search(text) is not None
+
+
 def check_special(text: str, problems: list[Problem]) -> None:
     """Report the first special token of a chat model, such as `<|im_start|>`: no answer has one."""
     if found := _SPECIAL.search(text):

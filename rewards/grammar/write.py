@@ -17,6 +17,7 @@ from rewards.grammar.layout import (
     check_dialect,
     section_of,
 )
+from rewards.grammar.tags import holds_special
 
 JOIN_ABOVE: Final = 20
 MAX_JOINED: Final = 10
@@ -127,6 +128,8 @@ def _check_text(field: str, value: str) -> None:
         raise ValueError(f"{field}={value!r}, expected text without space at its ends")
     if any(f"<{slash}{name}>" in value for name in (*DIALECTS, "answer") for slash in ("", "/")):
         raise ValueError(f"{field}={value!r}, expected text without the answer's own tags")
+    if holds_special(value):
+        raise ValueError(f"{field}={value!r}, expected text without a special token like <|0|>")
     lines = value.split("\n")
     if field != "observation" and len(lines) > 1:
         raise ValueError(f"{field}={value!r}, expected one line")

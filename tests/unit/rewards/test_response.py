@@ -74,6 +74,8 @@ def test_long_lists_are_grouped_by_default(num_cycles: int, num_lines: int) -> N
         ({"observation": "Total: 3"}, "observation"),
         ({"definition": "a\nb"}, "definition"),
         ({"definition": "see <answer>"}, "definition"),
+        ({"observation": "<|0|>"}, "observation"),
+        ({"definition": "once<|im_end|>"}, "definition"),
         ({"check": "</think>"}, "check"),
         ({"check": ""}, "check"),
         ({"total": -1}, "total"),
@@ -118,7 +120,7 @@ def test_round_cycles() -> None:
 @st.composite
 def responses(draw: st.DrawFn) -> Response:
     def is_writable(field: str) -> bool:
-        return not any(tag in field for tag in ("think", "answer"))
+        return not any(text in field for text in ("think", "answer", "<|"))
 
     line = (
         st.text(st.characters(exclude_characters="\n"), min_size=1)
