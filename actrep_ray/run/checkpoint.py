@@ -34,7 +34,7 @@ from actrep_ray.run.record import run_id
 from actrep_ray.run.saving import SaveError, SavesItself, Saving, as_save_errors
 from actrep_ray.run.weights_files import check_weights
 from data_prep.files import DataError, complete_folder, read_object, write_json, write_lines
-from data_prep.partial_files import remove_leftovers
+from data_prep.partial_files import partial_of, remove_leftovers
 
 _NAME = re.compile(r"step-(\d{6,})")
 _NEWEST, _BEST = "newest.json", "best.json"
@@ -282,7 +282,9 @@ class CheckpointStore:
         ]
         for old in (*own, *damaged):
             if old.folder not in kept:
-                shutil.rmtree(old.folder, ignore_errors=True)
+                # Away at once: one killed in mid-removal leaves no half of a checkpoint.
+                with partial_of(old.folder) as aside, suppress(OSError):
+                    old.folder.rename(aside)
 
     # ---------------------------------------------------------------- the folder
 

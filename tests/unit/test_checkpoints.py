@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -540,6 +541,29 @@ def test_a_kill_at_any_time_leaves_a_whole_newest_one(tmp_path: Path) -> None:
     assert num_left > 0  # one was killed in mid-write
     store.write(99_999, RECIPE, {}, Rank())
     assert len(names(store.folder)) == 3
+
+
+def die_in_removal(run_dir: Path) -> None:
+    def remove_one(path: Path, ignore_errors: bool = False) -> None:
+        (path / "manifest.json").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    shutil.rmtree = remove_one  # type: ignore[assignment]
+    CheckpointStore(run_dir, keep=1).prune()
+
+
+def test_a_kill_in_a_removal_leaves_no_half(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(json.dumps({"run": "this one"}))
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 2):
+        store.write(step, RECIPE, {}, Rank())
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=die_in_removal, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    store.write(3, RECIPE, {}, Rank())
+    assert names(store.folder) == ["newest.json", "step-000002", "step-000003"]
 
 
 def run_code(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
