@@ -197,7 +197,11 @@ class Quickstart:
             job = prepare_grpo(self.grpo, resume=resume, overwrite=not resume)
             write_lines(self.grpo.run_dir / _KEY, [self.keys["grpo"]])
             start_learners = partial(
-                LearnerPool.start, self.grpo, job.model, self.grpo.train.num_steps
+                LearnerPool.start,
+                self.grpo,
+                job.model,
+                self.grpo.train.num_steps,
+                base=job.base,
             )
             grpo_learners = in_background(start_learners)
         self.evaluate("sft evaluation", engine, sft, sft_learners)
@@ -220,7 +224,7 @@ class Quickstart:
         job = prepare_sft(self.sft, resume=resume, overwrite=not resume)
         write_lines(self.sft.run_dir / _KEY, [self.keys["sft"]])
         with self.milestones.doing("learner start"):
-            learners = LearnerPool.start(self.sft, job.model, self.sft.sft.num_steps)
+            learners = LearnerPool.start(self.sft, job.model, self.sft.sft.num_steps, base=job.base)
         with self.milestones.doing("sft", self.keys["sft"]):
             job.run(learners)
         return learners

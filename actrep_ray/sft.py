@@ -57,33 +57,36 @@ def prepare_sft(
         ValueError: for settings, data or a model that cannot be used.
     """
     check_deepspeed(recipe)
-    data = SftData.load(recipe)
+    model = resolve_model(recipe.model.path)
+    data = SftData.load(recipe, model)
     opened = open_run(
         recipe,
-        resolve_model(recipe.model.path),
+        model,
         resume=resume,
         overwrite=overwrite,
         allow_changes=allow_changes,
     )
-    return SftJob(recipe, data, opened.start, opened.lock)
+    return SftJob(recipe, data, model, opened.start, opened.lock)
 
 
 @dataclass(frozen=True)
 class SftJob:
     """A run whose settings, data and model were checked; nothing has been started.
 
-    Its folder is locked until `run` ends, or nothing refers to the job.
+    Its folder is locked until `run` ends, or nothing refers to the job. `base` is what `model.path`
+    means: found and checked once.
     """
 
     recipe: Recipe
     data: "SftData"
+    base: Path
     start: Checkpoint | None
     lock: FolderLock | None = None
 
     @property
     def model(self) -> Path:
         """Folder of the weights that the run starts from."""
-        return self.start.folder if self.start else resolve_model(self.recipe.model.path)
+        return self.start.folder if self.start else self.base
 
     def run(self, learners: LearnerPool | None = None) -> Checkpoint:
         """Fine-tune the model on the train split; returns the last checkpoint.
@@ -102,7 +105,8 @@ class SftJob:
 
         def attempt(start: Checkpoint | None) -> Checkpoint:
             job = replace(self, start=start)
-            learners = LearnerPool.start(self.recipe, job.model, self.recipe.sft.num_steps)
+            num_steps = self.recipe.sft.num_steps
+            learners = LearnerPool.start(self.recipe, job.model, num_steps, base=self.base)
             try:
                 return _train(self.recipe, self.data, learners, start)
             except WorkerLostError:
@@ -137,8 +141,8 @@ class SftData:
         self._seed = seed
 
     @classmethod
-    def load(cls, recipe: Recipe) -> "SftData":
-        """Read and check the clips of a recipe and their answers.
+    def load(cls, recipe: Recipe, model: Path) -> "SftData":
+        """Read and check the clips of a recipe and their answers, for a model's folder.
 
         Raises:
             DataError: naming the clip whose answer is not one to learn from, or the file of answers
@@ -146,7 +150,7 @@ class SftData:
         """
         train = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
         validation = load_clips(recipe, "validation", limit=recipe.sft.num_validation_clips)
-        inputs = QwenVLInputs(resolve_model(recipe.model.path))
+        inputs = QwenVLInputs(model)
         inputs.check_dialect(recipe.data.dialect)
         return cls(
             [row_of(clip, answer, recipe, inputs) for clip, answer in answered(train, recipe)],

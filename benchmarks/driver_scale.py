@@ -110,7 +110,7 @@ def main() -> None:
 def measure(recipe: Recipe, pools: Pools) -> float:
     """CPU milliseconds of a group, from the end of the first step to the end of the last."""
     data, inputs = load(recipe)
-    driver = GrpoJob(recipe, data, inputs, None).driver(pools)
+    driver = GrpoJob(recipe, data, inputs, inputs.path, None).driver(pools)
     update, began = pools.learners.update, [0.0]
 
     def update_and_mark(rows: Sequence[Any], step: int) -> Mapping[str, float]:

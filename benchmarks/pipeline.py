@@ -85,7 +85,7 @@ def drive(recipe: Recipe, pools: Pools, staleness: str) -> dict[str, float]:
     """Medians over the steps after the first one, which starts empty."""
     recipe = override(recipe, [f"train.max_staleness={staleness}", f"name=staleness-{staleness}"])
     data, inputs = load(recipe)
-    GrpoJob(recipe, data, inputs, None).driver(pools).run()
+    GrpoJob(recipe, data, inputs, inputs.path, None).driver(pools).run()
     steps = read_metrics(recipe.run_dir / "metrics.jsonl")[2:]
 
     def median(key: str, less: str = "") -> float:

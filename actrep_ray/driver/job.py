@@ -56,7 +56,7 @@ def prepare_grpo(
         allow_changes=allow_changes,
         check_start=partial(check_in_flight, recipe),
     )
-    return GrpoJob(recipe, data, inputs, opened.start, opened.lock)
+    return GrpoJob(recipe, data, inputs, model, opened.start, opened.lock)
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,28 @@ class GrpoJob:
     """A run whose settings, data and model were checked; nothing has been started.
 
     Its folder is locked until `run` ends, or nothing refers to the job.
+
+    Attributes:
+        recipe: Settings.
+        data: Clips and their references.
+        inputs: What makes prompts of them.
+        base: Folder of the model that `model.path` means: found and checked once, so that all
+            workers take the same one, whatever is written into a run folder meanwhile.
+        start: Checkpoint to go on from.
+        lock: Of the run's folder.
     """
 
     recipe: Recipe
     data: GrpoData
     inputs: QwenVLInputs
+    base: Path
     start: Checkpoint | None
     lock: FolderLock | None = None
 
     @property
     def model(self) -> Path:
         """Folder of the weights that the run starts from."""
-        return self.start.folder if self.start else resolve_model(self.recipe.model.path)
+        return self.start.folder if self.start else self.base
 
     def run(self, pools: Pools | None = None, *, profile: bool = False) -> Checkpoint:
         """Train; returns the last checkpoint.
@@ -113,7 +123,7 @@ class GrpoJob:
 
         def attempt(start: Checkpoint | None) -> Checkpoint:
             job = replace(self, start=start)
-            pools = start_pools(self.recipe, job.model)
+            pools = start_pools(self.recipe, job.model, self.base)
             try:
                 return job._run(pools, profile)
             except WorkerLostError:

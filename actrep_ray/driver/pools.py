@@ -11,7 +11,6 @@ from actrep_ray.cluster.placement import is_colocated
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.weights.sync import WeightSync
 
@@ -32,7 +31,7 @@ class Pools:
         self.learners.shutdown()
 
 
-def start_pools(recipe: Recipe, model: Path) -> Pools:
+def start_pools(recipe: Recipe, model: Path, base: Path) -> Pools:
     """Start all workers of a run in the current cluster.
 
     Engines and ranks start at the same time; where they share GPUs, one after the other, for an
@@ -40,21 +39,22 @@ def start_pools(recipe: Recipe, model: Path) -> Pools:
 
     Args:
         recipe: Settings.
-        model: Folder of the weights that are trained; engines that are sent adapters alone start
-            from `model.path` all the same.
+        model: Folder of the weights that are trained.
+        base: Folder of the model that the run began with; engines that are sent adapters alone
+            start from it.
     """
-    base = resolve_model(recipe.model.path) if recipe.sends_adapters else model
+    shown = base if recipe.sends_adapters else model
     num_steps = recipe.train.num_steps
     bundles = reserve(with_device(recipe))  # all or none, before engines take the room
     if is_colocated(recipe):
         rewards = RewardPool.start(recipe)
-        rollouts = RolloutPool.start(recipe, base, bundles=bundles)
+        rollouts = RolloutPool.start(recipe, shown, bundles=bundles)
         with rollouts.asleep():
-            learners = LearnerPool.start(recipe, model, num_steps, bundles)
+            learners = LearnerPool.start(recipe, model, num_steps, bundles, base)
     else:
-        rollouts = RolloutPool.launch(recipe, base)  # before reward workers, which fit in anywhere
+        rollouts = RolloutPool.launch(recipe, shown)  # before reward workers, which fit in anywhere
         engines = in_background(rollouts.finish_launch)
-        ranks = in_background(partial(LearnerPool.start, recipe, model, num_steps, bundles))
+        ranks = in_background(partial(LearnerPool.start, recipe, model, num_steps, bundles, base))
         rewards = RewardPool.start(recipe)
         engines.result()
         learners = ranks.result()

@@ -131,6 +131,7 @@ class LearnerPool:
         model_path: str | Path,
         total_steps: int,
         bundles: Bundles | None = None,
+        base: Path | None = None,
     ) -> Self:
         """Start the ranks and wait until each has its share of the model.
 
@@ -139,6 +140,7 @@ class LearnerPool:
             model_path: Checkpoint to start or go on from.
             total_steps: Steps of the loop, for the learning rate.
             bundles: What `reserve` held for the ranks; by default it is reserved now.
+            base: Model that the run began with; by default what `model.path` means now.
 
         Raises:
             ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
@@ -151,12 +153,13 @@ class LearnerPool:
         size = recipe.learner.num_workers
         actor = as_actor(_Rank, _actor_options(recipe))
         path = str(Path(model_path).absolute())
-        base = str(resolve_model(recipe.model.path)) if _needs_base(recipe) else path
+        begun = (base or resolve_model(recipe.model.path)) if _needs_base(recipe) else path
         check_deepspeed(recipe)
         group = bundles or reserve(recipe)
         ranks = [actor.options(**bundle_options(group, rank)) for rank in range(size)]
         workers = [
-            rank.remote(recipe, path, r, size, total_steps, base) for r, rank in enumerate(ranks)
+            rank.remote(recipe, path, r, size, total_steps, str(begun))
+            for r, rank in enumerate(ranks)
         ]
         pool = cls(recipe, workers, group)
         try:

@@ -53,7 +53,8 @@ def test_adapters_are_applied_once_after_a_death_and_a_restart(
         Prompt(f"p{i}", clip.id, "How many?", inputs.plan(clip, recipe.video))
         for i, clip in enumerate(load_clips(recipe, "train"))
     ]
-    pools = start_pools(recipe, resolve_model(recipe.model.path))
+    model = resolve_model(recipe.model.path)
+    pools = start_pools(recipe, model, model)
     try:
         untrained = pools.rollouts.generate(prompts, GREEDY)
         assert prepare_grpo(recipe).run(pools).step == 2
@@ -67,7 +68,7 @@ def test_adapters_are_applied_once_after_a_death_and_a_restart(
 
     job = prepare_grpo(override(recipe, ["train.num_steps=3"]), resume=True)
     assert job.model != tmp_path / "model"  # a folder with the adapter merged
-    pools = start_pools(job.recipe, job.model)
+    pools = start_pools(job.recipe, job.model, job.base)
     try:
         assert job.run(pools).step == 3
     finally:

@@ -38,7 +38,7 @@ def test_they_share_a_bundle_and_train(ray_session: Any, tmp_path: Path) -> None
     }
     recipe = load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
     job = prepare_grpo(recipe)
-    pools = start_pools(recipe, tmp_path / "model")
+    pools = start_pools(recipe, tmp_path / "model", tmp_path / "model")
     try:
         groups: Any = placement_group_table()
         created = [group for group in groups.values() if group["state"] == "CREATED"]

@@ -52,7 +52,8 @@ def test_engine_and_zero_3_agree_and_the_run_goes_on(ray_session: Any, tmp_path:
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
     recipe = load_recipe(tmp_path / "recipe.yaml")
     job = prepare_grpo(recipe)
-    pools = start_pools(recipe, resolve_model(recipe.model.path))
+    model = resolve_model(recipe.model.path)
+    pools = start_pools(recipe, model, model)
     try:
         checkpoint = job.run(pools)
         assert checkpoint.step == 2

@@ -209,7 +209,7 @@ def test_a_taught_answer_may_leave_out_space_but_not_the_tag(models: dict[str, P
 def test_sft_teaches_what_is_left_to_write(models: dict[str, Path], data: Path) -> None:
     inputs = QwenVLInputs(models["thinking"])
     for name in ("thinking", "plain", "not thinking"):
-        rows = SftData.load(recipe_for(models[name], data)).train
+        rows = SftData.load(recipe_for(models[name], data), models[name]).train
         assert len(rows) == 3
         for row in rows:
             text = inputs.tokenizer.decode(row.responses[0])
@@ -228,7 +228,10 @@ def test_answers_of_a_teacher_go_on_from_what_is_open(
     )
     recipe = recipe_for(models["thinking"], data, f"data.answers={path}")
     inputs = QwenVLInputs(models["thinking"])
-    texts = [inputs.decode_answer(row.responses[0]) for row in SftData.load(recipe).train]
+    texts = [
+        inputs.decode_answer(row.responses[0])
+        for row in SftData.load(recipe, models["thinking"]).train
+    ]
     assert texts == [render_answer(clip) for clip in clips]
 
 
@@ -240,7 +243,7 @@ def test_a_dialect_that_the_template_contradicts_is_refused_before_anything_star
     )
     told = r"data\.dialect=thinking: the chat template of .* begins an answer with '<think>'"
     with pytest.raises(ConfigError, match=told):
-        SftData.load(wrong)
+        SftData.load(wrong, models["thinking"])
     with pytest.raises(ConfigError, match=told):
         prepare_grpo(wrong)
     for command in (["evaluate", "--data", str(data), "--split", "train"], ["count", "x.mp4"]):
@@ -250,7 +253,7 @@ def test_a_dialect_that_the_template_contradicts_is_refused_before_anything_star
         assert main([*command, *where]) == 2
         assert "begins an answer with '<think>'" in capsys.readouterr().err
     right = recipe_for(models["other dialect"], data, "data.dialect=thinking")
-    assert len(SftData.load(right).train) == 3
+    assert len(SftData.load(right, models["other dialect"]).train) == 3
 
 
 # ---------------------------------------------------------------- end tokens and special tokens
