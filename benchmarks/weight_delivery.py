@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from actrep_ray.config import Recipe
+from actrep_ray.driver.groups import row_of
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder
@@ -201,18 +202,7 @@ def shares(engine: np.ndarray, learner: np.ndarray, exact: np.ndarray) -> dict[s
 
 def rows_of(groups: Sequence[RolloutGroup]) -> list[LearnerRow]:
     signs = np.where(np.arange(_SETTINGS.group_size) % 2, -1.0, 1.0).astype(np.float32)
-    return [
-        LearnerRow(
-            row_id=group.prompt.prompt_id,
-            question=group.prompt.question,
-            plan=group.prompt.plan,
-            num_prompt_tokens=group.num_prompt_tokens,
-            responses=tuple(answer.token_ids for answer in group.rollouts),
-            advantages=signs,
-            rollout_log_probs=tuple(answer.rollout_log_probs for answer in group.rollouts),
-        )
-        for group in groups
-    ]
+    return [row_of(replace(group, advantages=signs)) for group in groups]
 
 
 if __name__ == "__main__":

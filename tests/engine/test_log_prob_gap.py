@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from actrep_ray.config import LOG_PROB_GAP_LIMITS, Recipe, RolloutConfig, VideoConfig
+from actrep_ray.driver.groups import row_of
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder
@@ -96,18 +97,8 @@ def learner_of(recipe: Recipe) -> LearnerWorker:
 
 
 def rows_of(groups: Sequence[RolloutGroup]) -> list[LearnerRow]:
-    return [
-        LearnerRow(
-            row_id=group.prompt.prompt_id,
-            question=group.prompt.question,
-            plan=group.prompt.plan,
-            num_prompt_tokens=group.num_prompt_tokens,
-            responses=tuple(answer.token_ids for answer in group.rollouts),
-            advantages=np.where(np.arange(SETTINGS.group_size) % 2, -1.0, 1.0).astype(np.float32),
-            rollout_log_probs=tuple(answer.rollout_log_probs for answer in group.rollouts),
-        )
-        for group in groups
-    ]
+    signs = np.where(np.arange(SETTINGS.group_size) % 2, -1.0, 1.0).astype(np.float32)
+    return [row_of(replace(group, advantages=signs)) for group in groups]
 
 
 def gap(learner: LearnerWorker, rows: Sequence[LearnerRow]) -> float:

@@ -7,6 +7,7 @@ with stock transformers and the adapter that the learner saves in float32, throu
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from actrep_ray.config import Recipe, RolloutConfig, VideoConfig
+from actrep_ray.driver.groups import row_of
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder
@@ -140,15 +142,4 @@ def num_equal(first: np.ndarray, second: np.ndarray) -> int:
 
 def rows_of(groups: Sequence[RolloutGroup]) -> list[LearnerRow]:
     signs = np.where(np.arange(SETTINGS.group_size) % 2, -1.0, 1.0).astype(np.float32)
-    return [
-        LearnerRow(
-            row_id=group.prompt.prompt_id,
-            question=group.prompt.question,
-            plan=group.prompt.plan,
-            num_prompt_tokens=group.num_prompt_tokens,
-            responses=tuple(answer.token_ids for answer in group.rollouts),
-            advantages=signs,
-            rollout_log_probs=tuple(answer.rollout_log_probs for answer in group.rollouts),
-        )
-        for group in groups
-    ]
+    return [row_of(replace(group, advantages=signs)) for group in groups]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import LoraConfig, Recipe, RolloutConfig, VideoConfig
+from actrep_ray.driver.groups import row_of
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.lora import is_adapter
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -159,14 +160,8 @@ def gap(learners: LearnerPool, groups: Sequence[RolloutGroup]) -> float:
 
 
 def rows_of(groups: Sequence[RolloutGroup]) -> list[LearnerRow]:
-    return [
-        LearnerRow(
-            row_id=group.prompt.prompt_id,
-            question=group.prompt.question,
-            plan=group.prompt.plan,
-            num_prompt_tokens=group.num_prompt_tokens,
-            responses=tuple(answer.token_ids for answer in group.rollouts),
-            advantages=np.where(np.arange(len(group.rollouts)) % 2, -0.5, 1).astype(np.float32),
-        )
-        for group in groups
-    ]
+    rows = []
+    for group in groups:
+        is_odd = np.arange(len(group.rollouts)) % 2
+        rows.append(row_of(replace(group, advantages=np.where(is_odd, -0.5, 1).astype(np.float32))))
+    return rows

@@ -172,3 +172,12 @@ def start_node() -> Iterator[StartNode]:
     yield start
     for node in reversed(nodes):
         node.kill()
+
+
+@pytest.fixture(scope="module")
+def of_nodes() -> Iterator[None]:
+    """`ray start` as in a shell, without what a command run in this process has set."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME"):
+            patch.delenv(name, raising=False)
+        yield

@@ -24,6 +24,8 @@ import pytest
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.synthetic.dataset import write_dataset
 
+pytestmark = pytest.mark.usefixtures("of_nodes")
+
 ROOT = Path(__file__).resolve().parents[2]
 SUBNET = "10.210.0"
 BRIDGE = "actrepbr0"
@@ -46,15 +48,6 @@ placement: {{wait_s: 600}}
 
 def run(*line: str) -> None:
     subprocess.run(line, check=True, capture_output=True, timeout=30)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _of_nodes() -> Iterator[None]:
-    """`ray start` as in a shell, without what a command run in this process has set."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME"):
-            patch.delenv(name, raising=False)
-        yield
 
 
 @pytest.fixture(scope="module")

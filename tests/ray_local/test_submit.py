@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import pytest
 
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.synthetic.dataset import write_dataset
+
+pytestmark = pytest.mark.usefixtures("of_nodes")
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """\
@@ -21,15 +22,6 @@ data: {path: data/clips.jsonl}
 video: {max_pixels: 1024, max_frames: 16}
 sft: {num_steps: 3, clips_per_step: 2, validate_every: 3, num_validation_clips: 2}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _of_nodes() -> Iterator[None]:
-    """`ray start` as in a shell, without what a command run in this process has set."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME"):
-            patch.delenv(name, raising=False)
-        yield
 
 
 @pytest.fixture(scope="module")

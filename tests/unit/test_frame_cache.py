@@ -13,26 +13,15 @@ import numpy as np
 import pytest
 
 from actrep_ray.media.frame_cache import FrameCache
-from data_prep.video import FramePlan, VideoError, clip_of_video, plan_frames, read_frames
-from data_prep.video_writer import encode_mp4
+from data_prep.video import FramePlan, VideoError, read_frames
+from tests.unit.test_frame_cache_trust import make_video, plan_of
 
 GIB = 2**30
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> FramePlan:
-    path = tmp_path_factory.mktemp("videos") / "noise.mp4"
-    frames = np.random.default_rng(0).integers(0, 255, (24, 64, 64, 3), dtype=np.uint8)
-    encode_mp4(path, frames, 12)
-    return plan_frames(
-        clip_of_video(path),
-        fps=4.0,
-        min_frames=4,
-        max_frames=64,
-        min_pixels=1024,
-        max_pixels=1024,
-        factor=32,
-    )
+    return plan_of(make_video(tmp_path_factory.mktemp("videos") / "noise.mp4"))
 
 
 def shorter(plan: FramePlan, num_frames: int) -> FramePlan:
