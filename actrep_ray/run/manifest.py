@@ -12,6 +12,7 @@ Formats: 1 has no manifest and is trusted as far as its lengths go; 2 is this on
 refused by its number.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -32,7 +33,6 @@ Depth = Literal["lengths", "model", "all"]
 """How a checkpoint is checked: all files by length; the model alone by hash; all by hash."""
 
 _LISTING = re.compile(r"files-(\d{5})\.json")
-_CHUNK = 2**20
 
 
 class DamageError(DataError):
@@ -81,11 +81,8 @@ def entry_of(path: Path, rank: int | None = None) -> FileEntry:
 
 def hash_of_file(path: Path) -> str:
     """XXH3 of 128 bits of a file, hexadecimal."""
-    state = xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 # --- writing
