@@ -9,10 +9,15 @@ from enum import StrEnum
 
 import numpy as np
 
+from data_prep.files import DataError
 from data_prep.video import FramePlan
 
 Reading = int | str
 """What a task reads in an answer: a count, the name of a class."""
+
+
+class PromptTooLongError(DataError):
+    """A prompt and its answer do not fit into what the engine takes; the message names the clip."""
 
 
 @dataclass(frozen=True)

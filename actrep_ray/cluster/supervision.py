@@ -1,14 +1,22 @@
-"""What it means that a worker was lost, said once for every pool.
+"""Whose fault a failure is, and what it means that a worker was lost: said once for every pool.
+
+    infrastructure   a process, a node or an object is gone; a worker hangs, or has no memory: its
+                     work is given to another one, after a pause, as long as the budget lasts
+    data             a clip cannot be read, or its prompt is too long: its row is quarantined
+    defect           anything else: the run ends at once
 
     call of an actor ─► follow ─► mailbox ─► then(result)       what it returned
                                         ├──► on_loss(Loss)      the worker or its result is gone
                                         └──► on_error(error)    what the call itself raised
 
 A loss is of a process, of a node with all of its processes, or of an object in the object store;
-a worker that hangs is ended by its pool, which makes it one too. How many losses a run bears is
-counted by a `Budget`; one too many is a `WorkerLostError`.
+a worker that hangs is ended by its pool, which makes it one too, and so is one whose call raised
+for want of memory or time. How many losses a pool bears in an hour is counted by a `Budget`, which
+also says how long to wait before the next start; one too many is a `WorkerLostError`.
 """
 
+import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,16 +29,38 @@ import ray
 
 from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.mailbox import Mailbox
+from actrep_ray.records import PromptTooLongError
+from data_prep.locks import BusyError
+from data_prep.video import VideoError
 
 T = TypeVar("T")
 
 CAUSE_S = 120.0
 """Longest wait for the cause of a loss; Ray gives a node up after about 15 s."""
 
+HOUR_S = 3600.0
+"""In which the losses of a pool are counted against its budget."""
+
 _POLL_S = 2.0
 _PAUSE_S = 0.5
 _NAMES = {"learner": "learner rank", "rollout": "rollout worker", "reward": "reward worker"}
-_PROCESS_LOSSES = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+_PROCESS_LOSSES = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.WorkerCrashedError,
+)
+_BAD_DATA = (VideoError, PromptTooLongError)
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # the second is torch's
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_CALM_S = 60.0  # a pool that lost nobody for so long starts the next worker at once
+
+
+class Fault(Enum):
+    """Whose fault a failure is, which decides what becomes of it."""
+
+    INFRASTRUCTURE = "infrastructure"  # the work is done again, by another worker
+    DATA = "data"  # the row is quarantined, another one takes its place
+    DEFECT = "defect"  # the run ends
 
 
 class LossKind(Enum):
@@ -40,6 +70,7 @@ class LossKind(Enum):
     NODE = "node"  # with all of its workers, by no fault of theirs
     OBJECT = "object"  # of the object store, whose owner or node is gone
     HANG = "hang"  # a worker that did not answer in time, and was ended
+    MEMORY = "memory"  # a worker that could not get the memory that it asked for, and was ended
     UNREACHABLE = "unreachable"  # a worker; Ray does not know yet whether its node is lost too
 
 
@@ -91,33 +122,80 @@ class WorkerLostError(RuntimeError):
 
 
 class Budget:
-    """How many losses and failures a run bears.
+    """How many losses or failures a pool bears, and how long it waits before it starts a worker.
 
     Args:
         setting: Key of the recipe that limits them, for messages.
         limit: Its value.
         spares_nodes: Whether a worker that is lost with its node does not count.
+        window_s: Older ones are forgiven; by default none is.
+        clock: Seconds that only rise.
     """
 
-    def __init__(self, setting: str, limit: int, *, spares_nodes: bool = False) -> None:
+    def __init__(
+        self,
+        setting: str,
+        limit: int,
+        *,
+        spares_nodes: bool = False,
+        window_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.setting = setting
         self.limit = limit
         self.spares_nodes = spares_nodes
-        self.spent = Counter[str]()  # by reason
+        self.window_s = window_s
+        self.spent = Counter[str]()  # by reason, those that are forgiven among them
+        self._clock = clock
+        self._times: list[float] = []  # of those that are not
 
     @property
     def num_spent(self) -> int:
-        """What was counted, whatever the reason."""
+        """What was counted, whatever the reason and however long ago."""
         return self.spent.total()
+
+    @property
+    def num_recent(self) -> int:
+        """What counts against the limit now."""
+        oldest = self._clock() - self.window_s
+        self._times = [at for at in self._times if at > oldest]
+        return len(self._times)
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait, after what was counted last, before a worker is started again."""
+        num_in_a_row = min(len(self._times), 1)
+        for before, after in zip(self._times[-2::-1], self._times[:0:-1], strict=True):
+            if after - before >= _CALM_S:
+                break
+            num_in_a_row += 1
+        return pause_after(num_in_a_row)
 
     def spares(self, loss: Loss) -> bool:
         """Whether a loss does not count."""
         return self.spares_nodes and loss.kind is LossKind.NODE
 
     def spend(self, reason: str) -> bool:
-        """Count one more; whether the run bears it."""
+        """Count one more; whether the pool bears it."""
         self.spent[reason] += 1
-        return self.num_spent <= self.limit
+        self._times.append(self._clock())
+        return self.num_recent <= self.limit
+
+    def describe(self) -> str:
+        """What is used of it: "2 of 3 in an hour (rollout.max_restarts)"."""
+        span = "" if math.isinf(self.window_s) else " in an hour"
+        return f"{self.num_recent} of {self.limit}{span} ({self.setting})"
+
+
+def pause_after(num_in_a_row: int) -> float:
+    """Seconds before a pool that lost so many workers in a row starts the next one.
+
+    None after the first, then 1 s, and twice as long each time, up to half a minute.
+    """
+    if num_in_a_row < 2:
+        return 0.0
+    doublings = min(num_in_a_row - 2, 10)
+    return min(_FIRST_PAUSE_S * 2.0**doublings, _LONGEST_PAUSE_S)
 
 
 @dataclass(frozen=True)
@@ -137,8 +215,27 @@ class Call:
     ref: Any
 
 
+def fault_of(error: BaseException) -> Fault:
+    """Whose fault an error is, as a call of an actor raised it or as the worker did.
+
+    A worker that raises while it starts would do so again: that is a defect, but for memory that
+    the one before it may not have given back yet.
+    """
+    if isinstance(error, WorkerLostError):
+        return Fault.INFRASTRUCTURE
+    if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+        is_short = _type_in_last_line(str(error)) in _OUT_OF_MEMORY
+        return Fault.INFRASTRUCTURE if is_short else Fault.DEFECT
+    if kind_of_loss(error) is not None:
+        return Fault.INFRASTRUCTURE
+    return Fault.DATA if isinstance(_raised(error), _BAD_DATA) else Fault.DEFECT
+
+
 def kind_of_loss(error: BaseException) -> LossKind | None:
-    """What was lost if a call of an actor raises this; None if the call itself raised it."""
+    """What is lost if a call of an actor raises this; None if the worker can go on.
+
+    A worker without memory, or one that waited in vain, may not be what it was: it is lost too.
+    """
     if isinstance(error, ray.exceptions.ActorUnavailableError):
         return LossKind.UNREACHABLE
     if isinstance(error, ray.exceptions.ActorDiedError) and "node has died" in str(error):
@@ -147,7 +244,10 @@ def kind_of_loss(error: BaseException) -> LossKind | None:
         return LossKind.PROCESS
     if isinstance(error, ray.exceptions.ObjectLostError):
         return LossKind.OBJECT
-    return None
+    raised = _raised(error)
+    if type(raised).__name__ in _OUT_OF_MEMORY:
+        return LossKind.MEMORY
+    return LossKind.HANG if isinstance(raised, TimeoutError | BusyError) else None
 
 
 def as_raised(error: Exception) -> Exception:
@@ -202,7 +302,7 @@ def find_cause(mailbox: Mailbox, actor: Any, loss: Loss, then: Callable[[Loss], 
         cause = in_background(partial(cause_of_loss, actor, loss.error), f"cause: {loss.name}")
         mailbox.post_when_done(cause, lambda done: then(_with_cause(loss, done.result())))
         return
-    if loss.kind is LossKind.OBJECT:
+    if loss.kind in (LossKind.OBJECT, LossKind.MEMORY, LossKind.HANG):
         end_worker(actor)
     then(loss)
 
@@ -266,3 +366,15 @@ def _with_cause(loss: Loss, error: Exception) -> Loss:
     kind = kind_of_loss(error)
     is_known = kind is not None and kind is not LossKind.UNREACHABLE
     return replace(loss, kind=kind if kind and is_known else LossKind.PROCESS, error=error)
+
+
+def _raised(error: BaseException) -> BaseException:
+    """What the worker raised, if Ray brought it."""
+    return error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+
+
+def _type_in_last_line(text: str) -> str:
+    """The name of the exception that a traceback ends with, its module left out."""
+    last = text.strip().rpartition("\n")[2].strip()
+    match = re.match(r"[\w.]+", last)
+    return match[0].rpartition(".")[2] if match else ""

@@ -14,22 +14,55 @@ from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.supervision import (
     Budget,
     Call,
+    Fault,
     Loss,
     LossKind,
     WorkerLostError,
+    fault_of,
     find_cause,
     follow,
     kind_of_loss,
+    pause_after,
     wait_for,
 )
+from actrep_ray.config import ConfigError
+from actrep_ray.records import PromptTooLongError
+from data_prep.locks import BusyError
+from data_prep.video import VideoError
 
 NODE_LOST = exceptions.ActorDiedError(
     ActorDiedErrorContext(
         actor_id=b"1" * 16, error_message="The actor died because its node has died."
     )
 )
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+def task_error(cause: Exception, text: str = "traceback") -> exceptions.RayTaskError:
+    return exceptions.RayTaskError("advance", text, cause)
+
+
+def raised_by_worker(cause: Exception) -> Exception:
+    """An error as Ray brings it from a call."""
+    error: Exception = task_error(cause).as_instanceof_cause()
+    return error
+
+
+def raised_at_start(line: str) -> Exception:
+    return exceptions.ActorDiedError(task_error(RuntimeError(), f"Traceback\n  a line\n{line}"))
+
+
 ERRORS = [
     (exceptions.ActorDiedError(), LossKind.PROCESS),
+    (exceptions.WorkerCrashedError(), LossKind.PROCESS),
+    (raised_by_worker(OutOfMemoryError("CUDA out of memory")), LossKind.MEMORY),
+    (raised_by_worker(MemoryError()), LossKind.MEMORY),
+    (raised_by_worker(TimeoutError("waited 5 s for rank 1")), LossKind.HANG),
+    (raised_by_worker(BusyError("waited 480 s")), LossKind.HANG),
+    (raised_by_worker(VideoError("a.mp4: no such video")), None),
     (NODE_LOST, LossKind.NODE),
     (exceptions.ActorUnavailableError("no reply", b"1" * 16), LossKind.UNREACHABLE),
     (exceptions.OutOfMemoryError("killed"), LossKind.PROCESS),
@@ -43,6 +76,32 @@ ERRORS = [
 @pytest.mark.parametrize(("error", "kind"), ERRORS, ids=lambda value: type(value).__name__)
 def test_every_error_of_a_call_is_of_one_kind(error: Exception, kind: LossKind | None) -> None:
     assert kind_of_loss(error) is kind
+
+
+INFRASTRUCTURE, DATA, DEFECT = Fault.INFRASTRUCTURE, Fault.DATA, Fault.DEFECT
+FAULTS = [
+    *[(error, INFRASTRUCTURE) for error, kind in ERRORS if kind is not None],
+    (
+        WorkerLostError("gone", Loss("reward", 0, LossKind.HANG, "score", TimeoutError())),
+        INFRASTRUCTURE,
+    ),
+    (raised_at_start("torch.OutOfMemoryError: CUDA out of memory."), INFRASTRUCTURE),
+    (raised_at_start("MemoryError"), INFRASTRUCTURE),
+    (raised_at_start("actrep_ray.config.section.ConfigError: m: no model"), DEFECT),
+    (raised_at_start("ValueError: OutOfMemoryError: is only what it says"), DEFECT),
+    (VideoError("a.mp4: no such video"), DATA),
+    (raised_by_worker(VideoError("a.mp4: cut short")), DATA),
+    (raised_by_worker(PromptTooLongError("clip 'a': 900 prompt tokens")), DATA),
+    (raised_by_worker(ConfigError("rollout.engine")), DEFECT),
+    (raised_by_worker(ZeroDivisionError()), DEFECT),
+    (KeyError("a"), DEFECT),
+    (exceptions.RayTaskError("score", "traceback", ValueError("no")), DEFECT),
+]
+
+
+@pytest.mark.parametrize(("error", "fault"), FAULTS, ids=lambda value: type(value).__name__)
+def test_every_failure_is_somebodys_fault(error: Exception, fault: Fault) -> None:
+    assert fault_of(error) is fault
 
 
 @dataclass
@@ -143,6 +202,31 @@ def test_a_budget_counts_by_reason_and_spares_what_it_says() -> None:
     ]
     assert spares.spent == {"process": 2, "hang": 1}
     assert not Budget("reward.max_failures", 0).spend("hang")
+
+
+def test_a_budget_forgives_what_is_an_hour_old() -> None:
+    now = 0.0
+    budget = Budget("rollout.max_restarts", 2, window_s=3600.0, clock=lambda: now)
+    borne = []
+    for now in (0.0, 1800.0, 3599.0, 3600.0, 5400.0, 7300.0):  # noqa: B007 - the clock reads it
+        borne.append(budget.spend("process"))
+    # In the hour before: 1, 2, 3, 3 (the first is forgiven), 3 (the second), 2.
+    assert borne == [True, True, False, False, False, True]
+    assert (budget.num_spent, budget.num_recent) == (6, 2)
+    assert budget.describe() == "2 of 2 in an hour (rollout.max_restarts)"
+
+
+def test_pauses_double_up_to_a_limit_and_begin_anew_after_a_calm() -> None:
+    table = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 30, 8: 30, 5000: 30}
+    assert {number: pause_after(number) for number in table} == table
+    now = 0.0
+    budget = Budget("rollout.max_restarts", 9, window_s=3600.0, clock=lambda: now)
+    assert budget.pause_s == 0
+    pauses = []
+    for now in (10.0, 20.0, 79.0, 80.0, 140.0, 150.0):  # noqa: B007 - the clock reads it
+        budget.spend("process")
+        pauses.append(budget.pause_s)
+    assert pauses == [0, 1, 2, 4, 0, 1]  # 60 s without a loss before the fifth
 
 
 def test_the_error_of_a_pool_carries_the_loss() -> None:
