@@ -41,7 +41,7 @@ class OutOfMemoryError(RuntimeError):
     """Named as torch's."""
 
 
-def task_error(cause: Exception, text: str = "traceback") -> exceptions.RayTaskError:
+def task_error(cause: Exception, text: str = "traceback") -> Any:
     return exceptions.RayTaskError("advance", text, cause)
 
 
@@ -51,7 +51,8 @@ def raised_by_worker(cause: Exception) -> Exception:
     return error
 
 
-def raised_at_start(line: str) -> Exception:
+def raised_at_start(line: str) -> Any:
+    """An error of a worker's start, of which Ray keeps the text alone."""
     return exceptions.ActorDiedError(task_error(RuntimeError(), f"Traceback\n  a line\n{line}"))
 
 
