@@ -19,6 +19,7 @@ import numpy as np
 
 from actrep_ray.cluster.session import cluster
 from actrep_ray.cluster.supervision import WorkerLostError
+from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.restarts import run_with_restarts
@@ -56,6 +57,7 @@ def prepare_sft(
     Raises:
         ValueError: for settings, data or a model that cannot be used.
     """
+    check_this_machine(recipe)
     check_deepspeed(recipe)
     model = resolve_model(recipe.model.path)
     data = SftData.load(recipe, model)

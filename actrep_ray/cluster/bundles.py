@@ -1,12 +1,17 @@
 """Room that is reserved for the learner ranks, and for the engines that share it with them."""
 
+import logging
+import time
 from typing import Any
 
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actrep_ray.cluster.placement import is_colocated, pools_of
+from actrep_ray.cluster.placement import PlacementError, is_colocated, pools_of
 from actrep_ray.config import Recipe
+
+_SAY_EVERY_S = 30.0
+_log = logging.getLogger(__name__)
 
 
 def reserve(recipe: Recipe) -> PlacementGroup:
@@ -18,7 +23,7 @@ def reserve(recipe: Recipe) -> PlacementGroup:
         recipe: Settings, with the device resolved.
 
     Raises:
-        TimeoutError: if the cluster had no room within `learner.timeout_s`.
+        PlacementError: if the cluster had no room within `placement.busy_s`.
     """
     roles = ("learner", "rollout") if is_colocated(recipe) else ("learner",)
     (pool,) = pools_of(recipe, roles, is_cpu=recipe.device == "cpu")
@@ -27,14 +32,30 @@ def reserve(recipe: Recipe) -> PlacementGroup:
         strategy="PACK",
         bundle_label_selector=[dict(pool.labels)] * pool.num_workers if pool.labels else None,
     )
-    if not group.wait(recipe.learner.timeout_s):
+    what = f"room for {pool.num_workers} {pool.role} workers of {pool.bundle}"
+    try:
+        _wait_for(group, what, recipe.placement.busy_s)
+    except BaseException:
         remove_placement_group(group)
-        raise TimeoutError(
-            f"waited {recipe.learner.timeout_s:g} s (learner.timeout_s) for room for "
-            f"{pool.num_workers} {pool.role} workers of {pool.bundle}: is another job using the "
-            "cluster?"
-        )
+        raise
     return group
+
+
+def _wait_for(group: PlacementGroup, what: str, limit_s: float) -> None:
+    """Return when a group has its bundles; say now and then what is waited for.
+
+    Raises:
+        PlacementError: if it does not get them in time.
+    """
+    deadline = time.monotonic() + limit_s
+    while not group.wait(min(_SAY_EVERY_S, max(deadline - time.monotonic(), 0.0))):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise PlacementError(
+                f"waited {limit_s:g} s (placement.busy_s) for {what}: other jobs of the cluster "
+                "take it up; try again when they have ended, or raise placement.busy_s"
+            )
+        _log.warning("waiting up to %.0f s more for %s: other jobs take it up", left, what)
 
 
 def bundle_options(group: PlacementGroup, index: int) -> dict[str, Any]:

@@ -13,17 +13,23 @@ from actrep_ray.cluster.placement import Node, PlacementError, place, pools_of
 from actrep_ray.config import Recipe, check_attention
 
 _POLL_S = 2.0
+_ASK_S = 120.0  # that a node takes at most to start a process and to answer
 
 _log = logging.getLogger(__name__)
 
 
-def wait_for_room(recipe: Recipe, roles: Sequence[str] = ()) -> None:
-    """Return when the cluster's nodes can hold a recipe: nodes may join up to `placement.wait_s`.
+def wait_for_room(recipe: Recipe, roles: Sequence[str] = (), *, wait_s: float) -> None:
+    """Return when the cluster's nodes can hold a recipe.
+
+    Args:
+        recipe: Settings.
+        roles: As of `pools_of`.
+        wait_s: How long nodes may take to join; 0 refuses at once.
 
     Raises:
         PlacementError: if they still cannot then, with what is missing.
     """
-    deadline, told = time.monotonic() + recipe.placement.wait_s, ""
+    deadline, told = time.monotonic() + wait_s, ""
     while True:
         is_cpu = with_device(recipe).device == "cpu"
         try:
@@ -96,7 +102,7 @@ def _nodes(*, with_memory: bool = False) -> list[Node]:
 def _gpu_gib(node_id: str) -> float:
     """Memory of the smallest GPU of a node, GiB, asked of its driver."""
     task = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node_id})(_ask_driver)
-    found: float = ray.get(task.remote())
+    found: float = ray.get(task.remote(), timeout=_ASK_S)
     return found
 
 

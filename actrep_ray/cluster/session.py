@@ -6,7 +6,6 @@ its way out, for whatever reason, ends them with the cluster.
 
 import logging
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,9 @@ import ray
 
 from actrep_ray.cluster.nodes import wait_for_room
 from actrep_ray.cluster.placement import pools_of
+from actrep_ray.cluster.this_machine import check_this_machine, joins_cluster
 from actrep_ray.config import Recipe
+from actrep_ray.models.torch_names import num_gpus
 
 
 @contextmanager
@@ -32,14 +33,18 @@ def cluster(*recipes: Recipe, roles: Sequence[str] = ()) -> Iterator[None]:
         roles: Only workers of these roles will be; by default all that a recipe's stage has.
 
     Raises:
-        PlacementError: if a joined cluster cannot hold a recipe, with what is missing.
+        PlacementError: if this machine, or the joined cluster, cannot hold a recipe, with what is
+            missing.
     """
-    joins = bool(os.environ.get("RAY_ADDRESS"))
+    joins = joins_cluster()
+    for recipe in recipes:
+        check_this_machine(recipe, roles)
     # A local cluster is reached from this machine alone; the notice of its token is no news.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(
         address=None if joins else "local",
         num_cpus=None if joins else sum(num_cpus(recipe) for recipe in recipes),
+        num_gpus=None if joins else num_gpus(),
         include_dashboard=False if not joins else None,
         log_to_driver=False,
         logging_level=logging.WARNING,
@@ -48,7 +53,7 @@ def cluster(*recipes: Recipe, roles: Sequence[str] = ()) -> Iterator[None]:
         with _terminate_as_interrupt():  # ray.init has set a handler of its own
             if joins:
                 for recipe in recipes:
-                    wait_for_room(recipe, roles)
+                    wait_for_room(recipe, roles, wait_s=recipe.placement.wait_s)
             yield
     finally:
         with _uninterrupted():

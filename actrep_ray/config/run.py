@@ -105,5 +105,12 @@ class PlacementConfig(Section):
     rollout_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may generate.")
     reward_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may score.")
     wait_s: Annotated[Float, Field(ge=0)] = Field(
-        60.0, description="Longest wait for nodes that a joined cluster does not have yet."
+        0.0,
+        description="Longest wait at the start for nodes that a joined cluster does not have yet.",
+    )
+    rejoin_s: Annotated[Float, Field(ge=0)] = Field(
+        60.0, description="Longest wait for nodes in place of those that were lost in a run."
+    )
+    busy_s: Positive = Field(
+        600.0, description="Longest wait for room that other jobs of a joined cluster take up."
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from actrep_ray.cluster.session import cluster
 from actrep_ray.cluster.supervision import WorkerLostError
+from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.driver.asynchronous import AsynchronousDriver
 from actrep_ray.driver.in_flight import check_in_flight
@@ -41,6 +42,7 @@ def prepare_grpo(
     Raises:
         ValueError: for settings, data or a model that cannot be used.
     """
+    check_this_machine(recipe)
     make_spec(recipe)
     check_deepspeed(recipe)
     data = GrpoData.load(recipe)

@@ -1,7 +1,7 @@
 """Goes on from the last checkpoint when a learner rank was lost, with its process or its node.
 
 Ranks hold the model together: without one of them none can go on. So all workers of the run end,
-the cluster may get new nodes for `placement.wait_s`, and the run starts again from its newest
+the cluster may get new nodes for `placement.rejoin_s`, and the run starts again from its newest
 checkpoint, at most `learner.max_restarts` times. Steps since that checkpoint are done again.
 """
 
@@ -54,4 +54,4 @@ def run_with_restarts(
                 budget.setting,
                 f"the checkpoint of step {start.step}" if start else "the beginning",
             )
-        wait_for_room(recipe)
+        wait_for_room(recipe, wait_s=recipe.placement.rejoin_s)

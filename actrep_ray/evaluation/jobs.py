@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictors import evaluate, with_whole_weights
 from actrep_ray.evaluation.run_results import write_results
@@ -44,6 +45,7 @@ def prepare_evaluation(recipe: Recipe, model: Path, *, split: str, out_dir: Path
     Raises:
         ValueError: for data or a model that cannot be used.
     """
+    check_this_machine(recipe, ("rollout",))
     clips = load_clips(recipe, split, limit=recipe.eval.num_clips)
     inputs = QwenVLInputs(model)
     inputs.check_dialect(recipe.data.dialect)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictions import (
     Prediction,
@@ -101,6 +102,8 @@ def with_whole_weights(recipe: Recipe) -> Recipe:
 
 def count_in(clip: Clip, model: Path, recipe: Recipe) -> Prediction:
     """Count in one clip with an engine in this process."""
+    alone = recipe.rollout.model_copy(update={"num_workers": 1})
+    check_this_machine(recipe.model_copy(update={"rollout": alone}), ("rollout",))
     inputs = QwenVLInputs(model)
     inputs.check_dialect(recipe.data.dialect)
     engine = start_engine(with_own_device(with_whole_weights(recipe)), model)

@@ -145,8 +145,8 @@ class LearnerPool:
         Raises:
             ConfigError: if the recipe contradicts the DeepSpeed JSON that it names.
             LearnerWorkerError: if a rank dies at its start.
-            TimeoutError: if the cluster has no room for them, or if they are not ready within
-                `learner.timeout_s`.
+            PlacementError: if the cluster has no room for them within `placement.busy_s`.
+            TimeoutError: if they are not ready within `learner.timeout_s`.
         """
         runs_dir = str(Path(recipe.runs_dir).absolute())  # a rank may have another folder
         recipe = with_device(recipe).model_copy(update={"runs_dir": runs_dir})

@@ -10,6 +10,11 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
+def num_gpus() -> int:
+    """GPUs that torch can use on this machine; 0 where it is built without CUDA."""
+    return torch.cuda.device_count()
+
+
 def dtype_named(name: str) -> torch.dtype:
     """For example torch.bfloat16 of "bfloat16".
 

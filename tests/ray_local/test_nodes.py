@@ -42,7 +42,7 @@ reward: {{num_workers: 2, timeout_s: 300, weights: {{"REWARD:letters": 1}}}}
 learner: {{num_workers: 2, num_cpus: 3}}
 train: {{num_steps: {NUM_STEPS}, prompts_per_step: 4, group_size: 2}}
 checkpoint: {{every: 1}}
-placement: {{wait_s: 600}}
+placement: {{wait_s: 600, rejoin_s: 600}}
 """
 
 

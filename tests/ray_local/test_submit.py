@@ -77,7 +77,7 @@ def test_a_job_runs_to_its_end_and_a_failing_one_says_why(
     for left_out in ("runs", "data", "models", ".venv", ".git", ".mypy_cache"):
         assert not (package / left_out).exists(), left_out
 
-    asked = ("--set", "name=large", "--set", "placement.wait_s=0")
+    asked = ("--set", "name=large")
     too_many = ("--set", "learner.num_workers=4", "--set", "sft.clips_per_step=4")
     run = submit(recipe, head.url, "--root", str(shared), *asked, *too_many)
     assert run.returncode != 0
