@@ -39,7 +39,7 @@ class MeasuredWorker(RolloutWorker):
 
     def bare(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> dict[str, float]:
         """Tokens per second of `LLM.generate`, and what the siblings found in the cache."""
-        params = self.engine.sampling_params(settings)
+        params = [self.engine.sampling_params(prompt, settings) for prompt in prompts]
         began = time.perf_counter()
         requests = [self.engine.request(prompt) for prompt in prompts]
         outputs = self.engine.llm.generate(requests, params, use_tqdm=False)
@@ -90,7 +90,7 @@ def measure(recipe: Recipe, num_clips: int, group_size: int, num_rounds: int) ->
     handles: list[Any] = []
 
     def spawn(index: int) -> Any:
-        handles.append(actor.remote(partial(start_engine, recipe, recipe.model.path, index)))
+        handles.append(actor.remote(partial(start_engine, recipe, recipe.model.path)))
         return handles[-1]
 
     pool = RolloutPool(recipe, spawn)

@@ -5,6 +5,9 @@ logits divided by the temperature, with the visual tokens (`QwenVLInputs.visual_
 out, since one of them in an answer could not be trained on. A learner that wants to compare must
 do the same two things. Nucleus sampling (`top_p` below 1) changes the distribution further, and a
 learner cannot follow it there.
+
+What is drawn is a function of the run's seed, the prompt's id, the number of the answer in its
+group and the position of the token (`actrep_ray.rollout.draws`): engines have no random stream.
 """
 
 from abc import ABC, abstractmethod
@@ -33,15 +36,12 @@ class SamplingSettings:
         group_size: Answers to each prompt.
         temperature: 0 takes the likeliest token.
         top_p: Nucleus; 1 keeps all tokens.
-        seed: Makes this call repeatable on one engine, at some cost in speed (vLLM is 5 times
-            slower); None goes on in the engine's own seeded stream.
     """
 
     max_tokens: int
     group_size: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
-    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.group_size < 1:

@@ -18,6 +18,7 @@ from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfi
 from actrep_ray.models.lora import add_adapters, check_adapter, is_adapter
 from actrep_ray.models.qwen_vl import EncodedPrompt, load_model
 from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.rollout.draws import answer_keys, draw, numbers
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
 from actrep_ray.weights.buckets import Weights, magnitude, verify_magnitudes
 
@@ -30,7 +31,7 @@ class HfEngine(QwenVLEngine):
         rollout_cfg: Sizes and sampling; `tensor_parallel_size` must be 1.
         video_cfg: Where frames are cached.
         device: Where to compute.
-        seed: Seed of the engine's stream of random numbers.
+        seed: With a prompt's id, it decides what is drawn.
         dtype: Dtype of computation; float32 on a CPU and bfloat16 on a GPU by default.
         lora: Given if `load_weights` brings adapters of this make, not all weights.
     """
@@ -60,8 +61,8 @@ class HfEngine(QwenVLEngine):
         if lora is not None:
             add_adapters(self._model, lora)
         self._model.to(self._device).eval()
-        self._random = torch.Generator(self._device).manual_seed(seed)
-        self._waiting: deque[tuple[Prompt, SamplingSettings, torch.Generator]] = deque()
+        self._seed = seed
+        self._waiting: deque[tuple[Prompt, SamplingSettings]] = deque()
 
     @property
     def num_unfinished(self) -> int:
@@ -70,25 +71,22 @@ class HfEngine(QwenVLEngine):
 
     def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         """Take prompts; see `Engine.add`."""
-        random = self._random
-        if settings.seed is not None:
-            random = torch.Generator(self._device).manual_seed(settings.seed)
-        self._waiting.extend((prompt, settings, random) for prompt in prompts)
+        self._waiting.extend((prompt, settings) for prompt in prompts)
 
     def step(self) -> list[RolloutGroup]:
         """Answer one batch of prompts to its end; see `Engine.step`."""
         if not self._waiting:
             return []
-        _, settings, random = self._waiting[0]
+        _, settings = self._waiting[0]
         batch_size = max(1, self._max_num_seqs // settings.group_size)
         prompts: list[Prompt] = []
         while self._waiting and len(prompts) < batch_size:
-            prompt, *sampling = self._waiting[0]
-            if sampling != [settings, random]:
+            prompt, sampling = self._waiting[0]
+            if sampling != settings:
                 break
             prompts.append(prompt)
             self._waiting.popleft()
-        return self._generate_batch(prompts, settings, random)
+        return self._generate_batch(prompts, settings)
 
     def clear(self) -> None:
         """Forget the prompts that wait."""
@@ -148,14 +146,15 @@ class HfEngine(QwenVLEngine):
         self.clear()
 
     def _generate_batch(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, random: torch.Generator
+        self, prompts: Sequence[Prompt], settings: SamplingSettings
     ) -> list[RolloutGroup]:
-        encoded = []
+        encoded, keys = [], []
         for prompt in prompts:
             frames = self.frames.get(prompt.plan)
             encoded.append(self.inputs.encode(prompt.question, prompt.plan, frames))
             self.check_length(prompt, len(encoded[-1].input_ids), settings.max_tokens)
-        tokens, log_probs = self._sample(_pad_left(encoded, self._device), settings, random)
+            keys += answer_keys(self._seed, prompt.prompt_id, settings.group_size)
+        tokens, log_probs = self._sample(_pad_left(encoded, self._device), settings, keys)
         return [
             self._group(prompt, tokens[i], log_probs[i], len(encoded[i].input_ids))
             for i, prompt in enumerate(prompts)
@@ -163,7 +162,7 @@ class HfEngine(QwenVLEngine):
 
     @torch.inference_mode()
     def _sample(
-        self, batch: "_Batch", settings: SamplingSettings, random: torch.Generator
+        self, batch: "_Batch", settings: SamplingSettings, keys: Sequence[int]
     ) -> tuple[list[list[list[int]]], list[list[list[float]]]]:
         """Tokens and log-probabilities by prompt, answer and position."""
         group_size, num_answers = settings.group_size, len(batch.input_ids) * settings.group_size
@@ -186,7 +185,8 @@ class HfEngine(QwenVLEngine):
         tokens: list[list[int]] = [[] for _ in range(num_answers)]
         log_probs: list[list[float]] = [[] for _ in range(num_answers)]
         for step in range(settings.max_tokens):
-            token, log_prob = self._choose(logits.float(), settings, random)
+            drawn_by = numbers(keys, [step] * num_answers)
+            token, log_prob = self._choose(logits.float(), settings, drawn_by)
             for i in torch.nonzero(~is_done).flatten().tolist():
                 tokens[i].append(int(token[i]))
                 log_probs[i].append(float(log_prob[i]))
@@ -209,16 +209,15 @@ class HfEngine(QwenVLEngine):
         )
 
     def _choose(
-        self, logits: torch.Tensor, settings: SamplingSettings, random: torch.Generator
+        self, logits: torch.Tensor, settings: SamplingSettings, drawn_by: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A token for each row of logits [B, V], and its log-probability."""
+        """A token for each row of logits [B, V] by its number [B], and its log-probability."""
         logits[:, list(self.inputs.visual_token_ids)] = -torch.inf
         if settings.temperature == 0:
             token = logits.argmax(dim=-1)
         else:
             logits = nucleus(logits / settings.temperature, settings.top_p)
-            probabilities = torch.softmax(logits, dim=-1)
-            token = torch.multinomial(probabilities, 1, generator=random)[:, 0]
+            token = draw(torch.softmax(logits, dim=-1), drawn_by)
         log_probs = torch.log_softmax(logits, dim=-1)
         return token, log_probs.gather(1, token[:, None])[:, 0]
 

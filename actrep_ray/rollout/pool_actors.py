@@ -23,9 +23,9 @@ def spawner(
         bundles: Those of the learner ranks, if each shares its own with an engine.
     """
     actor = as_actor(RolloutWorker, _actor_options(recipe))
+    start = partial(start_engine, recipe, str(model_path))
 
     def spawn(index: int) -> Any:
-        start = partial(start_engine, recipe, str(model_path), index)
         if bundles is None:
             return actor.remote(start)
         shares = share_of_bundle(recipe)

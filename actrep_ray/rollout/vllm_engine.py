@@ -5,8 +5,8 @@ once. Frames come from the node's cache; vLLM recognises a clip that it has proc
 hash of its plan.
 
 Where vLLM is deviated from: the processor may neither sample nor resize (the plan has done both),
-Qwen2.5-VL is given the frame rate in the one way that its positions follow, and weights are
-replaced through `actrep_ray.weights.vllm_load`.
+Qwen2.5-VL is given the frame rate in the one way that its positions follow, weights are replaced
+through `actrep_ray.weights.vllm_load`, and tokens drawn by `actrep_ray.rollout.vllm_sampler`.
 """
 
 import os
@@ -21,6 +21,7 @@ import torch
 from actrep_ray.config import VLLM_LORA_RANKS, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
 from actrep_ray.weights import vllm_load
 from actrep_ray.weights.buckets import Weights
@@ -30,6 +31,7 @@ _GIB = 2**30
 _CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
 _CPU_BATCH_TOKENS = 4096
 _PROCESSED_CLIPS_GIB = 1.0
+_WORKER_EXTENSION = "actrep_ray.rollout.vllm_sampler.WorkerExtension"
 
 
 class VllmEngine(QwenVLEngine):
@@ -40,7 +42,7 @@ class VllmEngine(QwenVLEngine):
         rollout_cfg: Sizes and sampling.
         video_cfg: Where frames are cached.
         device: Where to compute.
-        seed: Seed of the engine's stream of random numbers.
+        seed: With a prompt's id, it decides what is drawn.
         dtype: Dtype of computation; float32 on a CPU and bfloat16 on a GPU by default.
         lora: Given if `load_weights` brings adapters of this make, not all weights.
         shares_gpu: Whether `sleep` has to free the GPU for others.
@@ -70,7 +72,9 @@ class VllmEngine(QwenVLEngine):
         self._can_sleep = shares_gpu and device == "cuda"  # vLLM for CPUs cannot
         if self._can_sleep:
             options["enable_sleep_mode"] = True
+        self._seed = seed
         self.llm: Any = LLM(**options, dtype=self.dtype, seed=seed)
+        self.llm.collective_rpc("actrep_draw_by_answer")
 
     @property
     def num_unfinished(self) -> int:
@@ -85,7 +89,7 @@ class VllmEngine(QwenVLEngine):
         requests = [self.request(prompt) for prompt in prompts]
         ids = self.llm.enqueue(
             requests,
-            self.sampling_params(settings),
+            [self.sampling_params(prompt, settings) for prompt in prompts],
             use_tqdm=False,
             lora_request=self._adapter,
         )
@@ -174,8 +178,8 @@ class VllmEngine(QwenVLEngine):
             "mm_processor_kwargs": options,
         }
 
-    def sampling_params(self, settings: SamplingSettings) -> Any:
-        """The settings as vLLM has them: `vllm.SamplingParams`."""
+    def sampling_params(self, prompt: Prompt, settings: SamplingSettings) -> Any:
+        """How a prompt is answered, as vLLM has it: `vllm.SamplingParams`."""
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -183,7 +187,7 @@ class VllmEngine(QwenVLEngine):
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_tokens=settings.max_tokens,
-            seed=settings.seed,
+            extra_args={EXTRA_ARG: answer_keys(self._seed, prompt.prompt_id, settings.group_size)},
             stop_token_ids=list(self.inputs.end_ids),
             logit_bias=dict.fromkeys(self.inputs.visual_token_ids, -np.inf),
             logprobs=0,  # of the sampled token alone
@@ -230,6 +234,7 @@ def _num_visual_tokens(inputs: QwenVLInputs, plan: FramePlan) -> int:
 def _set_environment(device: str, num_threads: int) -> None:
     """What vLLM reads from the environment; it has to be there before vLLM is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no child process for the engine's core
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its sampler is another one than `vllm_sampler`'s
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if device == "cpu":
@@ -266,6 +271,7 @@ def _engine_options(
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # sampling is ours alone, penalties of the folder are not
         **vllm_load.OPTIONS,
+        "worker_extension_cls": _WORKER_EXTENSION,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

@@ -121,16 +121,14 @@ def with_own_device(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"device": device_named(recipe.device).type})
 
 
-def start_engine(recipe: Recipe, model_path: str | Path, index: int = 0) -> Engine:
+def start_engine(recipe: Recipe, model_path: str | Path) -> Engine:
     """Start the engine that `rollout.engine` names.
 
     Args:
         recipe: Settings; `device` must not be `auto` any more.
         model_path: Folder of the checkpoint to start from.
-        index: Number of the engine; its seed differs from its siblings'.
     """
     assert recipe.device != "auto", "the pool resolves the device"
-    seed = recipe.seed * 1000 + index
     lora = recipe.model.lora if recipe.sends_adapters else None
     if recipe.rollout.engine == "hf":
         return HfEngine(
@@ -138,7 +136,7 @@ def start_engine(recipe: Recipe, model_path: str | Path, index: int = 0) -> Engi
             recipe.rollout,
             recipe.video,
             device=recipe.device,
-            seed=seed,
+            seed=recipe.seed,
             dtype=recipe.model.dtype,
             lora=lora,
         )
@@ -147,7 +145,7 @@ def start_engine(recipe: Recipe, model_path: str | Path, index: int = 0) -> Engi
         recipe.rollout,
         recipe.video,
         device=recipe.device,
-        seed=seed,
+        seed=recipe.seed,
         dtype=recipe.model.dtype,
         lora=lora,
         shares_gpu=is_colocated(recipe),

@@ -17,9 +17,8 @@ from actrep_ray.weights.buckets import Weights, verify_magnitudes
 
 OPTIONS: dict[str, Any] = {
     "weight_transfer_config": {"backend": "actrep_memory"},
-    "worker_extension_cls": "actrep_ray.weights.vllm_transfer.WorkerExtension",
 }
-"""What `vllm.LLM` has to be started with."""
+"""What `vllm.LLM` has to be started with, beside `vllm_transfer.WorkerExtension`."""
 
 _ADAPTER_ID = 1
 

@@ -61,8 +61,7 @@ def test_follows_the_sampling_settings(case: Any, make_reference: Any, make_prom
     greedy = SamplingSettings(max_tokens=12, temperature=0.0)
     first, second = engine.generate(prompts, greedy), engine.generate(prompts, greedy)
     assert texts(first) == texts(second)
-    seeded = replace(SETTINGS, seed=5)
-    assert texts(engine.generate(prompts, seeded)) == texts(engine.generate(prompts, seeded))
+    assert texts(engine.generate(prompts, SETTINGS)) == texts(engine.generate(prompts, SETTINGS))
     for group in [*cool, *first]:
         for answer in group.rollouts:
             assert not set(answer.token_ids.tolist()) & set(engine.inputs.visual_token_ids)

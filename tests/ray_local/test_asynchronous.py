@@ -407,11 +407,9 @@ class OneRank(Colleagues):
 class RealHandle(Handle):
     """A thread with a real engine."""
 
-    def __init__(self, recipe: Recipe, index: int) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.thread = ThreadPoolExecutor(1)
-        start = self.thread.submit(
-            RolloutWorker, partial(start_engine, recipe, recipe.model.path, index)
-        )
+        start = self.thread.submit(RolloutWorker, partial(start_engine, recipe, recipe.model.path))
         self.worker = start.result()
 
 
@@ -429,7 +427,7 @@ def weights_after(base: Recipe, folder: Path, *settings: str) -> dict[str, torch
         ],
     )
     learner = OneRank(recipe)
-    pool = RolloutPool(recipe, partial(RealHandle, recipe))
+    pool = RolloutPool(recipe, lambda _: RealHandle(recipe))
     pool.add_workers()
     pool.wait_ready()
     sync = WeightSync(learner, pool)
