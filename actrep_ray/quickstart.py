@@ -31,7 +31,7 @@ from actrep_ray.driver.job import GrpoJob, prepare_grpo
 from actrep_ray.driver.pools import Pools
 from actrep_ray.evaluation.periodicity import write_baseline
 from actrep_ray.evaluation.predictors import evaluate
-from actrep_ray.evaluation.report import Report, write_report
+from actrep_ray.evaluation.report import Report, print_main, write_report
 from actrep_ray.evaluation.run_results import DETECTOR as BASELINE
 from actrep_ray.evaluation.run_results import read_run
 from actrep_ray.learner.pool import LearnerPool
@@ -261,8 +261,7 @@ class Quickstart:
             report = write_report(read_run(self.folder), self.folder)
         path = self.folder / "summary.json"
         write_lines(path, [json.dumps(self.summary(report), indent=2)])
-        for table in report.tables[:2]:
-            self.console.print(table.to_rich())
+        print_main(report, self.console)
         self.console.print(self.seconds_table())
         self.console.print(as_text(self.next_commands(report)), soft_wrap=True)
         return path

@@ -4,6 +4,7 @@ Pixels never do: a prompt carries a frame plan, and whoever needs the frames rea
 node's frame cache.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -14,6 +15,9 @@ from data_prep.video import FramePlan
 
 Reading = int | str
 """What a task reads in an answer: a count, the name of a class."""
+
+Claims = Mapping[str, Reading | None]
+"""What an answer writes of its reading in each place where it can, by the task's name for it."""
 
 
 class PromptTooLongError(DataError):
@@ -91,6 +95,7 @@ class RolloutGroup:
         failure: Why it could not be scored, for example "reward_raised"; its rewards are NaN then.
         readings: What the task reads in each answer, None where it cannot be read; empty until
             scored.
+        claims: What each answer writes, from which its reading is chosen; empty until scored.
         contrast: Answers about the same clip with its frames shuffled, which nothing is trained on.
     """
 
@@ -103,6 +108,7 @@ class RolloutGroup:
     totals: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     failure: str = ""
     readings: tuple[Reading | None, ...] = ()
+    claims: tuple[Claims, ...] = ()
     contrast: "RolloutGroup | None" = None
 
 

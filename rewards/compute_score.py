@@ -10,7 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.claims import model_count, num_listed
 from rewards.compose import DEFAULT_SPEC, RewardSpec, score_response
+from rewards.cycles import is_consistent
 from rewards.grammar.read import parse
 from rewards.reference import Reference
 
@@ -41,8 +43,9 @@ def compute_score(
         **kwargs: What verl hands to every reward (address of a reward model and the like): unused.
 
     Returns:
-        `score` in [0, 1]; each part by its name, NaN where it does not apply to the clip; and
-        `acc`, 1 where the count in the answer tag is exact, which verl validates by.
+        `score` in [0, 1]; each part by its name, NaN where it does not apply to the clip; `acc`, 1
+        where the model's count is exact, which verl validates by; `acc_list`, 1 where as many
+        repetitions are listed; and `consistent`, 1 where list, total and answer are one number.
 
     Raises:
         ValueError: naming the data source and the value of `ground_truth`, `extra_info` or
@@ -57,8 +60,12 @@ def compute_score(
     response = parse(before + solution_str, dialect=spec.dialect)
     result = score_response(response, reference, spec)
     parts = {name: float("nan") if v is None else v for name, v in result.parts.items()}
-    is_exact = response.count == reference.count
-    return {"score": result.total, **parts, "acc": float(is_exact)}
+    judged = {
+        "acc": model_count(response) == reference.count,
+        "acc_list": num_listed(response) == reference.count,
+        "consistent": is_consistent(response),
+    }
+    return {"score": result.total, **parts, **{name: float(v) for name, v in judged.items()}}
 
 
 def _reference(data_source: str, ground_truth: Any, extra_info: Mapping[str, Any]) -> Reference:

@@ -1,5 +1,6 @@
 """Count rewards as parts of a composition: what a claimed count earns, and on what evidence."""
 
+from rewards.claims import model_count
 from rewards.contract import Reward
 from rewards.count import MAX_VALUES, count_reward
 from rewards.cycles import close_pairs, valid_cycles
@@ -26,12 +27,13 @@ def _count(
 ) -> float | None:
     """A count reward as a part, in [0, 1]; None without a count.
 
-    evidence="answer" looks at the answer tag alone, as published. evidence="worked" credits an
-    answer with its working only: the reward is that of the WORST number claimed (answer, total,
-    and the cycles, both listed and valid, where cycles are annotated or listed), 0 where one is
-    missing or the reasoning says nothing, and at most that of an off-by-one where no listed cycle
-    matches any annotated one. So a right answer beside a contradicting or invented list earns no
-    more than an honest off-by-one, and every error is still graded.
+    evidence="answer" looks at the model's count alone (`model_count`), as published.
+    evidence="worked" credits an answer with its working only: the reward is that of the WORST
+    number claimed (answer, total, and the cycles, both listed and valid, where cycles are annotated
+    or listed), 0 where one is missing or the reasoning says nothing, and at most that of an
+    off-by-one where no listed cycle matches any annotated one. So a right answer beside a
+    contradicting or invented list earns no more than an honest off-by-one, and every error is still
+    graded.
     """
     if evidence not in ("answer", "worked"):
         raise ValueError(f"evidence={evidence!r}, expected 'answer' or 'worked'")
@@ -39,7 +41,7 @@ def _count(
         return None
     target = reference.count
     if evidence == "answer":
-        value = count_reward(variant, response.count, target)
+        value = count_reward(variant, model_count(response), target)
     elif not has_reasoning(response, reference):
         value = 0.0
     else:

@@ -10,6 +10,7 @@ from actrep_ray.cli.commands import UsageError, add_command, picture_file, show
 
 if TYPE_CHECKING:
     from actrep_ray.evaluation.predictions import Prediction
+    from actrep_ray.records import Claims
     from data_prep.periodicity.detector import Detection
     from data_prep.schema import Clip
 
@@ -54,13 +55,16 @@ def _count(args: argparse.Namespace) -> None:
         return
     model = read_model(args)
     recipe = recipe_for(args, model)
+    from actrep_ray.evaluation.predictions import claims_of
     from actrep_ray.evaluation.predictors import count_in
+    from actrep_ray.tasks.loading import load_task
 
     clip = clip_of_video(args.video, action=args.action)
     prediction = count_in(clip, model, recipe)
+    claims = claims_of(prediction, load_task(recipe.task))
     check = cross_check(clip, prediction, args) if args.cross_check else None
     if args.json:
-        show(json.dumps(_as_record(prediction, check, args.video, model)))
+        show(json.dumps(_as_record(prediction, claims, check, args.video, model)))
         return
     answer = (
         "no readable count" if prediction.reading is None else f"{prediction.reading} repetitions"
@@ -68,19 +72,40 @@ def _count(args: argparse.Namespace) -> None:
     show(f"{args.video}: {answer}")
     for i, (start, end) in enumerate(prediction.cycles, start=1):
         show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
+    show(describe_claims(claims))
     show(f"\n{prediction.text}")
     if check is not None:
         show(f"\n{describe_cross_check(check, args.plot)}")
 
 
+def describe_claims(claims: "Claims") -> str:
+    """Whether list, total and answer are one number, in words."""
+    from actrep_ray.tasks.counting import ANSWER, is_consistent
+
+    if is_consistent(claims):
+        return "consistent: list, total and answer are the same number"
+    if not any(number for name, number in claims.items() if name != ANSWER):
+        return "no list and no total beside the answer"
+    told = ", ".join(f"{name} {'none' if n is None else n}" for name, n in claims.items())
+    return f"NOT consistent: {told}; the count is the answer's"
+
+
 def _as_record(
-    prediction: "Prediction", check: dict[str, Any] | None, video: Path, model: Path
+    prediction: "Prediction",
+    claims: "Claims",
+    check: dict[str, Any] | None,
+    video: Path,
+    model: Path,
 ) -> dict[str, Any]:
+    from actrep_ray.tasks.counting import is_consistent
+
     record: dict[str, Any] = {
         "video": str(video),
         "checkpoint": str(model),
         "count": prediction.reading,
         "cycles": prediction.cycles,
+        "claims": dict(claims),
+        "consistent": is_consistent(claims),
         "text": prediction.text,
     }
     return record if check is None else {**record, "cross_check": check}

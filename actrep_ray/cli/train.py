@@ -35,6 +35,10 @@ def add_train(commands: Any) -> None:
 def _train(args: argparse.Namespace) -> None:
     recipe = read_training_recipe(args, "grpo")
     from actrep_ray.driver.job import prepare_grpo
+    from actrep_ray.evaluation.report import print_remarks
+    from actrep_ray.evaluation.run_results import remarks_on_training
+    from actrep_ray.run.console import console
+    from actrep_ray.tasks.loading import load_task
 
     resume = is_resumed(args, recipe)
     job = prepare_grpo(
@@ -44,4 +48,6 @@ def _train(args: argparse.Namespace) -> None:
         allow_changes=allowed_changes(args),
     )
     announce(recipe, job.start, resume=resume)
-    show(f"last checkpoint: {job.run(profile=args.profile).folder}")
+    checkpoint = job.run(profile=args.profile)
+    print_remarks(remarks_on_training(recipe.run_dir, load_task(recipe.task)), console())
+    show(f"last checkpoint: {checkpoint.folder}")

@@ -59,9 +59,9 @@ def accuracy_metrics(
     groups: Sequence[RolloutGroup], labels: Mapping[str, Reference], task: Task
 ) -> dict[str, float]:
     """How right the answers were that could be scored."""
-    pairs = [(r, labels[group.prompt.clip_id]) for group in groups for r in group.readings]
-    readings, references = [reading for reading, _ in pairs], [known for _, known in pairs]
-    accuracy = step_accuracy(readings, references, task)
+    pairs = [(c, labels[group.prompt.clip_id]) for group in groups for c in group.claims]
+    claims, references = [written for written, _ in pairs], [known for _, known in pairs]
+    accuracy = step_accuracy(claims, references, task)
     return {f"train/{name}": value for name, value in accuracy.items()}
 
 

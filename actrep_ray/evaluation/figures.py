@@ -172,8 +172,14 @@ def _reward_panel(axis: Axes | None, title: str, rows: Sequence[Row]) -> bool:
 
 
 def _accuracy_panel(axis: Axes | None, title: str, rows: Sequence[Row]) -> bool:
-    lines = {"train/obo": ("within one, sampled", BLUE), "train/obz": ("exact, sampled", ORANGE)}
-    points = {"eval/obo": ("within one, held out", BLUE), "eval/obz": ("exact, held out", ORANGE)}
+    shown = {
+        "obo": ("within one", BLUE),
+        "obz": ("exact", ORANGE),
+        "obz_list": ("exact by list", GREEN),
+        "consistent": ("consistent", VIOLET),
+    }
+    lines = {f"train/{key}": (f"{name}, sampled", color) for key, (name, color) in shown.items()}
+    points = {f"eval/{key}": (f"{name}, held out", color) for key, (name, color) in shown.items()}
     return _panel(axis, f"{title}: accuracy of counts", rows, lines, points=points)
 
 
@@ -261,8 +267,7 @@ def draw_counts(
     for axis, (name, predictions) in zip(axes, sets.items(), strict=True):
         scored = metrics[name]
         axis.set_title(
-            f"{name}\nexact {scored['obz'].value:.2f}, within one {scored['obo'].value:.2f}, "
-            f"n = {scored.num_clips}",
+            _counts_title(name, scored),
             fontsize=TITLE,
             color=INK,
             loc="left",
@@ -286,6 +291,13 @@ def draw_counts(
         ncols=len(handles),
         loc="outside lower center",
     )
+
+
+def _counts_title(name: str, scored: Metrics) -> str:
+    told = [f"exact {scored['obz'].value:.2f}", f"within one {scored['obo'].value:.2f}"]
+    if "obz_list" in scored.values:
+        told.insert(1, f"by list {scored['obz_list'].value:.2f}")
+    return f"{name}, n = {scored.num_clips}\n{', '.join(told)}"
 
 
 def _counts_panel(

@@ -2,14 +2,17 @@
 
     predictors     one row for each predictor
     differences    one row for each pair of predictors and figure, with a verdict
+    gains          one row for each pair of predictors and term that a change in exact is split into
+    counts         one row for each predictor and count that is true or was answered
     cells          one row for each cell of one breakdown, or for all answers and the parsed ones
     readings       one row for each reading that was given
     breakdown      one row for each predictor, data set and cell of the task's breakdowns (of
                    counting: action and bin of the true count)
 
 A frame holds texts, then numbers: of figure F its value `F` and the ends of its 95% interval,
-`F_low` and `F_high`. One clip has no bootstrap interval: these ends are NaN. `tables` renders
-frames for the console and the page, `frame_files` for files.
+`F_low` and `F_high`. One clip has no bootstrap interval: these ends are NaN, and so is all of a
+figure that cannot be told of a predictor. `tables` renders frames for the console and the page,
+`frame_files` for files.
 """
 
 from collections import Counter
@@ -18,10 +21,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from actrep_ray.evaluation.gain import TERMS, Gain
 from actrep_ray.evaluation.intervals import Interval
-from actrep_ray.evaluation.predictions import Prediction
+from actrep_ray.evaluation.predictions import Prediction, claims_of
 from actrep_ray.evaluation.scores import Figures, Metrics, reading_histogram, score_cells
 from actrep_ray.tasks.base import FigureSpec, Task, labels_of
+from actrep_ray.tasks.counting import ANSWER, LIST
 from data_prep.schema import Clip
 from rewards.reference import Reference
 
@@ -46,11 +51,81 @@ def differences_frame(
     rows = []
     for pair, intervals in differences.items():
         for figure in task.figures:
-            interval = intervals[figure.name]
+            if figure.name not in intervals:
+                continue
             named = {"predictors": clean(pair), "figure": figure.name}
-            rows.append(
-                {**named, **_ends("change", interval), "verdict": _verdict(figure, interval)}
-            )
+            change = _ends("change", intervals[figure.name])
+            rows.append({**named, **change, "verdict": verdict_on(figure, intervals, task)})
+    return pd.DataFrame(rows)
+
+
+def verdict_on(figure: FigureSpec, intervals: Mapping[str, Interval], task: Task) -> str:
+    """Whether a figure is better, worse, or nobody can be sure.
+
+    Better is what is better by the answer and by each claim that is needed for it: an answer that
+    is right more often beside a list that is not would be a better answer and no better counting.
+    Where one of them is not better, the verdict says by which.
+    """
+    own = _verdict(figure, intervals[figure.name])
+    of_answer = figure.twin or figure.name
+    needed = [
+        other
+        for other in task.figures
+        if other.name in intervals
+        and (other.name == of_answer or (other.twin == of_answer and other.is_needed))
+    ]
+    lacking = [other for other in needed if _verdict(other, intervals[other.name]) != VERDICTS[0]]
+    if own != VERDICTS[0] or not lacking:
+        return own
+    return f"not by {' and '.join(lacking[0].by) or 'answer'}"
+
+
+def gains_frame(gains: Mapping[str, Gain]) -> pd.DataFrame:
+    """What each change in exact is the sum of, from predictor to predictor."""
+    return pd.DataFrame(
+        [
+            {
+                "predictors": clean(pair),
+                "term": name,
+                "before": gain.before[name],
+                "after": gain.after[name],
+                **_ends("change", gain.change[name]),
+            }
+            for pair, gain in gains.items()
+            for name in TERMS
+        ]
+    )
+
+
+def counts_frame(
+    sets: Mapping[str, Sequence[Prediction]], labels: Mapping[str, Reference], task: Task
+) -> pd.DataFrame:
+    """How often each count is true, answered, answered right and listed right, rising.
+
+    A row for each count that is true of a clip or was answered: one that is never answered has its
+    row as well.
+    """
+    rows = []
+    for name, predictions in sets.items():
+        true, answered, right, listed = (Counter[int]() for _ in range(4))
+        for p in predictions:
+            claims, truth = claims_of(p, task), int(task.truth(labels[p.clip_id]))
+            true[truth] += 1
+            if (answer := claims.get(ANSWER)) is not None:
+                answered[int(answer)] += 1
+            right[truth] += answer == truth
+            listed[truth] += claims.get(LIST) == truth
+        rows += [
+            {
+                "predictor": clean(name),
+                "count": count,
+                "clips": true[count],
+                "answered": answered[count],
+                "right": right[count],
+                "listed_right": listed[count],
+            }
+            for count in sorted(set(true) | set(answered))
+        ]
     return pd.DataFrame(rows)
 
 

@@ -49,15 +49,20 @@ class Answer:
 
 
 def write_page(
-    path: Path, given: ReportInput, tables: Sequence[TableData], pictures: Mapping[str, Path]
+    path: Path,
+    given: ReportInput,
+    tables: Sequence[TableData],
+    pictures: Mapping[str, Path],
+    remarks: Sequence[str],
 ) -> None:
     """Write the page of a report.
 
     Args:
         path: The HTML file.
         given: What the report is made of.
-        tables: The first two stand above the pictures.
+        tables: The main ones stand above the pictures.
         pictures: PNG files by name.
+        remarks: What stands above them all.
     """
     environment = Environment(
         loader=PackageLoader("actrep_ray.evaluation"), autoescape=True, undefined=StrictUndefined
@@ -65,6 +70,7 @@ def write_page(
     page = environment.get_template("report.html.j2").render(
         title=given.title,
         facts=given.facts,
+        remarks=remarks,
         tables=tables,
         verdicts=VERDICTS,
         pictures=[

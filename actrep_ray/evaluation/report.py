@@ -5,7 +5,8 @@ RUN_DIR/report/counts.png    predicted against true counts
 RUN_DIR/report/clip.png      one held-out clip above its true and predicted cycles
 RUN_DIR/report/summary.png   the three on one sheet
 RUN_DIR/report/report.html   tables and pictures; needs no other file and no network
-RUN_DIR/tables/*.csv|md|tex  predictors, differences, and the breakdown by data set, action and bin
+RUN_DIR/tables/*.csv|md|tex  predictors, differences, what gains are the sum of, counts, and the
+                             breakdown by data set, action and bin
 """
 
 from collections.abc import Sequence
@@ -19,26 +20,39 @@ from rich.console import Console
 from actrep_ray.evaluation.frame_files import write_frame
 from actrep_ray.evaluation.frames import (
     breakdown_frame,
+    clean,
+    counts_frame,
     differences_frame,
+    gains_frame,
     predictors_frame,
     readings_frame,
 )
+from actrep_ray.evaluation.gain import Gain, split_gain
 from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.page import write_page
 from actrep_ray.evaluation.pictures import write_pictures
 from actrep_ray.evaluation.predictions import Prediction, constant_predictions
 from actrep_ray.evaluation.run_results import DETECTOR, ReportInput, read_run
-from actrep_ray.evaluation.scores import Metrics, paired_difference, score_predictions
+from actrep_ray.evaluation.scores import (
+    Metrics,
+    paired_difference,
+    remarks_on,
+    score_predictions,
+)
 from actrep_ray.evaluation.tables import (
     TableData,
+    claims_table,
     comparison_table,
+    counts_table,
     difference_table,
+    gain_table,
     histogram_table,
     metrics_tables,
 )
 from actrep_ray.run.console import as_text
 from actrep_ray.run.console import console as own_console
 from actrep_ray.tasks.base import labels_of
+from rewards.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,9 @@ class Report:
         tables: To be shown, the most important first.
         metrics: Figures of every predictor, the constant one included.
         differences: Each predictor against the one before it, by "before → after".
+        gains: What each of these changes in exact counts is the sum of, likewise; of a task that
+            counts, where repetitions are listed.
+        remarks: What a reader of the figures would miss, with the remedy.
         pictures: Paths of the PNG files, by name.
         page: Path of the HTML page.
         table_files: Paths of the tables in Markdown, CSV and LaTeX.
@@ -57,6 +74,8 @@ class Report:
     tables: tuple[TableData, ...]
     metrics: dict[str, Metrics]
     differences: dict[str, dict[str, Interval]]
+    gains: dict[str, Gain]
+    remarks: tuple[str, ...]
     pictures: dict[str, Path]
     page: Path
     table_files: tuple[Path, ...]
@@ -77,9 +96,10 @@ def report_run(run_dir: str | Path, *, console: Console | None = None) -> Report
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the tables and where the files lie."""
+    """Print the tables, what is remarkable, and where the files lie."""
     for table in report.tables:
         console.print(table.to_rich())
+    print_remarks(report.remarks, console)
     paths = [*report.pictures.values(), report.page]
     if report.table_files:
         paths.append(report.table_files[0].parent)
@@ -87,41 +107,111 @@ def print_report(report: Report, console: Console) -> None:
         console.print(as_text(str(path)), soft_wrap=True)
 
 
+def print_main(report: Report, console: Console) -> None:
+    """Print what a run is judged by: the main tables and what is remarkable."""
+    for table in report.tables:
+        if table.is_main:
+            console.print(table.to_rich())
+    print_remarks(report.remarks, console)
+
+
+def print_remarks(remarks: Sequence[str], console: Console) -> None:
+    """Print what a reader of the figures would miss."""
+    for remark in remarks:
+        console.print(as_text(f"Warning: {remark}", "bold yellow"))
+
+
 def write_report(given: ReportInput, run_dir: Path) -> Report:
     """Score the predictions and write pictures, page and tables into `report/` and `tables/`."""
-    task = given.task
-    labels = labels_of(given.clips, task)
+    judged = _judge(given)
+    frames, tables = _main_tables(given, judged)
+    if given.sets:
+        name, last = list(given.sets.items())[-1]
+        tables += metrics_tables(judged.metrics[name], name, given.task)
+        readings = readings_frame(last, judged.labels, given.task)
+        tables.append(histogram_table(readings, given.task))
+    folder = run_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = write_pictures(given, judged.metrics, folder)
+    page = folder / "report.html"
+    write_page(page, given, tables, pictures, judged.remarks)
+    files = [
+        path
+        for name, frame in frames.items()
+        for path in write_frame(frame, run_dir / "tables" / name, given.task)
+    ]
+    return Report(
+        tables=tuple(tables),
+        metrics=judged.metrics,
+        differences=judged.differences,
+        gains=judged.gains,
+        remarks=judged.remarks,
+        pictures=pictures,
+        page=page,
+        table_files=tuple(files),
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """All numbers of a report; see `Report`.
+
+    Attributes:
+        labels: By clip id.
+        sets: Predictions by name, the constant predictor's included.
+    """
+
+    labels: dict[str, Reference]
+    sets: dict[str, Sequence[Prediction]]
+    metrics: dict[str, Metrics]
+    differences: dict[str, dict[str, Interval]]
+    gains: dict[str, Gain]
+    remarks: tuple[str, ...]
+
+
+def _judge(given: ReportInput) -> _Judged:
+    task, labels = given.task, labels_of(given.clips, given.task)
     options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
     sets: dict[str, Sequence[Prediction]] = dict(given.sets)
     if sets and given.train_truths:
         reading = task.constant(given.train_truths)
         sets = {f"constant {reading}": constant_predictions(labels, reading), **sets}
     metrics = {name: score_predictions(p, labels, task, **options) for name, p in sets.items()}
-    differences = {
-        f"{a} → {b}": paired_difference(given.sets[a], given.sets[b], labels, task, **options)
-        for a, b in pairwise(name for name in given.sets if name != DETECTOR)
-    }
+    models = {name: p for name, p in given.sets.items() if name != DETECTOR}
+    differences, gains = {}, {}
+    for (name, before), (next_name, after) in pairwise(models.items()):
+        pair = f"{name} → {next_name}"
+        differences[pair] = paired_difference(before, after, labels, task, **options)
+        if task.is_counting and (gain := split_gain(before, after, labels, task, **options)):
+            gains[pair] = gain
+    remarks = tuple(
+        f"{name}: {remark}" for name in models for remark in remarks_on(metrics[name], task)
+    )
+    return _Judged(labels, sets, metrics, differences, gains, remarks)
+
+
+def _main_tables(
+    given: ReportInput, judged: _Judged
+) -> tuple[dict[str, pd.DataFrame], list[TableData]]:
+    """The frames that are written to files, and the tables that a run is judged by."""
+    task = given.task
     frames: dict[str, pd.DataFrame] = {}
-    tables: list[TableData] = []
-    if metrics:
-        frames["predictors"] = predictors_frame(metrics)
+    tables: list[TableData | None] = []
+    if judged.metrics:
+        frames["predictors"] = predictors_frame(judged.metrics)
         tables.append(comparison_table(frames["predictors"], task))
-        frames["breakdown"] = breakdown_frame(sets, given.clips, task, **options)
-    if differences:
-        frames["differences"] = differences_frame(differences, task)
+        tables.append(claims_table(frames["predictors"], task))
+        options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
+        frames["breakdown"] = breakdown_frame(judged.sets, given.clips, task, **options)
+    if judged.differences:
+        frames["differences"] = differences_frame(judged.differences, task)
         tables.append(difference_table(frames["differences"], task))
-    if given.sets:
+    if judged.gains:
+        frames["gains"] = gains_frame(judged.gains)
+        tables += [gain_table(pair, gain) for pair, gain in judged.gains.items()]
+    if given.sets and task.is_counting:
+        frames["counts"] = counts_frame(judged.sets, judged.labels, task)
         last = list(given.sets)[-1]
-        tables += metrics_tables(metrics[last], last, task)
-        tables.append(histogram_table(readings_frame(given.sets[last], labels, task), task))
-    folder = run_dir / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = write_pictures(given, metrics, folder)
-    page = folder / "report.html"
-    write_page(page, given, tables, pictures)
-    files = [
-        path
-        for name, frame in frames.items()
-        for path in write_frame(frame, run_dir / "tables" / name, task)
-    ]
-    return Report(tuple(tables), metrics, differences, pictures, page, tuple(files))
+        of_last = frames["counts"][frames["counts"]["predictor"] == clean(last)]
+        tables.append(counts_table(last, of_last))
+    return frames, [table for table in tables if table is not None]

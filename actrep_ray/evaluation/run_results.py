@@ -26,6 +26,7 @@ DETECTOR = "periodicity"
 """The predictor that is a baseline, which nothing trains."""
 
 _PREDICTIONS = "predictions"
+_LAST_STEPS = 10  # of a training without evaluations, whose answers a remark is on
 
 
 def write_results(folder: Path, metrics: Metrics, recipe: Recipe, checkpoint: str) -> None:
@@ -33,6 +34,25 @@ def write_results(folder: Path, metrics: Metrics, recipe: Recipe, checkpoint: st
     write_json(folder / "metrics.json", metrics.to_json())
     source = {"checkpoint": checkpoint, **provenance(recipe)}
     write_resolved(recipe, folder / "config.resolved.json", source)
+
+
+def remarks_on_training(folder: Path, task: Task) -> tuple[str, ...]:
+    """What a task has to say about a training: about its last evaluation on held-out clips.
+
+    Without any, about the answers that its last ten steps sampled.
+    """
+    rows = read_metrics(folder / "metrics.jsonl")
+    phase, told = "eval", "held out"
+    judged = [row for row in rows if any(key.startswith("eval/") for key in row)][-1:]
+    if not judged:
+        phase, told, judged = "train", "sampled", rows[-_LAST_STEPS:]
+    figures = {}
+    for figure in task.figures:
+        values = [row.get(f"{phase}/{figure.name}") for row in judged]
+        if known := [value for value in values if value is not None]:
+            figures[figure.name] = sum(known) / len(known)
+    where = f"{told}, step {judged[-1]['step']}" if judged else told
+    return tuple(f"{where}: {remark}" for remark in task.remarks(figures))
 
 
 @dataclass(frozen=True)

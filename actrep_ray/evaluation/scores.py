@@ -21,8 +21,8 @@ from actrep_ray.evaluation.intervals import (
     bootstrap_intervals,
     wilson_interval,
 )
-from actrep_ray.evaluation.predictions import Prediction
-from actrep_ray.tasks.base import PARSE_RATE, Task, reduce_figures
+from actrep_ray.evaluation.predictions import Prediction, claims_of
+from actrep_ray.tasks.base import PARSE_RATE, FigureSpec, Task, reduce_figures, told_figures
 from data_prep.files import DataError
 from rewards.reference import Reference
 
@@ -37,7 +37,8 @@ class Figures:
 
     Attributes:
         num_clips: How many.
-        values: Each figure of the task with its interval, by name.
+        values: Each figure of the task that can be told (`told_figures`) with its interval, by
+            name.
     """
 
     num_clips: int
@@ -115,12 +116,13 @@ def score_predictions(
     truth = [labels[p.clip_id] for p in predictions]
     breakdowns = {}
     for breakdown in task.breakdowns:
-        cells = table.by([breakdown.cell_of(known) for known in truth], num_bootstrap, seed)
+        of_clips = [breakdown.cell_of(known) for known in truth]
+        cells = table.by_cell(of_clips, num_bootstrap, seed)
         breakdowns[breakdown.name] = {cell: cells[cell] for cell in breakdown.sort(cells)}
-    overall = table.figures(num_bootstrap, seed)
+    overall = table.reduced(num_bootstrap, seed)
     parsed = None
     if table.is_parsed.any():
-        parsed = table.select(table.is_parsed).figures(num_bootstrap, seed)
+        parsed = table.select(table.is_parsed).reduced(num_bootstrap, seed)
         parsed = replace(parsed, values={**parsed.values, PARSE_RATE.name: _CERTAIN})
     return Metrics(
         num_clips=overall.num_clips,
@@ -154,7 +156,7 @@ def score_cells(
         ValueError: as `score_predictions` does.
     """
     table = _Table.of(predictions, labels, task)
-    return table.by([cells[p.clip_id] for p in predictions], num_bootstrap, seed)
+    return table.by_cell([cells[p.clip_id] for p in predictions], num_bootstrap, seed)
 
 
 def paired_difference(
@@ -168,17 +170,20 @@ def paired_difference(
 ) -> dict[str, Interval]:
     """How much each figure changed, `after` minus `before`, with paired bootstrap intervals.
 
-    Both are resampled together, clip by clip. Negative is better where the figure is an error.
+    Both are resampled together, clip by clip. Negative is better where the figure is an error. What
+    can be told of either is told of both: a list that is no longer written is wrong.
 
     Raises:
         ValueError: if either does not answer exactly the clips of `labels`.
     """
-    first = _Table.of(before, labels, task)
     by_id = {p.clip_id: p for p in after}
     if missing := [p.clip_id for p in before if p.clip_id not in by_id]:
         raise DataError(f"clip {missing[0]!r} is answered before and not after")
-    _check_ids(after, labels)
-    second = _Table.of([by_id[p.clip_id] for p in before], labels, task)
+    for predictions in (before, after):
+        _check_ids(predictions, labels)
+    figures = told_figures([claims_of(p, task) for p in (*before, *after)], task)
+    first = _Table.of(before, labels, task, figures)
+    second = _Table.of([by_id[p.clip_id] for p in before], labels, task, figures)
 
     def difference(take: Take) -> np.ndarray:
         gain: np.ndarray = second.reduce(take) - first.reduce(take)
@@ -187,7 +192,12 @@ def paired_difference(
     intervals = bootstrap_intervals(
         difference, len(first.values), num_bootstrap=num_bootstrap, seed=seed
     )
-    return {figure.name: one for figure, one in zip(task.figures, intervals, strict=True)}
+    return {figure.name: one for figure, one in zip(figures, intervals, strict=True)}
+
+
+def remarks_on(figures: Figures, task: Task) -> tuple[str, ...]:
+    """What a task has to say about figures, which a reader of the first ones would miss."""
+    return task.remarks({name: interval.value for name, interval in figures.values.items()})
 
 
 def reading_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
@@ -205,55 +215,67 @@ class _Table:
     """What each clip adds to the figures.
 
     Attributes:
-        values: float64 [N, F], columns in the order of the task's figures.
+        values: float64 [N, F], columns in the order of the figures.
         is_parsed: Which answers can be read. bool [N]
-        task: Whose figures these are.
+        figures: F of the task's.
     """
 
     values: np.ndarray
     is_parsed: np.ndarray
-    task: Task
+    figures: Sequence[FigureSpec]
 
     @classmethod
     def of(
-        cls, predictions: Sequence[Prediction], labels: Mapping[str, Reference], task: Task
+        cls,
+        predictions: Sequence[Prediction],
+        labels: Mapping[str, Reference],
+        task: Task,
+        figures: tuple[FigureSpec, ...] | None = None,
     ) -> "_Table":
+        """The table of some predictions; of those figures that can be told if none are given."""
         _check_ids(predictions, labels)
-        readings = [p.reading for p in predictions]
-        columns = task.contributions(readings, [labels[p.clip_id] for p in predictions])
-        values = np.stack([columns[figure.name] for figure in task.figures], axis=1)
-        return cls(values, np.array([reading is not None for reading in readings]), task)
+        claims = [claims_of(p, task) for p in predictions]
+        figures = figures or told_figures(claims, task)
+        columns = task.contributions(claims, [labels[p.clip_id] for p in predictions])
+        values = np.stack([columns[figure.name] for figure in figures], axis=1)
+        return cls(values, columns[PARSE_RATE.name] > 0, figures)
 
     def select(self, where: np.ndarray) -> "_Table":
         """Some of the clips, by a bool [N] or by their indices."""
-        return _Table(self.values[where], self.is_parsed[where], self.task)
+        return _Table(self.values[where], self.is_parsed[where], self.figures)
 
-    def by(self, cells: Sequence[Cell], num_bootstrap: int, seed: int) -> dict[Cell, Figures]:
+    def by_cell(self, cells: Sequence[Cell], num_bootstrap: int, seed: int) -> dict[Cell, Figures]:
         """The figures of each cell, in the order in which cells are first seen."""
         rows: dict[Cell, list[int]] = {}
         for row, cell in enumerate(cells):
             rows.setdefault(cell, []).append(row)
         return {
-            cell: self.select(np.array(chosen)).figures(num_bootstrap, seed)
+            cell: self.select(np.array(chosen)).reduced(num_bootstrap, seed)
             for cell, chosen in rows.items()
         }
 
     def reduce(self, take: Take) -> np.ndarray:
         """The figures of the clips that are drawn. float64 [..., F]"""
-        return reduce_figures(take(self.values), self.task.figures)
+        return reduce_figures(take(self.values), self.figures)
 
-    def figures(self, num_bootstrap: int, seed: int) -> Figures:
+    def reduced(self, num_bootstrap: int, seed: int) -> Figures:
         """The figures with their intervals."""
         num_clips = len(self.values)
-        bootstrapped = bootstrap_intervals(
-            self.reduce, num_clips, num_bootstrap=num_bootstrap, seed=seed
+        no_shares = [i for i, figure in enumerate(self.figures) if not figure.is_share]
+        rest = replace(
+            self, values=self.values[:, no_shares], figures=[self.figures[i] for i in no_shares]
+        )
+        bootstrapped = iter(
+            bootstrap_intervals(rest.reduce, num_clips, num_bootstrap=num_bootstrap, seed=seed)
+            if no_shares
+            else ()
         )
         intervals = {}
-        for i, figure in enumerate(self.task.figures):
-            intervals[figure.name] = bootstrapped[i]
+        for figure, column in zip(self.figures, self.values.T, strict=True):
             if figure.is_share:
-                num_right = int(self.values[:, i].sum())
-                intervals[figure.name] = wilson_interval(num_right, num_clips)
+                intervals[figure.name] = wilson_interval(int(column.sum()), num_clips)
+            else:
+                intervals[figure.name] = next(bootstrapped)
         return Figures(num_clips, intervals)
 
 

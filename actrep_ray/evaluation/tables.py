@@ -1,7 +1,7 @@
 """Data frames of an evaluation as tables of texts, for the console and for the page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ from rich import box
 from rich.table import Table
 
 from actrep_ray.evaluation.frames import cells_frame, method_of
+from actrep_ray.evaluation.gain import TERMS, Gain
+from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.scores import Figures, Metrics
 from actrep_ray.run.console import as_text
-from actrep_ray.tasks.base import Task
+from actrep_ray.tasks.base import FigureSpec, Task
 
 _MOST_READINGS = 12  # rows of the table of predictions
 _COLLAPSE_SHARE = 0.5  # of one reading among the predictions: worth a word
@@ -27,12 +29,14 @@ class TableData:
         columns: Headers; the first column is text, the others are numbers.
         rows: Cells.
         note: A sentence below it.
+        is_main: Whether it belongs to the few that a run is judged by.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    is_main: bool = False
 
     def to_rich(self) -> Table:
         """The table for a console; what it says is text, never markup."""
@@ -53,22 +57,56 @@ class TableData:
 
 def comparison_table(predictors: pd.DataFrame, task: Task) -> TableData:
     """One row for each predictor, with intervals, of `predictors_frame`."""
+    figures = _of_answers(task)
     return TableData(
         f"{task.title} on {predictors['clips'].iloc[0]} held-out clips",
-        ("", *_headers(task)),
-        tuple((row["predictor"], *_cells(row, task)) for row in _rows(predictors)),
-        f"Below each figure: its 95% interval ({intervals_told(task)}). An answer that cannot be "
-        "parsed is wrong.",
+        ("", *_headers(figures)),
+        tuple((row["predictor"], *_cells(row, figures)) for row in _rows(predictors)),
+        f"Below each figure: its 95% interval ({intervals_told(figures)}). An answer that cannot "
+        "be parsed is wrong.",
+        is_main=True,
     )
+
+
+def claims_table(predictors: pd.DataFrame, task: Task) -> TableData | None:
+    """Figures by the answer and by each other claim that was made, of `predictors_frame`.
+
+    None where no predictor makes another claim than its answer.
+    """
+    twins = _twins(task)
+    judged = next(iter(twins.values()), [])
+    of_answer = [figure for figure in task.figures if figure.name in {f.twin for f in judged}]
+    overall = [f for f in task.figures if len(f.by) > 1 and f.name in predictors]
+    rows: list[tuple[str, ...]] = []
+    for row in _rows(predictors):
+        made = {claim: t for claim, t in twins.items() if _is_told(row, t)}
+        if not made:
+            continue
+        rest = _cells(row, overall)
+        rows.append((f"{row['predictor']} by answer", *_cells(row, of_answer), *rest))
+        for claim, figures in made.items():
+            rows.append(
+                (f"{row['predictor']} by {claim}", *_cells(row, figures), *("",) * len(rest))
+            )
+    if not rows:
+        return None
+    note = (
+        "Consistent: list, total and answer are the same number. Each row is of what was written "
+        "there, whatever stands elsewhere."
+    )
+    headers = _headers([*of_answer, *overall])
+    title = f"By {_listed(['answer', *twins])}"
+    return TableData(title, ("", *headers), tuple(rows), note, is_main=True)
 
 
 def difference_table(differences: pd.DataFrame, task: Task) -> TableData:
     """One row for each pair of predictors and figure: what changed, of `differences_frame`."""
     headers = {figure.name: figure.header for figure in task.figures}
+    has_claims = any(figure.is_needed for figure in task.figures)
     rows = tuple(
         (
             f"{row['predictors']}: {headers[row['figure']]}",
-            f"{row['change']:+.3f} [{row['change_low']:+.3f}, {row['change_high']:+.3f}]",
+            _change(Interval(row["change"], row["change_low"], row["change_high"])),
             row["verdict"],
         )
         for row in _rows(differences)
@@ -77,7 +115,47 @@ def difference_table(differences: pd.DataFrame, task: Task) -> TableData:
         "95% intervals by paired bootstrap: both predictors on the same resampled clips; sure if "
         "the interval leaves 0 out."
     )
-    return TableData("Paired differences", ("", "change", "verdict"), rows, note)
+    if has_claims:
+        note += " Better is what is better by answer and by list."
+    columns = ("", "change", "verdict")
+    return TableData("Paired differences", columns, rows, note, is_main=True)
+
+
+def gain_table(pair: str, gain: Gain) -> TableData:
+    """What a change in exact is the sum of; each column adds up to its last row."""
+    rows: list[tuple[str, ...]] = [
+        (text, f"{gain.before[name]:+.3f}", f"{gain.after[name]:+.3f}", _change(gain.change[name]))
+        for name, text in TERMS.items()
+    ]
+    ends = (f"{sum(side.values()):+.3f}" for side in (gain.before, gain.after))
+    rows.append(("exact by answer", *ends, _change(gain.total)))
+    note = (
+        "The terms add up to exact by answer. The first two are exact by list: counting. The next "
+        "two are what is lost between list and answer: reading off. In the right place: each "
+        "listed repetition matches the marked one; without marks a list counts as elsewhere."
+    )
+    columns = ("", "before", "after", "change")
+    return TableData(f"Where exact changed: {pair}", columns, tuple(rows), note, is_main=True)
+
+
+def counts_table(name: str, counts: pd.DataFrame) -> TableData:
+    """Which counts a predictor answers and which never, of its rows of `counts_frame`."""
+    shown = ("clips", "answered", "right", "listed_right")
+    rows = tuple((str(row["count"]), *(str(row[key]) for key in shown)) for row in _rows(counts))
+    true = counts[counts["clips"] > 0]
+    notes = [
+        f"{told}: {_listed([str(count) for count in found['count']])} "
+        f"({found['clips'].sum()} of {true['clips'].sum()} clips)."
+        for told, found in (
+            ("Never answered", true[true["answered"] == 0]),
+            ("Answered, and never right", true[(true["answered"] > 0) & (true["right"] == 0)]),
+        )
+        if len(found)
+    ]
+    note = " ".join(notes) or "Every true count is answered right at least once."
+    columns = ("count", "clips", "answered", "right", "right by list")
+    title = f"{name}: counts that are true or were answered"
+    return TableData(title, columns, rows, note, is_main=True)
 
 
 def metrics_tables(metrics: Metrics, name: str, task: Task) -> list[TableData]:
@@ -85,11 +163,19 @@ def metrics_tables(metrics: Metrics, name: str, task: Task) -> list[TableData]:
     overall: dict[str, Figures] = {"all": metrics}
     if metrics.parsed_only is not None and metrics.parsed_only.num_clips < metrics.num_clips:
         overall["parsed only"] = metrics.parsed_only
-    tables = [_cells_table(f"{name}: all answers", overall, task)]
+    figures = _of_answers(task)
+    tables = [_cells_table(f"{name}: all answers", overall, figures)]
     for breakdown in task.breakdowns:
         cells = metrics.breakdowns[breakdown.name]
         shown = {cell.replace("_", " "): figures for cell, figures in cells.items()}
-        tables.append(_cells_table(f"{name}: {breakdown.title}", shown, task))
+        tables.append(_cells_table(f"{name}: {breakdown.title}", shown, figures))
+        for claim, twins in _twins(task).items():
+            if twins[0].is_needed and twins[0].name in metrics.values:
+                beside = [f for f in task.figures if len(f.by) > 1 and f.name in metrics.values]
+                title = f"{name}: {breakdown.title}, by {claim}"
+                labels = {figure.name: figure.label for figure in task.figures}
+                plain = [replace(figure, label=labels[figure.twin]) for figure in twins]
+                tables.append(_cells_table(title, shown, [*plain, *beside]))
     return tables
 
 
@@ -110,10 +196,10 @@ def histogram_table(readings: pd.DataFrame, task: Task) -> TableData:
     return TableData("Most frequent answers", (name, "answered", "share", "true"), rows, note)
 
 
-def intervals_told(task: Task) -> str:
+def intervals_told(figures: Sequence[FigureSpec]) -> str:
     """Which figures have which intervals, in words."""
     by_method: dict[str, list[str]] = {"Wilson": [], "bootstrap": []}
-    for figure in task.figures:
+    for figure in figures:
         by_method[method_of(figure)].append(figure.label)
     told = {"Wilson": "Wilson", "bootstrap": "bootstrap over clips"}
     return "; ".join(
@@ -130,25 +216,51 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
-def _headers(task: Task) -> list[str]:
-    return [figure.header for figure in task.figures]
+def _headers(figures: Sequence[FigureSpec]) -> list[str]:
+    return [figure.header for figure in figures]
 
 
-def _cells(row: Mapping[str, Any], task: Task) -> list[str]:
+def _of_answers(task: Task) -> list[FigureSpec]:
+    """The figures that every answer is judged by, whatever else it claims."""
+    return [figure for figure in task.figures if not figure.by]
+
+
+def _twins(task: Task) -> dict[str, list[FigureSpec]]:
+    """By each other claim: the figures that judge it as the answer is judged."""
+    found: dict[str, list[FigureSpec]] = {}
+    for figure in task.figures:
+        if figure.twin:
+            found.setdefault(figure.by[0], []).append(figure)
+    return found
+
+
+def _is_told(row: Mapping[str, Any], figures: Sequence[FigureSpec]) -> bool:
+    return all(figure.name in row and not np.isnan(row[figure.name]) for figure in figures)
+
+
+def _change(interval: Interval) -> str:
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def _cells(row: Mapping[str, Any], figures: Sequence[FigureSpec]) -> list[str]:
     """The figures of a row, each above its interval."""
-    names = [figure.name for figure in task.figures]
+    names = [figure.name for figure in figures]
     return [_with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names]
 
 
-def _cells_table(title: str, cells: Mapping[str, Figures], task: Task) -> TableData:
+def _cells_table(
+    title: str, cells: Mapping[str, Figures], figures: Sequence[FigureSpec]
+) -> TableData:
     rows = tuple(
-        (row["cell"], str(row["clips"]), *_cells(row, task)) for row in _rows(cells_frame(cells))
+        (row["cell"], str(row["clips"]), *_cells(row, figures)) for row in _rows(cells_frame(cells))
     )
-    note = f"95% intervals ({intervals_told(task)})."
-    return TableData(title, ("", "clips", *_headers(task)), rows, note)
+    note = f"95% intervals ({intervals_told(figures)})."
+    return TableData(title, ("", "clips", *_headers(figures)), rows, note)
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
+    if np.isnan(value):
+        return "–"
     return f"{value:.3f}" + ("" if np.isnan(low) else f"\n{_short(low)}–{_short(high)}")
 
 

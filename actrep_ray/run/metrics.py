@@ -33,6 +33,8 @@ _COLUMNS = (
     ("reward/mean", "reward", ".3f"),
     ("train/obz", "exact", ".2f"),
     ("train/obo", "obo", ".2f"),
+    ("train/obz_list", "by list", ".2f"),
+    ("train/consistent", "consistent", ".2f"),
     ("sft/loss", "loss", ".4f"),
     ("sft/validation_loss", "val", ".4f"),
     ("rollout/response_tokens", "len", ".0f"),
@@ -43,6 +45,7 @@ _COLUMNS = (
     ("dropped/groups", "dropped", ".0f"),
     ("eval/mae", "eval mae", ".3f"),
     ("eval/obo", "eval obo", ".3f"),
+    ("eval/consistent", "eval consistent", ".3f"),
 )
 _SECONDS_PREFIX, _SECONDS_SUFFIX = "time/", "_s"
 _STEP_SECONDS = "time/step_s"

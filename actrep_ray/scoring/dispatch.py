@@ -99,6 +99,7 @@ def _with_result(group: RolloutGroup, result: Result, part_names: Sequence[str])
             totals=result.totals,
             reward_parts=result.parts,
             readings=result.readings,
+            claims=result.claims,
         )
     unknown = np.full(len(group.rollouts), np.nan, np.float32)
     parts = dict.fromkeys(part_names, unknown)

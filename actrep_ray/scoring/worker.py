@@ -13,12 +13,12 @@ from types import FrameType
 import numpy as np
 
 from actrep_ray.config import ConfigError, Recipe
-from actrep_ray.records import Reading, RolloutGroup
+from actrep_ray.records import Claims, Reading, RolloutGroup
 from actrep_ray.tasks.loading import load_task
 from rewards.check import check_options
 from rewards.compose import RewardSpec, Score, group_rewards, score_response
 from rewards.contract import Part, RewardError
-from rewards.grammar.read import parse
+from rewards.grammar.read import ParsedResponse, parse
 from rewards.reference import Reference
 
 
@@ -46,12 +46,14 @@ class GroupScores:
         totals: The weighted sums, whatever it says. float32 [G]
         parts: Each part by name, float32 [G], NaN where it did not apply.
         readings: What the task reads in each answer; None where it cannot be read.
+        claims: What each answer writes in each place.
     """
 
     rewards: np.ndarray
     totals: np.ndarray
     parts: dict[str, np.ndarray]
     readings: tuple[Reading | None, ...]
+    claims: tuple[Claims, ...]
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,14 @@ class RewardWorker:
     def _score_group(self, group: GroupTexts) -> GroupScores | GroupFailure:
         at = group.rollout_ids[0]
         scores: list[Score] = []
-        readings: list[Reading | None] = []
+        responses: list[ParsedResponse] = []
         try:
             for at, text, reference in zip(
                 group.rollout_ids, group.texts, group.references, strict=True
             ):
-                scored, reading = self._score_one(at, text, reference)
+                scored, response = self._score_one(at, text, reference)
                 scores.append(scored)
-                readings.append(reading)
+                responses.append(response)
             rewards = group_rewards(scores, self.spec).astype(np.float32)
         except RewardError as error:
             return GroupFailure(f"reward_{error.reason}", f"rollout {at}: {error}")
@@ -118,16 +120,17 @@ class RewardWorker:
             for part in self.spec.parts
         }
         totals = np.array([one.total for one in scores], np.float32)
-        return GroupScores(rewards, totals, parts, tuple(readings))
+        readings = tuple(self._task.read(response) for response in responses)
+        claims = tuple(self._task.claims(response) for response in responses)
+        return GroupScores(rewards, totals, parts, readings, claims)
 
     def _score_one(
         self, rollout_id: str, text: str, reference: Reference
-    ) -> tuple[Score, Reading | None]:
+    ) -> tuple[Score, ParsedResponse]:
         self._scoring = (threading.get_ident(), rollout_id, time.monotonic())
         try:
             response = parse(text, dialect=self.spec.dialect)
-            scored = score_response(response, reference, self.spec)
-            return scored, self._task.read(response)
+            return score_response(response, reference, self.spec), response
         finally:
             self._scoring = None
 

@@ -1,12 +1,14 @@
 """What a task is: all that a run has to ask about what it trains.
 
-    clip ─┬─ question ──► model ─► text ─► grammar ─► read ─┐ reading
-          ├─ target ────► SFT                               ▼
-          └─ reference ───────────────────────► is_right, contributions, breakdowns
+                                                   ┌─ read ───► reading ─► is_right
+    clip ─┬─ question ──► model ─► text ─► grammar ┴─ claims ──────────────► contributions
+          ├─ target ────► SFT                                                     ▲
+          └─ reference ─────────────────────────────────────────────► breakdowns ─┘
 
 Driver, pools, learner and engines know this Protocol and no task by name. How often an answer is
 right is computed once, from `contributions`: a training step takes the means of some figures
-(`step_accuracy`), an evaluation those of all, with intervals.
+(`step_accuracy`), an evaluation those of all, with intervals. Figures are of what answers write
+(`claims`), never of what a task makes of it where an answer contradicts itself (`read`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from actrep_ray.config import DataConfig
-from actrep_ray.records import Reading
+from actrep_ray.records import Claims, Reading
 from data_prep.schema import Clip
 from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
@@ -33,6 +35,10 @@ class FigureSpec:
             square root of their mean.
         is_lower_better: Whether it is an error.
         is_of_step: Whether each training step logs it too, as `train/<name>`.
+        by: The claims that it judges instead of the answer, or beside it; empty for a figure of the
+            answer. It is told where each of them is made at least once.
+        twin: The figure that judges the answer in the same way.
+        is_needed: Whether a change in `twin` is better only if it is so by this figure too.
     """
 
     name: str
@@ -40,6 +46,9 @@ class FigureSpec:
     kind: Literal["share", "mean", "root_mean"]
     is_lower_better: bool = False
     is_of_step: bool = True
+    by: tuple[str, ...] = ()
+    twin: str = ""
+    is_needed: bool = False
 
     @property
     def header(self) -> str:
@@ -141,8 +150,12 @@ class Task(Protocol):
         """What rewards and scoring know about a clip; never given to a predictor."""
         ...
 
+    def claims(self, response: ParsedResponse) -> Claims:
+        """All that an answer writes of its reading, by name; "answer" is one of the names."""
+        ...
+
     def read(self, response: ParsedResponse) -> Reading | None:
-        """What an answer says; None where it cannot be read."""
+        """What an answer says, by one rule wherever it is asked; None where it cannot be read."""
         ...
 
     def is_reading(self, value: object) -> bool:
@@ -172,13 +185,21 @@ class Task(Protocol):
     # --- what is measured
 
     def contributions(
-        self, readings: Sequence[Reading | None], references: Sequence[Reference]
+        self, claims: Sequence[Claims], references: Sequence[Reference]
     ) -> Mapping[str, np.ndarray]:
         """What each answer adds to each figure, by the figure's name. float64 [N] each
 
         Args:
-            readings: N readings; what could not be read is wrong.
+            claims: What each of N answers writes; what is missing or None is wrong.
             references: Of their clips, in the same order.
+        """
+        ...
+
+    def remarks(self, figures: Mapping[str, float]) -> tuple[str, ...]:
+        """What somebody who reads only the first figures would miss, each with its remedy.
+
+        Args:
+            figures: Values of figures that could be told, by name.
         """
         ...
 
@@ -196,16 +217,26 @@ def labels_of(clips: Iterable[Clip], task: Task) -> dict[str, Reference]:
     return {clip.id: task.reference(clip) for clip in clips}
 
 
+def told_figures(claims: Iterable[Claims], task: Task) -> tuple[FigureSpec, ...]:
+    """A task's figures that can be told of some answers.
+
+    Where none of them makes a claim (lists anything, writes a total), nothing is judged by it: bare
+    counts are not wrong by a list that nobody asked for.
+    """
+    made = {name for written in claims for name, value in written.items() if value}
+    return tuple(figure for figure in task.figures if made.issuperset(figure.by))
+
+
 def step_accuracy(
-    readings: Sequence[Reading | None], references: Sequence[Reference], task: Task
+    claims: Sequence[Claims], references: Sequence[Reference], task: Task
 ) -> dict[str, float]:
     """How right the answers of a training step were, by figure; empty without answers."""
-    if not readings:
+    if not claims:
         return {}
-    values = task.contributions(readings, references)
+    values = task.contributions(claims, references)
     return {
         figure.name: float(reduce_figures(values[figure.name][:, None], (figure,))[0])
-        for figure in task.figures
+        for figure in told_figures(claims, task)
         if figure.is_of_step
     }
 

@@ -6,26 +6,83 @@ is better, as in TransRAC)::
     MAE   mean of |p - g| / (g + 0.1)       OBO   share with |p - g| <= 1
     RMSE  square root of mean (p - g)^2     OBZ   share with p = g ("exact")
 
-An answer without a readable count is wrong in OBO and OBZ and counts as p = 0 in MAE and RMSE.
+An answer claims its count in up to three places: in its answer tag, as its total, and by the number
+of repetitions that it lists. Each figure is of one of them as it was written, whatever the others
+say; `consistent` is the share of answers that write one number in all three. Where the three
+differ, `rewards.claims.model_count` says which one is the model's count.
+
+A claim that is missing or cannot be read is wrong in OBO and OBZ and is p = 0 in MAE and RMSE.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from actrep_ray.config import DataConfig
-from actrep_ray.records import Reading
+from actrep_ray.records import Claims, Reading
 from actrep_ray.tasks.base import PARSE_RATE, Breakdown, FigureSpec
 from data_prep.cot import rejection, render_answer
 from data_prep.references import reference_of
 from data_prep.schema import Clip
 from data_prep.strata import BINS, stratum_of
+from rewards.claims import model_count, num_listed
 from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
 
+ANSWER, TOTAL, LIST = CLAIMS = ("answer", "total", "list")
+
 _MAE_OFFSET = 0.1  # keeps g = 0 defined; the value of the published metrics
+_MOST_GAP = 0.05  # of exact by answer and by list: above it, one says nothing about the other
+_MAE, _OBO, _OBZ, _RMSE = (
+    FigureSpec("mae", "MAE", "mean", is_lower_better=True),
+    FigureSpec("obo", "OBO", "share"),
+    FigureSpec("obz", "exact", "share"),
+    FigureSpec("rmse", "RMSE", "root_mean", is_lower_better=True, is_of_step=False),
+)
+_CONSISTENT = FigureSpec("consistent", "consistent", "share", by=(LIST, TOTAL))
+_ROUNDING = 1e-9
+_CANNOT_READ_ITS_LIST = (
+    "the model does not read off its own list, and what it gains by answer may be copying alone. "
+    "Remedy: more SFT (sft.num_steps) on answers whose total and answer repeat their list, for "
+    "every length of list; then reward.weights.consistency=0.2, count rewards with evidence=worked."
+)
+_ANSWERS_BESIDE_ITS_LIST = (
+    "the model answers beside its own list, which is no evidence for the count. "
+    "Remedy: reward the list too (reward.weights.cycles where cycles are marked, "
+    "reward.weights.consistency=0.2 where only counts are known), with evidence=worked."
+)
+
+
+def _beside(figure: FigureSpec, claim: str) -> FigureSpec:
+    """A figure of the answer, of another claim."""
+    return replace(
+        figure,
+        name=f"{figure.name}_{claim}",
+        label=f"{figure.label} by {claim}",
+        by=(claim,),
+        twin=figure.name,
+        is_needed=claim == LIST,
+    )
+
+
+def is_consistent(claims: Claims) -> bool:
+    """Whether list, total and answer are there and the same number."""
+    answer = claims.get(ANSWER)
+    return answer is not None and answer == claims.get(TOTAL) == claims.get(LIST)
+
+
+def _judged(numbers: Sequence[Reading | None], truth: np.ndarray) -> dict[str, np.ndarray]:
+    """What N numbers add to each figure, given the true ones. [N] each"""
+    is_made = np.array([number is not None for number in numbers])
+    error = np.abs(np.array([float(number or 0) for number in numbers]) - truth)
+    return {
+        _MAE.name: error / (truth + _MAE_OFFSET),
+        _OBO.name: is_made & (error <= 1),
+        _OBZ.name: is_made & (error == 0),
+        _RMSE.name: error**2,
+    }
 
 
 def _count_of(reference: Reference) -> int:
@@ -51,11 +108,8 @@ class Counting:
     reading_form: str = "an integer of at least 0"
     is_counting: bool = True
     figures: tuple[FigureSpec, ...] = (
-        FigureSpec("mae", "MAE", "mean", is_lower_better=True),
-        FigureSpec("obo", "OBO", "share"),
-        FigureSpec("obz", "exact", "share"),
-        FigureSpec("rmse", "RMSE", "root_mean", is_lower_better=True, is_of_step=False),
-        PARSE_RATE,
+        *(_MAE, _OBO, _OBZ, _RMSE, PARSE_RATE, _CONSISTENT),
+        *(_beside(figure, claim) for claim in (LIST, TOTAL) for figure in (_MAE, _OBO, _OBZ)),
     )
     breakdowns: tuple[Breakdown, ...] = (
         Breakdown("bins", "by true count", "bin", _bin_of, tuple(bin_.name for bin_ in BINS)),
@@ -78,9 +132,13 @@ class Counting:
         """Count, marks that agree with it, length and action."""
         return reference_of(clip)
 
+    def claims(self, response: ParsedResponse) -> dict[str, Reading | None]:
+        """The answer, the total, and the number of repetitions that are listed."""
+        return {ANSWER: response.count, TOTAL: response.total, LIST: num_listed(response)}
+
     def read(self, response: ParsedResponse) -> int | None:
-        """The integer in the answer tag."""
-        return response.count
+        """The model's count, as rewards take it."""
+        return model_count(response)
 
     def is_reading(self, value: object) -> bool:
         """Whether it is an integer of at least 0, and no boolean."""
@@ -105,21 +163,29 @@ class Counting:
         return np.array([reading == reference.count for reading in readings])
 
     def contributions(
-        self, readings: Sequence[Reading | None], references: Sequence[Reference]
+        self, claims: Sequence[Claims], references: Sequence[Reference]
     ) -> dict[str, np.ndarray]:
         """What each answer adds to each figure; of `rmse` the SQUARED error. float64 [N] each"""
         truth = np.array([_count_of(reference) for reference in references], np.float64)
-        counts = np.array([float(reading or 0) for reading in readings])
-        is_parsed = np.array([reading is not None for reading in readings])
-        error = np.abs(counts - truth)
-        columns = {
-            "mae": error / (truth + _MAE_OFFSET),
-            "obo": is_parsed & (error <= 1),
-            "obz": is_parsed & (error == 0),
-            "rmse": error**2,
-            PARSE_RATE.name: is_parsed,
-        }
-        return {name: np.asarray(column, np.float64) for name, column in columns.items()}
+        columns = {PARSE_RATE.name: np.array([made.get(ANSWER) is not None for made in claims])}
+        columns[_CONSISTENT.name] = np.array([is_consistent(made) for made in claims])
+        for claim in CLAIMS:
+            suffix = "" if claim == ANSWER else f"_{claim}"
+            numbers = [made.get(claim) for made in claims]
+            for name, column in _judged(numbers, truth).items():
+                columns[name + suffix] = column
+        return {figure.name: np.asarray(columns[figure.name], float) for figure in self.figures}
+
+    def remarks(self, figures: Mapping[str, float]) -> tuple[str, ...]:
+        """Where exact by answer and by list part by more than 0.05: which of the two to mend."""
+        by_list = figures.get(_beside(_OBZ, LIST).name)
+        if by_list is None or abs(by_list - figures[_OBZ.name]) <= _MOST_GAP + _ROUNDING:
+            return ()
+        told = f"exact is {figures[_OBZ.name]:.3f} by answer and {by_list:.3f} by list"
+        if _CONSISTENT.name in figures:
+            told += f", and {figures[_CONSISTENT.name]:.0%} of the answers are consistent"
+        is_misread = by_list > figures[_OBZ.name]
+        return (f"{told}: {_CANNOT_READ_ITS_LIST if is_misread else _ANSWERS_BESIDE_ITS_LIST}",)
 
     def histograms(self, references: Sequence[Reference]) -> dict[str, list[int]]:
         """The true counts."""

@@ -418,6 +418,7 @@ class Scorer:
                     totals=scores.totals,
                     reward_parts=scores.parts,
                     readings=scores.readings,
+                    claims=scores.claims,
                 )
             )
         return found

@@ -30,6 +30,7 @@ from actrep_ray.rollout.engine import Engine, SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker, start_engine
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.tasks.loading import load_task
 from actrep_ray.weights.buckets import Weights, pack_weights
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
@@ -143,9 +144,12 @@ class MortalHandle(Handle):
         return is_third or (self.index == 1 and method == "load_weights" and arguments[0] == 2)
 
 
-def readings_of(group: RolloutGroup) -> tuple[int | None, ...]:
-    """What its answers say, as reward workers read them."""
-    return tuple(parse(rollout.text).count for rollout in group.rollouts)
+def read(group: RolloutGroup) -> RolloutGroup:
+    """The group with what its answers say, as reward workers read them."""
+    task = load_task("counting")
+    answers = [parse(rollout.text) for rollout in group.rollouts]
+    readings, claims = tuple(map(task.read, answers)), tuple(map(task.claims, answers))
+    return replace(group, readings=readings, claims=claims)
 
 
 class Colleagues(SavesConfig):
@@ -164,9 +168,7 @@ class Colleagues(SavesConfig):
             chance = np.random.default_rng(crc32(group.prompt.prompt_id.encode())).random()
             return np.arange(len(group.rollouts), dtype=np.float32) * (chance >= self.fails)
 
-        return [
-            replace(g, rewards=reward(g), totals=reward(g), readings=readings_of(g)) for g in groups
-        ]
+        return [replace(read(g), rewards=reward(g), totals=reward(g)) for g in groups]
 
     def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
         if step == self.stops_at:
@@ -358,7 +360,7 @@ def letters(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
     found = []
     for group in groups:
         values = np.array([len(set(r.text)) / 30 for r in group.rollouts], np.float32)
-        found.append(replace(group, rewards=values, totals=values, readings=readings_of(group)))
+        found.append(replace(read(group), rewards=values, totals=values))
     return found
 
 

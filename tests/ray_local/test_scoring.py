@@ -104,6 +104,7 @@ def test_rewards_are_those_of_the_composition() -> None:
     assert scored.rewards.dtype == np.float32
     assert set(scored.parts) == {"obo", "cycles", "format"}
     assert scored.readings == (2, 9, None)
+    assert [claims["answer"] for claims in scored.claims] == [2, 9, None]
 
 
 def test_a_part_that_does_not_apply_is_nan_and_not_zero() -> None:

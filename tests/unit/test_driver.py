@@ -38,6 +38,7 @@ from rewards.grammar.read import parse
 from rewards.reference import Reference
 from tests.unit.saved import SavesConfig
 
+TASK = load_task("counting")
 PLAN = FramePlan("a.mp4", 1, (0, 1), 4.0, 32, 32)
 
 
@@ -62,9 +63,11 @@ def group_of(
     )
     values = np.array(rewards, np.float32)
     parts = {"obo": values, "cycles": np.full(len(values), np.nan, np.float32)}
-    readings = tuple(parse(text).count for text in texts)
+    claims = tuple(TASK.claims(parse(text)) for text in texts)
+    readings = tuple(TASK.read(parse(text)) for text in texts)
     advantages = values - values.mean()
-    return RolloutGroup(asked, rollouts, 10, values, parts, advantages, values, readings=readings)
+    scored = RolloutGroup(asked, rollouts, 10, values, parts, advantages, values)
+    return replace(scored, readings=readings, claims=claims)
 
 
 def test_groups_without_a_gradient_are_dropped_by_reason() -> None:

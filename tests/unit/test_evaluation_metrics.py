@@ -30,7 +30,7 @@ from rewards.grammar.write import Response, render
 from rewards.reference import Reference
 
 TASK = load_task("counting")
-NAMES = [figure.name for figure in TASK.figures]
+NAMES = [figure.name for figure in TASK.figures if not figure.by]  # of bare counts
 score_predictions = partial(scores.score_predictions, task=TASK)
 score_cells = partial(scores.score_cells, task=TASK)
 paired_difference = partial(scores.paired_difference, task=TASK)

@@ -20,12 +20,13 @@ from actrep_ray.evaluation.predictions import Prediction, read_predictions, writ
 from actrep_ray.evaluation.report import report_run, write_report
 from actrep_ray.evaluation.run_results import ReportInput, read_run
 from actrep_ray.evaluation.tables import TableData
-from actrep_ray.records import Reading
+from actrep_ray.records import Claims, Reading
 from actrep_ray.tasks.base import PARSE_RATE, FigureSpec
 from actrep_ray.tasks.counting import Counting
 from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip, write_clips
 from data_prep.video_writer import encode_mp4
+from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
 
 pytestmark = pytest.mark.lengthy
@@ -82,7 +83,11 @@ def make_run(root: Path, data: Path, stage: str) -> Path:
 def answers(*counts: int | None) -> list[Prediction]:
     return [
         Prediction(
-            f"test-{i}", c, f"text {i} </pre>", tuple((1.0 + k, 2.0 + k) for k in range(c or 0))
+            f"test-{i}",
+            c,
+            f"text {i} </pre>",
+            tuple((1.0 + k, 2.0 + k) for k in range(c or 0)),
+            claims=dict.fromkeys(("answer", "total", "list"), c),
         )
         for i, c in enumerate(counts)
     ]
@@ -205,7 +210,7 @@ def test_tables_lie_beside_the_metrics(runs: Path) -> None:
     names = {path.relative_to(runs).as_posix() for path in report.table_files}
     assert names == {
         f"tables/{name}.{ending}"
-        for name in ("predictors", "differences", "breakdown")
+        for name in ("predictors", "differences", "gains", "counts", "breakdown")
         for ending in ("csv", "md", "tex")
     }
     rows = pd.read_csv(runs / "tables" / "predictors.csv").set_index("predictor")
@@ -213,7 +218,7 @@ def test_tables_lie_beside_the_metrics(runs: Path) -> None:
     assert rows.loc["grpo", "obz"] == report.metrics["grpo"]["obz"].value
     assert rows.loc["grpo", "obz_low"] == report.metrics["grpo"]["obz"].low
     changed = pd.read_csv(runs / "tables" / "differences.csv")
-    assert len(changed) == 2 * 5
+    assert len(changed) == 2 * len(TASK.figures)  # lists and totals included
     assert set(changed["predictors"]) == {"untrained → sft", "sft → grpo"}
 
 
@@ -252,13 +257,16 @@ class Verdicts(Counting):
     def describe_truth(self, reference: Reference) -> str:
         return f"right verdict {self.truth(reference)}"
 
+    def claims(self, response: ParsedResponse) -> dict[str, Reading | None]:
+        return {"answer": response.answer_text if self.is_reading(response.answer_text) else None}
+
     def contributions(
-        self, readings: Sequence[Reading | None], references: Sequence[Reference]
+        self, claims: Sequence[Claims], references: Sequence[Reference]
     ) -> dict[str, np.ndarray]:
-        pairs = zip(readings, map(self.truth, references), strict=True)
+        pairs = list(zip(claims, map(self.truth, references), strict=True))
         return {
-            "accuracy": np.array([float(reading == truth) for reading, truth in pairs]),
-            PARSE_RATE.name: np.array([float(reading is not None) for reading in readings]),
+            "accuracy": np.array([float(made["answer"] == truth) for made, truth in pairs]),
+            PARSE_RATE.name: np.array([float(made["answer"] is not None) for made, _ in pairs]),
         }
 
     def cell_means(self, reading: Reading | None, reference: Reference) -> dict[str, float]:

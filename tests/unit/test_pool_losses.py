@@ -121,7 +121,7 @@ class Rewards:
 
 def scores(value: float) -> list[GroupScores]:
     rewards = np.array([value], np.float32)
-    return [GroupScores(rewards, rewards, {"obo": rewards}, (2,))]
+    return [GroupScores(rewards, rewards, {"obo": rewards}, (2,), ({"answer": 2},))]
 
 
 def test_a_reward_worker_that_goes_with_its_node_is_nobodys_fault() -> None:

@@ -173,13 +173,20 @@ def test_a_task_keeps_the_contract(task: Task) -> None:
     assert PARSE_RATE in task.figures
     references = list(labels_of([make_clip(3, None, "squat")], task).values()) * 3
     truth = task.truth(references[0])
-    read = task.read(parse(f"<answer>{truth}</answer>"))
-    readings = [read, task.read(parse("no answer")), read]
+    answers = [parse(f"<answer>{truth}</answer>"), parse("no answer")]
+    answers.append(answers[0])
+    readings = [task.read(answer) for answer in answers]
     assert readings == [truth, None, truth]
     assert task.constant([truth, truth]) == truth
     assert task.is_right(readings, references[0]).tolist() == [True, False, True]
-    values = task.contributions(readings, references)
+    claims = [task.claims(answer) for answer in answers]
+    assert [made["answer"] for made in claims] == readings
+    values = task.contributions(claims, references)
     assert set(values) == set(names)
+    assert task.remarks(step_accuracy(claims, references, task)) == ()
+    for figure in task.figures:
+        assert set(figure.by) <= set(claims[0])
+        assert figure.twin in {"", *names}
     for figure in task.figures:
         column = values[figure.name]
         assert column.shape == (3,)
@@ -204,7 +211,8 @@ rows = st.lists(
 def test_a_step_and_an_evaluation_judge_alike(rows: list[tuple[int, int | None]]) -> None:
     labels = {str(i): Reference(truth, None, 4.0, "squat") for i, (truth, _) in enumerate(rows)}
     readings = [reading for _, reading in rows]
-    accuracy = step_accuracy(readings, list(labels.values()), TASK)
+    claims = [{"answer": reading} for reading in readings]
+    accuracy = step_accuracy(claims, list(labels.values()), TASK)
     predictions = [Prediction(str(i), reading) for i, reading in enumerate(readings)]
     metrics = score_predictions(predictions, labels, TASK, num_bootstrap=10)
     assert list(accuracy) == ["mae", "obo", "obz", "parse_rate"]

@@ -15,6 +15,7 @@ from rewards.grammar.write import Response, render
 
 CYCLES = ((0.5, 1.2), (1.2, 2.0))
 RIGHT = render(Response("A person squats.", "down and up", CYCLES, "evenly spaced", 2, 2))
+ALL_RIGHT = {"acc": 1.0, "acc_list": 1.0, "consistent": 1.0}
 LABELS = {"count": 2, "cycles": [[0.5, 1.2], [1.2, 2.0]]}
 
 
@@ -28,7 +29,7 @@ LABELS = {"count": 2, "cycles": [[0.5, 1.2], [1.2, 2.0]]}
 )
 def test_labels_with_cycles(ground_truth: object) -> None:
     result = compute_score("repcount", RIGHT, ground_truth, {"duration_s": 2.5, "index": 7})
-    assert result == {"score": 1.0, "obo": 1.0, "cycles": 1.0, "format": 1.0, "acc": 1.0}
+    assert result == {"score": 1.0, "obo": 1.0, "cycles": 1.0, "format": 1.0, **ALL_RIGHT}
 
 
 @pytest.mark.parametrize(
@@ -37,14 +38,21 @@ def test_labels_with_cycles(ground_truth: object) -> None:
 def test_labels_without_cycles(ground_truth: object) -> None:
     result = compute_score("countix", RIGHT, ground_truth)
     assert math.isnan(result.pop("cycles"))
-    assert result == {"score": 1.0, "obo": 1.0, "format": 1.0, "acc": 1.0}
+    assert result == {"score": 1.0, "obo": 1.0, "format": 1.0, **ALL_RIGHT}
 
 
 def test_wrong_answers_and_other_weights() -> None:
     assert compute_score("countix", "", 2)["score"] == 0.0
     assert compute_score("countix", "<answer>3</answer>", 2)["acc"] == 0.0
     result = compute_score("countix", "<answer>2</answer>", 2, weights={"exact": 1.0})
-    assert result == {"score": 1.0, "exact": 1.0, "acc": 1.0}
+    assert result == {"score": 1.0, "exact": 1.0, **ALL_RIGHT, "acc_list": 0.0, "consistent": 0.0}
+
+
+def test_an_answer_beside_its_list_is_told() -> None:
+    beside = render(Response("A person squats.", "down and up", CYCLES, "evenly spaced", 2, 3))
+    right_list, right_answer = compute_score("a", beside, 2), compute_score("a", beside, 3)
+    assert (right_list["acc"], right_list["acc_list"], right_list["consistent"]) == (0, 1, 0)
+    assert (right_answer["acc"], right_answer["acc_list"], right_answer["consistent"]) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(
