@@ -59,6 +59,10 @@ class TrainConfig(Section):
         "null: 0.01 with model.dtype=float32, 0.03 with bfloat16.",
     )
     on_log_prob_gap: Literal["stop", "log"] = Field("stop", description="What happens above it.")
+    max_untrained_steps: Count = Field(
+        5, description="Steps in a row without a group to train on, at which a run stops."
+    )
+    on_untrained: Literal["stop", "log"] = Field("stop", description="What happens then.")
 
     def contradictions(self) -> Iterator[Contradiction]:
         """A window of pass rates that is empty."""

@@ -85,12 +85,13 @@ class AsynchronousDriver:
             self.finish_push()
             if step == 0:
                 phases.log_start(logger)
-            while step < phases.num_steps:
+            while step < phases.num_steps and not phases.alarm.has_rung:
                 step += 1
                 with logger.timer("wait"):
                     slots = self.batch_of(step)
                 groups = groups_of(slots)
                 trainable, dropped = phases.split_trainable(groups)
+                phases.alarm.look(step, groups, len(trainable), dropped)
                 trainable = phases.assign_advantages(trainable)
                 metrics = self.staleness_metrics(trainable, step)
                 with logger.timer("learn"):
@@ -105,7 +106,7 @@ class AsynchronousDriver:
                     with logger.timer("evaluate"):
                         self.finish_push()
                         metrics |= phases.evaluate(step)
-                if phases.checkpoints.is_due(step):
+                if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
                     with logger.timer("checkpoint"):
                         self.save(step)
                 metrics |= phases.checkpoints.look()
@@ -113,6 +114,7 @@ class AsynchronousDriver:
                 logger.log(step, metrics)
         self.finish_push()
         self.in_flight.ledger.check(self.in_flight.num_groups)
+        phases.alarm.end_run()
         return phases.checkpoints.last
 
     # ---------------------------------------------------------------- the steps of the loop

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actrep_ray.config import Recipe
+from actrep_ray.driver.alarms import UntrainedSteps
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
 from actrep_ray.driver.groups import row_of, split_trainable
@@ -78,6 +79,7 @@ class Phases:
         self.num_steps = recipe.train.num_steps
         self.timeline = pools.rollouts.timeline
         self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
+        self.alarm = UntrainedSteps(recipe)
         self.task = load_task(recipe.task)
         self.source = source_for(recipe, pools)
         self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
@@ -88,12 +90,15 @@ class Phases:
         """Load what the checkpoint holds beside the weights; returns its step."""
         step, start = self.checkpoints.restore(), self.checkpoints.start
         if start is not None:
-            self.sampler.load_state_dict(start.driver_state()["sampler"])
+            state = start.driver_state()
+            self.sampler.load_state_dict(state["sampler"])
+            if "alarm" in state:  # not in checkpoints of before
+                self.alarm.load_state_dict(state["alarm"])
         return step
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on, as JSON-able values."""
-        return {"sampler": self.sampler.state_dict()}
+        return {"sampler": self.sampler.state_dict(), "alarm": self.alarm.state_dict()}
 
     def save(self, step: int) -> None:
         """Begin to write a checkpoint of this step."""

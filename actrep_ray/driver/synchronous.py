@@ -34,10 +34,11 @@ class SynchronousDriver:
         with phases.open_log(step) as logger, phases.checkpoints:
             if step == 0:
                 phases.log_start(logger)
-            while step < phases.num_steps:
+            while step < phases.num_steps and not phases.alarm.has_rung:
                 step += 1
                 groups, labels, metrics = self.collect(step, logger)
                 trainable, dropped = phases.split_trainable(groups)
+                phases.alarm.look(step, groups, len(trainable), dropped)
                 trainable = phases.assign_advantages(trainable)
                 phases.prefetch()
                 with logger.timer("learn"):
@@ -49,12 +50,13 @@ class SynchronousDriver:
                 if phases.is_evaluation_due(step):
                     with logger.timer("evaluate"):
                         metrics |= phases.evaluate(step)
-                if phases.checkpoints.is_due(step):
+                if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
                     with logger.timer("checkpoint"):
                         phases.save(step)
                 metrics |= phases.checkpoints.look()
                 log_details(logger, step, groups, trainable, labels, phases.task)
                 logger.log(step, metrics)
+        phases.alarm.end_run()
         return phases.checkpoints.last
 
     def collect(

@@ -27,6 +27,7 @@ _FREE = (
     "reward.timeout_s", "reward.num_workers", "reward.num_cpus", "reward.max_failures",
     "learner.timeout_s", "learner.max_restarts", "learner.num_cpus", "data.allow_outside",
     "sft.validate_every", "sft.num_validation_clips",
+    "train.max_untrained_steps", "train.on_untrained",
 )  # fmt: skip
 _UNUSED = {
     "grpo": ("sft.",),

@@ -121,7 +121,7 @@ NO_GRADIENT: dict[str, str] = {
     "max_in_flight max_workers max_restarts timeout_s",
     "reward": "num_workers num_cpus timeout_s max_failures",
     "train": "num_steps prompts_per_step group_size max_refill_factor max_log_prob_gap "
-    "on_log_prob_gap",
+    "on_log_prob_gap max_untrained_steps on_untrained",
     "learner": "strategy zero_stage offload reduce_dtype reshard_after_forward deepspeed_config "
     "num_workers num_cpus num_threads lr_vision_tower lr_merger attention gradient_checkpointing "
     "max_restarts timeout_s",

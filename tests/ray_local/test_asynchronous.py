@@ -21,6 +21,7 @@ from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
+from actrep_ray.driver.alarms import LearningAlarmError
 from actrep_ray.driver.asynchronous import AsynchronousDriver
 from actrep_ray.driver.job import prepare_grpo
 from actrep_ray.learner.worker import LearnerWorker
@@ -29,6 +30,7 @@ from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker, start_engine
+from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.tasks.loading import load_task
 from actrep_ray.weights.buckets import Weights, pack_weights
@@ -271,6 +273,17 @@ def test_every_slot_is_trained_once_and_none_is_too_old(
             assert [name[:11] for name in names] == [f"{step:06d}-{i:04d}" for i in range(SIZE)]
     else:
         assert max(row["pipeline/staleness_max"] for row in rows) > 0
+
+
+def test_a_run_that_learns_nothing_ends_with_a_checkpoint_and_an_error(
+    base: Recipe, tmp_path: Path
+) -> None:
+    recipe = override(changed(base, tmp_path, max_staleness=1), ["checkpoint.every=0"])
+    with pytest.raises(LearningAlarmError, match=r"steps 1 to 5 trained on no group: of 20 all"):
+        drive(recipe, Colleagues(fails=1.1))
+    newest = CheckpointStore(recipe.run_dir, keep=2).newest()
+    assert newest is not None
+    assert newest.step == 5
 
 
 def test_clips_are_decoded_before_they_are_asked_about(

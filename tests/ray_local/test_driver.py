@@ -31,7 +31,7 @@ data: {{path: {folder}/data/clips.jsonl}}
 video: {{max_pixels: 1024, cache_dir: {folder}/frames}}
 rollout: {{engine: hf, max_model_len: 512, max_response_tokens: 8}}
 reward: {{weights: {{format: 1.0}}}}
-train: {{num_steps: 1000, prompts_per_step: 2, group_size: 2}}
+train: {{num_steps: 1000, prompts_per_step: 2, group_size: 2, on_untrained: log}}
 checkpoint: {{every: 1}}
 """
 

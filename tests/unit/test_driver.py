@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from actrep_ray.config import Recipe, load_recipe, override
+from actrep_ray.driver.alarms import LearningAlarmError
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
 from actrep_ray.driver.groups import row_of, split_trainable
@@ -277,6 +278,41 @@ def test_the_loop_keeps_its_order_and_goes_on_where_it_was(recipe: Recipe) -> No
     names = sorted(path.name for path in (recipe.run_dir / "checkpoints").iterdir())
     assert names == ["newest.json", "step-000004", "step-000005"]  # keep=2
     assert CheckpointStore(recipe.run_dir, keep=2).newest().step == 5  # type: ignore[union-attr]
+
+
+class Flat(Book):
+    """All answers earn the same from a step on, so that nothing is trained any more."""
+
+    def score(self, groups: list[RolloutGroup], labels: dict[str, Reference]) -> list[RolloutGroup]:
+        scored = super().score(groups, labels)
+        if self.engine_version < 2:
+            return scored
+        flat = np.zeros(2, np.float32)
+        return [replace(g, rewards=flat, totals=flat, reward_parts={"obo": flat}) for g in scored]
+
+    def push(self, policy_version: int) -> dict[str, float]:
+        self.engine_version = policy_version
+        return {}
+
+
+def test_a_run_that_learns_nothing_ends_with_a_checkpoint_and_an_error(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    steps = ["train.num_steps=50", "checkpoint.every=0", "train.max_untrained_steps=3"]
+    flat = override(recipe, [f"runs_dir={tmp_path}", *steps])
+    with pytest.raises(LearningAlarmError, match=r"steps 3 to 5 .* of 9 all .* \(9 all_wrong\)"):
+        drive(flat, Flat())
+    assert [row["step"] for row in read_metrics(flat.run_dir / "metrics.jsonl")] == [
+        0,
+        *range(1, 6),
+    ]
+    newest = CheckpointStore(flat.run_dir, keep=2).newest()
+    assert newest is not None
+    assert newest.step == 5
+    # Settings of the alarm may change; told to go on, the same run does.
+    longer = override(flat, ["train.num_steps=7", "train.on_untrained=log"])
+    drive(longer, Flat(), resume=True)
+    assert CheckpointStore(flat.run_dir, keep=2).newest().step == 7  # type: ignore[union-attr]
 
 
 def test_advantages_are_whitened_over_exactly_the_groups_that_are_trained(
