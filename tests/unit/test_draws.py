@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from actrep_ray.rollout.draws import answer_keys, draw, numbers
 
+pytestmark = pytest.mark.lengthy
+
 # The first outputs of SplitMix64 from two seeds, as Vigna's reference implementation gives them.
 PUBLISHED = {
     0: (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F),
