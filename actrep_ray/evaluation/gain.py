@@ -33,10 +33,10 @@ from rewards.reference import Reference
 
 TERMS = {
     "in_place": "cycles in the right place",
-    "elsewhere": "lists of the right length, cycles elsewhere",
-    "unread": "right lists, answer cannot be read",
-    "not_repeated": "right lists, answer does not repeat them",
-    "beside": "right answers beside a wrong list",
+    "elsewhere": "right length, cycles elsewhere",
+    "unread": "right list, answer unreadable",
+    "not_repeated": "right list, answer differs",
+    "beside": "right answer, wrong list",
 }
 """What exact by answer is the sum of, in order; the third and the fourth are negative."""
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actrep_ray.cli.count import describe_claims
+from actrep_ray.cli.main import main
 from actrep_ray.config import load_recipe
 from actrep_ray.driver.metrics import rollout_metrics
 from actrep_ray.evaluation.frames import counts_frame, differences_frame, verdict_on
@@ -298,6 +300,31 @@ def test_a_training_is_remarked_on(tmp_path: Path) -> None:
     assert remark.startswith("sampled, step 29: exact is 0.550 by answer and 0.700 by list")
     assert remarks({"reward/mean": 0.5}) == ()
     assert remarks() == ()
+
+
+def test_train_ends_with_the_remark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"stage: grpo\nruns_dir: {tmp_path}\nname: r\ndata: {{path: a.jsonl}}\n")
+
+    class Job:
+        start = None
+
+        def run(self, *, profile: bool) -> SimpleNamespace:
+            row = {"step": 5, "eval/obz": 0.358, "eval/obz_list": 0.7, "eval/consistent": 0.44}
+            (tmp_path / "r").mkdir()
+            (tmp_path / "r" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            return SimpleNamespace(folder=tmp_path / "r" / "checkpoints" / "5")
+
+    monkeypatch.setattr("actrep_ray.driver.job.prepare_grpo", lambda recipe, **_: Job())
+    monkeypatch.setattr("actrep_ray.cli.train.announce", lambda *_, **__: None)
+    assert main(["train", str(recipe)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Warning: held out, step 5: exact is 0.358 by answer and 0.700 by list, and 44%" in printed
+    )
+    assert "Remedy: more SFT (sft.num_steps)" in printed
 
 
 # --- tables

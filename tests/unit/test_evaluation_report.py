@@ -17,7 +17,7 @@ from actrep_ray.evaluation import figures as plots
 from actrep_ray.evaluation.figure_style import make_figure
 from actrep_ray.evaluation.pictures import choose_clip
 from actrep_ray.evaluation.predictions import Prediction, read_predictions, write_predictions
-from actrep_ray.evaluation.report import report_run, write_report
+from actrep_ray.evaluation.report import print_main, report_run, write_report
 from actrep_ray.evaluation.run_results import ReportInput, read_run
 from actrep_ray.evaluation.tables import TableData
 from actrep_ray.records import Claims, Reading
@@ -117,6 +117,43 @@ def test_a_report_holds_all_of_a_run(runs: Path) -> None:
     assert "Counting on 6 held-out clips" in printed
     assert "…" not in printed  # every number fits into 80 columns
     assert max(len(line) for line in printed.splitlines() if "/" not in line) <= 80
+
+
+def test_a_run_that_parts_from_its_lists_says_so_everywhere(runs: Path) -> None:
+    copied = answers(0, 2, 4, 4, 5, 6)
+    lists = [replace(p, claims={**(p.claims or {}), "answer": 4, "total": 4}) for p in copied]
+    write_predictions(runs / "predictions-sft.jsonl", lists, TASK)
+    write_predictions(runs / "predictions-grpo.jsonl", copied, TASK)
+    whole, main = (io.StringIO() for _ in range(2))
+    report = report_run(runs, console=Console(file=whole, width=80))
+    print_main(report, Console(file=main, width=80))
+    expected = "Warning: sft: exact is 0.333 by answer and 1.000 by list, and 33% of the answers"
+    (remark,) = report.remarks
+    page = report.page.read_text(encoding="utf-8")
+    assert remark in page
+    for printed in (whole.getvalue(), main.getvalue()):
+        words = " ".join(printed.split())
+        assert expected in words
+        assert "By answer, list and total" in words
+        assert "Where exact changed: sft → grpo" in words
+        assert "right list, answer differs" in words
+        assert "grpo: counts that are true or were answered" in words
+    assert "grpo: by action" not in main.getvalue()
+    assert "<h2>Where exact changed: sft → grpo</h2>" in page
+    gains = pd.read_csv(runs / "tables" / "gains.csv").set_index(["predictors", "term"])["change"]
+    assert gains["sft → grpo"].to_dict() == pytest.approx(
+        {"in_place": 0, "elsewhere": 0, "unread": 0, "not_repeated": 4 / 6, "beside": 0}
+    )
+    changed = pd.read_csv(runs / "tables" / "differences.csv").set_index(["predictors", "figure"])
+    assert changed.loc[("sft → grpo", "obz"), "verdict"] == "not by list"
+    assert changed.loc[("sft → grpo", "consistent"), "verdict"] == "better"
+    counts = pd.read_csv(runs / "tables" / "counts.csv").query("predictor == 'sft'")
+    assert counts[counts["answered"] == 0]["count"].tolist() == [0, 2, 5, 6]
+    for name in ("predictors", "breakdown"):
+        for ending, title in ((".md", "exact by list ↑"), (".tex", r"exact by list $\uparrow$")):
+            text = (runs / "tables" / f"{name}{ending}").read_text(encoding="utf-8")
+            assert title in text
+            assert "consistent" in text
 
 
 def test_the_detector_is_a_baseline_that_is_compared_with_none(runs: Path) -> None:
