@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from actrep_ray.cluster.stopping import StopError, StopRequest
 from actrep_ray.config import VideoConfig
 from actrep_ray.learner.batch.packing import PackedBatch, PackedRow
 from actrep_ray.learner.batch.packing import collate as pack
@@ -54,6 +55,7 @@ NUM_TIMES = 10  # that `at` asks about
 MOVES = ("still", "out", "back")
 FRAME_NAMES = ("zone", "way", "seconds", "tenths")
 FRAME_CLASSES = (len(ZONES), len(MOVES), 32, 10)  # of each of these
+STOP_S = 30.0  # from a signal to the end
 FRAME_WEIGHT = 0.25  # of the loss of each of them
 VIDEO = VideoConfig(fps=4.0, max_frames=96, min_pixels=32 * 32, max_pixels=32 * 32)
 
@@ -250,29 +252,31 @@ def pretrain(args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
     rows: list[str] = []
     began = time.monotonic()
-    for step, examples in zip(range(args.steps), stream, strict=False):
-        seen = [replace(e, frames=mirrored(e.frames, rng)) for e in examples]
-        rate = learning_rate(step, args.steps, args.lr, args.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = collate(inputs, seen, list(QUESTIONS))
-        log_probs, _ = policy(batch, temperature=1.0)
-        loss = -log_probs.sum() / batch.num_targets
-        shown = frames.losses(batch, seen)
-        (loss + FRAME_WEIGHT * shown.sum()).backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        row = {"step": step + 1, "loss": loss.item()}
-        row |= {f"frame_{n}_loss": x for n, x in zip(FRAME_NAMES, shown.tolist(), strict=True)}
-        row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
-        is_due = (step + 1) % args.every == 0 or step + 1 == args.steps
-        if is_due:
-            row |= validate(policy, inputs, held_out)
-            log.info("%s", {key: round(value, 4) for key, value in row.items()})
-        rows.append(json.dumps(row))
-        if is_due:
-            save(model, inputs, out, rows)
+    with StopRequest("", STOP_S) as stop:
+        for step, examples in zip(range(args.steps), stream, strict=False):
+            seen = [replace(e, frames=mirrored(e.frames, rng)) for e in examples]
+            rate = learning_rate(step, args.steps, args.lr, args.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = collate(inputs, seen, list(QUESTIONS))
+            log_probs, _ = policy(batch, temperature=1.0)
+            loss = -log_probs.sum() / batch.num_targets
+            shown = frames.losses(batch, seen)
+            (loss + FRAME_WEIGHT * shown.sum()).backward()
+            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            row = {"step": step + 1, "loss": loss.item()}
+            row |= {f"frame_{n}_loss": x for n, x in zip(FRAME_NAMES, shown.tolist(), strict=True)}
+            row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
+            is_due = (step + 1) % args.every == 0 or step + 1 == args.steps
+            if is_due:
+                row |= validate(policy, inputs, held_out)
+                log.info("%s", {key: round(value, 4) for key, value in row.items()})
+            rows.append(json.dumps(row))
+            if is_due or stop.is_asked:
+                save(model, inputs, out, rows)
+            stop.check()
 
 
 class FrameHeads(torch.nn.Module):
@@ -340,7 +344,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args = parser.parse_args()
-    pretrain(args)
+    try:
+        pretrain(args)
+    except StopError as stopped:
+        log.warning("%s; what was learned is in %s (--start goes on from it)", stopped, args.out)
+        raise SystemExit(stopped.code) from stopped
     log.info("%s: %d parameters", args.out, num_parameters(args.out))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from actrep_ray.cluster.session import cluster
+from actrep_ray.cluster.stopping import StopRequest
 from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
@@ -224,21 +225,26 @@ def _train(
     checkpoints = RunCheckpoints(recipe, learners, cfg.num_steps, start)
     step = checkpoints.restore()
     with (
+        StopRequest(
+            recipe.run.preemption_notice or "", recipe.run.stop_s, mended=(WorkerLostError,)
+        ) as stop,
         MetricLogger(recipe.run_dir, purge_after_step=step or -1) as logger,
         step_progress("SFT", start=step, total=cfg.num_steps) as report,
         checkpoints,
     ):
         while step < cfg.num_steps:
+            stop.check()
             step += 1
             with logger.timer("learn"):
                 metrics = _prefixed("sft/", learners.sft_step(data.batch(step)))
-            if is_due(cfg.validate_every, step, cfg.num_steps):
+            if not stop.is_asked and is_due(cfg.validate_every, step, cfg.num_steps):
                 with logger.timer("validate"):
                     metrics |= _prefixed("sft/validation_", learners.sft_loss(data.validation))
             logger.log(step, metrics | checkpoints.look())
             report(step, {name: metrics[key] for name, key in _SHOWN.items() if key in metrics})
             if checkpoints.is_due(step):
                 checkpoints.save(step, {})
+            checkpoints.reached(step, {})
     return checkpoints.last
 
 

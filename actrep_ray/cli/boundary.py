@@ -7,11 +7,13 @@ keeps its traceback.
 
 import argparse
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from actrep_ray.cli.commands import UsageError
+from actrep_ray.cluster.stopping import InterruptError
 from data_prep.full_disk import met_by_worker, reason_not_written
 
 _LITTLE_ROOM = 2**20  # bytes of a disk that counts as full
@@ -39,6 +41,18 @@ def words_of_mistake(error: Exception, args: argparse.Namespace) -> str | None:
     if isinstance(cause, ConfigError):
         return "\n  ".join(_one_line(line) for line in str(cause).splitlines())
     return _one_line(str(cause))
+
+
+def words_of_stop(stopped: InterruptError, args: argparse.Namespace) -> str:
+    """What was saved of a command that was ended, and how to go on."""
+    if stopped.saved_step is None:
+        return f"{stopped}; nothing new was saved"
+    left_out = ("--resume", "--begin-or-resume", "--overwrite", "--fresh")
+    line = [word for word in args.typed if word not in left_out]
+    if "resume" in args:
+        line.append("--resume")
+    command = shlex.join(["actrep", *line])
+    return f"{stopped}; step {stopped.saved_step} is saved; go on with: {command}"
 
 
 def _words_of_path(error: OSError, args: argparse.Namespace) -> str | None:

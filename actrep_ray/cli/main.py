@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 
 import actrep_ray
-from actrep_ray.cli.boundary import words_of_mistake
+from actrep_ray.cli.boundary import words_of_mistake, words_of_stop
 from actrep_ray.cli.check import add_check
 from actrep_ray.cli.commands import complain
 from actrep_ray.cli.cot import add_cot
@@ -27,6 +27,7 @@ from actrep_ray.cli.report import add_report
 from actrep_ray.cli.sft import add_sft
 from actrep_ray.cli.train import add_train
 from actrep_ray.cli.validate import add_validate
+from actrep_ray.cluster.stopping import InterruptError
 
 _ADD = (
     add_prepare, add_validate, add_cot, add_sft, add_train, add_evaluate, add_count, add_check,
@@ -35,12 +36,20 @@ _ADD = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 (failed), 2 (wrong input), 130 (ctrl-C)."""
+    """Run one command.
+
+    Returns:
+        Its exit code: 0, 1 (failed), 2 (wrong input), or 128 and the number of the signal that
+        ended it: 130 (ctrl-C), 138 (SIGUSR1), 143 (SIGTERM, or a preemption notice).
+    """
     args = build_parser().parse_args(argv)
+    args.typed = sys.argv[1:] if argv is None else list(argv)
     _quieten_libraries()
     _stay_on_this_machine()
     try:
         return int(args.run(args) or 0)
+    except InterruptError as stopped:
+        return _say(words_of_stop(stopped, args), code=stopped.code)
     except KeyboardInterrupt:
         return _say("stopped", code=130)
     except BrokenPipeError:  # the reader of our output (head, less) has gone

@@ -18,7 +18,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--resume", action="store_true", help="go on from the run's last whole checkpoint"
+        "--resume",
+        action="store_true",
+        help="go on from the run's last whole checkpoint; ctrl-C, SIGTERM and SIGUSR1 write one",
     )
     how.add_argument(
         "--begin-or-resume",

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import ray
 from ray.util.placement_group import PlacementGroup
 
+from actrep_ray.cluster import presence
+
 Bundles: TypeAlias = PlacementGroup
 """Room that is reserved, one bundle for each worker."""
 
@@ -20,10 +22,20 @@ def as_actor(worker: type, options: Mapping[str, Any]) -> Any:
     """The class of actors of a worker; `.remote(...)` starts one and returns its handle.
 
     Args:
-        worker: A plain class.
+        worker: A plain class; what it is made of is given by position.
         options: Of `ray.remote`: resources, restarts, labels, runtime environment.
     """
-    return ray.remote(**options)(worker)
+    return ray.remote(**options)(_with_presence(worker))
+
+
+def _with_presence(worker: type) -> type:
+    """The class, whose processes show signs of life from before it starts."""
+
+    def init(self: Any, *args: Any) -> None:
+        presence.begin()
+        worker.__init__(self, *args)  # type: ignore[misc]
+
+    return type(worker.__name__, (worker,), {"__init__": init, "__module__": worker.__module__})
 
 
 def put(value: object) -> ObjectRef:

@@ -7,30 +7,36 @@ its way out, for whatever reason, ends them with the cluster.
 import logging
 import math
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import ray
 
 from actrep_ray.cluster.nodes import wait_for_room
 from actrep_ray.cluster.placement import pools_of
+from actrep_ray.cluster.stopping import handled, interrupt
 from actrep_ray.cluster.this_machine import check_this_machine, joins_cluster
+from actrep_ray.cluster.watchdog import watched
 from actrep_ray.config import Recipe
 from actrep_ray.models.torch_names import num_gpus
 
 
 @contextmanager
-def cluster(*recipes: Recipe, roles: Sequence[str] = ()) -> Iterator[None]:
+def cluster(
+    *recipes: Recipe, roles: Sequence[str] = (), stacks: Path | None = None
+) -> Iterator[None]:
     """Hold a Ray cluster with room for the workers of all the recipes at the same time.
 
     Joins the cluster of RAY_ADDRESS, which Ray sets inside a submitted job; else starts a local
-    one, and ends it with all of its processes. SIGTERM ends it as ctrl-C does.
+    one, and ends it with all of its processes. SIGTERM and SIGUSR1 end it as ctrl-C does; a run's
+    loop saves before (`stopping.StopRequest`). Processes of a local cluster ignore SIGUSR1, which
+    Slurm sends to all processes of a job.
 
     Args:
         recipes: Whose workers will be started inside.
         roles: Only workers of these roles will be; by default all that a recipe's stage has.
+        stacks: Folder for what workers that hang are at; by default in the last recipe's run.
 
     Raises:
         PlacementError: if this machine, or the joined cluster, cannot hold a recipe, with what is
@@ -41,20 +47,22 @@ def cluster(*recipes: Recipe, roles: Sequence[str] = ()) -> Iterator[None]:
         check_this_machine(recipe, roles)
     # A local cluster is reached from this machine alone; the notice of its token is no news.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    ray.init(
-        address=None if joins else "local",
-        num_cpus=None if joins else sum(num_cpus(recipe) for recipe in recipes),
-        num_gpus=None if joins else num_gpus(),
-        include_dashboard=False if not joins else None,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    with handled(signal.SIGUSR1, signal.SIG_IGN):  # what is started inherits that
+        ray.init(
+            address=None if joins else "local",
+            num_cpus=None if joins else sum(num_cpus(recipe) for recipe in recipes),
+            num_gpus=None if joins else num_gpus(),
+            include_dashboard=False if not joins else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     try:
-        with _terminate_as_interrupt():  # ray.init has set a handler of its own
+        with handled(signal.SIGTERM, interrupt), handled(signal.SIGUSR1, interrupt):
             if joins:
                 for recipe in recipes:
                     wait_for_room(recipe, roles, wait_s=recipe.placement.wait_s)
-            yield
+            with watched(recipes[-1], stacks or recipes[-1].run_dir / "stacks"):
+                yield
     finally:
         with _uninterrupted():
             ray.shutdown()
@@ -70,32 +78,9 @@ def num_cpus(recipe: Recipe) -> int:
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, so that it unwinds like ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handler(signal.SIGTERM, interrupt):
-        yield
-
-
-@contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Keep a second ctrl-C from cutting the clean-up short."""
-    with _handler(signal.SIGINT, signal.SIG_IGN), _handler(signal.SIGTERM, signal.SIG_IGN):
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            stack.enter_context(handled(number, signal.SIG_IGN))
         yield
-
-
-@contextmanager
-def _handler(
-    number: signal.Signals, handler: Callable[[int, FrameType | None], None] | signal.Handlers
-) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, previous)

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import ray
 
 from actrep_ray.cluster.background import in_background
+from actrep_ray.cluster.calls import CALLS
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.records import PromptTooLongError
 from data_prep.locks import BusyError
@@ -95,7 +96,7 @@ class Loss:
     @property
     def name(self) -> str:
         """The worker in words: "learner rank 1"."""
-        return f"{_NAMES[self.role]} {self.worker}"
+        return name_of(self.role, self.worker)
 
     @property
     def cause(self) -> str:
@@ -105,6 +106,11 @@ class Loss:
 
     def __str__(self) -> str:
         return f"{self.name} died in `{self.method}`: {self.cause}"
+
+
+def name_of(role: str, worker: int) -> str:
+    """A worker in words: "learner rank 1"."""
+    return f"{_NAMES[role]} {worker}"
 
 
 class WorkerLostError(RuntimeError):
@@ -290,7 +296,9 @@ def follow(
         else:
             on_error(as_raised(error))
 
-    mailbox.post_when_done(call.ref.future(), report)
+    future = call.ref.future()
+    CALLS.note(call, future)
+    mailbox.post_when_done(future, report)
 
 
 def find_cause(mailbox: Mailbox, actor: Any, loss: Loss, then: Callable[[Loss], None]) -> None:

@@ -34,6 +34,7 @@ from actrep_ray.config.run import (
     CheckpointConfig,
     EvalConfig,
     PlacementConfig,
+    RunConfig,
     SftConfig,
     TrainConfig,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "Recipe",
     "RewardConfig",
     "RolloutConfig",
+    "RunConfig",
     "SamplingConfig",
     "SftConfig",
     "TemporalContrastConfig",

@@ -18,6 +18,7 @@ from actrep_ray.config.run import (
     CheckpointConfig,
     EvalConfig,
     PlacementConfig,
+    RunConfig,
     SftConfig,
     TrainConfig,
 )
@@ -50,6 +51,7 @@ class Recipe(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     placement: PlacementConfig = PlacementConfig()
+    run: RunConfig = RunConfig()
 
     @model_validator(mode="before")
     @classmethod

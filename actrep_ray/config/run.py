@@ -1,4 +1,4 @@
-"""`sft`, `train`, `eval`, `checkpoint`, `placement`: the course of a run and its placement."""
+"""`run`, `sft`, `train`, `eval`, `checkpoint`, `placement`: a run's course and its placement."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -6,6 +6,46 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from actrep_ray.config.section import Contradiction, Count, Float, Positive, Section
+
+
+class RunConfig(Section):
+    """How a run is stopped, and when a worker counts as hung."""
+
+    preemption_notice: str | None = Field(
+        None,
+        description="File that announces, by appearing or changing, that the machine will be taken "
+        "away: the run saves and ends, as on SIGTERM, ctrl-C or SIGUSR1.",
+    )
+    stop_s: Positive = Field(
+        30.0,
+        description="Longest that a run which is asked to stop may take to save and end; a step of "
+        "the learner is finished within three quarters of it, or not saved.",
+    )
+    silence_s: Positive = Field(
+        30.0,
+        description="A worker with something to do that for so long neither lets its own thread on "
+        "nor computes is ended and started again.",
+    )
+    turn_factor: Annotated[Float, Field(ge=2)] = Field(
+        10.0,
+        description="A worker that is at a turn (of an engine, an update of a rank) for so many "
+        "times the median of the last 20 is ended and started again.",
+    )
+    turn_floor_s: Positive = Field(120.0, description="Shortest time that a turn is given.")
+    turn_ceiling_s: Positive = Field(
+        1800.0,
+        description="Longest time that a turn is given, as are the first three; never more than "
+        "0.9 of rollout.timeout_s or learner.timeout_s.",
+    )
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Bounds that exclude each other."""
+        if self.turn_floor_s > self.turn_ceiling_s:
+            yield Contradiction(
+                ("run.turn_floor_s", "run.turn_ceiling_s"),
+                f"run.turn_floor_s={self.turn_floor_s:g}: expected at most run.turn_ceiling_s="
+                f"{self.turn_ceiling_s:g}",
+            )
 
 
 class SftConfig(Section):

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -80,14 +80,14 @@ class AsynchronousDriver:
         """Take all steps that are left; returns the last checkpoint."""
         phases = self.phases
         step = self.restore()
-        with phases.open_log(step) as logger, phases.checkpoints:
+        with phases.stop, phases.open_log(step) as logger, phases.checkpoints:
             self.push(step)
             self.finish_push()
             if step == 0:
                 phases.log_start(logger)
             while step < phases.num_steps and not phases.alarm.has_rung:
                 step += 1
-                with logger.timer("wait"):
+                with logger.timer("wait"), phases.abandoning():
                     slots = self.batch_of(step)
                 groups = groups_of(slots)
                 trainable, dropped = phases.split_trainable(groups)
@@ -112,6 +112,7 @@ class AsynchronousDriver:
                 metrics |= phases.checkpoints.look()
                 log_details(logger, step, groups, trainable, self.labels, phases.task)
                 logger.log(step, metrics)
+                phases.checkpoints.reached(step, self.state())
         self.finish_push()
         self.in_flight.ledger.check(self.in_flight.num_groups)
         phases.alarm.end_run()
@@ -273,6 +274,10 @@ class AsynchronousDriver:
 
     def save(self, step: int) -> None:
         """Begin to write a checkpoint of this step, with the slots in flight."""
+        self.while_working("save", partial(self.phases.checkpoints.save, step, self.state()))
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on, as JSON-able values; between two steps."""
         early = Counter(
             reason
             for slot in self.in_flight.slots
@@ -281,8 +286,7 @@ class AsynchronousDriver:
             and slot.prompt is not None
             and group.prompt.prompt_id != slot.prompt.prompt_id
         )
-        state = self.phases.state() | {STATE_KEY: self.in_flight.state(early)}
-        self.while_working("save", partial(self.phases.checkpoints.save, step, state))
+        return self.phases.state() | {STATE_KEY: self.in_flight.state(early)}
 
     def restore(self) -> int:
         """Load what the checkpoint holds beside the weights; returns its step."""

@@ -3,13 +3,15 @@
 A checkpoint is written while the loop goes on; the loop waits only for the copy to host memory, and
 for the one before if that is not done yet. One that cannot be written is told at once, counted in
 the metrics and told again at the end; the run goes on while another one is safe. The last step's is
-waited for, tried once more, and ends the run with an error if it cannot be written either.
+waited for, tried once more, and ends the run with an error if it cannot be written either. A run
+that is asked to stop (`StopError`) writes one of the last step that it finished.
 """
 
 import logging
 from types import TracebackType
 from typing import Any, Self
 
+from actrep_ray.cluster.stopping import InterruptError, StopError
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore, is_due
@@ -45,6 +47,7 @@ class RunCheckpoints:
         self._asked: tuple[int, dict[str, Any]] | None = None  # what was saved last, or is to be
         self._failures: list[str] = []
         self._num_asked = 0
+        self._reached: tuple[int, dict[str, Any]] | None = None  # what a stop would save
 
     def __enter__(self) -> Self:
         return self
@@ -55,13 +58,21 @@ class RunCheckpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        grace_s = _GRACE_S
         try:
             if kind is None:
                 self.finish()
+            elif isinstance(error, StopError):
+                self._save_reached()
+        except InterruptError as interrupted:
+            grace_s, error = 0.0, interrupted
+            raise
         finally:
             if self._saving is not None:
-                self._last = self._saving.settle(_GRACE_S) or self._last
+                self._last = self._saving.settle(grace_s) or self._last
                 self._saving = None
+            if isinstance(error, InterruptError):
+                error.saved_step = None if self._last is None else self._last.step
 
     def restore(self) -> int:
         """Load the ranks' state; returns the step of the start, 0 without one."""
@@ -93,6 +104,25 @@ class RunCheckpoints:
             self._fail(step, error)
         if not self.recipe.checkpoint.in_background:
             self._wait()
+
+    def reached(self, step: int, state: dict[str, Any]) -> None:
+        """Say that the ranks hold the weights of a step; until the next one, a stop saves it.
+
+        Args:
+            step: Steps that were finished.
+            state: As for `save`: what goes on from here takes the prompts of step + 1.
+        """
+        self._reached = (step, state)
+
+    def _save_reached(self) -> None:
+        """Write what was reached, unless that is nothing or is written already."""
+        if self._reached is None:
+            return
+        step, state = self._reached
+        begun = self.start.step if self.start else 0
+        if step > max(begun, self._asked[0] if self._asked else 0):
+            self.save(step, state)
+        self.finish()
 
     def look(self) -> dict[str, float]:
         """What has become of the one under way, without waiting for it; for the metrics.

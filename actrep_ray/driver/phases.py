@@ -6,9 +6,12 @@ version s is what step s left behind, so the answers of step s + 1 carry version
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from actrep_ray.cluster.stopping import StopError, StopRequest
+from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.config import Recipe
 from actrep_ray.driver.alarms import UntrainedSteps
 from actrep_ray.driver.checkpoints import RunCheckpoints
@@ -83,6 +86,8 @@ class Phases:
         self.task = load_task(recipe.task)
         self.source = source_for(recipe, pools)
         self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
+        notice, within_s = recipe.run.preemption_notice or "", recipe.run.stop_s
+        self.stop = StopRequest(notice, within_s, mended=(WorkerLostError,))
 
     # ---------------------------------------------------------------- the ends of a run
 
@@ -103,6 +108,10 @@ class Phases:
     def save(self, step: int) -> None:
         """Begin to write a checkpoint of this step."""
         self.checkpoints.save(step, self.state())
+
+    def abandoning(self) -> AbstractContextManager[None]:
+        """Do what a run that is asked to stop gives up: waiting for answers and for scores."""
+        return self.stop.abandoning(self.pools.rollouts.mailbox, self.pools.rewards.mailbox)
 
     def open_log(self, step: int) -> MetricLogger:
         """The files of the run's metrics, without what was written after a step."""
@@ -211,15 +220,19 @@ class Phases:
     # ---------------------------------------------------------------- evaluation
 
     def is_evaluation_due(self, step: int) -> bool:
-        """Whether a step ends with an evaluation."""
-        return is_due(self.recipe.eval.every, step, self.num_steps)
+        """Whether a step ends with an evaluation; none of a run that is to stop does."""
+        return not self.stop.is_asked and is_due(self.recipe.eval.every, step, self.num_steps)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Answer the evaluation clips greedily and score the answers."""
+        """Answer the evaluation clips greedily and score the answers; {} if that was given up."""
         path = self.recipe.run_dir / f"predictions-{step:06d}.jsonl"
-        metrics = evaluate(
-            self.data.evaluation, self.pools.rollouts, self.inputs, self.recipe, path
-        )
+        try:
+            with self.abandoning():
+                metrics = evaluate(
+                    self.data.evaluation, self.pools.rollouts, self.inputs, self.recipe, path
+                )
+        except StopError:  # raised again by what the loop does next
+            return {}
         return metrics.as_dict("eval")
 
 

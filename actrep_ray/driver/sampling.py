@@ -20,6 +20,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ class CountSampler:
         return {
             "version": _STATE_VERSION,
             "seed": self.seed,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self._own_fingerprint,
             "num_drawn": self._num_drawn,
             "dealt": {name: list(astuple(dealt)) for name, dealt in self._dealt.items()},
             "issued": {name: dealt.num_draws for name, dealt in self._dealt.items()},
@@ -238,6 +239,10 @@ class CountSampler:
         weights = {name: f**self.config.power for name, f in frequencies.items()}  # 0 ** 0 is 1
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
+
+    @cached_property
+    def _own_fingerprint(self) -> str:
+        return self._fingerprint()
 
     def _fingerprint(self, *, zero_crops: bool | None = None) -> str:
         """What the order depends on besides the seed.

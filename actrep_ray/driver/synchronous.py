@@ -31,12 +31,13 @@ class SynchronousDriver:
         phases = self.phases
         step = phases.restore()
         phases.push(step)
-        with phases.open_log(step) as logger, phases.checkpoints:
+        with phases.stop, phases.open_log(step) as logger, phases.checkpoints:
             if step == 0:
                 phases.log_start(logger)
             while step < phases.num_steps and not phases.alarm.has_rung:
                 step += 1
-                groups, labels, metrics = self.collect(step, logger)
+                with phases.abandoning():
+                    groups, labels, metrics = self.collect(step, logger)
                 trainable, dropped = phases.split_trainable(groups)
                 phases.alarm.look(step, groups, len(trainable), dropped)
                 trainable = phases.assign_advantages(trainable)
@@ -56,6 +57,7 @@ class SynchronousDriver:
                 metrics |= phases.checkpoints.look()
                 log_details(logger, step, groups, trainable, labels, phases.task)
                 logger.log(step, metrics)
+                phases.checkpoints.reached(step, phases.state())
         phases.alarm.end_run()
         return phases.checkpoints.last
 

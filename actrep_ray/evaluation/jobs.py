@@ -32,7 +32,7 @@ class EvaluationJob:
         from actrep_ray.rollout.pool import RolloutPool
 
         path = self.out_dir / "predictions.jsonl"
-        with cluster(self.recipe, roles=("rollout",)):
+        with cluster(self.recipe, roles=("rollout",), stacks=self.out_dir / "stacks"):
             pool = RolloutPool.start(with_whole_weights(self.recipe), self.model)
             metrics = evaluate(self.clips, pool, self.inputs, self.recipe, path)
         write_results(self.out_dir, metrics, self.recipe, str(self.model))

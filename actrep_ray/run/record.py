@@ -21,7 +21,7 @@ from data_prep.files import DataError, read_object
 RECORD = "config.resolved.json"
 
 _FREE = (
-    "name", "runs_dir", "checkpoint.", "eval.", "placement.", "data.check_videos",
+    "name", "runs_dir", "checkpoint.", "eval.", "placement.", "run.", "data.check_videos",
     "video.cache_dir", "video.shared_cache", "video.cache_gib", "video.decode_timeout_s",
     "rollout.timeout_s", "rollout.max_restarts", "rollout.num_cpus",
     "reward.timeout_s", "reward.num_workers", "reward.num_cpus", "reward.max_failures",

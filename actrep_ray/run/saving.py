@@ -12,6 +12,7 @@ from data_prep.files import DataError
 T = TypeVar("T")
 
 _POLL_S = 0.05
+_DISK_S = 600.0  # longest wait for files to be hashed, synced and renamed
 
 
 class SaveError(DataError):
@@ -98,8 +99,11 @@ class Saving(Generic[T]):
             self._abandon()
 
     def _end_watch(self) -> None:
+        """Stop to watch, or to complete; what a disk holds up for ever is left to its thread."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_DISK_S)
+        if self._thread.is_alive() and self._error is None:
+            self._error = SaveError(f"{self._partial}: the disk did not answer for {_DISK_S:g} s")
 
     def _watch(self) -> None:
         while not self._stop.wait(_POLL_S):

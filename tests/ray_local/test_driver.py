@@ -139,4 +139,6 @@ def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_nothing(recipe: Path
         os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
         assert run.process.wait(timeout=END_S) == 130
         run.assert_ends()
-        assert run.output().splitlines()[-1] == "actrep: stopped"
+        told = run.output().splitlines()[-1]
+        assert told.startswith("actrep: stopped by ctrl-C; step ")
+        assert told.endswith(f"is saved; go on with: actrep train {recipe} --resume")

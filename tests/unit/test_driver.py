@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.config import Recipe, load_recipe, override
 from actrep_ray.driver.alarms import LearningAlarmError
 from actrep_ray.driver.checkpoints import RunCheckpoints
@@ -170,6 +171,7 @@ class Book(SavesConfig):
         self.engine_version = -1
         self.learner_step = 0
         self.timeline = Timeline()
+        self.mailbox = Mailbox()
         self.prefetched: list[str] = []
 
     # the rollout pool

@@ -1,12 +1,16 @@
 """Checkpoints as a loop sees them: written while it goes on, and what cannot be written is told."""
 
 import logging
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actrep_ray.cluster.stopping import InterruptError, StopError, StopRequest
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.learner.saving import BackgroundSave, Snapshot
@@ -211,3 +215,73 @@ def test_the_one_that_the_run_began_with_stays_until_its_end(recipe: Recipe) -> 
         assert names(recipe) == ["newest.json", "step-000001", "step-000004", "step-000006"]
         checkpoints.save(8, {})
     assert names(recipe) == ["newest.json", "step-000006", "step-000008"]
+
+
+# ---------------------------------------------------------------- a run that is asked to stop
+
+
+def stopped(
+    recipe: Recipe, learners: Learners, *, reached: int, saved: int = 0, error: type[InterruptError]
+) -> tuple[InterruptError, list[int]]:
+    """What a loop raises that was stopped after a step, and the checkpoints that are there."""
+
+    def loop() -> None:
+        with RunCheckpoints(recipe, learners, 100, None) as run:  # type: ignore[arg-type]
+            for step in range(1, reached + 1):
+                if step == saved:
+                    run.save(step, {"at": step})
+                run.reached(step, {"at": step})
+            raise error("stopped", 143)
+
+    with pytest.raises(error) as raised:
+        loop()
+    store = CheckpointStore(recipe.run_dir, keep=9)
+    newest = store.newest()
+    if newest is not None:
+        assert newest.driver_state()["at"] == newest.step
+    return raised.value, [] if newest is None else [newest.step]
+
+
+def test_a_stop_saves_the_last_step_that_was_finished(recipe: Recipe) -> None:
+    error, there = stopped(recipe, Learners(), reached=3, error=StopError)
+    assert (error.saved_step, there) == (3, [3])
+
+
+def test_a_stop_saves_nothing_twice_and_waits_for_what_is_being_written(recipe: Recipe) -> None:
+    learners = Learners()
+    error, there = stopped(recipe, learners, reached=3, saved=3, error=StopError)
+    assert (error.saved_step, there) == (3, [3])
+    assert learners.num_begun == 1
+
+
+def test_a_stop_before_the_first_step_saves_nothing(recipe: Recipe) -> None:
+    learners = Learners()
+    error, there = stopped(recipe, learners, reached=0, error=StopError)
+    assert (error.saved_step, there, learners.num_begun) == (None, [], 0)
+
+
+def test_who_wants_to_leave_at_once_is_told_what_is_safe(recipe: Recipe) -> None:
+    learners = Learners()
+    error, _ = stopped(recipe, learners, reached=3, error=InterruptError)
+    assert (error.saved_step, learners.num_begun) == (None, 0)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_is_being_written(recipe: Recipe) -> None:
+    learners = Learners()
+    learners.gate.clear()
+
+    def loop() -> None:
+        checkpoints = RunCheckpoints(recipe, learners, 100, None)  # type: ignore[arg-type]
+        with StopRequest("", 60.0) as stop, checkpoints as run:
+            run.reached(1, {})
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            stop.check()
+
+    began = time.monotonic()
+    with pytest.raises(InterruptError) as raised:
+        loop()
+    learners.gate.set()
+    assert time.monotonic() - began < 3
+    assert not isinstance(raised.value, StopError)
+    assert raised.value.saved_step is None

@@ -205,7 +205,8 @@ def test_a_setting_that_decides_numbers_is_named(recipe: Recipe, setting: str, t
 @pytest.mark.parametrize(
     "setting",
     [
-        "checkpoint.every=7", "eval.every=3", "placement.rejoin_s=1", "video.cache_dir=elsewhere",
+        "checkpoint.every=7", "eval.every=3", "placement.rejoin_s=1", "run.stop_s=9",
+        "video.cache_dir=elsewhere",
         "learner.timeout_s=9", "rollout.max_restarts=9", "reward.num_workers=2", "sft.num_steps=9",
         "train.num_steps=900", "model.lora.send=merged", "model.lora.alpha=8",
     ],

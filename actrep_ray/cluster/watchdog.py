@@ -1,0 +1,223 @@
+"""Looks after the calls that are under way: says what is waited for, and ends who does not go on.
+
+    call at the head of a worker ─► its process shows no sign for `run.silence_s` ───┐
+                                └─► it takes longer than such turns do (`limit_of`) ─┴─► stacks,
+                                                                                         SIGKILL
+A sign is a beat of the worker's own thread, or CPU time: a process that is stopped has neither, one
+that computes without letting Python on has the second. What follows is a loss like any other: the
+pools give the work to others and start the worker again.
+
+Processes of other nodes are looked at, and ended, by a task on their node.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import ray
+
+from actrep_ray.cluster import presence
+from actrep_ray.cluster.calls import CALLS, TURNS, Head, limit_of
+from actrep_ray.cluster.supervision import name_of
+from actrep_ray.config import Recipe
+
+T = TypeVar("T")
+
+_SAY_FIRST_S = 60.0  # and then after twice as long, each time
+_ASK_S = 30.0  # that another node takes at most to answer
+_OF_WAIT = 0.9  # of the pool's own wait, for calls whose time is not measured
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where the process of an actor is."""
+
+    node: str
+    pid: int
+
+
+@dataclass
+class Silence:
+    """The last signs of a worker, and since when they are the same."""
+
+    signs: presence.Signs
+    since: float
+
+
+class Watchdog:
+    """A thread that looks at all workers of this process's pools.
+
+    Args:
+        recipe: Settings: `run`, and the longest waits of each role.
+        stacks: Folder that stacks are written into; made when there are any.
+    """
+
+    def __init__(self, recipe: Recipe, stacks: Path) -> None:
+        self.cfg = recipe.run
+        self.stacks = stacks
+        self._waits = {
+            "rollout": recipe.rollout.timeout_s,
+            "learner": recipe.learner.timeout_s,
+        }
+        self._every_s = min(self.cfg.silence_s / 6, 5.0)
+        self._here: str = ray.get_runtime_context().get_node_id()
+        self._silences: dict[str, Silence] = {}
+        self._say_at: dict[str, float] = {}
+        self._ended: set[str] = set()
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        """Look again and again, until `end`."""
+        while not self._is_over.wait(self._every_s):
+            try:
+                self._look_at_all()
+            except Exception as error:  # noqa: BLE001 - nobody would miss a watchdog until too late
+                _log.warning("the watchdog could not look at the workers: %s", error)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._is_over.set()
+
+    def limit_s(self, head: Head) -> float:
+        """How long what a worker is at may take; reward workers have a deadline of their own."""
+        role, method = head.call.role, head.call.method
+        longest = self._waits.get(role, float("inf")) * _OF_WAIT
+        if method not in TURNS.get(role, ()):
+            return longest
+        return limit_of(
+            CALLS.seconds_of(role, method),
+            factor=self.cfg.turn_factor,
+            floor_s=self.cfg.turn_floor_s,
+            ceiling_s=min(self.cfg.turn_ceiling_s, longest),
+        )
+
+    # ---------------------------------------------------------------- looking
+
+    def _look_at_all(self) -> None:
+        heads = CALLS.heads()
+        living = {head.actor for head in heads}
+        for known in (self._silences, self._say_at):
+            for actor in known.keys() - living:
+                del known[actor]
+        for head in heads:
+            if head.actor in self._ended or head.seconds < self._every_s:
+                self._silences.pop(head.actor, None)
+            else:
+                self._look_at(head, heads)
+
+    def _look_at(self, head: Head, heads: list[Head]) -> None:
+        limit_s = self.limit_s(head)
+        host = host_of(head.actor)
+        if host is None:  # Ray has not found room for it yet
+            self._say(head, limit_s, "it has no process yet")
+            return
+        signs = self._on_node(host.node, partial(presence.look, host.pid))
+        if signs is None or signs.status == "gone":  # Ray will tell of the loss
+            return
+        now = time.monotonic()
+        last = self._silences.get(head.actor)
+        if last is None or last.signs.beat != signs.beat or last.signs.cpu_s != signs.cpu_s:
+            self._silences[head.actor] = last = Silence(signs, now)
+        if now - last.since >= self.cfg.silence_s:
+            still_s = now - last.since
+            words = f"shows no sign of life for {still_s:.0f} s (run.silence_s), it is"
+            self._act(head, heads, host, f"{words} {signs.status}")
+        elif head.seconds >= limit_s:
+            words = f"is at it for {head.seconds:.0f} s, longer than the {limit_s:.0f} s"
+            self._act(head, heads, host, f"{words} that are allowed (run.turn_factor)")
+        else:
+            self._say(head, limit_s, signs.status)
+
+    def _say(self, head: Head, limit_s: float, state: str) -> None:
+        """Tell what is waited for, less and less often."""
+        say_at = self._say_at.setdefault(head.actor, _SAY_FIRST_S)
+        if head.seconds < _SAY_FIRST_S:
+            self._say_at[head.actor] = _SAY_FIRST_S
+        elif head.seconds >= say_at:
+            self._say_at[head.actor] = 2 * head.seconds
+            path = self._write_stacks([head])
+            _log.warning(
+                "waiting for %s: `%s` for %.0f s (%s; allowed: %.0f s); stacks: %s",
+                _name(head), head.call.method, head.seconds, state, limit_s, path,
+            )  # fmt: skip
+
+    # ---------------------------------------------------------------- acting
+
+    def _act(self, head: Head, heads: list[Head], host: Host, why: str) -> None:
+        """Write down what all workers of the role are at, then end this one."""
+        concerned = [head, *(o for o in heads if o.call.role == head.call.role and o is not head)]
+        path = self._write_stacks(concerned)
+        _log.error(
+            "%s %s in `%s`: ended (process %d); stacks: %s",
+            _name(head), why, head.call.method, host.pid, path,
+        )  # fmt: skip
+        self._ended.add(head.actor)
+        self._on_node(host.node, partial(presence.kill, host.pid))
+
+    def _write_stacks(self, heads: list[Head]) -> Path | None:
+        """One file with what some workers are at; None if it cannot be written."""
+        parts = []
+        for head in heads:
+            host = host_of(head.actor)
+            told = None
+            if host is not None:
+                told = self._on_node(host.node, partial(presence.stacks_of, host.pid))
+            title = f"{_name(head)}: `{head.call.method}` for {head.seconds:.0f} s"
+            parts.append(f"{title}\n{told or 'nothing can be seen of it'}\n")
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        path = self.stacks / f"{stamp}-{_name(heads[0]).replace(' ', '-')}.txt"
+        try:
+            self.stacks.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(parts))
+        except OSError as error:
+            _log.warning("%s: %s", path, error.strerror)
+            return None
+        return path
+
+    def _on_node(self, node: str, call: Callable[[], T]) -> T | None:
+        """What a function returns on a node; None if that does not answer."""
+        if node == self._here:
+            return call()
+        options: Mapping[str, object] = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
+        try:
+            found: T = ray.get(ray.remote(**options)(_call).remote(call), timeout=_ASK_S)
+        except ray.exceptions.RayError:
+            return None
+        return found
+
+
+@contextmanager
+def watched(recipe: Recipe, stacks: Path) -> Iterator[None]:
+    """Have all calls looked after that are made inside; in a running cluster."""
+    watchdog = Watchdog(recipe, stacks)
+    CALLS.is_on = True
+    threading.Thread(target=watchdog.run, name="watchdog", daemon=True).start()
+    try:
+        yield
+    finally:
+        watchdog.end()
+        CALLS.is_on = False
+        CALLS.clear()
+
+
+def host_of(actor: str) -> Host | None:
+    """Where an actor's process is; None while it has none."""
+    known = ray._private.state.actors(actor)
+    node = known.get("Address", {}).get("NodeID", "")
+    pid = int(known.get("Pid", 0))
+    return Host(node, pid) if node and pid else None
+
+
+def _call(call: Callable[[], T]) -> T:
+    return call()
+
+
+def _name(head: Head) -> str:
+    return name_of(head.call.role, head.call.worker)
