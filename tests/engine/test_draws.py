@@ -1,5 +1,6 @@
 """What is drawn follows from seed, prompt, answer and position: both engines draw the same."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,3 +124,21 @@ def test_answers_go_on_with_their_draws_when_weights_are_replaced(
     assert max(r.last_policy_version or 0 for g in groups for r in g.rollouts) == 15
     by_id = {group.prompt.prompt_id: group for group in groups}
     check_equal([by_id[prompt.prompt_id] for prompt in prompts], undisturbed)
+
+
+def test_tokens_are_as_frequent_as_they_are_probable(
+    checkpoint: Any, rollout: RolloutConfig, video: VideoConfig, make_prompts: Any
+) -> None:
+    """First tokens of 4,096 answers to one question: chi-square over those to be expected often."""
+    engine = HfEngine(checkpoint("qwen3_vl", 0, True), rollout, video, device="cpu", seed=0)
+    [prompt] = make_prompts(engine.inputs)[4:5]
+    asked = [replace(prompt, prompt_id=f"p-{i}") for i in range(64)]
+    groups = engine.generate(asked, SamplingSettings(max_tokens=1, group_size=64, temperature=0.5))
+    answers = [answer for group in groups for answer in group.rollouts]
+    found = Counter(int(answer.token_ids[0]) for answer in answers)
+    probability = {int(a.token_ids[0]): np.exp(a.rollout_log_probs[0]) for a in answers}
+    expected = {token: len(answers) * p for token, p in probability.items()}
+    often = [token for token, number in expected.items() if number >= 8]
+    assert len(often) > 20
+    chi_square = sum((found[token] - expected[token]) ** 2 / expected[token] for token in often)
+    assert abs(chi_square - len(often)) < 3 * np.sqrt(2 * len(often))
