@@ -4,14 +4,14 @@ Pixels never do: a prompt carries a frame plan, and whoever needs the frames rea
 node's frame cache.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
 from data_prep.files import DataError
-from data_prep.video import FramePlan
+from data_prep.video import FramePlan, VideoError
 
 Reading = int | str
 """What a task reads in an answer: a count, the name of a class."""
@@ -34,8 +34,10 @@ class Prompt:
         question: Text asked about the clip.
         plan: The frames to show.
         stratum: Name of the count stratum that the sampler drew it for.
-        attempt: How often its slot of the step was asked before: the group was dropped and
-            refilled, or the worker that it was with died.
+        num_refills: How often its slot of the step was asked before about another clip.
+        attempt: How often it was given before to a worker that was lost: of the answers, only those
+            to the latest attempt count.
+        row_id: The row of the data file that the clip is, or was cut out of.
     """
 
     prompt_id: str
@@ -43,7 +45,41 @@ class Prompt:
     question: str
     plan: FramePlan
     stratum: str = ""
+    num_refills: int = 0
     attempt: int = 0
+    row_id: str = ""
+
+
+BAD_DATA = {VideoError: "unreadable_video", PromptTooLongError: "prompt_too_long"}
+"""What is wrong with a row of the data, by the error that tells it."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A prompt that cannot be used, by the fault of its clip.
+
+    Attributes:
+        prompt: What was asked.
+        reason: A value of `BAD_DATA`.
+        message: In words.
+    """
+
+    prompt: Prompt
+    reason: str
+    message: str
+
+
+class RefusedError(DataError):
+    """Prompts cannot be used, and whoever asked has no others for them.
+
+    Args:
+        refused: Which, and why.
+    """
+
+    def __init__(self, refused: Sequence[Refusal]) -> None:
+        self.refused = tuple(refused)
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        super().__init__(f"{refused[0].message}{more}")
 
 
 class RolloutStatus(StrEnum):

@@ -6,13 +6,15 @@ reward; that is checked before anything starts. Loss is on the answer's tokens a
 
 The order of clips is a function of (seed, step): epochs are seeded permutations laid end to end,
 and step s takes the clips s * B to (s + 1) * B of that line. A resumed run therefore goes on with
-the clips that the killed one would have seen.
+the clips that the killed one would have seen. In place of a clip that turns out unusable comes the
+next one of its count stratum in that line (`driver.quarantine`).
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +25,14 @@ from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.driver.checkpoints import RunCheckpoints
+from actrep_ray.driver.quarantine import STATE_KEY, Quarantine, QuarantinedRow
 from actrep_ray.driver.restarts import run_with_restarts
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
 from actrep_ray.run.checkpoint import Checkpoint, is_due, resolve_model
+from actrep_ray.run.console import as_text, console
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.metrics import MetricLogger
@@ -37,6 +41,8 @@ from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.cot import read_answers
 from data_prep.files import DataError
 from data_prep.schema import Clip
+from data_prep.strata import make_strata, stratum_of
+from data_prep.video import FileState
 
 _log = logging.getLogger(__name__)
 _SHOWN = {"loss": "sft/loss", "validation": "sft/validation_loss", "tok/s": "sft/tokens_per_s"}
@@ -61,7 +67,7 @@ def prepare_sft(
     check_this_machine(recipe)
     check_deepspeed(recipe)
     model = resolve_model(recipe.model.path)
-    data = SftData.load(recipe, model)
+    data = SftData.load(recipe, model, is_resumed=resume)
     opened = open_run(
         recipe,
         model,
@@ -128,6 +134,7 @@ class SftData:
         validation: Rows of the validation loss; may be empty.
         clips_per_step: B.
         seed: Decides the order.
+        strata: Name of the count stratum of each row to train on.
     """
 
     def __init__(
@@ -137,36 +144,76 @@ class SftData:
         *,
         clips_per_step: int,
         seed: int,
+        strata: Sequence[str],
     ) -> None:
         self.train = train
+        self.strata = strata
         self.validation = validation
         self._clips_per_step = clips_per_step
         self._seed = seed
 
     @classmethod
-    def load(cls, recipe: Recipe, model: Path) -> "SftData":
+    def load(cls, recipe: Recipe, model: Path, *, is_resumed: bool = False) -> "SftData":
         """Read and check the clips of a recipe and their answers, for a model's folder.
+
+        Args:
+            recipe: Settings.
+            model: The folder.
+            is_resumed: Videos may have broken since the run began: as many as it bears are left for
+                it to find.
 
         Raises:
             DataError: naming the clip whose answer is not one to learn from, or the file of answers
                 that has none for a split.
         """
-        train = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
-        validation = load_clips(recipe, "validation", limit=recipe.sft.num_validation_clips)
+        share = recipe.data.max_quarantined_share if is_resumed else 0.0
+        limits = {
+            "train": recipe.data.max_train_clips,
+            "validation": recipe.sft.num_validation_clips,
+        }
+        train, validation = (
+            load_clips(recipe, split, limit=limit, max_unreadable_share=share)
+            for split, limit in limits.items()
+        )
         inputs = QwenVLInputs(model)
         inputs.check_dialect(recipe.data.dialect)
+        pairs, strata = answered(train, recipe), make_strata(recipe.sampling.bins)
+        rows = [
+            [
+                row_of(clip, answer, recipe, inputs, FileState.of(clip.video) if share else None)
+                for clip, answer in some
+            ]
+            for some in (pairs, answered(validation, recipe))
+        ]
         return cls(
-            [row_of(clip, answer, recipe, inputs) for clip, answer in answered(train, recipe)],
-            [row_of(clip, answer, recipe, inputs) for clip, answer in answered(validation, recipe)],
+            *rows,
             clips_per_step=recipe.sft.clips_per_step,
             seed=recipe.seed,
+            strata=[stratum_of(clip.count, strata).name for clip, _ in pairs],
         )
 
-    def batch(self, step: int) -> list[LearnerRow]:
-        """The rows of a step, the first of which is 1."""
+    def batch(self, step: int, unusable: Container[str] = ()) -> list[LearnerRow]:
+        """The rows of a step, the first of which is 1, none of them unusable.
+
+        Raises:
+            DataError: if all are.
+        """
         first = (step - 1) * self._clips_per_step
         positions = range(first, first + self._clips_per_step)
-        return [self.train[self._index(position)] for position in positions]
+        return [self.train[self._usable(position, unusable)] for position in positions]
+
+    def _usable(self, position: int, unusable: Container[str]) -> int:
+        """The row at a position, or the next one that can be used, of its stratum if it has any."""
+        wanted = self._index(position)
+        if self.train[wanted].row_id not in unusable:
+            return wanted
+        ahead = (self._index(position + 1 + i) for i in range(2 * len(self.train)))
+        usable = [index for index in ahead if self.train[index].row_id not in unusable]
+        same = (index for index in usable if self.strata[index] == self.strata[wanted])
+        found = next(same, usable[0] if usable else None)
+        if found is None:
+            raise DataError("every clip of train is in quarantine: nothing to learn from")
+        return found
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.train))
@@ -206,12 +253,18 @@ def answered(clips: Sequence[Clip], recipe: Recipe) -> list[tuple[Clip, str]]:
     return pairs
 
 
-def row_of(clip: Clip, answer: str, recipe: Recipe, inputs: QwenVLInputs) -> LearnerRow:
-    """A clip with its answer as the one response."""
+def row_of(
+    clip: Clip,
+    answer: str,
+    recipe: Recipe,
+    inputs: QwenVLInputs,
+    state: FileState | None = None,
+) -> LearnerRow:
+    """A clip with its answer as the one response; `state`: see `plan_frames`."""
     return LearnerRow(
         row_id=clip.id,
         question=load_task(recipe.task).question(clip, recipe.data),
-        plan=inputs.plan(clip, recipe.video),
+        plan=inputs.plan(clip, recipe.video, state),
         num_prompt_tokens=0,
         responses=(inputs.encode_answer(answer),),
         advantages=np.ones(1, np.float32),
@@ -224,6 +277,8 @@ def _train(
     cfg = recipe.sft
     checkpoints = RunCheckpoints(recipe, learners, cfg.num_steps, start)
     step = checkpoints.restore()
+    quarantine = Quarantine(recipe, len(data.train))
+    quarantine.load_state(start.driver_state().get(STATE_KEY, ()) if start else ())
     with (
         StopRequest(
             recipe.run.preemption_notice or "", recipe.run.stop_s, mended=(WorkerLostError,)
@@ -235,17 +290,49 @@ def _train(
         while step < cfg.num_steps:
             stop.check()
             step += 1
+            draw = partial(data.batch, step, quarantine)
             with logger.timer("learn"):
-                metrics = _prefixed("sft/", learners.sft_step(data.batch(step)))
+                rows = _readable(draw, learners, quarantine, step)
+                metrics = _prefixed("sft/", learners.sft_step(rows))
             if not stop.is_asked and is_due(cfg.validate_every, step, cfg.num_steps):
                 with logger.timer("validate"):
-                    metrics |= _prefixed("sft/validation_", learners.sft_loss(data.validation))
-            logger.log(step, metrics | checkpoints.look())
+                    draw = partial(_left, data.validation, quarantine)
+                    if rows := _readable(draw, learners, quarantine, step):
+                        metrics |= _prefixed("sft/validation_", learners.sft_loss(rows))
+            logger.log(step, metrics | checkpoints.look() | quarantine.metrics())
             report(step, {name: metrics[key] for name, key in _SHOWN.items() if key in metrics})
             if checkpoints.is_due(step):
-                checkpoints.save(step, {})
-            checkpoints.reached(step, {})
+                checkpoints.save(step, {STATE_KEY: quarantine.state()})
+            checkpoints.reached(step, {STATE_KEY: quarantine.state()})
+    if told := quarantine.describe():
+        console().print(as_text(told), soft_wrap=True)
     return checkpoints.last
+
+
+def _readable(
+    draw: Callable[[], list[LearnerRow]], learners: LearnerPool, quarantine: Quarantine, step: int
+) -> list[LearnerRow]:
+    """Rows whose frames the ranks can get; those that they cannot get are put in quarantine.
+
+    Args:
+        draw: Gives rows, none of them in quarantine.
+        learners: The ranks.
+        quarantine: Takes the others.
+        step: Of the run.
+    """
+    while True:
+        rows = draw()
+        unreadable = learners.unreadable(rows) if rows else {}
+        if not unreadable:
+            return rows
+        paths = {row.row_id: row.plan.video for row in rows}
+        found = [QuarantinedRow(name, paths[name], step, *why) for name, why in unreadable.items()]
+        quarantine.add(found)
+
+
+def _left(rows: Sequence[LearnerRow], quarantine: Quarantine) -> list[LearnerRow]:
+    """Those of the rows that can be used."""
+    return [row for row in rows if row.row_id not in quarantine]
 
 
 def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -43,6 +43,10 @@ class SimulatedLearners:
     def update(self, rows: Sequence[LearnerRow], step: int) -> dict[str, float]:
         return {"tokens": ray.get(self._actor.update.remote(rows)), "log_prob_gap_mean": 0.0}
 
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        """It looks at no frames."""
+        return {}
+
     def export_weights_refs(self) -> Any:
         return ray.get(self._actor.export.remote())
 

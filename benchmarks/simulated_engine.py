@@ -59,8 +59,9 @@ class SimulatedEngine(Engine):
 
     def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         for prompt in prompts:
-            self.check_length(prompt, _PROMPT_TOKENS, settings.max_tokens)
-        self._waiting.extend(_Task(prompt, settings, self.policy_version) for prompt in prompts)
+            with self.refusing(prompt):
+                self.check_length(prompt, _PROMPT_TOKENS, settings.max_tokens)
+                self._waiting.append(_Task(prompt, settings, self.policy_version))
 
     def step(self) -> list[RolloutGroup]:
         while self._waiting and len(self._running) < self._latency.width:

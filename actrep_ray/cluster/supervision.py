@@ -30,9 +30,9 @@ import ray
 from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.calls import CALLS
 from actrep_ray.cluster.mailbox import Mailbox
-from actrep_ray.records import PromptTooLongError
+from actrep_ray.cluster.worker_logs import add_last_lines
+from actrep_ray.records import BAD_DATA
 from data_prep.locks import BusyError
-from data_prep.video import VideoError
 
 T = TypeVar("T")
 
@@ -50,7 +50,6 @@ _PROCESS_LOSSES = (
     ray.exceptions.OutOfMemoryError,
     ray.exceptions.WorkerCrashedError,
 )
-_BAD_DATA = (VideoError, PromptTooLongError)
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # the second is torch's
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _CALM_S = 60.0  # a pool that lost nobody for so long starts the next worker at once
@@ -99,6 +98,11 @@ class Loss:
         return name_of(self.role, self.worker)
 
     @property
+    def is_defect(self) -> bool:
+        """Whether another worker in its place would be lost as well: it raised as it started."""
+        return kind_of_loss(self.error) is not None and fault_of(self.error) is Fault.DEFECT
+
+    @property
     def cause(self) -> str:
         """The last line of the error, where Ray says what happened."""
         lines = [line.strip() for line in str(self.error).splitlines() if line.strip()]
@@ -125,6 +129,7 @@ class WorkerLostError(RuntimeError):
         super().__init__(message)
         self.loss = loss
         self.__cause__ = loss.error
+        add_last_lines(self, loss.error)
 
 
 class Budget:
@@ -189,8 +194,11 @@ class Budget:
 
     def describe(self) -> str:
         """What is used of it: "2 of 3 in an hour (rollout.max_restarts)"."""
-        span = "" if math.isinf(self.window_s) else " in an hour"
-        return f"{self.num_recent} of {self.limit}{span} ({self.setting})"
+        return f"{self.num_recent} of {self.limit} in an hour ({self.setting})"
+
+    def describe_excess(self) -> str:
+        """That it is used up: "these are 4 in an hour, more than rollout.max_restarts=3"."""
+        return f"these are {self.num_recent} in an hour, more than {self.setting}={self.limit}"
 
 
 def pause_after(num_in_a_row: int) -> float:
@@ -234,7 +242,7 @@ def fault_of(error: BaseException) -> Fault:
         return Fault.INFRASTRUCTURE if is_short else Fault.DEFECT
     if kind_of_loss(error) is not None:
         return Fault.INFRASTRUCTURE
-    return Fault.DATA if isinstance(_raised(error), _BAD_DATA) else Fault.DEFECT
+    return Fault.DATA if isinstance(_raised(error), tuple(BAD_DATA)) else Fault.DEFECT
 
 
 def kind_of_loss(error: BaseException) -> LossKind | None:
@@ -294,7 +302,10 @@ def follow(
         elif (kind := kind_of_loss(error)) is not None:
             on_loss(Loss(call.role, call.worker, kind, call.method, error))
         else:
-            on_error(as_raised(error))
+            raised = as_raised(error)
+            if fault_of(error) is Fault.DEFECT:
+                add_last_lines(raised, error)
+            on_error(raised)
 
     future = call.ref.future()
     CALLS.note(call, future)

@@ -1,11 +1,11 @@
 """`data`, `video`, `sampling`: which clips are asked about, how they look, and in which order."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from actrep_ray.config.section import Contradiction, Count, Fraction, Positive, Section
+from actrep_ray.config.section import Contradiction, Count, Float, Fraction, Positive, Section
 
 
 class DataConfig(Section):
@@ -29,6 +29,12 @@ class DataConfig(Section):
     )
     max_train_clips: Count | None = Field(None, description="Use only the first clips of train.")
     check_videos: bool = Field(True, description="Open every video before anything starts.")
+    max_quarantined_share: Annotated[Float, Field(ge=0, le=1)] = Field(
+        0.01,
+        description="Share of the clips of train that may turn out unusable in a run (a video that "
+        "cannot be read, a prompt that is too long) and are left out of it, one at least; one more "
+        "ends it. 0: the first does.",
+    )
 
 
 class VideoConfig(Section):

@@ -44,7 +44,7 @@ class RolloutConfig(Section):
         None, description="A run starts engines up to this many where there is room for them."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="Engines that died and are replaced in a run, before it stops."
+        3, description="Engines that were lost and are replaced within an hour; one more stops it."
     )
     timeout_s: Positive = Field(1800.0, description="Longest wait for one batch of groups.")
 
@@ -87,6 +87,9 @@ class RewardConfig(Section):
     num_workers: Count = Field(1, description="Reward workers.")
     num_cpus: Positive = Field(0.25, description="CPUs that Ray reserves for one reward worker.")
     timeout_s: Positive = Field(60.0, description="Longest wait for the scores of one batch.")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="Reward workers that were lost and are replaced within an hour, likewise."
+    )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         0, description="Groups of a run that are dropped because a reward failed, before it stops."
     )

@@ -65,7 +65,9 @@ class LearnerConfig(Section):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="Times that a run goes on from its last checkpoint after a rank was lost."
+        3,
+        description="Times within an hour that a run goes on from its last checkpoint after a rank "
+        "was lost.",
     )
     timeout_s: Positive = Field(1800.0, description="Longest wait for one update.")
 

@@ -34,11 +34,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from actrep_ray.cluster.background import in_background
-from actrep_ray.driver.groups import drop_reason
-from actrep_ray.driver.in_flight import STATE_KEY, InFlight, Slot
+from actrep_ray.driver.groups import drop_reason, with_failures
+from actrep_ray.driver.in_flight import STATE_KEY, InFlight, Slot, refused_of
 from actrep_ray.driver.metrics import log_details, rollout_metrics
 from actrep_ray.driver.phases import Phases, prompt_name
-from actrep_ray.records import RolloutGroup
+from actrep_ray.records import Refusal, RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint
 from actrep_ray.tasks.base import labels_of
 from rewards.reference import Reference
@@ -71,6 +71,7 @@ class AsynchronousDriver:
         self._asked: dict[str, Slot] = {}  # by prompt_id, not scored yet
         self._answered: list[RolloutGroup] = []  # wait to be scored
         self._failed: list[Slot] = []  # may be refilled
+        self._unusable: list[Slot] = []  # are refilled in any case
         self._is_scoring = False
         self._is_pushing = False
         self._delivered: dict[str, float] = {}  # figures of the last push
@@ -93,6 +94,7 @@ class AsynchronousDriver:
                 trainable, dropped = phases.split_trainable(groups)
                 phases.alarm.look(step, groups, len(trainable), dropped)
                 trainable = phases.assign_advantages(trainable)
+                refused = refused_of(slots)
                 metrics = self.staleness_metrics(trainable, step)
                 with logger.timer("learn"):
                     metrics |= self.while_working("update", partial(phases.update, trainable, step))
@@ -100,7 +102,7 @@ class AsynchronousDriver:
                 with logger.timer("sync"):
                     metrics |= self.push(step)
                 metrics |= rollout_metrics(
-                    groups, trainable, dropped, self.labels, step, phases.task
+                    groups, trainable, dropped + refused, self.labels, step, phases.task
                 )
                 if phases.is_evaluation_due(step):
                     with logger.timer("evaluate"):
@@ -109,12 +111,13 @@ class AsynchronousDriver:
                 if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
                     with logger.timer("checkpoint"):
                         self.save(step)
-                metrics |= phases.checkpoints.look()
+                metrics |= phases.checkpoints.look() | phases.quarantine.metrics()
                 log_details(logger, step, groups, trainable, self.labels, phases.task)
                 logger.log(step, metrics)
                 phases.checkpoints.reached(step, self.state())
         self.finish_push()
         self.in_flight.ledger.check(self.in_flight.num_groups)
+        phases.tell_end()
         phases.alarm.end_run()
         return phases.checkpoints.last
 
@@ -170,10 +173,29 @@ class AsynchronousDriver:
             self._asked[prompt.prompt_id] = slot
             self.labels |= labels_of([slot.sampled.clip], self.phases.task)
             prompts.append(prompt)
-        self.phases.source.submit(prompts, self.on_group)
+        self.phases.source.submit(prompts, self.on_group, self.on_refused)
 
     def batch_of(self, step: int) -> list[Slot]:
-        """The slots that a step trains on, once they are complete; they stay in flight."""
+        """The slots that a step trains on, once they are complete; they stay in flight.
+
+        One that the ranks cannot read is asked again, about another clip.
+        """
+        while True:
+            slots = self._complete_slots(step)
+            look = partial(self.phases.unreadable, groups_of(slots))
+            unread = self.while_working("look for frames", look)
+            if not unread:
+                return slots
+            self.phases.put_aside(unread, step)
+            names = {one.prompt.prompt_id for one in unread}
+            for slot in slots:
+                slot.groups = with_failures(slot.groups, unread)
+                if slot.groups and slot.groups[-1].prompt.prompt_id in names:
+                    self.in_flight.reopen(slot)
+                    self._unusable.append(slot)
+            self._refill()
+
+    def _complete_slots(self, step: int) -> list[Slot]:
         if not self._is_pushing:
             self.issue_allowed()
         oldest = step - 1 - self.max_staleness
@@ -201,6 +223,14 @@ class AsynchronousDriver:
         self._answered.append(group)
         self._score_next()
 
+    def on_refused(self, refusal: Refusal) -> None:
+        """Quarantine the row of a prompt that cannot be answered, and have another one drawn."""
+        slot = self._asked.pop(refusal.prompt.prompt_id)
+        slot.refused += self.phases.put_aside([refusal], self.in_flight.step_of(slot))
+        self._unusable.append(slot)
+        if self.max_staleness > 0 or not self._asked:
+            self._refill()
+
     def _score_next(self) -> None:
         """Score all that wait, in one call; the next ones gather meanwhile."""
         if self._is_scoring or not self._answered:
@@ -226,19 +256,26 @@ class AsynchronousDriver:
         self._score_next()
 
     def _refill(self) -> None:
-        """Ask another clip of its stratum for each failed slot, as long as that is allowed."""
+        """Ask another clip of its stratum for each slot that has none to train on.
+
+        As long as that is allowed, if its group was dropped; always, if its clip cannot be used.
+        """
         failed = sorted(self._failed, key=lambda slot: slot.number)
-        self._failed = []
+        unusable = sorted(self._unusable, key=lambda slot: slot.number)
+        self._failed, self._unusable = [], []
         size, num_refilled = self.phases.prompts_per_step, self.in_flight.num_refilled
         limit = int(self.phases.recipe.train.max_refill_factor * size)
         again = []
-        for slot in failed:
+        for slot in (*failed, *unusable):
             step = self.in_flight.step_of(slot)
-            if num_refilled[step] == limit:
+            is_counted = slot not in unusable
+            if is_counted and num_refilled[step] == limit:
                 self.in_flight.complete(slot)
                 continue
-            again.append((slot, prompt_name(step, size + num_refilled[step])))
-            num_refilled[step] += 1
+            number = size + num_refilled[step] + self.in_flight.num_replaced[step]
+            again.append((slot, prompt_name(step, number)))
+            counter = num_refilled if is_counted else self.in_flight.num_replaced
+            counter[step] += 1
             [slot.sampled] = self.phases.sampler.take_from(slot.sampled.stratum, 1)
             slot.num_refills += 1
         if again:
@@ -278,7 +315,7 @@ class AsynchronousDriver:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on, as JSON-able values; between two steps."""
-        early = Counter(
+        early = refused_of(self.in_flight.slots) + Counter(
             reason
             for slot in self.in_flight.slots
             for group in slot.groups
@@ -301,8 +338,6 @@ class AsynchronousDriver:
 def groups_of(slots: Sequence[Slot]) -> list[RolloutGroup]:
     """All groups of some slots; those asked first come first."""
     triples = [
-        (round_, slot.number, group)
-        for slot in slots
-        for round_, group in enumerate(slot.groups, slot.num_refills + 1 - len(slot.groups))
+        (group.prompt.num_refills, slot.number, group) for slot in slots for group in slot.groups
     ]
     return [group for _, _, group in sorted(triples, key=lambda triple: triple[:2])]

@@ -16,7 +16,7 @@ import numpy as np
 
 from actrep_ray.config import TemporalContrastConfig
 from actrep_ray.driver.sources import GroupSource
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, Refusal, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.scoring.pool import RewardPool
@@ -52,28 +52,44 @@ class ContrastSource(GroupSource):
         self.cfg = cfg
         self.task = task
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        """The answers to some prompts, with their contrasts."""
-        groups = self.rollouts.generate(prompts, self.settings)
-        others = self.rollouts.generate([shuffled(prompt) for prompt in prompts], self.half)
-        return [replace(group, contrast=o) for group, o in zip(groups, others, strict=True)]
+    def generate(self, prompts: Sequence[Prompt]) -> tuple[list[RolloutGroup], list[Refusal]]:
+        """The answers to some prompts, with their contrasts, and the prompts that lack either."""
+        groups, refused = self.rollouts.answer(prompts, self.settings)
+        asked = [shuffled(group.prompt) for group in groups]
+        others, more = self.rollouts.answer(asked, self.half)
+        contrasts = {_name(other.prompt): other for other in others}
+        originals = {group.prompt.prompt_id: group.prompt for group in groups}
+        refused += [replace(one, prompt=originals[_name(one.prompt)]) for one in more]
+        pairs = [(group, contrasts.get(group.prompt.prompt_id)) for group in groups]
+        return [replace(group, contrast=o) for group, o in pairs if o is not None], refused
 
-    def submit(self, prompts: Sequence[Prompt], on_group: Callable[[RolloutGroup], None]) -> None:
-        """Have prompts answered; `on_group` is called when a group and its contrast are there."""
-        waiting: dict[str, RolloutGroup] = {}
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        on_group: Callable[[RolloutGroup], None],
+        on_refused: Callable[[Refusal], None],
+    ) -> None:
+        """Have prompts answered; one is told when the group and its contrast have come, or one of
+        them and a refusal of the other."""
+        waiting: dict[str, RolloutGroup | Refusal] = {}
+        originals = {prompt.prompt_id: prompt for prompt in prompts}
 
-        def keep(group: RolloutGroup) -> None:
-            name = group.prompt.prompt_id.removesuffix(_SUFFIX)
+        def keep(one: RolloutGroup | Refusal) -> None:
+            name = _name(one.prompt)
             other = waiting.pop(name, None)
             if other is None:
-                waiting[name] = group
-            elif group.prompt.prompt_id == name:
-                on_group(replace(group, contrast=other))
+                waiting[name] = one
+            elif isinstance(one, Refusal):
+                on_refused(replace(one, prompt=originals[name]))
+            elif isinstance(other, Refusal):
+                on_refused(replace(other, prompt=originals[name]))
+            elif one.prompt.prompt_id == name:
+                on_group(replace(one, contrast=other))
             else:
-                on_group(replace(other, contrast=group))
+                on_group(replace(other, contrast=one))
 
-        self.rollouts.submit(prompts, self.settings, keep)
-        self.rollouts.submit([shuffled(prompt) for prompt in prompts], self.half, keep)
+        self.rollouts.submit(prompts, self.settings, keep, keep)
+        self.rollouts.submit([shuffled(prompt) for prompt in prompts], self.half, keep, keep)
 
     def score(
         self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
@@ -109,6 +125,11 @@ def shuffled(prompt: Prompt) -> Prompt:
         prompt_id=prompt.prompt_id + _SUFFIX,
         plan=replace(prompt.plan, times_s=times_s),
     )
+
+
+def _name(prompt: Prompt) -> str:
+    """The id of a prompt, or of that whose frames it shows shuffled."""
+    return prompt.prompt_id.removesuffix(_SUFFIX)
 
 
 def contrast_metrics(

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from actrep_ray.config import Recipe
-from actrep_ray.records import LearnerRow, RolloutGroup, RolloutStatus
+from actrep_ray.records import LearnerRow, Refusal, RolloutGroup, RolloutStatus
 
 _SAME = 1e-6  # rewards that differ by less are equal
 _SAME_NORMALISED = 1e-3  # likewise in units of a deviation, to which verl adds 1e-6
@@ -39,6 +40,15 @@ def split_trainable(
     reasons = [drop_reason(group, recipe) for group in groups]
     trainable = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
     return trainable, Counter(reason for reason in reasons if reason is not None)
+
+
+def with_failures(groups: Sequence[RolloutGroup], refused: Sequence[Refusal]) -> list[RolloutGroup]:
+    """The groups, those of prompts that turned out unusable marked with the reason."""
+    reasons = {one.prompt.prompt_id: one.reason for one in refused}
+    return [
+        replace(group, failure=reasons.get(group.prompt.prompt_id, group.failure))
+        for group in groups
+    ]
 
 
 def _tie(group: RolloutGroup, recipe: Recipe) -> str | None:

@@ -6,7 +6,7 @@ for a reason, or in flight.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class Slot:
         policy_version: Version in the engines when it was last issued.
         prompt: What was asked last; None until it was.
         groups: Scored groups, all but the last of them dropped.
+        refused: Prompts that could not be answered, by reason.
         num_issued: Groups that were asked for and are not in the ledger as trained or dropped.
         is_complete: Whether the last group is there and will not be replaced.
     """
@@ -62,6 +63,7 @@ class Slot:
     policy_version: int = 0
     prompt: Prompt | None = None
     groups: list[RolloutGroup] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
     num_issued: int = 0
     is_complete: bool = False
 
@@ -83,6 +85,7 @@ class InFlight:
         self.num_complete = 0
         self.num_steps_issued = 0
         self.num_refilled = Counter[int]()  # by the step that the slots were issued for
+        self.num_replaced = Counter[int]()  # likewise, refills whose clip could not be used
 
     @property
     def num_groups(self) -> int:
@@ -112,6 +115,11 @@ class InFlight:
         slot.is_complete = True
         self.num_complete += 1
 
+    def reopen(self, slot: Slot) -> None:
+        """Enter that a slot's last group, which was to stay, is replaced after all."""
+        slot.is_complete = False
+        self.num_complete -= 1
+
     def batch(self, oldest: int) -> list[Slot] | None:
         """The slots that a step trains on, in the order of issue; None while any is waited for.
 
@@ -129,8 +137,10 @@ class InFlight:
     def settle(self, slots: Sequence[Slot], num_trained: int, dropped: Counter[str]) -> None:
         """Enter what became of complete slots into the ledger and forget them."""
         self.ledger.trained += num_trained
-        self.ledger.dropped += dropped
-        self.ledger.dropped += self._contrasts(sum(len(slot.groups) for slot in slots))
+        refused = refused_of(slots)
+        num_groups = sum(len(slot.groups) for slot in slots)
+        self.ledger.dropped += dropped + refused
+        self.ledger.dropped += self._contrasts(num_groups + refused.total())
         gone = set(slots)
         self.slots = [slot for slot in self.slots if slot not in gone]
         self.num_complete -= len(gone)
@@ -153,6 +163,7 @@ class InFlight:
             "trained": self.ledger.trained,
             "dropped": dict(self.ledger.dropped + early),
             "num_refilled": {str(step): self.num_refilled[step] for step in steps},
+            "num_replaced": {str(step): n for step in steps if (n := self.num_replaced[step])},
             "places": [_slot_to_json(slot) for slot in self.slots],
         }
 
@@ -162,6 +173,8 @@ class InFlight:
         self.slots = [_slot_of_json(row) for row in rows]
         self.num_steps_issued = state["num_batches"]
         self.num_refilled = Counter({int(n): count for n, count in state["num_refilled"].items()})
+        replaced = state.get("num_replaced", {})
+        self.num_replaced = Counter({int(n): count for n, count in replaced.items()})
         num_asked_again = len(self.slots) * state.get("groups_per_place", 1)
         self.ledger = Ledger(
             state["issued"] - num_asked_again, state["trained"], Counter(state["dropped"])
@@ -171,6 +184,14 @@ class InFlight:
     def _contrasts(self, num_groups: int) -> Counter[str]:
         """Groups of the temporal contrast beside so many others."""
         return Counter(shuffled=(self.groups_per_prompt - 1) * num_groups)
+
+
+def refused_of(slots: Iterable[Slot]) -> Counter[str]:
+    """Prompts of some slots that could not be answered, by reason."""
+    refused = Counter[str]()
+    for slot in slots:
+        refused += slot.refused
+    return refused
 
 
 def check_in_flight(recipe: Recipe, start: Checkpoint) -> None:

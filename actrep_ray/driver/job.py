@@ -45,7 +45,7 @@ def prepare_grpo(
     check_this_machine(recipe)
     make_spec(recipe)
     check_deepspeed(recipe)
-    data = GrpoData.load(recipe)
+    data = GrpoData.load(recipe, is_resumed=resume)
     CountSampler(data.train, recipe.sampling, seed=recipe.seed)
     model = resolve_model(recipe.model.path)
     inputs = QwenVLInputs(model)

@@ -47,7 +47,7 @@ def rollout_metrics(
             metrics[f"reward/{name}"] = np.nanmean(values)
     metrics |= {f"dropped/{reason}": number for reason, number in dropped.items()}
     metrics |= contrast_metrics(groups, labels, task)
-    metrics["sampling/refilled"] = sum(group.prompt.attempt > 0 for group in groups)
+    metrics["sampling/refilled"] = sum(group.prompt.num_refills > 0 for group in groups)
     issued = Counter(group.prompt.stratum for group in groups)
     trained = Counter(group.prompt.stratum for group in trainable)
     metrics |= {f"sampling/{stratum}": number for stratum, number in issued.items()}

@@ -7,7 +7,7 @@ version s is what step s left behind, so the answers of step s + 1 carry version
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from actrep_ray.cluster.stopping import StopError, StopRequest
@@ -19,18 +19,20 @@ from actrep_ray.driver.contrast import ContrastSource
 from actrep_ray.driver.groups import row_of, split_trainable
 from actrep_ray.driver.metrics import log_histograms
 from actrep_ray.driver.pools import Pools
+from actrep_ray.driver.quarantine import STATE_KEY, Quarantine, QuarantinedRow
 from actrep_ray.driver.sampling import CountSampler, SampledClip, describe_strata
 from actrep_ray.driver.sources import GroupSource, training_settings
 from actrep_ray.evaluation.predictors import evaluate
 from actrep_ray.learner.loss.algorithms import compute_advantages
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, Refusal, RefusedError, RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint, is_due
 from actrep_ray.run.console import as_text, console
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.schema import Clip
+from data_prep.video import FileState, FramePlan
 from rewards.reference import Reference
 
 
@@ -40,19 +42,38 @@ class LogProbGapError(RuntimeError):
 
 @dataclass(frozen=True)
 class GrpoData:
-    """Clips to train on and to evaluate on."""
+    """Clips to train on and to evaluate on.
+
+    Attributes:
+        train: To train on.
+        evaluation: To evaluate on.
+        files: What each video was when the run began, or went on.
+    """
 
     train: list[Clip]
     evaluation: list[Clip]
+    files: dict[str, FileState] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, recipe: Recipe) -> "GrpoData":
-        """Read and check the clips of a recipe."""
-        train = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
+    def load(cls, recipe: Recipe, *, is_resumed: bool = False) -> "GrpoData":
+        """Read and check the clips of a recipe.
+
+        Args:
+            recipe: Settings.
+            is_resumed: Videos may have broken since the run began: as many as it bears are left for
+                it to find.
+        """
+        share = recipe.data.max_quarantined_share if is_resumed else 0.0
+        train = load_clips(
+            recipe, "train", limit=recipe.data.max_train_clips, max_unreadable_share=share
+        )
         evaluation = []
         if recipe.eval.every:
-            evaluation = load_clips(recipe, recipe.eval.split, limit=recipe.eval.num_clips)
-        return cls(train, evaluation)
+            evaluation = load_clips(
+                recipe, recipe.eval.split, limit=recipe.eval.num_clips, max_unreadable_share=share
+            )
+        files = {clip.video: FileState.of(clip.video) for clip in (*train, *evaluation)}
+        return cls(train, evaluation, files)
 
 
 class Phases:
@@ -85,6 +106,7 @@ class Phases:
         self.alarm = UntrainedSteps(recipe)
         self.task = load_task(recipe.task)
         self.source = source_for(recipe, pools)
+        self.quarantine = Quarantine(recipe, len(data.train))
         self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
         notice, within_s = recipe.run.preemption_notice or "", recipe.run.stop_s
         self.stop = StopRequest(notice, within_s, mended=(WorkerLostError,))
@@ -94,16 +116,23 @@ class Phases:
     def restore(self) -> int:
         """Load what the checkpoint holds beside the weights; returns its step."""
         step, start = self.checkpoints.restore(), self.checkpoints.start
+        state = {} if start is None else start.driver_state()
         if start is not None:
-            state = start.driver_state()
             self.sampler.load_state_dict(state["sampler"])
             if "alarm" in state:  # not in checkpoints of before
                 self.alarm.load_state_dict(state["alarm"])
+        self.quarantine.load_state(state.get(STATE_KEY, ()))
+        for row in self.quarantine.rows:
+            self.sampler.exclude(row)
         return step
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on, as JSON-able values."""
-        return {"sampler": self.sampler.state_dict(), "alarm": self.alarm.state_dict()}
+        return {
+            "sampler": self.sampler.state_dict(),
+            "alarm": self.alarm.state_dict(),
+            STATE_KEY: self.quarantine.state(),
+        }
 
     def save(self, step: int) -> None:
         """Begin to write a checkpoint of this step."""
@@ -130,6 +159,11 @@ class Phases:
             metrics |= self.evaluate(0)
         logger.log(0, metrics)
 
+    def tell_end(self) -> None:
+        """Say at the end of a run what was left out of it."""
+        if told := self.quarantine.describe():
+            console().print(as_text(told), soft_wrap=True)
+
     # ---------------------------------------------------------------- prompts
 
     def issue(self, step: int) -> tuple[list[Prompt], dict[str, Reference]]:
@@ -153,28 +187,46 @@ class Phases:
         """
         drawn = [self.sampler.take_from(old.stratum, 1)[0] for old in failed]
         prompts = [
-            self.prompt(prompt_name(step, number), sampled, attempt=old.attempt + 1)
+            self.prompt(prompt_name(step, number), sampled, num_refills=old.num_refills + 1)
             for number, (old, sampled) in enumerate(zip(failed, drawn, strict=True), start=first)
         ]
         return prompts, labels_of([sampled.clip for sampled in drawn], self.task)
 
-    def prompt(self, name: str, sampled: SampledClip, attempt: int = 0) -> Prompt:
+    def prompt(self, name: str, sampled: SampledClip, num_refills: int = 0) -> Prompt:
         """What is asked about a drawn clip; the clip's id is added to the prompt's name."""
         clip = sampled.clip
         return Prompt(
             prompt_id=f"{name}-{clip.id}",
             clip_id=clip.id,
             question=self.task.question(clip, self.recipe.data),
-            plan=self.inputs.plan(clip, self.recipe.video),
+            plan=self.plan(clip),
+            row_id=sampled.source_id,
             stratum=sampled.stratum,
-            attempt=attempt,
+            num_refills=num_refills,
         )
 
     def prefetch(self) -> None:
         """Have the clips of the next step decoded meanwhile."""
         drawn = self.sampler.peek(self.prompts_per_step)
-        plans = [self.inputs.plan(sampled.clip, self.recipe.video) for sampled in drawn]
-        self.pools.rollouts.prefetch(plans)
+        self.pools.rollouts.prefetch([self.plan(sampled.clip) for sampled in drawn])
+
+    def plan(self, clip: Clip) -> FramePlan:
+        """The frames to show of a clip, of its video as it was when the run began."""
+        state = self.data.files.get(clip.video) or FileState.of(clip.video)
+        return self.inputs.plan(clip, self.recipe.video, state)
+
+    def put_aside(self, refused: Sequence[Refusal], step: int) -> "Counter[str]":
+        """Quarantine the rows of prompts that cannot be used; how many there are, by reason.
+
+        Raises:
+            QuarantineFullError: if there are more than the run bears.
+        """
+        for one in refused:
+            prompt = one.prompt
+            row = QuarantinedRow(prompt.row_id, prompt.plan.video, step, one.reason, one.message)
+            self.sampler.exclude(row.row)
+            self.quarantine.add([row])
+        return Counter(one.reason for one in refused)
 
     # ---------------------------------------------------------------- groups
 
@@ -195,6 +247,15 @@ class Phases:
         """The groups with their advantages; estimators that whiten do so over exactly these."""
         cfg = self.recipe
         return compute_advantages(groups, cfg.algorithm, cfg.reward.part_weights)
+
+    def unreadable(self, groups: Sequence[RolloutGroup]) -> list[Refusal]:
+        """Those that would be trained on, but whose frames a rank cannot get."""
+        trainable, _ = self.split_trainable(groups)
+        if not trainable:
+            return []
+        prompts = {group.prompt.prompt_id: group.prompt for group in trainable}
+        found = self.pools.learners.unreadable([row_of(group) for group in trainable])
+        return [Refusal(prompts[name], *why) for name, why in found.items()]
 
     # ---------------------------------------------------------------- weights
 
@@ -226,14 +287,19 @@ class Phases:
     def evaluate(self, step: int) -> dict[str, float]:
         """Answer the evaluation clips greedily and score the answers; {} if that was given up."""
         path = self.recipe.run_dir / f"predictions-{step:06d}.jsonl"
-        try:
-            with self.abandoning():
-                metrics = evaluate(
-                    self.data.evaluation, self.pools.rollouts, self.inputs, self.recipe, path
-                )
-        except StopError:  # raised again by what the loop does next
-            return {}
-        return metrics.as_dict("eval")
+        while True:
+            clips = [clip for clip in self.data.evaluation if clip.id not in self.quarantine]
+            try:
+                with self.abandoning():
+                    metrics = evaluate(
+                        clips, self.pools.rollouts, self.inputs, self.recipe, path, self.data.files
+                    )
+            except StopError:  # raised again by what the loop does next
+                return {}
+            except RefusedError as error:
+                self.put_aside(error.refused, step)
+                continue
+            return metrics.as_dict("eval")
 
 
 def source_for(recipe: Recipe, pools: Pools) -> GroupSource:

@@ -2,15 +2,17 @@
 
 Ranks hold the model together: without one of them none can go on. So all workers of the run end,
 the cluster may get new nodes for `placement.rejoin_s`, and the run starts again from its newest
-checkpoint, at most `learner.max_restarts` times. Steps since that checkpoint are done again.
+checkpoint, at most `learner.max_restarts` times in an hour, with longer pauses the oftener that
+happens. Steps since that checkpoint are done again.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from actrep_ray.cluster.nodes import wait_for_room
-from actrep_ray.cluster.supervision import Budget, WorkerLostError
+from actrep_ray.cluster.supervision import HOUR_S, Budget, WorkerLostError
 from actrep_ray.config import Recipe
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore
 
@@ -31,27 +33,30 @@ def run_with_restarts(
         start: Where the first attempt starts.
 
     Raises:
-        WorkerLostError: if one more rank is lost than `learner.max_restarts` allows, however that
-            was noticed; or if its pool could not do without another worker.
+        WorkerLostError: if one more rank is lost in an hour than `learner.max_restarts` allows,
+            however that was noticed; if a rank raised as it started; or if its pool could not do
+            without another worker.
         PlacementError: if the nodes that are left cannot hold the recipe.
         ConfigError: if the run has checkpoints and none is whole.
     """
-    budget = Budget("learner.max_restarts", recipe.learner.max_restarts)
+    budget = Budget("learner.max_restarts", recipe.learner.max_restarts, window_s=HOUR_S)
     while True:
         try:
             return attempt(start)
         except WorkerLostError as error:
             # The other pools have replaced what they may; a new start would be no help.
-            if error.loss.role != "learner" or not budget.spend(error.loss.kind.value):
+            loss = error.loss
+            if loss.role != "learner" or loss.is_defect or not budget.spend(loss.kind.value):
                 raise
             store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
             start = store.newest_or_none_begun()
+            pause_s = budget.pause_s
             _log.warning(
-                "%s; restart %d of %d (%s), from %s",
+                "%s; restart %s, after %g s, from %s",
                 error,
-                budget.num_spent,
-                budget.limit,
-                budget.setting,
+                budget.describe(),
+                pause_s,
                 f"the checkpoint of step {start.step}" if start else "the beginning",
             )
+        time.sleep(pause_s)
         wait_for_room(recipe, wait_s=recipe.placement.rejoin_s)

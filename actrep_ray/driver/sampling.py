@@ -19,6 +19,7 @@ not disturb the order of another. Only the train split is ever issued.
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -103,6 +104,7 @@ class CountSampler:
         self.weights = self._find_weights()
         self._num_drawn = 0
         self._dealt = {name: _Dealt() for name in self.weights}
+        self._excluded: set[int] = set()
 
     @property
     def num_clips(self) -> dict[str, int]:
@@ -115,9 +117,15 @@ class CountSampler:
         return {s.name: self._dealt.get(s.name, _Dealt()).num_draws for s in self.strata}
 
     def take(self, num: int) -> list[SampledClip]:
-        """Draw clips, each from a stratum drawn by weight."""
-        names = list(self.weights)
-        bounds = np.cumsum(list(self.weights.values()))
+        """Draw clips, each from a stratum drawn by weight.
+
+        Raises:
+            DataError: if every clip is excluded.
+        """
+        names = [name for name in self.weights if self._can_serve(name)]
+        if not names:
+            raise DataError("every clip of train is in quarantine: nothing to sample from")
+        bounds = np.cumsum([self.weights[name] for name in names])
         sampled = []
         for _ in range(num):
             point = self._rng(_STRATUM, self._num_drawn).random() * bounds[-1]
@@ -135,6 +143,8 @@ class CountSampler:
     def take_from(self, stratum: str, num: int) -> list[SampledClip]:
         """Draw clips of one stratum, to refill groups that were dropped.
 
+        They are of any other if all of its clips are excluded.
+
         Raises:
             ValueError: if the stratum does not exist or nothing can serve it.
         """
@@ -142,7 +152,13 @@ class CountSampler:
             raise ValueError(
                 f"stratum {stratum!r} cannot be served, expected one of {', '.join(self.weights)}"
             )
+        if not self._can_serve(stratum):
+            return self.take(num)
         return [self._draw(stratum) for _ in range(num)]
+
+    def exclude(self, row_id: str) -> None:
+        """Never draw a clip of the data again, whole or cropped; the order of the others stays."""
+        self._excluded.update(i for i, clip in enumerate(self._clips) if clip.id == row_id)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on, as JSON-able values."""
@@ -188,20 +204,25 @@ class CountSampler:
     def _draw(self, name: str) -> SampledClip:
         """The next clip of a stratum, whole or cropped."""
         index, dealt = self._indices[name], self._dealt[name]
-        whole, croppable = self._whole[name], self._croppable[name]
+        num_whole = self._whole[name].num_left(self._excluded)
+        num_croppable = self._croppable[name].num_left(self._excluded)
         rng = self._rng(_DRAW, index, dealt.num_draws)
         dealt.num_draws += 1
-        is_crop = len(croppable) > 0 and (
-            len(whole) == 0 or float(rng.random()) < self.config.crop_probability
+        is_crop = num_croppable > 0 and (
+            num_whole == 0 or float(rng.random()) < self.config.crop_probability
         )
         if is_crop:
-            source = self._clips[croppable.deal(dealt.num_crops)]
-            dealt.num_crops += 1
+            number, dealt.num_crops = self._croppable[name].next(dealt.num_crops, self._excluded)
+            source = self._clips[number]
             clip = crop_clip(source, self.strata[index], self.config, rng)
         else:
-            source = clip = self._clips[whole.deal(dealt.num_whole)]
-            dealt.num_whole += 1
+            number, dealt.num_whole = self._whole[name].next(dealt.num_whole, self._excluded)
+            source = clip = self._clips[number]
         return SampledClip(clip, name, source.id)
+
+    def _can_serve(self, name: str) -> bool:
+        decks = (self._whole[name], self._croppable[name])
+        return any(deck.num_left(self._excluded) for deck in decks)
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, *key))
@@ -288,6 +309,20 @@ class _Deck:
 
     def __len__(self) -> int:
         return len(self._clips)
+
+    def num_left(self, excluded: AbstractSet[int]) -> int:
+        """Clips that are not excluded."""
+        return len(self._clips) - sum(i in excluded for i in self._clips) if excluded else len(self)
+
+    def next(self, number: int, excluded: AbstractSet[int]) -> tuple[int, int]:
+        """The first clip that is dealt after `number` others and not excluded.
+
+        Returns:
+            The clip, and how many have been dealt with it.
+        """
+        while (clip := self.deal(number)) in excluded:
+            number += 1
+        return clip, number + 1
 
     def deal(self, number: int) -> int:
         """The clip that is dealt after `number` others."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from actrep_ray.config import Recipe
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, Refusal, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.scoring.pool import RewardPool
@@ -31,13 +31,18 @@ class GroupSource:
         self.rewards = rewards
         self.settings = settings
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        """The answers to some prompts, group by group in their order."""
-        return self.rollouts.generate(prompts, self.settings)
+    def generate(self, prompts: Sequence[Prompt]) -> tuple[list[RolloutGroup], list[Refusal]]:
+        """The answers to some prompts, group by group in their order, and those without any."""
+        return self.rollouts.answer(prompts, self.settings)
 
-    def submit(self, prompts: Sequence[Prompt], on_group: Callable[[RolloutGroup], None]) -> None:
-        """Have prompts answered; `on_group` is called with each group, by whoever waits."""
-        self.rollouts.submit(prompts, self.settings, on_group)
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        on_group: Callable[[RolloutGroup], None],
+        on_refused: Callable[[Refusal], None],
+    ) -> None:
+        """Have prompts answered; each is told to one of the callbacks, by whoever waits."""
+        self.rollouts.submit(prompts, self.settings, on_group, on_refused)
 
     def score(
         self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]

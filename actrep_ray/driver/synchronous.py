@@ -6,8 +6,9 @@ sampler ─ prompts ─► RolloutPool ─ groups ─► RewardPool ─ scored �
 """
 
 import time
+from collections import Counter
 
-from actrep_ray.driver.groups import drop_reason
+from actrep_ray.driver.groups import drop_reason, with_failures
 from actrep_ray.driver.metrics import log_details, rollout_metrics
 from actrep_ray.driver.phases import Phases
 from actrep_ray.records import RolloutGroup
@@ -37,9 +38,10 @@ class SynchronousDriver:
             while step < phases.num_steps and not phases.alarm.has_rung:
                 step += 1
                 with phases.abandoning():
-                    groups, labels, metrics = self.collect(step, logger)
+                    groups, labels, metrics, refused = self.collect(step, logger)
                 trainable, dropped = phases.split_trainable(groups)
                 phases.alarm.look(step, groups, len(trainable), dropped)
+                dropped += refused
                 trainable = phases.assign_advantages(trainable)
                 phases.prefetch()
                 with logger.timer("learn"):
@@ -54,37 +56,48 @@ class SynchronousDriver:
                 if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
                     with logger.timer("checkpoint"):
                         phases.save(step)
-                metrics |= phases.checkpoints.look()
+                metrics |= phases.checkpoints.look() | phases.quarantine.metrics()
                 log_details(logger, step, groups, trainable, labels, phases.task)
                 logger.log(step, metrics)
                 phases.checkpoints.reached(step, phases.state())
+        phases.tell_end()
         phases.alarm.end_run()
         return phases.checkpoints.last
 
     def collect(
         self, step: int, logger: MetricLogger
-    ) -> tuple[list[RolloutGroup], dict[str, Reference], dict[str, float]]:
+    ) -> tuple[list[RolloutGroup], dict[str, Reference], dict[str, float], Counter[str]]:
         """The scored groups of a step, the labels of their clips, and how fast they came.
 
         Dynamic sampling: a group that will be dropped is followed by another of its stratum, until
-        none is left to replace or `train.max_refill_factor` is used up.
+        none is left to replace or `train.max_refill_factor` is used up. Likewise a prompt whose
+        clip cannot be used, without a limit but that of the quarantine; the last of what is
+        returned says how many there were, by reason.
         """
         phases, cfg = self.phases, self.phases.recipe.train
         groups: list[RolloutGroup] = []
         prompts, labels = phases.issue(step)
         num_left = int(cfg.max_refill_factor * len(prompts))
-        seconds = 0.0
+        num_asked, refused, seconds = 0, Counter[str](), 0.0
         while prompts:
+            num_asked += len(prompts)
             with logger.timer("rollout"):
                 began = time.perf_counter()
-                answered = phases.source.generate(prompts)
+                answered, unanswered = phases.source.generate(prompts)
                 seconds += time.perf_counter() - began
             with logger.timer("reward"):
                 answered = phases.score(answered, labels)
             groups += answered
             failed = [g for g in answered if drop_reason(g, phases.recipe)][:num_left]
             num_left -= len(failed)
-            prompts, added = phases.refill(step, len(groups), [group.prompt for group in failed])
+            refused += phases.put_aside(unanswered, step)
+            again = [group.prompt for group in failed] + [one.prompt for one in unanswered]
+            if not again:  # the batch is there, if the ranks can read it
+                unread = phases.unreadable(groups)
+                phases.put_aside(unread, step)
+                groups = with_failures(groups, unread)
+                again = [one.prompt for one in unread]
+            prompts, added = phases.refill(step, num_asked, again)
             labels |= added
         num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
-        return groups, labels, {"rollout/tokens_per_s": num_tokens / seconds}
+        return groups, labels, {"rollout/tokens_per_s": num_tokens / seconds}, refused

@@ -3,7 +3,7 @@
 The predictor never sees labels: what it is given of a clip are its frames and its question.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from actrep_ray.rollout.worker import start_engine, with_own_device
 from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip
+from data_prep.video import FileState
 
 
 class Generator(Protocol):
@@ -33,7 +34,11 @@ class Generator(Protocol):
 
 
 def predict(
-    clips: Sequence[Clip], generator: Generator, inputs: QwenVLInputs, recipe: Recipe
+    clips: Sequence[Clip],
+    generator: Generator,
+    inputs: QwenVLInputs,
+    recipe: Recipe,
+    files: Mapping[str, FileState] | None = None,
 ) -> list[Prediction]:
     """Answer each clip once, greedily, in order.
 
@@ -42,14 +47,20 @@ def predict(
         generator: A rollout engine or pool.
         inputs: Of the same model.
         recipe: Its `video`, `data` and `rollout` sections are used.
+        files: What videos were when a run began, if they may have changed since.
+
+    Raises:
+        RefusedError: if a clip cannot be read, or its prompt is too long.
     """
+    known: Mapping[str, FileState] = files or {}
     task = load_task(recipe.task)
     prompts = [
         Prompt(
             prompt_id=f"eval-{i:06d}-{clip.id}",
             clip_id=clip.id,
             question=task.question(clip, recipe.data),
-            plan=inputs.plan(clip, recipe.video),
+            plan=inputs.plan(clip, recipe.video, known.get(clip.video)),
+            row_id=clip.id,
         )
         for i, clip in enumerate(clips)
     ]
@@ -77,9 +88,11 @@ def evaluate(
     inputs: QwenVLInputs,
     recipe: Recipe,
     path: Path,
+    files: Mapping[str, FileState] | None = None,
 ) -> Metrics:
-    """Predict, write the predictions to `path`, and score them."""
-    predictions, task = predict(clips, generator, inputs, recipe), load_task(recipe.task)
+    """Predict, write the predictions to `path`, and score them; see `predict`."""
+    predictions = predict(clips, generator, inputs, recipe, files)
+    task = load_task(recipe.task)
     write_predictions(path, predictions, task)
     return score_predictions(
         predictions,

@@ -191,6 +191,13 @@ class LearnerPool:
         )
         return metrics
 
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        """Rows that a rank cannot get the frames of; see `LearnerWorker.unreadable`."""
+        found: dict[str, tuple[str, str]] = self._call_all(
+            "unreadable", lambda rank: rank.unreadable.remote(rows), what="a look for frames"
+        )
+        return found
+
     def log_probs(
         self, rows: Sequence[LearnerRow], *, reference: bool = False
     ) -> list[tuple[np.ndarray, ...]]:

@@ -19,7 +19,7 @@ import torch
 from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.loader import MicroBatchLoader
 from actrep_ray.learner.batch.prompts import PromptEncoder
-from actrep_ray.learner.batch.rows import check_rows, mini_batches
+from actrep_ray.learner.batch.rows import check_rows, mini_batches, shard_rows
 from actrep_ray.learner.forward import Forward, WithoutAdapters, score_rows
 from actrep_ray.learner.grpo import GrpoUpdate
 from actrep_ray.learner.loss import algorithms, objective
@@ -174,6 +174,22 @@ class LearnerWorker:
         if self.num_optimizer_steps == num_before and self.ranks.is_first:
             _log.warning("step %d: no optimiser step was taken: no answer has a gradient", step)
         return metrics | _speed(self._count(rows), start)
+
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        """Reason and message of each row whose frames the rank that trains on it cannot get.
+
+        Asked before an optimiser step, which no rank can leave alone. The others' frames are in
+        their node's cache afterwards.
+        """
+        train, size = self.recipe.train, self.ranks.size
+        is_sft = self.recipe.stage == "sft"
+        minis = [list(range(len(rows)))] if is_sft else mini_batches(len(rows), train)
+        own = [i for mini in minis for i in shard_rows(rows, mini, size)[self.ranks.rank]]
+        found = {}
+        for row in (rows[i] for i in own):
+            if problem := self.encoder.problem(row):
+                found[row.row_id] = problem
+        return {name: why for part in self.ranks.gather(found) for name, why in part.items()}
 
     def log_probs(
         self, rows: Sequence[LearnerRow], *, reference: bool = False

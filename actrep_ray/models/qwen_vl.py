@@ -19,7 +19,7 @@ from actrep_ray.models.answers import after_opened, check_opened, opened_in, rea
 from actrep_ray.models.torch_names import dtype_named
 from data_prep.files import read_object
 from data_prep.schema import Clip
-from data_prep.video import FramePlan, plan_frames
+from data_prep.video import FileState, FramePlan, plan_frames
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
@@ -100,10 +100,11 @@ class QwenVLInputs:
         """Height and width of a frame are multiples of this, pixels."""
         return self.patch_size * self.merge_size
 
-    def plan(self, clip: Clip, video: VideoConfig) -> FramePlan:
-        """The frames that this model is shown of a clip."""
+    def plan(self, clip: Clip, video: VideoConfig, state: FileState | None = None) -> FramePlan:
+        """The frames that this model is shown of a clip; `state`: see `plan_frames`."""
         return plan_frames(
             clip,
+            state,
             fps=video.fps,
             min_frames=video.min_frames,
             max_frames=video.max_frames,

@@ -11,18 +11,28 @@ group and the position of the token (`actrep_ray.rollout.draws`): engines have n
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.config import LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.torch_names import dtype_named
-from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
+from actrep_ray.records import (
+    BAD_DATA,
+    Prompt,
+    PromptTooLongError,
+    Refusal,
+    RefusedError,
+    Rollout,
+    RolloutGroup,
+    RolloutStatus,
+)
 from actrep_ray.weights.buckets import Weights
 from data_prep.video import FramePlan
 
@@ -69,6 +79,7 @@ class Engine(ABC):
     def __init__(self, max_model_len: int) -> None:
         self.max_model_len = max_model_len
         self._policy_version = 0
+        self._refused: list[Refusal] = []
 
     @property
     def policy_version(self) -> int:
@@ -84,17 +95,13 @@ class Engine(ABC):
     def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         """Take prompts; what `step` then computes includes them.
 
-        Raises:
-            ConfigError: if a prompt and its answer do not fit into `rollout.max_model_len`.
+        One whose clip cannot be read, or that does not fit into `rollout.max_model_len` with its
+        answer, is refused, here or in `step`: see `take_refused`.
         """
 
     @abstractmethod
     def step(self) -> list[RolloutGroup]:
-        """Compute on for a moment; returns the groups that were finished, in any order.
-
-        Raises:
-            ConfigError: as `add` does, where the length is known only now.
-        """
+        """Compute on for a moment; returns the groups that were finished, in any order."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -138,7 +145,8 @@ class Engine(ABC):
         """Answer every prompt, in order, when there is nothing else to do.
 
         Raises:
-            ConfigError: if a prompt and its answer do not fit into `rollout.max_model_len`.
+            RefusedError: if a clip cannot be read, or if a prompt and its answer do not fit into
+                `rollout.max_model_len`.
         """
         assert self.num_unfinished == 0, "the engine is at work on other prompts"
         groups: dict[str, RolloutGroup] = {}
@@ -147,9 +155,30 @@ class Engine(ABC):
             while self.num_unfinished:
                 groups |= {group.prompt.prompt_id: group for group in self.step()}
         except BaseException:
-            self.clear()
+            self.forget()
             raise
+        if refused := self.take_refused():
+            raise RefusedError(refused)
         return [groups[prompt.prompt_id] for prompt in prompts]
+
+    def forget(self) -> None:
+        """Forget what was not finished, and what was refused."""
+        self.clear()
+        self._refused.clear()
+
+    def take_refused(self) -> list[Refusal]:
+        """The prompts that were refused since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    @contextmanager
+    def refusing(self, prompt: Prompt) -> Iterator[None]:
+        """Refuse a prompt if the block finds out that its clip is at fault."""
+        try:
+            yield
+        except tuple(BAD_DATA) as error:
+            reason = next(name for kind, name in BAD_DATA.items() if isinstance(error, kind))
+            self._refused.append(Refusal(prompt, reason, str(error)))
 
     def load_weights(self, weights: Weights, policy_version: int) -> None:
         """Replace all weights by those given under their Hugging Face names, and verify them.
@@ -171,11 +200,11 @@ class Engine(ABC):
         """Refuse a prompt that leaves no room for its answer.
 
         Raises:
-            ConfigError: naming the clip, the lengths and the settings to change.
+            PromptTooLongError: naming the clip, the lengths and the settings to change.
         """
         if num_prompt_tokens + max_tokens > self.max_model_len:
             plan = prompt.plan
-            raise ConfigError(
+            raise PromptTooLongError(
                 f"clip {prompt.clip_id!r}: {num_prompt_tokens} prompt tokens "
                 f"({plan.num_frames} frames of {plan.width}x{plan.height}) and {max_tokens} of the "
                 f"answer exceed rollout.max_model_len={self.max_model_len}; raise it, or lower "

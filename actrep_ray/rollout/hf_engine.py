@@ -148,16 +148,21 @@ class HfEngine(QwenVLEngine):
     def _generate_batch(
         self, prompts: Sequence[Prompt], settings: SamplingSettings
     ) -> list[RolloutGroup]:
-        encoded, keys = [], []
+        asked, encoded, keys = [], [], []
         for prompt in prompts:
-            frames = self.frames.get(prompt.plan)
-            encoded.append(self.inputs.encode(prompt.question, prompt.plan, frames))
-            self.check_length(prompt, len(encoded[-1].input_ids), settings.max_tokens)
-            keys += answer_keys(self._seed, prompt.prompt_id, settings.group_size)
+            with self.refusing(prompt):
+                frames = self.frames.get(prompt.plan)
+                inputs = self.inputs.encode(prompt.question, prompt.plan, frames)
+                self.check_length(prompt, len(inputs.input_ids), settings.max_tokens)
+                asked.append(prompt)
+                encoded.append(inputs)
+                keys += answer_keys(self._seed, prompt.prompt_id, settings.group_size)
+        if not asked:
+            return []
         tokens, log_probs = self._sample(_pad_left(encoded, self._device), settings, keys)
         return [
             self._group(prompt, tokens[i], log_probs[i], len(encoded[i].input_ids))
-            for i, prompt in enumerate(prompts)
+            for i, prompt in enumerate(asked)
         ]
 
     @torch.inference_mode()

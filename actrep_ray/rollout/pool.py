@@ -8,10 +8,11 @@
 The pool has no thread of its own: results arrive in its `mailbox` and are handled by whoever waits
 there. A worker has two calls at a time, so that it goes on while the first one's result travels.
 
-A worker that dies gives its prompts back to the others, with `attempt` one higher, and is replaced,
-at most `rollout.max_restarts` times in a run; one that is lost with its node does not count. A new
-worker loads the weights in use before it takes prompts. Every wait has a deadline and says what it
-waited for.
+A worker that is lost gives its prompts back to the others, with `attempt` one higher: what an older
+attempt comes to is refused. It is replaced, at most `rollout.max_restarts` times in an hour, after
+longer pauses the oftener that happens; one that is lost with its node does not count. A new worker
+loads the weights in use before it takes prompts. Every wait has a deadline and says what it waited
+for.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import with_device
 from actrep_ray.cluster.placement import is_colocated
 from actrep_ray.cluster.supervision import (
+    HOUR_S,
     Budget,
     Call,
     Loss,
@@ -38,9 +40,19 @@ from actrep_ray.cluster.supervision import (
     wait_for,
 )
 from actrep_ray.config import Recipe
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, Refusal, RefusedError, RolloutGroup
 from actrep_ray.rollout.delivery import Delivery
-from actrep_ray.rollout.dispatch import Backlog, Member, OnGroup, PendingPrompt, Weights
+from actrep_ray.rollout.dispatch import (
+    Answers,
+    Backlog,
+    Member,
+    OnGroup,
+    OnRefused,
+    PendingPrompt,
+    Weights,
+    describe_work,
+    raise_refused,
+)
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool_actors import room_for, spawner
 from actrep_ray.rollout.worker import Loaded, Request, Turn
@@ -81,7 +93,11 @@ class RolloutPool:
         self._members: list[Member] = []
         self._backlog = Backlog(cfg.max_in_flight or 2 * cfg.max_num_seqs)
         self._delivery = Delivery(self._load)
-        self._restarts = Budget("rollout.max_restarts", cfg.max_restarts, spares_nodes=True)
+        self._num_restarts = 0
+        self._num_due = 0  # workers that are to be started in place of lost ones
+        self._restarts = Budget(
+            "rollout.max_restarts", cfg.max_restarts, spares_nodes=True, window_s=HOUR_S
+        )
 
     @classmethod
     def start(
@@ -124,14 +140,38 @@ class RolloutPool:
     # ---------------------------------------------------------------- generating
 
     def submit(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, on_group: OnGroup
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        on_group: OnGroup,
+        on_refused: OnRefused = raise_refused,
     ) -> None:
-        """Have prompts answered; `on_group` is called with each group, by whoever waits."""
-        self._backlog.add(PendingPrompt(prompt, settings, on_group) for prompt in prompts)
+        """Have prompts answered; each is told to one of the callbacks, by whoever waits.
+
+        Args:
+            prompts: What to answer.
+            settings: How to sample.
+            on_group: Gets each group.
+            on_refused: Gets each prompt that cannot be answered; by default that is an error.
+        """
+        self._backlog.add(PendingPrompt(one, settings, on_group, on_refused) for one in prompts)
         self._dispatch(self._members)
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
-        """Answer every prompt; groups come in the order of the prompts.
+        """As `answer`, where every prompt has to be answered.
+
+        Raises:
+            RefusedError: if one cannot be; the others were answered.
+        """
+        groups, refused = self.answer(prompts, settings)
+        if refused:
+            raise RefusedError(refused)
+        return groups
+
+    def answer(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings
+    ) -> tuple[list[RolloutGroup], list[Refusal]]:
+        """Answer prompts; groups come in the order of the prompts, then those without one.
 
         Args:
             prompts: What to answer; other prompts may be at work at the same time.
@@ -141,21 +181,14 @@ class RolloutPool:
             RolloutWorkerError: naming the worker that died, if it may not be replaced.
             TimeoutError: if not all groups were there within `rollout.timeout_s`.
         """
-        groups: dict[str, RolloutGroup] = {}
-
-        def keep(group: RolloutGroup) -> None:
-            groups[group.prompt.prompt_id] = group
-
-        self.submit(prompts, settings, keep)
+        found = Answers(prompts)
+        self.submit(prompts, settings, found.keep, found.keep)
         try:
-            self.wait(
-                lambda: len(groups) == len(prompts),
-                lambda: f"{len(prompts) - len(groups)} of {len(prompts)} groups",
-            )
+            self.wait(lambda: not found.num_missing, found.describe)
         except BaseException:
             self._backlog.forget({prompt.prompt_id for prompt in prompts}, self._members)
             raise
-        return [groups[prompt.prompt_id] for prompt in prompts]
+        return found.split()
 
     def wait(self, is_done: Callable[[], Any], what: Callable[[], str]) -> None:
         """Handle what arrives until `is_done()`.
@@ -173,15 +206,7 @@ class RolloutPool:
 
     def describe_work(self) -> str:
         """Who is at work on how much, for messages."""
-        busy = [
-            f"rollout worker {m.index} has {len(m.pending)} groups"
-            if m.is_ready
-            else f"rollout worker {m.index} is starting"
-            for m in self._members
-            if m.pending or not m.is_ready
-        ]
-        waiting = f"{len(self._backlog.waiting)} groups wait for a worker"
-        return f"{waiting}; {', '.join(busy) or 'all idle'}"
+        return describe_work(self._members, len(self._backlog.waiting), self._num_due)
 
     def prefetch(self, plans: Sequence[FramePlan]) -> None:
         """Have clips decoded into the nodes' frame caches, beside what the engines do.
@@ -256,13 +281,13 @@ class RolloutPool:
 
     @property
     def num_restarts(self) -> int:
-        """Workers that died and were replaced, against `rollout.max_restarts`."""
-        return min(self._restarts.num_spent, self._restarts.limit)
+        """Workers that were lost and replaced, those that went with their nodes left out."""
+        return self._num_restarts
 
     @property
     def num_workers(self) -> int:
-        """Workers that are there or starting."""
-        return len(self._members)
+        """Workers that are there, starting, or to be started in place of lost ones."""
+        return len(self._members) + self._num_due
 
     def add_workers(self, num: int = 1) -> None:
         """Start more workers; each takes prompts when it holds the weights in use."""
@@ -280,8 +305,11 @@ class RolloutPool:
         return num
 
     def wait_ready(self) -> None:
-        """Wait until every worker takes prompts."""
-        self.wait(lambda: all(m.is_ready for m in self._members), lambda: "the engines to start")
+        """Wait until every worker takes prompts, those in place of lost ones among them."""
+        self.wait(
+            lambda: not self._num_due and all(m.is_ready for m in self._members),
+            lambda: "the engines to start",
+        )
 
     def shutdown(self) -> None:
         """End the workers; the pool cannot be used afterwards."""
@@ -336,11 +364,16 @@ class RolloutPool:
         member.num_calls -= 1
         if turn.ended_s - turn.began_s > _IDLE_TURN_S:
             self._record(member, "generate", turn.began_s, turn.ended_s)
-        done = [(member.pending.pop(group.prompt.prompt_id), group) for group in turn.groups]
+        answers = [(self._backlog.take(member, group.prompt), group) for group in turn.groups]
+        refused = [(self._backlog.take(member, one.prompt), one) for one in turn.refused]
         self._dispatch([member])
         self._advance(member, ())
-        for one, group in done:
-            one.on_group(group)
+        for one, group in answers:
+            if one is not None:
+                one.on_group(group)
+        for one, refusal in refused:
+            if one is not None:
+                one.on_refused(refusal)
 
     def _on_version(self, member: Member, policy_version: int) -> None:
         """A started worker takes prompts once it holds the weights in use."""
@@ -373,14 +406,14 @@ class RolloutPool:
                 lost,
             )
         self._members.remove(member)
+        self._num_due += 1
         find_cause(self.mailbox, member.handle, loss, partial(self._count_loss, member))
         self._backlog.give_back(member)
-        self.add_workers()
         self._dispatch(self._members)
         self._delivery.go_on(self._members)
 
     def _count_loss(self, member: Member, loss: Loss) -> None:
-        """Stop the run if workers die too often; that a node was lost is not their fault.
+        """Have a worker started in place of a lost one, or stop the run if too many are lost.
 
         Raises:
             RolloutWorkerError: if this one may not be replaced.
@@ -388,12 +421,21 @@ class RolloutPool:
         budget = self._restarts
         if budget.spares(loss):
             _log.warning("%s was lost with its node", loss.name)
+            self._replace()
             return
-        # One that never started would not start the second time either.
-        if member.policy_version is None or not budget.spend(loss.kind.value):
-            used = f"restarts used: {self.num_restarts} of {budget.limit}"
-            raise RolloutWorkerError(f"{loss} ({used})", loss)
-        _log.warning("%s; restart %d of %d", loss, self.num_restarts, budget.limit)
+        if loss.is_defect:
+            raise RolloutWorkerError(str(loss), loss)
+        if not budget.spend(loss.kind.value):
+            raise RolloutWorkerError(f"{loss}; {budget.describe_excess()}", loss)
+        self._num_restarts += 1
+        pause_s = budget.pause_s
+        _log.warning("%s; restart %s, after %g s", loss, budget.describe(), pause_s)
+        self.mailbox.post_later(pause_s, self._replace)
+
+    def _replace(self) -> None:
+        """Start a worker in place of one that was lost."""
+        self._num_due -= 1
+        self.add_workers()
 
     def _record(self, member: Member, what: str, began_s: float, ended_s: float) -> None:
         self.timeline.add("rollout", f"engine {member.index}", what, began_s, ended_s)

@@ -10,6 +10,7 @@ through `actrep_ray.weights.vllm_load`, and tokens drawn by `actrep_ray.rollout.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 
 from actrep_ray.config import VLLM_LORA_RANKS, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, PromptTooLongError, RolloutGroup
 from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
 from actrep_ray.weights import vllm_load
@@ -83,26 +84,25 @@ class VllmEngine(QwenVLEngine):
 
     def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         """Take prompts; see `Engine.add`."""
-        for prompt in prompts:  # vLLM's own refusal would not name the clip
-            num_visual = _num_visual_tokens(self.inputs, prompt.plan)
-            self.check_length(prompt, num_visual, settings.max_tokens)
-        requests = [self.request(prompt) for prompt in prompts]
-        ids = self.llm.enqueue(
-            requests,
-            [self.sampling_params(prompt, settings) for prompt in prompts],
-            use_tqdm=False,
-            lora_request=self._adapter,
-        )
-        for prompt, request_id in zip(prompts, ids, strict=True):
-            number = request_id.partition("-")[0]  # vLLM has added random letters to it
-            self._running[number] = _Running(
-                prompt, request_id, settings.max_tokens, self.policy_version
-            )
+        for prompt in prompts:
+            with self.refusing(prompt):
+                num_visual = _num_visual_tokens(self.inputs, prompt.plan)
+                self.check_length(prompt, num_visual, settings.max_tokens)
+                request_id = self._enqueue(prompt, self.sampling_params(prompt, settings))
+                number = request_id.partition("-")[0]  # vLLM has added random letters to it
+                self._running[number] = _Running(
+                    prompt, request_id, settings.max_tokens, self.policy_version
+                )
 
     def step(self) -> list[RolloutGroup]:
         """One forward pass of vLLM; see `Engine.step`."""
         finished = [output for output in self.llm.llm_engine.step() if output.finished]
-        return [self._group(self._running.pop(output.request_id), output) for output in finished]
+        groups = []
+        for output in finished:
+            running = self._running.pop(output.request_id)
+            with self.refusing(running.prompt):
+                groups.append(self._group(running, output))
+        return groups
 
     def clear(self) -> None:
         """Forget what is being answered."""
@@ -160,6 +160,26 @@ class VllmEngine(QwenVLEngine):
         self.llm = None
         self._running.clear()
         cleanup_dist_env_and_memory()
+
+    def _enqueue(self, prompt: Prompt, params: Any) -> str:
+        """Hand a prompt to vLLM; returns its number there.
+
+        Raises:
+            VideoError: if the clip cannot be read.
+            PromptTooLongError: if vLLM finds it too long, or its video too large.
+        """
+        from vllm.exceptions import VLLMValidationError
+
+        request = self.request(prompt)
+        try:
+            [request_id] = self.llm.enqueue(
+                [request], params, use_tqdm=False, lora_request=self._adapter
+            )
+        except VLLMValidationError as error:
+            if not _is_of_length(error):
+                raise
+            raise PromptTooLongError(f"clip {prompt.clip_id!r}: vLLM: {error}") from error
+        return str(request_id)
 
     def request(self, prompt: Prompt) -> dict[str, Any]:
         """A prompt as vLLM is asked."""
@@ -223,6 +243,17 @@ class _Running:
     request_id: str
     max_tokens: int
     policy_version: int
+
+
+def _is_of_length(error: Any) -> bool:
+    """Whether vLLM refuses a prompt for its length, or for the size of its video.
+
+    All that it refuses is of one type; these are told apart by the parameter that they name, or by
+    their first words (vLLM 0.28).
+    """
+    if error.parameter is not None:
+        return error.parameter in ("input_tokens", "input_text")
+    return re.match(r"The \w+ prompt (\(length|contains a\(n\))", str(error)) is not None
 
 
 def _num_visual_tokens(inputs: QwenVLInputs, plan: FramePlan) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from actrep_ray.cluster.placement import is_colocated
 from actrep_ray.config import Recipe
 from actrep_ray.models.torch_names import device_named
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, Refusal, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine
 from actrep_ray.rollout.vllm_engine import VllmEngine
@@ -31,11 +31,13 @@ class Turn:
         groups: That were finished.
         began_s: Wall clock, seconds since 1970.
         ended_s: Likewise.
+        refused: Prompts that cannot be answered.
     """
 
     groups: list[RolloutGroup]
     began_s: float
     ended_s: float
+    refused: Sequence[Refusal] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class RolloutWorker:
         return self.engine.policy_version
 
     def advance(self, requests: Sequence[Request]) -> Turn:
-        """Take more prompts and compute until a group is finished, or for about a second.
+        """Take more prompts and compute until one is answered or refused, or for about a second.
 
         A caller that has the next call waiting before this one returns keeps the engine at work.
         """
@@ -77,12 +79,14 @@ class RolloutWorker:
         try:
             for prompts, settings in requests:
                 self.engine.add(prompts, settings)
-            while self.engine.num_unfinished and not groups and time.monotonic() < until:
+            refused = self.engine.take_refused()
+            while self.engine.num_unfinished and not groups + refused and time.monotonic() < until:
                 groups += self.engine.step()
+                refused += self.engine.take_refused()
         except BaseException:
-            self.engine.clear()
+            self.engine.forget()
             raise
-        return Turn(groups, began, time.time())
+        return Turn(groups, began, time.time(), refused)
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
         """Answer every prompt, in order."""

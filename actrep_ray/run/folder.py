@@ -2,6 +2,7 @@
 
 RUN_DIR/.lock-000001             who works in it now (`lock.py`)
 RUN_DIR/config.resolved.json     every setting, versions, commit, inputs, resumptions (`record.py`)
+RUN_DIR/quarantine.jsonl         written by the driver
 RUN_DIR/metrics.jsonl, tb/       written by `metrics.py`
 RUN_DIR/checkpoints/             written by `checkpoint.py`
 RUN_DIR/predictions*.jsonl       written by evaluation
@@ -31,8 +32,8 @@ from actrep_ray.run.record import (
 from data_prep.partial_files import remove_leftovers
 
 _OF_A_RUN = (
-    RECORD, "checkpoints", "metrics.jsonl", "texts.jsonl", "metrics.json", "tb", "profile",
-    "predictions*.jsonl", "not-finite-*.json", "report", "tables",
+    RECORD, "checkpoints", "quarantine.jsonl", "metrics.jsonl", "texts.jsonl", "metrics.json",
+    "tb", "profile", "predictions*.jsonl", "not-finite-*.json", "report", "tables",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 

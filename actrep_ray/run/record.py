@@ -22,9 +22,11 @@ RECORD = "config.resolved.json"
 
 _FREE = (
     "name", "runs_dir", "checkpoint.", "eval.", "placement.", "run.", "data.check_videos",
+    "data.max_quarantined_share",
     "video.cache_dir", "video.shared_cache", "video.cache_gib", "video.decode_timeout_s",
     "rollout.timeout_s", "rollout.max_restarts", "rollout.num_cpus",
     "reward.timeout_s", "reward.num_workers", "reward.num_cpus", "reward.max_failures",
+    "reward.max_restarts",
     "learner.timeout_s", "learner.max_restarts", "learner.num_cpus", "data.allow_outside",
     "sft.validate_every", "sft.num_validation_clips",
     "train.max_untrained_steps", "train.on_untrained",

@@ -1,6 +1,8 @@
 """What is scored together, in which call, and what a reward worker has to do."""
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +16,8 @@ from actrep_ray.scoring.worker import GroupFailure, GroupScores, GroupTexts
 OnScored = Callable[[list[RolloutGroup]], None]
 Result = GroupScores | GroupFailure
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(eq=False)
 class Request:
@@ -23,12 +27,15 @@ class Request:
         groups: In the order in which they are given back.
         on_scored: Who gets them.
         results: By the index of the group.
+        attempts: By the same, how often a group was with a worker that was lost; a result counts
+            only if it is of the latest attempt.
         is_cancelled: Whether nobody waits for them any more.
     """
 
     groups: list[RolloutGroup]
     on_scored: OnScored
     results: dict[int, Result] = field(default_factory=dict)
+    attempts: Counter[int] = field(default_factory=Counter)
     is_cancelled: bool = False
 
     @property
@@ -46,11 +53,41 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One group of a request."""
+    """One group of a request, as it is given to a worker.
+
+    Attributes:
+        request: What it is of.
+        index: Its place in it.
+        texts: What the worker needs.
+        attempt: How often it was given before to a worker that was lost.
+        num_suspected: How often that worker was, or may have been, at work on it.
+    """
 
     request: Request
     index: int
     texts: GroupTexts
+    attempt: int = 0
+    num_suspected: int = 0
+
+    def again(self, *, is_suspect: bool) -> "Item":
+        """The same for another worker: what this attempt comes to is refused from now on."""
+        self.request.attempts[self.index] = self.attempt + 1
+        num_suspected = self.num_suspected + is_suspect
+        return replace(self, attempt=self.attempt + 1, num_suspected=num_suspected)
+
+    def settle(self, result: Result) -> bool:
+        """Enter a result, unless it is of an older attempt; whether it counts."""
+        latest = self.request.attempts[self.index]
+        if self.attempt == latest:
+            self.request.results[self.index] = result
+            return True
+        _log.warning(
+            "the scores of %s are refused: of attempt %d, expected %d",
+            self.request.groups[self.index].prompt.prompt_id,
+            self.attempt,
+            latest,
+        )
+        return False
 
 
 Items = tuple[Item, ...]
@@ -63,7 +100,7 @@ class Member:
 
     Attributes:
         index: Its number.
-        handle: Of the actor.
+        handle: Of the actor; None until it is started.
         deadline: Until when it has to have started, or scored the oldest of `batches`.
         one_by_one: Whether it gets a call at a time. Its end may come before the reply of the call
             that it finished last, and the blame would be that call's.

@@ -8,8 +8,11 @@ for the scores.
 
 A reward that raises, hangs, or returns anything but a number in its range is named, with the
 rollout. Its group is dropped with the reason (`RolloutGroup.failure`), never scored 0, until more
-than `reward.max_failures` groups of the run were; then the run stops. A worker that hangs or dies
-is replaced, and what else it held is scored again.
+than `reward.max_failures` groups of the run were; then the run stops.
+
+A worker that is lost is replaced, at most `reward.max_restarts` times in an hour and with longer
+pauses the oftener that happens; what it held is scored again, one group at a time. A group at which
+three workers were lost, the last time alone with it, ends them: it counts as a reward that failed.
 """
 
 import logging
@@ -21,6 +24,7 @@ from typing import Any, Self
 
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.supervision import (
+    HOUR_S,
     Budget,
     Call,
     Loss,
@@ -41,6 +45,7 @@ _BATCHES_PER_WORKER = 4  # of a call: small enough that a slow batch does not ho
 _STATUS_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 120.0
 _SETTLE_S = 10.0  # from the cause of a loss to the news of all calls that the worker had
+_MOST_SUSPECTED = 2  # a third time is no chance
 _log = logging.getLogger(__name__)
 
 
@@ -71,8 +76,13 @@ class RewardPool:
         self._start_worker = start_worker
         self._timeout_s = cfg.timeout_s
         self._part_names = [part.name for part in make_spec(recipe).parts]
-        self._budget = Budget("reward.max_failures", cfg.max_failures, spares_nodes=True)
-        self._members = [self._start_member(index) for index in range(cfg.num_workers)]
+        self._failures = Budget("reward.max_failures", cfg.max_failures)
+        self._restarts = Budget(
+            "reward.max_restarts", cfg.max_restarts, spares_nodes=True, window_s=HOUR_S
+        )
+        self._members = [Member(index, None, math.inf) for index in range(cfg.num_workers)]
+        for member in self._members:
+            self._begin(member)
 
     @classmethod
     def start(cls, recipe: Recipe) -> Self:
@@ -98,7 +108,7 @@ class RewardPool:
     @property
     def workers(self) -> list[Any]:
         """Handles of the actors."""
-        return [member.handle for member in self._members]
+        return [member.handle for member in self._members if member.handle is not None]
 
     def score(
         self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
@@ -115,7 +125,8 @@ class RewardPool:
             ScoringError: once more than `reward.max_failures` groups of the run could not be
                 scored, naming the reward that failed last and the rollout that it failed at; a
                 `ScoringTimeoutError` if that took longer than `reward.timeout_s`, a
-                `RewardWorkerError` if its worker died.
+                `RewardWorkerError` if its worker died. Likewise if more workers were lost in an
+                hour than `reward.max_restarts` allows.
         """
         scored: list[list[RolloutGroup]] = []
         request = Request(list(groups), scored.append)
@@ -198,9 +209,9 @@ class RewardPool:
         member.deadline = time.monotonic() + self._timeout_s
         self._send_held(member)
         self._replace_when_settled(member)
-        for item, result in zip(items, results, strict=True):
-            item.request.results[item.index] = result
-        for item, result in zip(items, results, strict=True):
+        pairs = zip(items, results, strict=True)
+        counted = [(item, result) for item, result in pairs if item.settle(result)]
+        for item, result in counted:
             if isinstance(result, GroupFailure) and not item.request.is_cancelled:
                 message = f"reward worker {member.index}: {result.message}"
                 self._count_failure(result.reason, message, ScoringError)
@@ -222,7 +233,7 @@ class RewardPool:
         Raises:
             ScoringError: if the budget of the run is used up.
         """
-        budget = self._budget
+        budget = self._failures
         if budget.spend(reason):
             counted = f"group {budget.num_spent} of {budget.limit} that may be dropped"
             _log.warning("%s: %s", counted, message)
@@ -287,8 +298,11 @@ class RewardPool:
         end_worker(member.handle)
         loss = Loss("reward", member.index, LossKind.HANG, "score", TimeoutError(message))
         guilty = [item for item in items if rollout_id in item.texts.rollout_ids]
-        failed = GroupFailure("reward_timeout", message)
-        self._go_on_without(member, tuple(guilty[:1]), failed, loss)
+        if not guilty:  # the process was stopped, or is stuck outside of any reward
+            member.suspect = member.loss = loss
+            self._replace(member)
+            return
+        self._go_on_without(member, guilty[0], GroupFailure("reward_timeout", message), loss)
 
     def _on_loss(self, member: Member, items: Items | None, loss: Loss) -> None:
         """Wait for the cause, and for what else the worker had finished."""
@@ -310,72 +324,85 @@ class RewardPool:
             self._replace(member)
 
     def _replace(self, member: Member) -> None:
-        """Start a worker in place of one that is lost; the oldest call it had is the guilty one.
+        """Have a worker started in place of one that is lost, or stop the run if too many are.
 
-        If it went with its node, no call is.
+        If it went with its node, no call is to blame.
+
+        Raises:
+            RewardWorkerError: if this one may not be replaced.
         """
         if member not in self._members:
             return
-        assert member.loss is not None
-        if self._budget.spares(member.loss):
-            _log.warning("%s was lost with its node", member.loss.name)
-            self._succeed(member, [*member.batches, *member.held])
+        loss, budget = member.loss, self._restarts
+        assert loss is not None
+        if budget.spares(loss):
+            _log.warning("%s was lost with its node", loss.name)
+            self._succeed(member, (), [*member.batches, *member.held])
             return
-        if not member.is_ready:
-            message = f"{member.loss.name} died at its start: {member.loss.error}"
-            raise RewardWorkerError(message, member.loss)
-        oldest = next(iter(member.batches), ())
-        names = [item.request.groups[item.index].prompt.prompt_id for item in oldest]
-        message = (
-            f"{member.loss.name} died while it scored the rollouts of {', '.join(names[:3])}"
-            f"{' and more' if len(names) > 3 else ''}"
-        )
-        self._go_on_without(member, (), GroupFailure("reward_worker_died", message), member.loss)
+        calls = [*member.batches, *member.held]
+        suspects = calls.pop(0) if member.batches else ()
+        message = f"{loss.name} died{_describe(suspects)}: {loss.cause}"
+        if not member.is_ready and loss.is_defect:
+            raise RewardWorkerError(f"{loss.name} died at its start: {loss.error}", loss)
+        if len(suspects) == 1 and suspects[0].num_suspected == _MOST_SUSPECTED:
+            failed = GroupFailure("reward_worker_died", message)
+            self._go_on_without(member, suspects[0], failed, loss)
+            return
+        if not budget.spend(loss.kind.value):
+            error_type = ScoringTimeoutError if loss.kind is LossKind.HANG else RewardWorkerError
+            raise error_type(f"{message}; {budget.describe_excess()}", loss)
+        _log.warning("%s; restart %s, after %g s", message, budget.describe(), budget.pause_s)
+        self._succeed(member, suspects, calls, pause_s=budget.pause_s)
 
     def _go_on_without(
-        self, member: Member, guilty: Items, failed: GroupFailure, loss: Loss
+        self, member: Member, guilty: Item, failed: GroupFailure, loss: Loss
     ) -> None:
-        """Start a worker in place of one that was lost, and give it what that one held.
-
-        A group that is known to be guilty is dropped. Where it is not known which of its oldest
-        call it is, they go one to a call, so that the next failure tells.
-        """
-        suspects, *others = [*member.batches, *member.held] or [()]
-        is_sure = len(suspects) == 1 and (member.one_by_one or not others)
-        is_last = self._budget.limit == 0  # it stops the run, guilty or not
-        if not guilty and (is_last or is_sure):
-            guilty = suspects[:1]
-        if not guilty:
-            _log.warning("%s: they are scored one by one", failed.message)
-        left = [(item,) for item in suspects if item not in guilty]
-        self._succeed(member, [*left, *others], one_by_one=True)
+        """Have a worker started in place of one that a group has ended, and drop that group."""
+        oldest, *others = [*member.batches, *member.held]
+        left = [(item,) for item in oldest if item is not guilty]
+        self._succeed(member, (), [*left, *others])
+        guilty.settle(failed)
         error_type = ScoringTimeoutError if loss.kind is LossKind.HANG else RewardWorkerError
-        for item in guilty:
-            item.request.results[item.index] = failed
-            if not item.request.is_cancelled:
-                self._count_failure(
-                    failed.reason, failed.message, lambda message: error_type(message, loss)
-                )
-        self._complete(guilty)
+        if not guilty.request.is_cancelled:
+            self._count_failure(
+                failed.reason, failed.message, lambda message: error_type(message, loss)
+            )
+        self._complete((guilty,))
 
-    def _succeed(self, member: Member, calls: Sequence[Items], *, one_by_one: bool = False) -> None:
-        """Start a worker that gets the calls of another one."""
-        new = self._start_member(member.index)
-        new.one_by_one = one_by_one
-        new.held += calls
+    def _succeed(
+        self, member: Member, suspects: Items, calls: Sequence[Items], *, pause_s: float = 0.0
+    ) -> None:
+        """Have a worker started that gets the calls of another one, each one attempt further.
+
+        Args:
+            member: The lost one.
+            suspects: What it was at work on, and may have died of: they go one to a call, so that
+                the next loss tells which it is.
+            calls: What else it had.
+            pause_s: Until the start, seconds.
+        """
+        new = Member(member.index, None, math.inf, one_by_one=bool(suspects) or member.one_by_one)
+        new.held += [(item.again(is_suspect=True),) for item in suspects]
+        new.held += [tuple(item.again(is_suspect=False) for item in items) for items in calls]
         self._members[self._members.index(member)] = new
+        if pause_s:
+            self.mailbox.post_later(pause_s, partial(self._begin, new))
+        else:
+            self._begin(new)
 
-    def _start_member(self, index: int) -> Member:
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        member = Member(index, self._start_worker(), deadline)
+    def _begin(self, member: Member) -> None:
+        """Start the process of a member that has none yet."""
+        if member not in self._members:
+            return
+        member.handle = self._start_worker()
+        member.deadline = time.monotonic() + _START_TIMEOUT_S
         self._follow(
             member,
-            Call("reward", index, "ready", member.handle.ready.remote()),
+            Call("reward", member.index, "ready", member.handle.ready.remote()),
             then=partial(self._on_ready, member),
             on_loss=partial(self._on_loss, member, None),
         )
         self._watch(member)
-        return member
 
     def _explain_start(self) -> str:
         num_waiting = sum(not member.is_ready for member in self._members)
@@ -384,3 +411,10 @@ class RewardPool:
             f"{num_waiting} did not: are there {self.recipe.reward.num_cpus:g} CPUs "
             "(reward.num_cpus) left for each?"
         )
+
+
+def _describe(suspects: Items) -> str:
+    """What a worker was scoring, for messages."""
+    names = [item.request.groups[item.index].prompt.prompt_id for item in suspects]
+    more = " and more" if len(names) > 3 else ""
+    return f" while it scored the rollouts of {', '.join(names[:3])}{more}" if names else ""

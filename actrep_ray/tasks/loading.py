@@ -1,12 +1,15 @@
 """What a recipe asks about: its task, and the clips of a split."""
 
+import logging
+
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.counting import Counting
 from data_prep.files import DataError
 from data_prep.schema import Clip, read_clips
-from data_prep.video import check_videos
+from data_prep.video import check_videos, unreadable_videos
 
+_log = logging.getLogger(__name__)
 _TASKS = {task.name: task for task in (Counting(),)}
 
 
@@ -21,13 +24,16 @@ def load_task(name: str) -> Task:
     return _TASKS[name]
 
 
-def load_clips(recipe: Recipe, split: str, *, limit: int | None = None) -> list[Clip]:
+def load_clips(
+    recipe: Recipe, split: str, *, limit: int | None = None, max_unreadable_share: float = 0.0
+) -> list[Clip]:
     """Clips of one split, checked.
 
     Args:
         recipe: Its `data` section says which file, and whether every video is opened first.
         split: A split of the file.
         limit: Only the first clips.
+        max_unreadable_share: Share of the clips whose videos need not open; they are told.
 
     Raises:
         ConfigError: if `data.path` is not set.
@@ -40,6 +46,14 @@ def load_clips(recipe: Recipe, split: str, *, limit: int | None = None) -> list[
     if not clips:
         raise DataError(f"{recipe.data.path}: no clip has split={split!r}")
     clips = clips[:limit]
-    if recipe.data.check_videos:
+    if not recipe.data.check_videos:
+        return clips
+    if not max_unreadable_share:
         check_videos(clips)
+        return clips
+    problems = unreadable_videos(clips)
+    if len(problems) > max(1, max_unreadable_share * len(clips)):
+        raise DataError(f"{problems[0]} (and {len(problems) - 1} more)")
+    for problem in problems:
+        _log.warning("%s: left out of the run if its frames are not cached", problem)
     return clips

@@ -1,9 +1,10 @@
 """Video files: what they hold (`probe`), what is shown of them (`plan`), reading it (`reader`)."""
 
-from data_prep.video.clips import check_videos, clip_of_video
+from data_prep.video.clips import check_videos, clip_of_video, unreadable_videos
 from data_prep.video.container import Orientation, without_prefix
 from data_prep.video.files import FileProblem, VideoError, file_problem
 from data_prep.video.plan import (
+    FileState,
     FramePlan,
     fit_size,
     plan_frames,
@@ -15,6 +16,7 @@ from data_prep.video.reader import EPSILON_S, Video, read_frames
 __all__ = [
     "EPSILON_S",
     "FileProblem",
+    "FileState",
     "FramePlan",
     "Orientation",
     "Probe",
@@ -28,5 +30,6 @@ __all__ = [
     "plan_times",
     "probe",
     "read_frames",
+    "unreadable_videos",
     "without_prefix",
 ]

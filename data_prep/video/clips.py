@@ -37,12 +37,17 @@ def check_videos(clips: Sequence[Clip]) -> None:
     Raises:
         VideoError: naming the first bad file and how many there are.
     """
+    if problems := unreadable_videos(clips):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise VideoError(problems[0] + more)
+
+
+def unreadable_videos(clips: Sequence[Clip]) -> list[str]:
+    """Why videos cannot be opened, one line for each of them."""
     problems = []
     for path, clip_id in {clip.video: clip.id for clip in clips}.items():
         try:
             probe_guarded(path)
         except VideoError as error:
             problems.append(f"{error} [clip {clip_id!r}]")
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise VideoError(problems[0] + more)
+    return problems

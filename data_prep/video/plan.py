@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -63,8 +64,32 @@ class FramePlan:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class FileState:
+    """What a video file was when it was looked at; zeros if it was not there.
+
+    Attributes:
+        num_bytes: Its size.
+        changed_ns: When it was last changed, nanoseconds.
+    """
+
+    num_bytes: int = 0
+    changed_ns: int = 0
+
+    @classmethod
+    def of(cls, path: str | Path) -> Self:
+        """The state of a file now."""
+        try:
+            status = Path(path).stat()
+        except (OSError, ValueError):
+            return cls()
+        return cls(status.st_size, status.st_mtime_ns)
+
+
 def plan_frames(
     clip: Clip,
+    state: FileState | None = None,
+    /,
     *,
     fps: float,
     min_frames: int,
@@ -79,7 +104,9 @@ def plan_frames(
     are spread evenly over the clip instead and the plan's `fps` says at what rate.
 
     Args:
-        clip: The clip; its `video` must exist.
+        clip: The clip; its `video` must exist, or its state be given.
+        state: What the file was when the run began: frames of it that are cached are shown whatever
+            became of it since. Nothing is looked at then.
         fps: Frames per second wanted.
         min_frames: Fewest frames.
         max_frames: Most frames.
@@ -90,21 +117,22 @@ def plan_frames(
     Raises:
         VideoError: if the file is missing or empty.
     """
-    if problem := file_problem(clip.video):
-        raise VideoError(f"{clip.video}: {problem.message} (clip {clip.id!r})")
-    status = Path(clip.video).stat()
+    if state is None:
+        if problem := file_problem(clip.video):
+            raise VideoError(f"{clip.video}: {problem.message} (clip {clip.id!r})")
+        state = FileState.of(clip.video)
     times_s, fps = plan_times(clip, fps=fps, min_frames=min_frames, max_frames=max_frames)
     height, width = fit_size(
         clip.height, clip.width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
     )
     return FramePlan(
         video=str(Path(clip.video).absolute()),
-        num_bytes=status.st_size,
+        num_bytes=state.num_bytes,
         times_s=times_s,
         fps=fps,
         height=height,
         width=width,
-        changed_ns=status.st_mtime_ns,
+        changed_ns=state.changed_ns,
     )
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from simulated_engine import END_ID, SimulatedEngine
 from simulated_learner import Latency
 
-from actrep_ray.config import ConfigError, RolloutConfig, VideoConfig
+from actrep_ray.config import RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder
 from actrep_ray.pretrain import QUESTIONS
-from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
+from actrep_ray.records import Prompt, RefusedError, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine
 from actrep_ray.rollout.vllm_engine import VllmEngine
@@ -228,10 +228,35 @@ def test_a_missing_weight_is_refused(case: Case) -> None:
 
 def test_what_does_not_fit_is_refused_and_nothing_is_left(case: Case) -> None:
     limit = case.engine.max_model_len
-    with pytest.raises(ConfigError, match=rf"clip .* exceed rollout.max_model_len={limit}"):
+    with pytest.raises(RefusedError, match=rf"clip .* exceed rollout.max_model_len={limit}"):
         case.engine.generate(case.prompts, replace(SETTINGS, max_tokens=limit))
     assert case.engine.num_unfinished == 0
     assert len(case.engine.generate(case.prompts[:1], SETTINGS)) == 1
+
+
+def test_clips_at_fault_are_refused_and_the_others_of_the_call_are_answered(case: Case) -> None:
+    """A video that is gone, and a question that makes a prompt too long: vLLM's own refusal."""
+    if isinstance(case.engine, SimulatedEngine):
+        pytest.skip("it reads neither clips nor questions")
+    first, second, *_ = case.prompts
+    plan = replace(first.plan, video="/nowhere/a.mp4")
+    gone = replace(first, prompt_id="gone", plan=plan)
+    long = replace(first, prompt_id="long", question="How many? " * 2000)
+    expected = tokens(case.engine.generate([first, second], GREEDY))
+    case.engine.add([gone, first, long, second], GREEDY)
+    groups = []
+    while case.engine.num_unfinished:
+        groups += case.engine.step()
+    by_id = {group.prompt.prompt_id: group for group in groups}
+    assert tokens([by_id[first.prompt_id], by_id[second.prompt_id]]) == expected
+    refused = {one.prompt.prompt_id: one for one in case.engine.take_refused()}
+    assert {name: one.reason for name, one in refused.items()} == {
+        "gone": "unreadable_video",
+        "long": "prompt_too_long",
+    }
+    assert refused["gone"].message.startswith("/nowhere/a.mp4: no such video")
+    assert refused["long"].message.startswith(f"clip {long.clip_id!r}: ")
+    assert case.engine.take_refused() == []
 
 
 def test_weights_survive_sleep(case: Case) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from actrep_ray.config import ConfigError, RolloutConfig, VideoConfig
+from actrep_ray.config import RolloutConfig, VideoConfig
 from actrep_ray.models.tiny import FAMILIES
-from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
+from actrep_ray.records import Prompt, RefusedError, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.vllm_engine import VllmEngine
 
@@ -72,7 +72,7 @@ def test_follows_the_sampling_settings(case: Any, make_reference: Any, make_prom
 def test_refuses_what_does_not_fit(case: Any, make_prompts: Any) -> None:
     _, engine = case
     prompts = make_prompts(engine.inputs)
-    with pytest.raises(ConfigError, match=r"clip .* exceed rollout.max_model_len=1024"):
+    with pytest.raises(RefusedError, match=r"clip .* exceed rollout.max_model_len=1024"):
         engine.generate(prompts[:1], SamplingSettings(max_tokens=1020))
     assert len(engine.generate(prompts[:1], SETTINGS)) == 1
 

@@ -49,7 +49,7 @@ from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs
 from actrep_ray.planning.training import optimizer_steps_per_step
-from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
+from actrep_ray.records import LearnerRow, Prompt, Refusal, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.hf_engine import nucleus
 from actrep_ray.scoring.worker import GroupScores, GroupTexts, RewardWorker, make_spec
@@ -119,7 +119,7 @@ NO_GRADIENT: dict[str, str] = {
     "rollout": "engine num_workers tensor_parallel_size num_cpus num_threads enforce_eager "
     "gpu_memory_utilization kv_cache_gib max_num_seqs max_model_len max_response_tokens "
     "max_in_flight max_workers max_restarts timeout_s",
-    "reward": "num_workers num_cpus timeout_s max_failures",
+    "reward": "num_workers num_cpus timeout_s max_restarts max_failures",
     "train": "num_steps prompts_per_step group_size max_refill_factor max_log_prob_gap "
     "on_log_prob_gap max_untrained_steps on_untrained",
     "learner": "strategy zero_stage offload reduce_dtype reshard_after_forward deepspeed_config "
@@ -338,8 +338,10 @@ class Engine:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
-        return [self._group(prompt, settings) for prompt in prompts]
+    def answer(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings
+    ) -> tuple[list[RolloutGroup], list[Refusal]]:
+        return [self._group(prompt, settings) for prompt in prompts], []
 
     def _group(self, prompt: Prompt, settings: SamplingSettings) -> RolloutGroup:
         texts = TEXTS[: settings.group_size]
@@ -436,7 +438,8 @@ def rows_of(recipe: Recipe) -> list[LearnerRow]:
     scorer: Any = Scorer(recipe)
     source = source_for(recipe, Pools(engine, scorer, engine, engine))
     prompts = [Prompt(f"{i:06d}-0000-clip", "clip", "?", PLAN) for i in range(NUM_PROMPTS)]
-    groups = source.score(source.generate(prompts), LABELS)
+    answered, _ = source.generate(prompts)
+    groups = source.score(answered, LABELS)
     assert all(np.ptp(group.rewards) > 0.1 for group in groups)
     trainable, _ = split_trainable(groups, recipe)
     compared = compute_advantages(trainable, recipe.algorithm, recipe.reward.part_weights)

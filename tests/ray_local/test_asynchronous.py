@@ -178,6 +178,9 @@ class Colleagues(SavesConfig):
         self.trained[step] = [row.row_id for row in rows]
         return {"log_prob_gap_mean": 0.0}
 
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        return {}
+
     def export_weights_refs(self) -> list[Any]:
         return []
 

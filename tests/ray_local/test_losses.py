@@ -53,7 +53,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         "rollout.max_model_len": 512,
         "rollout.max_restarts": 0,
         "reward.num_cpus": 0.1,
-        "reward.max_failures": 0,
+        "reward.max_restarts": 0,
         "learner.max_restarts": 1,
     }
     write_tiny_model(folder / "model")

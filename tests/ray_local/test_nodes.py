@@ -159,5 +159,8 @@ def test_a_run_spans_three_nodes_and_outlives_two_of_them(
     assert all(counts), counts  # each node has decoded for itself
     for role in ("rollout", "reward"):
         assert re.search(rf"{role} worker \d was lost with its node", text)
-    assert "restart 1 of 3 (learner.max_restarts), from the checkpoint of step" in text
+    told = (
+        "restart 1 of 3 in an hour (learner.max_restarts), after 0 s, from the checkpoint of step"
+    )
+    assert told in text
     assert "restart 2 of 3" not in text

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from actrep_ray.config import ConfigError, Recipe
+from actrep_ray.config import Recipe
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, RefusedError, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool, RolloutWorkerError
 from actrep_ray.weights.buckets import WeightBucket, pack_weights
@@ -104,7 +104,7 @@ def test_a_push_reaches_every_engine(
 
 
 def test_user_errors_keep_their_type(pool: RolloutPool, prompts: Sequence[Prompt]) -> None:
-    with pytest.raises(ConfigError, match=r"^clip 'clip'.*exceed rollout.max_model_len") as error:
+    with pytest.raises(RefusedError, match=r"^clip 'clip'.*exceed rollout.max_model_len") as error:
         pool.generate(prompts[:1], replace(SETTINGS, max_tokens=9000))
     assert len(str(error.value).splitlines()) == 1
 

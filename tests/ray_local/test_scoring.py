@@ -1,6 +1,9 @@
 """Reward workers: order, parts, and failures that name the reward and the rollout."""
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actrep_ray.cluster.supervision import Call, follow
 from actrep_ray.config import Recipe
 from actrep_ray.records import Prompt, Rollout, RolloutGroup, RolloutStatus
 from actrep_ray.scoring.pool import RewardPool, ScoringError, ScoringTimeoutError
@@ -50,6 +54,10 @@ def hangs(response, reference):
 
 def sometimes(response, reference):
     return None if response.count == 9 else 0.5
+
+def waits(response, reference):
+    time.sleep(0.1)
+    return 0.5
 
 def exits(response, reference):
     if response.count == 9:
@@ -244,8 +252,8 @@ def test_a_reward_that_hangs_is_named_with_its_rollout_and_line() -> None:
 @pytest.mark.usefixtures("ray_session", "user_rewards")
 def test_a_worker_that_dies_is_named_with_what_it_scored() -> None:
     groups = [make_group("p", "marked", RIGHT, WRONG)]
-    recipe = make_recipe(weights=user_weights("exits"))
-    message = "reward worker 0 died while it scored the rollouts of p"
+    recipe = make_recipe(weights=user_weights("exits"), max_restarts=0)
+    message = "reward worker 0 died while it scored the rollouts of p: .*max_restarts=0"
     with started(recipe) as pool, pytest.raises(ScoringError, match=message):
         pool.score(groups, LABELS)
 
@@ -280,13 +288,51 @@ def test_failures_within_the_budget_drop_their_groups_and_nothing_else() -> None
 )
 @pytest.mark.usefixtures("ray_session", "user_rewards")
 def test_a_lost_worker_is_replaced_and_the_rest_of_its_groups_scored(
-    function: str, reason: str, error: type[Exception]
+    function: str, reason: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("actrep_ray.cluster.supervision.pause_after", lambda number: 0.0)
     groups = [make_group(f"p{i}", "marked", RIGHT, WRONG if i == 4 else RIGHT) for i in range(9)]
-    recipe = make_recipe(weights=user_weights(function), timeout_s=1.5, max_failures=1)
+    settings = {"timeout_s": 1.5, "max_failures": 1, "max_restarts": 9}
+    recipe = make_recipe(weights=user_weights(function), **settings)
     with started(recipe) as pool:
         scored = pool.score(groups, LABELS)
         assert [group.failure for group in scored] == [reason if i == 4 else "" for i in range(9)]
         assert all(g.rewards.tolist() == [0.75, 0.75] for g in scored if not g.failure)
         with pytest.raises(error, match=r"2 groups could not be scored, more than .*=1"):
             pool.score([groups[4]], LABELS)
+
+
+@pytest.mark.usefixtures("user_rewards")
+def test_a_killed_worker_ends_no_run_by_default(ray_session: Any) -> None:
+    groups = [make_group(f"p{i}", "marked", RIGHT, RIGHT) for i in range(9)]
+    with started(make_recipe(weights=user_weights("waits"))) as pool:
+        [worker] = pool.workers
+        pid = ray_session.get(worker.__ray_call__.remote(lambda _: os.getpid()))
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()  # at the second group or so
+        scored = pool.score(groups, LABELS)
+        assert pool.workers != [worker]
+    assert [group.failure for group in scored] == [""] * 9
+    assert all(group.rewards.tolist() == [0.75, 0.75] for group in scored)
+
+
+def test_a_defect_ends_the_run_with_what_the_worker_wrote_last(ray_session: Any) -> None:
+    with started(make_recipe()) as pool:
+        [worker] = pool.workers
+
+        def stumble(_: Any) -> None:
+            print("the last words of this worker")
+            sys.stdout.flush()
+            raise ZeroDivisionError
+
+        got: list[Exception] = []
+        ref = worker.__ray_call__.remote(stumble)
+        follow(
+            pool.mailbox,
+            Call("reward", 0, "stumble", ref),
+            then=lambda _: None,
+            on_loss=lambda loss: got.append(loss.error),
+            on_error=got.append,
+        )
+        pool.mailbox.wait(lambda: got, 60.0, lambda: "the error")
+    assert isinstance(got[0], ZeroDivisionError)
+    assert "the last words of this worker" in "\n".join(got[0].__notes__)

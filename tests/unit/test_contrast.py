@@ -13,7 +13,8 @@ from actrep_ray.driver.contrast import (
     contrast_metrics,
     shuffled,
 )
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, Refusal, RolloutGroup
+from actrep_ray.rollout.dispatch import raise_refused
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.tasks.loading import load_task
 from data_prep.video import FramePlan
@@ -44,10 +45,14 @@ def group_of(counts: Sequence[int | None], prompt: Prompt = PROMPT) -> RolloutGr
 class Pool:
     """Answers 0, 1, 2 ... to every prompt, the later ones first; every answer earns 0.25."""
 
-    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
-        return [group_of(range(settings.group_size), prompt) for prompt in prompts]
+    def answer(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings
+    ) -> tuple[list[RolloutGroup], list[Refusal]]:
+        return [group_of(range(settings.group_size), prompt) for prompt in prompts], []
 
-    def submit(self, prompts: Sequence[Prompt], settings: SamplingSettings, on_group: Any) -> None:
+    def submit(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, on_group: Any, on_refused: Any
+    ) -> None:
         for prompt in reversed(prompts):
             on_group(group_of(range(settings.group_size), prompt))
 
@@ -110,13 +115,55 @@ def test_a_group_and_its_contrast_find_each_other() -> None:
     settings = SamplingSettings(max_tokens=4, group_size=5)
     source = ContrastSource(pool, pool, settings, TemporalContrastConfig(weight=0.3), TASK)
     submitted: list[RolloutGroup] = []
-    source.submit(prompts, submitted.append)
-    for groups in (submitted[::-1], source.generate(prompts)):
+    source.submit(prompts, submitted.append, raise_refused)
+    answered, refused = source.generate(prompts)
+    assert refused == []
+    for groups in (submitted[::-1], answered):
         assert [group.prompt for group in groups] == prompts
         for group in groups:
             assert group.contrast is not None
             assert group.contrast.prompt == shuffled(group.prompt)
             assert (len(group.rollouts), len(group.contrast.rollouts)) == (5, 2)
+
+
+class Refusing(Pool):
+    """Refuses what it is told to, and answers the rest."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def answer(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings
+    ) -> tuple[list[RolloutGroup], list[Refusal]]:
+        groups, _ = super().answer([p for p in prompts if p.prompt_id not in self.names], settings)
+        return groups, [self.refusal(p) for p in prompts if p.prompt_id in self.names]
+
+    def submit(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, on_group: Any, on_refused: Any
+    ) -> None:
+        groups, refused = self.answer(prompts, settings)
+        for group in groups:
+            on_group(group)
+        for one in refused:
+            on_refused(one)
+
+    @staticmethod
+    def refusal(prompt: Prompt) -> Refusal:
+        return Refusal(prompt, "unreadable_video", f"{prompt.prompt_id}: no such video")
+
+
+def test_a_prompt_without_its_contrast_or_the_other_way_round_is_refused_once() -> None:
+    prompts = [replace(PROMPT, prompt_id=f"p{i}") for i in range(4)]
+    pool: Any = Refusing("p0", "p1-shuffled", "p2", "p2-shuffled")
+    settings = SamplingSettings(max_tokens=4, group_size=5)
+    source = ContrastSource(pool, pool, settings, TemporalContrastConfig(weight=0.3), TASK)
+    submitted: list[RolloutGroup] = []
+    told: list[Refusal] = []
+    source.submit(prompts, submitted.append, told.append)
+    for groups, refused in ((submitted, told), source.generate(prompts)):
+        assert [group.prompt for group in groups] == [prompts[3]]
+        assert sorted(one.prompt.prompt_id for one in refused) == ["p0", "p1", "p2"]
+        assert all(one.prompt in prompts for one in refused)  # not what was shown shuffled
 
 
 def test_it_cannot_be_normalised_with_the_other_rewards() -> None:

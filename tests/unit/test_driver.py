@@ -28,7 +28,7 @@ from actrep_ray.driver.pools import Pools
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
+from actrep_ray.records import LearnerRow, Prompt, Refusal, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.metrics import read_metrics
@@ -184,19 +184,22 @@ class Book(SavesConfig):
     def prefetch(self, plans: list[FramePlan]) -> None:
         self.prefetched = [plan.hash for plan in plans]
 
-    def generate(self, prompts: list[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
+    def answer(
+        self, prompts: list[Prompt], settings: SamplingSettings
+    ) -> tuple[list[RolloutGroup], list[Refusal]]:
         self.events.append(("generate", self.engine_version))
         if self.prefetched:  # after the first step: the right clips were
             assert self.prefetched == [asked.plan.hash for asked in prompts]
         size = settings.group_size
         texts = [f"<answer>{i}</answer>" for i in range(size)]
-        return [
+        groups = [
             replace(
                 group_of(asked, texts, [0.0] * size, policy_version=self.engine_version),
                 rewards=np.zeros(0, np.float32),
             )
             for asked in prompts
         ]
+        return groups, []
 
     # the reward pool
     def score(self, groups: list[RolloutGroup], labels: dict[str, Reference]) -> list[RolloutGroup]:
@@ -210,6 +213,9 @@ class Book(SavesConfig):
         return scored
 
     # the learner pool
+    def unreadable(self, rows: list[LearnerRow]) -> dict[str, tuple[str, str]]:
+        return {}
+
     def update(self, rows: list[LearnerRow], step: int) -> dict[str, float]:
         for row in rows:
             assert abs(row.advantages.sum()) < 1e-5

@@ -16,7 +16,7 @@ from actrep_ray.driver.pools import Pools
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
+from actrep_ray.records import LearnerRow, Prompt, Refusal, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.profile import Timeline
@@ -41,9 +41,11 @@ class Workers:
     calls: list[list[Prompt]] = field(default_factory=list)
     timeline: Timeline = field(default_factory=Timeline)
 
-    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
+    def answer(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings
+    ) -> tuple[list[RolloutGroup], list[Refusal]]:
         self.calls.append(list(prompts))
-        return [
+        groups = [
             RolloutGroup(
                 prompt,
                 tuple(
@@ -62,6 +64,10 @@ class Workers:
             )
             for prompt in prompts
         ]
+        return groups, []
+
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        return {}
 
     def score(
         self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
@@ -100,7 +106,7 @@ def collect(
     phases = Phases(recipe.model_copy(update=changed), pools, data, inputs)
     driver = SynchronousDriver(phases)
     with MetricLogger(folder) as logger:
-        groups, labels, _ = driver.collect(1, logger)
+        groups, labels, *_ = driver.collect(1, logger)
     assert {group.prompt.clip_id for group in groups} == set(labels)
     return workers, groups, driver
 
@@ -187,7 +193,7 @@ def test_no_refill_by_default(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_a_dropped_group_is_replaced_within_its_stratum(recipe: Recipe, tmp_path: Path) -> None:
     """Every first attempt fails: what is trained on has the strata of the first draw."""
-    workers, groups, driver = collect(recipe, tmp_path, 1.0, lambda prompt: prompt.attempt == 0)
+    workers, groups, driver = collect(recipe, tmp_path, 1.0, lambda prompt: prompt.num_refills == 0)
     trainable, dropped = split_trainable(groups, recipe)
     assert [len(call) for call in workers.calls] == [8, 8]
     assert [p.stratum for p in workers.calls[1]] == [p.stratum for p in workers.calls[0]]
@@ -203,7 +209,11 @@ def test_a_stratum_that_fails_keeps_its_share(recipe: Recipe, tmp_path: Path) ->
     hard = first[0].prompt.stratum
 
     def fails(prompt: Prompt) -> bool:
-        return prompt.stratum == hard and prompt.attempt == 0 and int(prompt.prompt_id[10]) % 2 == 0
+        return (
+            prompt.stratum == hard
+            and prompt.num_refills == 0
+            and int(prompt.prompt_id[10]) % 2 == 0
+        )
 
     _, groups, _ = collect(recipe, tmp_path / "b", 1.0, fails)
     assert len(groups) > 8
@@ -213,7 +223,7 @@ def test_a_stratum_that_fails_keeps_its_share(recipe: Recipe, tmp_path: Path) ->
 def test_the_refill_is_bounded(recipe: Recipe, tmp_path: Path) -> None:
     workers, groups, _ = collect(recipe, tmp_path, 1.5, lambda prompt: True)
     assert [len(call) for call in workers.calls] == [8, 8, 4]  # 1.5 times 8 at most
-    assert [group.prompt.attempt for group in groups] == [0] * 8 + [1] * 8 + [2] * 4
+    assert [group.prompt.num_refills for group in groups] == [0] * 8 + [1] * 8 + [2] * 4
     assert split_trainable(groups, recipe)[0] == []
 
 

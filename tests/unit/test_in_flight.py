@@ -11,7 +11,7 @@ import pytest
 
 from actrep_ray.config import ConfigError, load_recipe
 from actrep_ray.driver.asynchronous import groups_of
-from actrep_ray.driver.in_flight import InFlight, Slot, check_in_flight
+from actrep_ray.driver.in_flight import InFlight, Slot, check_in_flight, refused_of
 from actrep_ray.driver.sampling import SampledClip
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint
@@ -41,8 +41,9 @@ def prompt(name: str) -> Prompt:
     return Prompt(f"{name}-c0", "c0", "How many?", PLAN, "1-5")
 
 
-def group(name: str) -> RolloutGroup:
-    return RolloutGroup(prompt(name), (), 3, np.zeros(0, np.float32))
+def group(name: str, num_refills: int = 0) -> RolloutGroup:
+    asked = replace(prompt(name), num_refills=num_refills)
+    return RolloutGroup(asked, (), 3, np.zeros(0, np.float32))
 
 
 def issue(books: InFlight, policy_version: int) -> list[Slot]:
@@ -100,8 +101,8 @@ def test_every_group_is_trained_dropped_or_in_flight(groups_per_prompt: int) -> 
 def test_groups_come_round_by_round() -> None:
     first, second = Slot(0, SAMPLED, num_refills=1), Slot(1, SAMPLED)
     resumed = Slot(2, SAMPLED, num_refills=1)  # its first group was dropped before the checkpoint
-    first.groups = [group("0"), group("2")]
-    second.groups, resumed.groups = [group("1")], [group("3")]
+    first.groups = [group("0"), group("2", num_refills=1)]
+    second.groups, resumed.groups = [group("1")], [group("3", num_refills=1)]
     assert [g.prompt.prompt_id for g in groups_of([resumed, second, first])] == [
         "0-c0",
         "1-c0",
@@ -153,7 +154,7 @@ def test_the_saved_state_of_earlier_runs_is_read_and_written_again() -> None:
         books.note_issue(slot, prompt(name), policy_version=2)
     books.ledger.check(books.num_groups)
     written = json.loads(json.dumps(books.state(Counter())))
-    assert written == saved | {"groups_per_place": 1}
+    assert written == saved | {"groups_per_place": 1, "num_replaced": {}}
 
 
 @pytest.mark.parametrize(
@@ -178,3 +179,28 @@ def test_a_run_that_would_lose_what_is_in_flight_is_refused(
         return
     with pytest.raises(ConfigError, match=r"3 prompts are in flight.*max_staleness of at least 1"):
         check_in_flight(recipe, start)
+
+
+def test_prompts_that_cannot_be_answered_are_dropped_by_reason_and_in_nobodys_batch() -> None:
+    books = InFlight(2, groups_per_prompt=2)  # with a contrast each
+    first, second = issue(books, policy_version=0)
+    answer(books, first)
+    first.refused["unreadable_video"] += 1  # the clip before this one
+    books.note_issue(first, prompt("again"), 0)
+    books.complete(first)
+    answer(books, second)
+    books.complete(second)
+    assert books.batch(0) == [first, second]
+    books.reopen(second)  # the learner cannot read it
+    assert books.batch(0) is None
+    second.groups[-1] = replace(second.groups[-1], failure="unreadable_video")
+    books.note_issue(second, prompt("other"), 0)
+    answer(books, second)
+    books.complete(second)
+    assert books.batch(0) == [first, second]
+    saved = books.state(refused_of(books.slots))
+    assert (saved["issued"], saved["dropped"]) == (8, {"unreadable_video": 1, "shuffled": 1})
+    # Of 8 groups 2 are trained on, 2 dropped for their videos, and each has a contrast.
+    books.settle([first, second], 2, Counter(unreadable_video=1))
+    assert books.ledger.dropped == {"unreadable_video": 2, "shuffled": 4}
+    assert (books.ledger.issued, books.num_groups) == (8, 0)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,15 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from actrep_ray.cluster.supervision import LossKind, WorkerLostError
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
-from actrep_ray.records import Prompt, RolloutGroup
+from actrep_ray.records import Prompt, Refusal, RefusedError, RolloutGroup
 from actrep_ray.rollout.delivery import Delivery
 from actrep_ray.rollout.dispatch import Backlog, Member, PendingPrompt, Weights
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool, RolloutWorkerError, WeightsLostError
-from actrep_ray.rollout.worker import Loaded
+from actrep_ray.rollout.worker import Loaded, Turn
+from actrep_ray.scoring.dispatch import Item, Request
 from actrep_ray.scoring.pool import RewardPool, RewardWorkerError
-from actrep_ray.scoring.worker import GroupScores
+from actrep_ray.scoring.worker import GroupScores, GroupTexts
 from data_prep.video import FramePlan
 from rewards.reference import Reference
 
@@ -53,15 +55,18 @@ class Method:
         ref = Ref()
         self.handle.calls.setdefault(self.name, []).append(ref.result)
         self.handle.arguments.setdefault(self.name, []).append(arguments)
-        if self.name == "ready":
-            ref.result.set_result(0)
+        if self.name == "ready" and isinstance(self.handle.start, Exception):
+            ref.result.set_exception(self.handle.start)
+        elif self.name == "ready":
+            ref.result.set_result(self.handle.start)
         return ref
 
 
 class Handle:
     """A worker whose calls end when and as a test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Exception | int = 0) -> None:
+        self.start = start  # what becomes of it
         self.calls: dict[str, list[Future[Any]]] = {}
         self.arguments: dict[str, list[tuple[Any, ...]]] = {}
 
@@ -87,10 +92,9 @@ def make_group(name: str) -> RolloutGroup:
 class Rewards:
     """A pool of one reward worker, and what it made of four groups: each is a call of its own."""
 
-    def __init__(self, max_failures: int) -> None:
+    def __init__(self, *settings: str) -> None:
         self.handles: list[Handle] = []
-        settings = ["reward.num_workers=1", f"reward.max_failures={max_failures}"]
-        pool = RewardPool(recipe(*settings), self.start)
+        pool = RewardPool(recipe("reward.num_workers=1", *settings), self.start)
         labels = {"clip": Reference(2, None, 3.0, "squat")}
         groups = [make_group(f"p{i}") for i in range(4)]
         waiting = ThreadPoolExecutor(1)
@@ -105,6 +109,17 @@ class Rewards:
     def calls(self) -> "list[Future[Any]]":
         """Those of the worker that was started last."""
         return self.handles[-1].calls.get("score", [])
+
+    def call(self, number: int = 0) -> "Future[Any]":
+        """One of them, once it is there; the worker has no other then."""
+        self.wait(lambda: len(self.calls()) == number + 1)
+        return self.calls()[number]
+
+    def kill(self, number: int = 0) -> None:
+        """Have the worker end in a call, and wait for the next one to have started."""
+        call, num_started = self.call(number), len(self.handles)
+        call.set_exception(KILLED)
+        self.wait(lambda: len(self.handles) == num_started + 1)
 
     def wait(self, is_done: Callable[[], Any]) -> None:
         """Until the thread that scores has come so far."""
@@ -124,8 +139,13 @@ def scores(value: float) -> list[GroupScores]:
     return [GroupScores(rewards, rewards, {"obo": rewards}, (2,), ({"answer": 2},))]
 
 
+@pytest.fixture
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actrep_ray.cluster.supervision.pause_after", lambda number: 0.0)
+
+
 def test_a_reward_worker_that_goes_with_its_node_is_nobodys_fault() -> None:
-    rewards = Rewards(max_failures=0)
+    rewards = Rewards("reward.max_restarts=0")
     first, *others = rewards.calls()
     for call in others:
         call.set_exception(NODE_LOST)
@@ -137,33 +157,86 @@ def test_a_reward_worker_that_goes_with_its_node_is_nobodys_fault() -> None:
     assert [group.rewards.tolist() for group in rewards.groups()] == [[1.0], [2.0], [3.0], [4.0]]
 
 
-def test_the_call_that_ended_a_reward_worker_is_found_one_by_one() -> None:
-    rewards = Rewards(max_failures=1)
+def test_by_default_no_group_is_lost_with_a_killed_reward_worker() -> None:
+    rewards = Rewards()
     for call in rewards.calls():
         call.set_exception(KILLED)
-    rewards.wait(lambda: len(rewards.handles) == 2 and rewards.calls())
-    [call] = rewards.calls()  # the new worker gets a call at a time
-    call.set_result(scores(1.0))
-    rewards.wait(lambda: len(rewards.calls()) == 2)
-    rewards.calls()[1].set_exception(KILLED)
-    rewards.wait(lambda: len(rewards.handles) == 3 and rewards.calls())
-    [call] = rewards.calls()
-    call.set_result(scores(3.0))
-    rewards.wait(lambda: len(rewards.calls()) == 2)
-    rewards.calls()[1].set_result(scores(4.0))
+    for number, value in enumerate((1.0, 2.0, 3.0, 4.0)):  # the new worker gets a call at a time
+        rewards.call(number).set_result(scores(value))
+    assert [group.rewards.tolist() for group in rewards.groups()] == [[1.0], [2.0], [3.0], [4.0]]
+    assert [group.failure for group in rewards.groups()] == [""] * 4
+
+
+@pytest.mark.usefixtures("without_pauses")
+def test_the_group_that_ends_reward_workers_is_found_one_by_one() -> None:
+    rewards = Rewards("reward.max_failures=1", "reward.max_restarts=3")
+    for call in rewards.calls():
+        call.set_exception(KILLED)
+    rewards.call().set_result(scores(1.0))  # the first was not it
+    rewards.kill(1)  # the second may be, or chance
+    rewards.kill()
+    rewards.kill()  # three times is no chance
+    rewards.call().set_result(scores(3.0))
+    rewards.call(1).set_result(scores(4.0))
     reasons = [group.failure for group in rewards.groups()]
     assert reasons == ["", "reward_worker_died", "", ""]
+    assert len(rewards.handles) == 5
 
 
-def test_a_reward_worker_that_dies_once_too_often_says_which_loss_it_was() -> None:
-    rewards = Rewards(max_failures=0)
+@pytest.mark.usefixtures("without_pauses")
+def test_a_group_that_ends_reward_workers_stops_a_run_that_may_drop_none() -> None:
+    rewards = Rewards()
     for call in rewards.calls():
         call.set_exception(KILLED)
-    with pytest.raises(
-        RewardWorkerError, match="died while it scored the rollouts of p0"
-    ) as caught:
+    rewards.kill()
+    rewards.call().set_exception(KILLED)
+    with pytest.raises(RewardWorkerError, match="died while it scored the rollouts of p0: "):
+        rewards.groups()
+    assert len(rewards.handles) == 4  # the last one for what is left, had it gone on
+
+
+def test_one_reward_worker_too_many_stops_the_run_and_says_which_loss_it_was() -> None:
+    rewards = Rewards("reward.max_restarts=0")
+    for call in rewards.calls():
+        call.set_exception(KILLED)
+    told = r"scored the rollouts of p0: .*; these are 1 in an hour, more than reward.max_restarts=0"
+    with pytest.raises(RewardWorkerError, match=told) as caught:
         rewards.groups()
     assert caught.value.loss.kind is LossKind.PROCESS
+
+
+def test_a_reward_worker_without_memory_is_replaced_though_its_process_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[Handle] = []
+    monkeypatch.setattr("ray.kill", ended.append)
+    rewards = Rewards()
+    first, *others = rewards.calls()
+    error = exceptions.RayTaskError("score", "traceback", MemoryError())
+    first.set_exception(error.as_instanceof_cause())
+    for call in others:
+        call.set_exception(KILLED)
+    for number in range(4):
+        rewards.call(number).set_result(scores(1.0))
+    assert [group.failure for group in rewards.groups()] == [""] * 4
+    assert ended == [rewards.handles[0]]
+
+
+def test_scores_of_an_older_attempt_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    given: list[list[RolloutGroup]] = []
+    request = Request([make_group("p0")], given.append)
+    first = Item(request, 0, GroupTexts(("p0/0",), ("2",), (Reference(2, None, 3.0, "squat"),)))
+    second = first.again(is_suspect=True)
+    third = second.again(is_suspect=False)
+    assert (second.attempt, second.num_suspected) == (1, 1)
+    assert (third.attempt, third.num_suspected) == (2, 1)
+    [late] = scores(1.0)
+    assert not first.settle(late)
+    assert not second.settle(late)
+    assert not request.results
+    assert "the scores of p0 are refused: of attempt 1, expected 2" in caplog.text
+    assert third.settle(late)
+    assert request.is_complete
 
 
 # --- learners
@@ -244,9 +317,112 @@ def test_a_rollout_worker_too_many_stops_the_run() -> None:
     pool, handles = make_rollouts(max_restarts=0)
     pool.submit([make_group("p").prompt], SETTINGS, lambda group: None)
     handles[0].calls["advance"][0].set_exception(KILLED)
-    with pytest.raises(RolloutWorkerError, match=r"restarts used: 0 of 0") as caught:
+    with pytest.raises(
+        RolloutWorkerError, match=r"1 in an hour, more than rollout\.max_restarts=0"
+    ) as caught:
         pool.wait(lambda: False, lambda: "nothing")
     assert (caught.value.loss.role, caught.value.loss.kind) == ("rollout", LossKind.PROCESS)
+
+
+def test_by_default_three_lost_engines_in_an_hour_are_replaced_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handles: list[Handle] = []
+
+    def spawn(index: int) -> Handle:
+        handles.append(Handle())
+        return handles[-1]
+
+    pool = RolloutPool(recipe(), spawn)
+    pool.add_workers(1)
+    pool.wait_ready()
+    pauses: list[float] = []
+
+    def post_later(delay_s: float, call: Callable[[], None]) -> None:
+        pauses.append(delay_s)
+        assert pool.num_workers == 1  # it is to come, and counts: none more is started for it
+        pool.mailbox.post(call)
+
+    monkeypatch.setattr(pool.mailbox, "post_later", post_later)
+    group = make_group("p")
+    answered: list[RolloutGroup] = []
+    pool.submit([group.prompt], SETTINGS, answered.append)
+    for number in range(3):
+        pool.wait(lambda n=number: "advance" in handles[n].calls, lambda: "its call")  # type: ignore[misc]
+        handles[number].calls["advance"][0].set_exception(KILLED)
+        pool.wait(lambda n=number: len(handles) == n + 2, lambda: "the next one")  # type: ignore[misc]
+    assert pauses == [0.0, 1.0, 2.0]
+    pool.wait(lambda: "advance" in handles[3].calls, lambda: "its call")
+    latest = handles[3].arguments["advance"][0][0][0][0][0]
+    assert (latest.prompt_id, latest.attempt) == ("p", 3)
+    handles[3].calls["advance"][0].set_exception(KILLED)
+    with pytest.raises(RolloutWorkerError, match="these are 4 in an hour"):
+        pool.wait(lambda: False, lambda: "nothing")
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_an_engine_that_is_killed_as_it_starts_is_replaced_and_one_that_raises_is_not(
+    is_killed: bool,
+) -> None:
+    raised = exceptions.RayTaskError("__init__", "ConfigError: m: no model", RuntimeError())
+    starts: list[Exception | int] = [KILLED if is_killed else exceptions.ActorDiedError(raised), 0]
+    handles: list[Handle] = []
+
+    def spawn(index: int) -> Handle:
+        handles.append(Handle(start=starts[index]))
+        return handles[-1]
+
+    pool = RolloutPool(recipe("rollout.max_restarts=1"), spawn)
+    pool.add_workers(1)
+    if is_killed:
+        pool.wait_ready()
+        assert len(handles) == 2
+    else:
+        with pytest.raises(RolloutWorkerError, match="m: no model"):
+            pool.wait_ready()
+
+
+def test_an_answer_to_an_older_attempt_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    pool, handles = make_rollouts(max_restarts=1)
+    group, answered = make_group("p"), list[RolloutGroup]()
+    pool.submit([group.prompt], SETTINGS, answered.append)
+    handles[0].calls["advance"][0].set_exception(KILLED)
+    pool.wait(lambda: len(handles) == 2 and "advance" in handles[1].calls, lambda: "the new one")
+    first, *_ = handles[1].calls["advance"]
+    first.set_result(Turn([group], 0.0, 1.0))  # attempt 0, of which the lost one was asked
+    pool.wait(lambda: len(handles[1].calls["advance"]) == 3, lambda: "the next call")
+    assert answered == []
+    assert "attempt 0 at p is refused, attempt 1 is expected" in caplog.text
+    late = replace(group, prompt=replace(group.prompt, attempt=1))
+    handles[1].calls["advance"][1].set_result(Turn([late], 0.0, 1.0))
+    pool.wait(lambda: answered, lambda: "the answer")
+    assert answered == [late]
+
+
+def test_what_cannot_be_answered_is_told_beside_the_groups() -> None:
+    pool, handles = make_rollouts(max_restarts=0)
+    prompts = [make_group(name).prompt for name in ("p0", "p1")]
+    refusal = Refusal(prompts[0], "unreadable_video", "a.mp4: no such video")
+
+    def end() -> None:
+        turn = Turn([make_group("p1")], 0.0, 1.0, [refusal])
+        handles[0].calls["advance"][0].set_result(turn)
+
+    pool.mailbox.post(end)
+    groups, refused = pool.answer(prompts, SETTINGS)
+    assert [group.prompt.prompt_id for group in groups] == ["p1"]
+    assert refused == [refusal]
+    stale = replace(refusal, prompt=replace(prompts[0], attempt=1))
+
+    def end_again() -> None:
+        last = handles[0].calls["advance"]
+        last[-2].set_result(Turn([], 0.0, 1.0, [stale]))  # of an attempt that was not made
+        last[-1].set_result(Turn([], 0.0, 1.0, [refusal]))
+
+    pool.mailbox.post(end_again)
+    with pytest.raises(RefusedError, match="no such video") as caught:
+        pool.generate(prompts[:1], SETTINGS)
+    assert caught.value.refused == (refusal,)
 
 
 def test_weights_that_are_gone_are_the_loss_of_the_rank_that_gave_them() -> None:

@@ -1,13 +1,17 @@
-"""The rollout worker without Ray: what a prefetch does with clips that it cannot have."""
+"""The rollout worker without Ray: what it does with clips that it cannot have."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from actrep_ray.records import Prompt, RefusedError, RolloutGroup
+from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.worker import RolloutWorker
+from actrep_ray.weights.buckets import Weights
 from data_prep.locks import BusyError
-from data_prep.video import VideoError
+from data_prep.video import FramePlan, VideoError
 
 
 class Decoder:
@@ -37,3 +41,80 @@ def test_a_prefetch_goes_on_after_clips_that_are_broken_or_busy(
             thread.join()
     assert engine.decoded == ["good", "last"]
     assert failed == []
+
+
+class OneByOne(Engine):
+    """Answers one prompt a step, in order; "broken" clips are found when they are added, "long"
+    ones when they are due."""
+
+    def __init__(self) -> None:
+        super().__init__(max_model_len=100)
+        self.waiting: list[Prompt] = []
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.waiting)
+
+    def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        for prompt in prompts:
+            with self.refusing(prompt):
+                if prompt.clip_id == "broken":
+                    raise VideoError("a.mp4: cut short")
+                self.waiting.append(prompt)
+
+    def step(self) -> list[RolloutGroup]:
+        prompt = self.waiting.pop(0)
+        with self.refusing(prompt):
+            self.check_length(prompt, 90 if prompt.clip_id == "long" else 10, 20)
+            return [RolloutGroup(prompt, (), 10)]
+        return []
+
+    def clear(self) -> None:
+        self.waiting.clear()
+
+    def prefetch(self, plan: FramePlan) -> None:
+        """It shows no frames."""
+
+    def replace_weights(self, weights: Weights) -> None:
+        """It has none."""
+
+    def verify_weights(self, weights: Weights) -> None:
+        """It has none."""
+
+    def sleep(self) -> None:
+        """Nothing is held."""
+
+    def wake(self) -> None:
+        """Nothing was given away."""
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def prompts_of(*clips: str) -> list[Prompt]:
+    plan = FramePlan("a.mp4", 1, (0.0,), 4.0, 32, 32)
+    return [Prompt(f"p{i}", clip, "How many?", plan) for i, clip in enumerate(clips)]
+
+
+def test_a_clip_at_fault_is_refused_and_the_others_of_its_call_are_answered() -> None:
+    worker, settings = RolloutWorker(OneByOne), SamplingSettings(max_tokens=20)
+    turn = worker.advance([(prompts_of("good", "broken", "long", "good"), settings)])
+    answered = [group.prompt.prompt_id for group in turn.groups]
+    refused = [(one.prompt.prompt_id, one.reason) for one in turn.refused]
+    assert (answered, refused) == ([], [("p1", "unreadable_video")])  # at once
+    while worker.engine.num_unfinished:
+        turn = worker.advance([])
+        answered += [group.prompt.prompt_id for group in turn.groups]
+        refused += [(one.prompt.prompt_id, one.reason) for one in turn.refused]
+    assert answered == ["p0", "p3"]
+    assert refused == [("p1", "unreadable_video"), ("p2", "prompt_too_long")]
+
+
+def test_where_all_prompts_have_to_be_answered_a_refusal_is_an_error_that_names_them() -> None:
+    engine, settings = OneByOne(), SamplingSettings(max_tokens=20)
+    told = r"a\.mp4: cut short \(and 1 more\)"
+    with pytest.raises(RefusedError, match=told) as caught:
+        engine.generate(prompts_of("good", "broken", "long"), settings)
+    assert [one.prompt.prompt_id for one in caught.value.refused] == ["p1", "p2"]
+    assert "clip 'long': 90 prompt tokens" in caught.value.refused[1].message
+    assert len(engine.generate(prompts_of("good"), settings)) == 1  # it goes on

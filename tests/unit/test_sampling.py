@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 from actrep_ray.config import ConfigError, SamplingConfig
 from actrep_ray.driver.cropping import crop_clip
 from actrep_ray.driver.sampling import CountSampler, quantile_bins
+from data_prep.files import DataError
 from data_prep.schema import Clip
 from data_prep.strata import make_strata, stratum_of
 
@@ -342,3 +343,57 @@ def test_touching_cycles_are_cut_exactly_between_them() -> None:
     check_crop(crop, clip)
     assert crop.cycles is not None
     assert all(b == pytest.approx(c) for (_, b), (c, _) in pairwise(crop.cycles))
+
+
+# --- clips that are not drawn any more
+
+
+def test_an_excluded_clip_is_never_drawn_and_the_others_keep_their_order() -> None:
+    clips = make_clips({3: 4, 8: 3})
+    whole, without = (CountSampler(clips, SamplingConfig(), seed=0) for _ in range(2))
+    gone = clips[1].id
+    without.exclude(gone)
+    expected = [one.clip.id for one in whole.take_from("1-5", 12) if one.clip.id != gone]
+    found = [one.clip.id for one in without.take_from("1-5", 9)]
+    assert found == expected  # three passes of four clips, one of them left out
+    assert [one.clip.id for one in without.take_from("6-10", 6)] == [
+        one.clip.id for one in whole.take_from("6-10", 6)
+    ]
+
+
+def test_excluding_goes_on_after_a_resume_as_it_was() -> None:
+    clips = make_clips(LONG_TAIL)
+    sampler, resumed = (CountSampler(clips, SamplingConfig(), seed=0) for _ in range(2))
+    first = sampler.take(40)
+    gone = [one.source_id for one in first[::7]]
+    for name in gone:
+        sampler.exclude(name)
+    resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    for name in gone:
+        resumed.exclude(name)
+    ahead = [one.clip.id for one in sampler.peek(50)]
+    assert [one.clip.id for one in resumed.take(50)] == ahead
+    assert [one.clip.id for one in sampler.take(50)] == ahead
+    assert not set(gone) & {one.source_id for one in sampler.take(2000)}
+
+
+def test_a_stratum_without_clips_leaves_its_share_to_the_others() -> None:
+    clips = make_clips({3: 1, 8: 3})
+    sampler = CountSampler(clips, SamplingConfig(), seed=0)
+    sampler.exclude(clips[0].id)
+    assert {one.stratum for one in sampler.take(50)} == {"6-10"}
+    assert {one.stratum for one in sampler.take_from("1-5", 5)} == {"6-10"}
+    for clip in clips:
+        sampler.exclude(clip.id)
+    with pytest.raises(DataError, match="every clip of train is in quarantine"):
+        sampler.take(1)
+
+
+def test_no_crop_is_cut_out_of_an_excluded_clip() -> None:
+    clips = make_clips({8: 2, 30: 2})
+    config = SamplingConfig(crop_probability=0.5)
+    sampler = CountSampler(clips, config, seed=0)
+    sampler.exclude(clips[2].id)
+    drawn = sampler.take(400)
+    assert clips[2].id not in {one.source_id for one in drawn}
+    assert any(one.is_crop and one.source_id == clips[3].id for one in drawn)

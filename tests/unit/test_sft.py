@@ -1,5 +1,6 @@
 """The SFT loop over a fake of the learners: order of clips, what is due, and going on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import LearnerRow
 from actrep_ray.run.checkpoint import Checkpoint
 from actrep_ray.run.metrics import read_metrics
-from actrep_ray.sft import prepare_sft
+from actrep_ray.sft import SftData, prepare_sft
+from data_prep.files import DataError
 from data_prep.synthetic.dataset import write_dataset
 from tests.unit.saved import SavesConfig
 
@@ -19,8 +21,9 @@ from tests.unit.saved import SavesConfig
 class Learners(SavesConfig):
     """Writes down what it is given; `stops_at` is the step in which it dies."""
 
-    def __init__(self, stops_at: int | None = None) -> None:
+    def __init__(self, stops_at: int | None = None, cannot_read: Sequence[str] = ()) -> None:
         self.stops_at = stops_at
+        self.cannot_read = cannot_read
         self.batches: list[list[str]] = []
         self.num_validated: list[int] = []
         self.loaded: list[Path] = []
@@ -35,6 +38,10 @@ class Learners(SavesConfig):
     def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         self.num_validated.append(len(rows))
         return {"loss": 0.25}
+
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        found = [row for row in rows if row.row_id in self.cannot_read]
+        return {r.row_id: ("unreadable_video", f"{r.plan.video}: cut short") for r in found}
 
     def load_state(self, folder: Path) -> None:
         self.loaded.append(folder)
@@ -92,3 +99,41 @@ def test_a_resumed_run_goes_on_with_the_clips_that_the_killed_one_would_have_see
     assert second.batches == whole.batches[2:]
     steps = [row["step"] for row in read_metrics(recipe.run_dir / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4, 5]
+
+
+def test_a_clip_that_cannot_be_read_gives_way_to_another_one_of_its_stratum(
+    base: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is learned from has the strata that it was to have."""
+    settings = [f"runs_dir={tmp_path}", "data.max_quarantined_share=0.5", "sampling.bins=[3]"]
+    recipe = override(base, settings)
+    whole = Learners()
+    train(override(recipe, ["name=whole"]), whole)
+    data = SftData.load(recipe, Path(recipe.model.path))
+    strata = dict(zip([row.row_id for row in data.train], data.strata, strict=True))
+    assert sorted(strata.values()) == ["0-3", "0-3", "0-3", "4+", "4+"]
+    gone = whole.batches[0][1]
+    valid = data.validation[0].row_id
+    learners = Learners(cannot_read=[gone, valid], stops_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, learners)
+    resumed = Learners()  # the videos are there again, and stay where they are
+    train(recipe, resumed, resume=True)
+    batches = learners.batches[:2] + resumed.batches  # from the checkpoint of step 2
+    for found, expected in zip(batches, whole.batches, strict=True):
+        assert gone not in found
+        assert [strata[name] for name in found] == [strata[name] for name in expected]
+        pairs = zip(found, expected, strict=True)
+        assert all(name == other for name, other in pairs if other != gone)
+    assert resumed.num_validated == [1, 1]
+    lines = (recipe.run_dir / "quarantine.jsonl").read_text().splitlines()
+    rows = [(json.loads(line)["row"], json.loads(line)["step"]) for line in lines]
+    assert rows == [(gone, 1), (valid, 2)]
+    assert "2 clips were quarantined (unreadable_video 2): " in capsys.readouterr().out
+    assert read_metrics(recipe.run_dir / "metrics.jsonl")[-1]["data/quarantined"] == 2
+
+
+def test_without_any_clip_left_there_is_nothing_to_learn_from(base: Recipe) -> None:
+    data = SftData.load(base, Path(base.model.path))
+    with pytest.raises(DataError, match="every clip of train is in quarantine"):
+        data.batch(1, {row.row_id for row in data.train})

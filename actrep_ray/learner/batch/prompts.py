@@ -6,7 +6,8 @@ import numpy as np
 
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs
-from actrep_ray.records import LearnerRow
+from actrep_ray.records import BAD_DATA, LearnerRow
+from data_prep.video import VideoError
 
 
 class PromptEncoder:
@@ -24,6 +25,16 @@ class PromptEncoder:
         self.max_bytes = max_bytes
         self._num_bytes = 0
         self._kept: OrderedDict[tuple[str, str], EncodedPrompt] = OrderedDict()
+
+    def problem(self, row: LearnerRow) -> tuple[str, str] | None:
+        """Reason and message why a row's frames cannot be had, by the fault of its video."""
+        if (row.plan.hash, row.question) in self._kept:
+            return None
+        try:
+            self.frames.get(row.plan)
+        except VideoError as error:
+            return BAD_DATA[VideoError], str(error)
+        return None
 
     def encode(self, row: LearnerRow) -> EncodedPrompt:
         """The prompt of a row.
