@@ -67,7 +67,7 @@ class Watchdog:
             "learner": recipe.learner.timeout_s,
         }
         self._every_s = min(self.cfg.silence_s / 6, 5.0)
-        self._here: str = ray.get_runtime_context().get_node_id()
+        self._here = this_node()
         self._silences: dict[str, Silence] = {}
         self._say_at: dict[str, float] = {}
         self._ended: set[str] = set()
@@ -205,6 +205,12 @@ def watched(recipe: Recipe, stacks: Path) -> Iterator[None]:
         watchdog.end()
         CALLS.is_on = False
         CALLS.clear()
+
+
+def this_node() -> str:
+    """Ray's id of the node that this process is on."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def host_of(actor: str) -> Host | None:

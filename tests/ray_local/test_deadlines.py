@@ -92,9 +92,16 @@ def settings(**run: float) -> Recipe:
     return load_recipe(None, [f"run.{key}={value}" for key, value in run.items()])
 
 
+@pytest.mark.parametrize("is_here", [True, False])
 def test_a_stopped_worker_is_ended_with_its_stacks_and_is_a_loss(
-    sleeper: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    is_here: bool,
+    sleeper: Watched,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not is_here:  # it is looked at, and ended, by tasks on its node
+        monkeypatch.setattr("actrep_ray.cluster.watchdog.this_node", lambda: "another")
     with watched(settings(silence_s=2.0), tmp_path / "stacks"):
         sleeper.update(0.01)
         sleeper.wait(30)
