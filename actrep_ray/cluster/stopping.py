@@ -133,7 +133,8 @@ class StopRequest:
             return
         self._reason, self._code = reason, code
         _log.warning(
-            "asked to stop by %s: saving; ctrl-C leaves at once, and %g s are enough (run.stop_s)",
+            "asked to stop by %s: the last finished step is saved, in at most %g s (run.stop_s); "
+            "ctrl-C leaves at once",
             reason,
             self.within_s,
         )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 
+from actrep_ray.cluster import presence
 from actrep_ray.cluster.actors import as_actor
 from actrep_ray.cluster.bundles import reserve
 from actrep_ray.cluster.mailbox import Mailbox
@@ -92,7 +93,7 @@ def settings(**run: float) -> Recipe:
     return load_recipe(None, [f"run.{key}={value}" for key, value in run.items()])
 
 
-@pytest.mark.parametrize("is_here", [True, False])
+@pytest.mark.parametrize("is_here", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_stopped_worker_is_ended_with_its_stacks_and_is_a_loss(
     is_here: bool,
     sleeper: Watched,
@@ -112,7 +113,10 @@ def test_a_stopped_worker_is_ended_with_its_stacks_and_is_a_loss(
         assert 2.0 <= time.monotonic() - began < 20
     [loss] = sleeper.losses
     assert loss.kind is LossKind.PROCESS
-    assert not Path(f"/proc/{sleeper.pid}").exists()
+    deadline = time.monotonic() + 10
+    while presence.look(sleeper.pid).status not in ("gone", "zombie"):
+        assert time.monotonic() < deadline, "its process is still there"
+        time.sleep(0.1)
     [path] = (tmp_path / "stacks").iterdir()
     assert path.name.endswith("-learner-rank-7.txt")
     assert f"process {sleeper.pid}: stopped" in path.read_text()
@@ -123,16 +127,16 @@ def test_a_stopped_worker_is_ended_with_its_stacks_and_is_a_loss(
 def test_a_worker_that_lives_is_ended_when_a_turn_takes_many_times_longer_than_before(
     sleeper: Watched, tmp_path: Path
 ) -> None:
-    recipe = settings(silence_s=2.0, turn_factor=2.0, turn_floor_s=6.0)
+    recipe = settings(silence_s=2.0, turn_factor=2.0, turn_floor_s=4.0)
     with watched(recipe, tmp_path / "stacks"):
-        for seconds in (0.1, 0.1, 0.1, 4.0):  # the last is longer than the silence: it lives
+        for seconds in (0.1, 0.1, 0.1, 3.0):  # the last is longer than the silence: it lives
             sleeper.update(seconds)
             sleeper.wait(30)
         assert (sleeper.losses, len(sleeper.done)) == ([], 4)
         sleeper.update(600.0)
         began = time.monotonic()
         sleeper.wait(60)
-        assert 6.0 <= time.monotonic() - began < 25
+        assert 4.0 <= time.monotonic() - began < 25
     [_] = sleeper.losses
     [path] = (tmp_path / "stacks").iterdir()
     assert "in update" in path.read_text()  # where it was
@@ -146,10 +150,10 @@ def test_what_is_waited_for_long_is_said_with_stacks(
 ) -> None:
     monkeypatch.setattr("actrep_ray.cluster.watchdog._SAY_FIRST_S", 1.0)
     with watched(settings(silence_s=3.0), tmp_path / "stacks"):
-        sleeper.update(6.0)
+        sleeper.update(4.0)
         sleeper.wait(30)
-    assert sleeper.done == [6.0]
+    assert sleeper.done == [4.0]
     said = [r.message for r in caplog.records if "waiting for learner rank 7" in r.message]
-    assert 1 <= len(said) <= 3  # after 1, 2 and 4 s at the earliest
+    assert 1 <= len(said) <= 2  # after 1 and 2 s at the earliest
     assert "`update` for " in said[0]
     assert "in update" in next((tmp_path / "stacks").iterdir()).read_text()
