@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -29,8 +30,10 @@ def add_last_lines(raised: BaseException, error: BaseException) -> None:
         return
     context = ray.get_runtime_context()
     logs = Path(context.get_temp_dir()) / context.get_session_name() / "logs"
-    for path, lines in last_lines(logs, pid):
-        raised.add_note(f"the last lines of {path}:\n" + "\n".join(f"  {one}" for one in lines))
+    with suppress(OSError):  # a log that cannot be read hides no error
+        for path, lines in last_lines(logs, pid):
+            text = "\n".join(f"  {one}" for one in lines)
+            raised.add_note(f"the last lines of {path}:\n{text}")
 
 
 def last_lines(logs: Path, pid: int) -> Iterator[tuple[Path, list[str]]]:

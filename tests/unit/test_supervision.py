@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from actrep_ray.cluster.supervision import (
     pause_after,
     wait_for,
 )
+from actrep_ray.cluster.worker_logs import last_lines
 from actrep_ray.config import ConfigError
 from actrep_ray.records import PromptTooLongError
 from data_prep.locks import BusyError
@@ -293,3 +295,17 @@ def test_a_call_may_wait_itself_but_no_second_thread() -> None:
     mailbox.post(start)
     mailbox.wait(lambda: errors, 5.0, lambda: "the other thread")
     assert isinstance(errors[0], AssertionError)
+
+
+# --- what a worker wrote last
+
+
+def test_the_last_lines_of_a_process_are_found_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "worker-ab-01000000-77.out").write_text(":job_id:01000000\n:actor_name:Worker\n")
+    lines = [f"line {number}" for number in range(40_000)]
+    (tmp_path / "worker-ab-01000000-77.err").write_text("\n".join(lines) + "\n\n")
+    (tmp_path / "worker-ab-01000000-777.err").write_text("of another process\n")
+    [(path, found)] = last_lines(tmp_path, 77)
+    assert path.name == "worker-ab-01000000-77.err"
+    assert found == lines[-20:]
+    assert list(last_lines(tmp_path, 7)) == []
