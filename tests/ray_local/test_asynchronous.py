@@ -20,6 +20,7 @@ import torch
 from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
+from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.driver.alarms import LearningAlarmError
 from actrep_ray.driver.asynchronous import AsynchronousDriver
@@ -36,7 +37,7 @@ from actrep_ray.tasks.loading import load_task
 from actrep_ray.weights.buckets import Weights, pack_weights
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
-from data_prep.video import FramePlan
+from data_prep.video import FramePlan, VideoError
 from rewards.grammar.read import parse
 from rewards.reference import Reference
 from tests.unit.saved import SavesConfig
@@ -160,6 +161,7 @@ class Colleagues(SavesConfig):
     def __init__(self, *, stops_at: int | None = None, fails: float = 0.0) -> None:
         self.stops_at = stops_at
         self.fails = fails
+        self.mailbox = Mailbox()
         self.trained: dict[int, list[str]] = {}
 
     def score(
@@ -240,8 +242,12 @@ def changed(base: Recipe, folder: Path, **train: Any) -> Recipe:
 
 
 def drive(recipe: Recipe, colleagues: Colleagues, *, resume: bool = False) -> AsynchronousDriver:
+    return drive_with(recipe, Threads.start(recipe, colleagues), resume=resume)
+
+
+def drive_with(recipe: Recipe, pools: Threads, *, resume: bool = False) -> AsynchronousDriver:
     job = prepare_grpo(recipe, resume=resume)
-    driver = job.driver(Threads.start(recipe, colleagues))  # type: ignore[arg-type]
+    driver = job.driver(pools)  # type: ignore[arg-type]
     assert isinstance(driver, AsynchronousDriver)
     assert job.lock is not None
     with job.lock:
@@ -369,6 +375,69 @@ def test_a_resumed_run_loses_and_repeats_no_prompt(
     num_drawn = sum(driver.phases.sampler.histogram.values())
     assert ledger.dropped["shuffled"] == num_drawn * contrast
     assert ledger.issued == num_drawn * (1 + contrast)
+
+
+UNANSWERED, UNREAD = "easy-0-train-00003", "easy-0-train-00008"
+
+
+class Refusing(Threaded):
+    """Cannot read one of the clips."""
+
+    def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        for prompt in prompts:
+            with self.refusing(prompt):
+                if prompt.row_id == UNANSWERED:
+                    raise VideoError(f"{prompt.plan.video}: no such video")
+                super().add([prompt], settings)
+
+
+class RefusingHandle(Handle):
+    """A thread whose engine refuses."""
+
+    def __init__(self, index: int) -> None:
+        self.worker = RolloutWorker(partial(Refusing, index))
+        self.thread = ThreadPoolExecutor(1)
+
+
+class ShortSighted(Colleagues):
+    """Ranks that cannot read another one of the clips."""
+
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        found = [row.row_id for row in rows if row.row_id.endswith(f"-{UNREAD}")]
+        return dict.fromkeys(found, ("unreadable_video", "cut short"))
+
+
+@pytest.mark.parametrize(("staleness", "contrast"), [(0, False), (2, False), (2, True)])
+def test_clips_that_cannot_be_used_are_replaced_and_every_step_is_whole(
+    base: Recipe, tmp_path: Path, staleness: int, contrast: bool
+) -> None:
+    recipe = changed(base, tmp_path, max_staleness=staleness)
+    settings = ["data.max_quarantined_share=0.2"]
+    if contrast:
+        settings.append("algorithm.temporal_contrast.weight=0.3")
+    recipe = override(recipe, settings)
+    first = ShortSighted(stops_at=4)
+    pools = Threads.start(recipe, first, RefusingHandle)
+    with pytest.raises(KeyboardInterrupt):
+        drive_with(recipe, pools)
+    second = ShortSighted()
+    driver = drive_with(recipe, Threads.start(recipe, second, RefusingHandle), resume=True)
+    trained = first.trained | second.trained
+    assert [len(names) for names in trained.values()] == [SIZE] * NUM_STEPS
+    assert set(numbers(trained).values()) == {1}
+    names = [name for step in trained.values() for name in step]
+    assert not any(name.endswith((UNANSWERED, UNREAD)) for name in names)
+    assert set(driver.phases.quarantine.rows) == {UNANSWERED, UNREAD}
+    ledger = driver.in_flight.ledger
+    assert ledger.trained == NUM_STEPS * SIZE
+    assert ledger.issued == ledger.trained + ledger.dropped.total()
+    num_bad = ledger.dropped["unreadable_video"]
+    assert num_bad >= 2  # a clip may be in flight twice before it is known
+    assert ledger.dropped["shuffled"] == (ledger.trained + num_bad) * contrast
+    rows = read_metrics(recipe.run_dir / "metrics.jsonl")
+    told = sum(row.get("dropped/unreadable_video", 0) for row in rows)
+    assert 1 <= told <= num_bad  # not again those of slots that were in flight at the kill
+    assert rows[-1]["data/quarantined"] == 2
 
 
 def letters(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
