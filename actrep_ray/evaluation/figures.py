@@ -369,11 +369,19 @@ def draw_clip(figure: FigureBase, strip: ClipStrip) -> None:
         cycles = tuple(c for c in prediction.cycles if 0 <= c[0] < c[1] <= strip.duration_s * 1.2)
         hits = match_cycles(cycles, strip.truth)
         draw_cycles(lower, lane, cycles, [GREEN if hit else RED for hit in hits])
-        reading = "none" if prediction.reading is None else str(prediction.reading)
-        texts.append(f"{name}: {reading}")
+        texts.append(f"{name}: {_told(prediction)}")
     style_lanes(lower, texts, strip.duration_s)
     legend = "seconds; green: matches a true cycle, red: matches none"
     lower.set_xlabel(legend if strip.rows else "seconds", fontsize=SMALL, color=MUTED)
+
+
+def _told(prediction: Prediction) -> str:
+    """What was answered, and the number that was listed where it is another."""
+    reading, num_listed = prediction.reading, len(prediction.cycles)
+    told = "none" if reading is None else str(reading)
+    if isinstance(reading, str) or num_listed in (0, reading):
+        return told
+    return f"{told}, lists {num_listed}"
 
 
 def match_cycles(cycles: tuple[Cycle, ...], truth: tuple[Cycle, ...]) -> np.ndarray:

@@ -207,3 +207,6 @@ def test_count_says_what_the_model_counted(
     assert record["text"].startswith("<think>\n")
     assert record["text"].count("<think>") == 1
     assert record["count"] == clip.count
+    assert record["claims"] == dict.fromkeys(("answer", "total", "list"), clip.count)
+    assert record["consistent"] is True
+    assert len(record["cycles"]) == clip.count
