@@ -473,6 +473,10 @@ class OneRank(Colleagues):
         metrics: dict[str, float] = self.call(self.worker.update, rows, step)
         return metrics
 
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        found: dict[str, tuple[str, str]] = self.call(self.worker.unreadable, rows)
+        return found
+
     def export_weights_refs(self) -> list[Any]:
         return list(self.call(lambda: [*pack_weights(self.worker.iter_weights())]))
 
