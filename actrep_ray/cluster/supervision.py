@@ -201,6 +201,15 @@ class Budget:
         return f"these are {self.num_recent} in an hour, more than {self.setting}={self.limit}"
 
 
+def restart_budget(role: str, limit: int) -> Budget:
+    """The budget of a role's losses, for `<role>.max_restarts`.
+
+    A rank is lost with all workers of its run, whose node is no excuse: it counts either way.
+    """
+    setting = f"{role}.max_restarts"
+    return Budget(setting, limit, spares_nodes=role != "learner", window_s=HOUR_S)
+
+
 def pause_after(num_in_a_row: int) -> float:
     """Seconds before a pool that lost so many workers in a row starts the next one.
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from actrep_ray.cluster.session import cluster
-from actrep_ray.cluster.supervision import WorkerLostError
+from actrep_ray.cluster.supervision import Budget, WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.driver.asynchronous import AsynchronousDriver
@@ -122,10 +122,12 @@ class GrpoJob:
 
     def _run_in_cluster(self, profile: bool) -> Checkpoint:
         """Train with workers of this run's own, started again where a rank is lost."""
+        budgets: dict[str, Budget] = {}
 
         def attempt(start: Checkpoint | None) -> Checkpoint:
             job = replace(self, start=start)
             pools = start_pools(self.recipe, job.model, self.base)
+            pools.share(budgets)
             try:
                 return job._run(pools, profile)
             except WorkerLostError:

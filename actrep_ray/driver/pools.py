@@ -8,6 +8,7 @@ from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.bundles import reserve
 from actrep_ray.cluster.nodes import with_device
 from actrep_ray.cluster.placement import is_colocated
+from actrep_ray.cluster.supervision import Budget
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.rollout.pool import RolloutPool
@@ -23,6 +24,14 @@ class Pools:
     rewards: RewardPool
     learners: LearnerPool
     weight_sync: WeightSync
+
+    def share(self, budgets: dict[str, Budget]) -> None:
+        """Count losses in these budgets, by role; those that are missing are added.
+
+        A run that starts again with new workers bears no more of them for that.
+        """
+        self.rollouts.restarts = budgets.setdefault("rollout", self.rollouts.restarts)
+        self.rewards.restarts = budgets.setdefault("reward", self.rewards.restarts)
 
     def shutdown(self) -> None:
         """End all of them."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from actrep_ray.cluster.nodes import wait_for_room
-from actrep_ray.cluster.supervision import HOUR_S, Budget, WorkerLostError
+from actrep_ray.cluster.supervision import WorkerLostError, restart_budget
 from actrep_ray.config import Recipe
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore
 
@@ -39,7 +39,7 @@ def run_with_restarts(
         PlacementError: if the nodes that are left cannot hold the recipe.
         ConfigError: if the run has checkpoints and none is whole.
     """
-    budget = Budget("learner.max_restarts", recipe.learner.max_restarts, window_s=HOUR_S)
+    budget = restart_budget("learner", recipe.learner.max_restarts)
     while True:
         try:
             return attempt(start)

@@ -28,8 +28,6 @@ from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import with_device
 from actrep_ray.cluster.placement import is_colocated
 from actrep_ray.cluster.supervision import (
-    HOUR_S,
-    Budget,
     Call,
     Loss,
     LossKind,
@@ -37,6 +35,7 @@ from actrep_ray.cluster.supervision import (
     end_worker,
     find_cause,
     follow,
+    restart_budget,
     wait_for,
 )
 from actrep_ray.config import Recipe
@@ -80,6 +79,9 @@ class RolloutPool:
     Args:
         recipe: Settings, with the device resolved.
         spawn: Starts worker number `index` and returns its handle: an actor of `RolloutWorker`.
+
+    Attributes:
+        restarts: How many losses it bears.
     """
 
     def __init__(self, recipe: Recipe, spawn: Callable[[int], Any]) -> None:
@@ -95,9 +97,7 @@ class RolloutPool:
         self._delivery = Delivery(self._load)
         self._num_restarts = 0
         self._num_due = 0  # workers that are to be started in place of lost ones
-        self._restarts = Budget(
-            "rollout.max_restarts", cfg.max_restarts, spares_nodes=True, window_s=HOUR_S
-        )
+        self.restarts = restart_budget("rollout", cfg.max_restarts)
 
     @classmethod
     def start(
@@ -418,7 +418,7 @@ class RolloutPool:
         Raises:
             RolloutWorkerError: if this one may not be replaced.
         """
-        budget = self._restarts
+        budget = self.restarts
         if budget.spares(loss):
             _log.warning("%s was lost with its node", loss.name)
             self._replace()

@@ -24,7 +24,6 @@ from typing import Any, Self
 
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.supervision import (
-    HOUR_S,
     Budget,
     Call,
     Loss,
@@ -33,6 +32,7 @@ from actrep_ray.cluster.supervision import (
     end_worker,
     find_cause,
     follow,
+    restart_budget,
 )
 from actrep_ray.config import Recipe
 from actrep_ray.records import RolloutGroup
@@ -67,6 +67,9 @@ class RewardPool:
     Args:
         recipe: Settings.
         start_worker: Starts one more actor of `RewardWorker`.
+
+    Attributes:
+        restarts: How many losses it bears.
     """
 
     def __init__(self, recipe: Recipe, start_worker: Callable[[], Any]) -> None:
@@ -77,9 +80,7 @@ class RewardPool:
         self._timeout_s = cfg.timeout_s
         self._part_names = [part.name for part in make_spec(recipe).parts]
         self._failures = Budget("reward.max_failures", cfg.max_failures)
-        self._restarts = Budget(
-            "reward.max_restarts", cfg.max_restarts, spares_nodes=True, window_s=HOUR_S
-        )
+        self.restarts = restart_budget("reward", cfg.max_restarts)
         self._members = [Member(index, None, math.inf) for index in range(cfg.num_workers)]
         for member in self._members:
             self._begin(member)
@@ -333,7 +334,7 @@ class RewardPool:
         """
         if member not in self._members:
             return
-        loss, budget = member.loss, self._restarts
+        loss, budget = member.loss, self.restarts
         assert loss is not None
         if budget.spares(loss):
             _log.warning("%s was lost with its node", loss.name)

@@ -11,8 +11,9 @@ import pytest
 from ray import exceptions
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 
-from actrep_ray.cluster.supervision import LossKind, WorkerLostError
+from actrep_ray.cluster.supervision import Budget, LossKind, WorkerLostError
 from actrep_ray.config import Recipe, load_recipe
+from actrep_ray.driver.pools import Pools
 from actrep_ray.learner.pool import LearnerPool, LearnerWorkerError
 from actrep_ray.records import Prompt, Refusal, RefusedError, RolloutGroup
 from actrep_ray.rollout.delivery import Delivery
@@ -358,6 +359,22 @@ def test_by_default_three_lost_engines_in_an_hour_are_replaced_after_growing_pau
     handles[3].calls["advance"][0].set_exception(KILLED)
     with pytest.raises(RolloutWorkerError, match="these are 4 in an hour"):
         pool.wait(lambda: False, lambda: "nothing")
+
+
+def test_a_run_that_starts_again_forgives_no_loss() -> None:
+    budgets: dict[str, Budget] = {}
+    for number in (1, 2):
+        pool, handles = make_rollouts(max_restarts=1)
+        others: Any = RewardPool(recipe("reward.num_workers=1"), Handle)
+        Pools(pool, others, others, others).share(budgets)
+        pool.submit([make_group("p").prompt], SETTINGS, lambda group: None)
+        handles[0].calls["advance"][0].set_exception(KILLED)
+        if number == 1:
+            pool.wait(lambda h=handles: len(h) == 2, lambda: "the new one")  # type: ignore[misc]
+        else:
+            with pytest.raises(RolloutWorkerError, match="these are 2 in an hour"):
+                pool.wait(lambda: False, lambda: "nothing")
+    assert budgets.keys() == {"rollout", "reward"}
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
