@@ -24,6 +24,8 @@ _REMEDIES = {
     "too_easy": "widen train.pass_rate_window",
     "all_truncated": "raise rollout.max_response_tokens",
     "best_truncated": "raise rollout.max_response_tokens",
+    "unreadable_video": "videos cannot be read: see quarantine.jsonl in the run's folder",
+    "prompt_too_long": "prompts do not fit: see quarantine.jsonl in the run's folder",
 }
 _UNREAD = (
     "answers cannot be read: compare some (`rollout/` in TensorBoard) with data.dialect, or begin "
@@ -79,7 +81,7 @@ class UntrainedSteps:
             step: Its number.
             groups: All groups of the step.
             num_trained: How many are trained on.
-            dropped: How many are not, by reason.
+            dropped: How many are not, by reason, and how many prompts have no group.
         """
         if num_trained:
             self._num_steps = 0

@@ -92,9 +92,9 @@ class AsynchronousDriver:
                     slots = self.batch_of(step)
                 groups = groups_of(slots)
                 trainable, dropped = phases.split_trainable(groups)
-                phases.alarm.look(step, groups, len(trainable), dropped)
-                trainable = phases.assign_advantages(trainable)
                 refused = refused_of(slots)
+                phases.alarm.look(step, groups, len(trainable), dropped + refused)
+                trainable = phases.assign_advantages(trainable)
                 metrics = self.staleness_metrics(trainable, step)
                 with logger.timer("learn"):
                     metrics |= self.while_working("update", partial(phases.update, trainable, step))

@@ -40,8 +40,8 @@ class SynchronousDriver:
                 with phases.abandoning():
                     groups, labels, metrics, refused = self.collect(step, logger)
                 trainable, dropped = phases.split_trainable(groups)
-                phases.alarm.look(step, groups, len(trainable), dropped)
                 dropped += refused
+                phases.alarm.look(step, groups, len(trainable), dropped)
                 trainable = phases.assign_advantages(trainable)
                 phases.prefetch()
                 with logger.timer("learn"):

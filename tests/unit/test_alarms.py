@@ -117,6 +117,7 @@ def test_what_was_counted_is_part_of_a_checkpoint() -> None:
         ([group(1, 1)], {"all_equal": 1}, "answers earn the same: raise rollout.temperature"),
         ([group(1, 1)] * 3, {"too_hard": 2, "all_wrong": 1}, "widen train.pass_rate_window"),
         ([group()], {"reward_raised": 1}, "what the messages above say"),
+        ([], {"unreadable_video": 3}, "videos cannot be read: see quarantine.jsonl"),
         ([], {}, "what the messages above say"),
     ],
 )
