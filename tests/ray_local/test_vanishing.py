@@ -1,13 +1,14 @@
 """Videos that are deleted and cut, and workers that are killed, while a run goes on."""
 
+import contextlib
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from actrep_ray.config import Recipe, load_recipe, override
@@ -162,6 +163,7 @@ def test_videos_that_vanish_are_served_from_the_cache_or_replaced_from_their_str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("staleness", ["null", "1"])
 def test_a_killed_worker_of_each_kind_and_broken_videos_end_no_run_by_default(
     recipe: Recipe, staleness: str, tmp_path: Path
@@ -175,11 +177,11 @@ def test_a_killed_worker_of_each_kind_and_broken_videos_end_no_run_by_default(
     with train(tmp_path / "recipe.yaml", *arguments) as run:
         wait_for_step(run, recipe, 1)
         Path(gone.video).unlink()
-        kill(run, "ray::RewardWorker")
+        kill(run, "RewardWorker")
         wait_for_step(run, recipe, 2)
-        kill(run, "ray::RolloutWorker")
+        kill(run, "RolloutWorker")
         wait_for_step(run, recipe, 4)
-        kill(run, "ray::_Rank")
+        kill(run, "_Rank")
         assert run.process.wait(timeout=START_S + END_S) == 0, run.output()
         told = run.output()
         run.assert_ends()
@@ -201,13 +203,14 @@ def wait_for_step(run: Run, recipe: Recipe, step: int) -> None:
     run.wait_for(f"step {step}", is_there, START_S)
 
 
-def kill(run: Run, title: str) -> None:
-    """SIGKILL the worker whose process has a title that begins so."""
+def kill(run: Run, worker: str) -> None:
+    """SIGKILL a run's worker of a class."""
     deadline = time.monotonic() + 60.0
     while True:
-        for pid in run.left_behind():
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title.encode()):
-                os.kill(pid, signal.SIGKILL)
-                return
-        assert time.monotonic() < deadline, f"no process is {title}"
+        for child in psutil.Process(run.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has ended
+                if " ".join(child.cmdline()).startswith(f"ray::{worker}"):
+                    child.kill()
+                    return
+        assert time.monotonic() < deadline, f"no process is ray::{worker}"
         time.sleep(0.05)
