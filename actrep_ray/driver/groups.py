@@ -9,6 +9,9 @@ import numpy as np
 from actrep_ray.config import Recipe
 from actrep_ray.records import LearnerRow, Refusal, RolloutGroup, RolloutStatus
 
+FLAT = ("all_wrong", "all_right", "all_equal", "tied_best")
+"""Reasons to drop a group whose answers the estimator cannot tell apart: it is flat."""
+
 _SAME = 1e-6  # rewards that differ by less are equal
 _SAME_NORMALISED = 1e-3  # likewise in units of a deviation, to which verl adds 1e-6
 

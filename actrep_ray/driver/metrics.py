@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from actrep_ray.driver.contrast import contrast_metrics
+from actrep_ray.driver.groups import FLAT
+from actrep_ray.evaluation.answer_figures import answer_figures, answers_of
 from actrep_ray.records import RolloutGroup, RolloutStatus
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.tasks.base import Task, step_accuracy
@@ -47,6 +49,7 @@ def rollout_metrics(
             metrics[f"reward/{name}"] = np.nanmean(values)
     metrics |= {f"dropped/{reason}": number for reason, number in dropped.items()}
     metrics |= contrast_metrics(groups, labels, task)
+    metrics |= headroom_metrics(groups, trainable, dropped, labels, task)
     metrics["sampling/refilled"] = sum(group.prompt.num_refills > 0 for group in groups)
     issued = Counter(group.prompt.stratum for group in groups)
     trained = Counter(group.prompt.stratum for group in trainable)
@@ -63,6 +66,20 @@ def accuracy_metrics(
     claims, references = [written for written, _ in pairs], [known for _, known in pairs]
     accuracy = step_accuracy(claims, references, task)
     return {f"train/{name}": value for name, value in accuracy.items()}
+
+
+def headroom_metrics(
+    groups: Sequence[RolloutGroup],
+    trainable: Sequence[RolloutGroup],
+    dropped: Counter[str],
+    labels: Mapping[str, Reference],
+    task: Task,
+) -> dict[str, float]:
+    """What `actrep headroom` foretells of a step, measured; k of pass@k is the group size."""
+    figures = answer_figures(answers_of(groups, labels, task), len(groups[0].rollouts))
+    figures["flat"] = sum(dropped[reason] for reason in FLAT) / len(groups)
+    figures["useful_groups"] = len(trainable)
+    return {f"headroom/{name}": value for name, value in figures.items()}
 
 
 def log_histograms(

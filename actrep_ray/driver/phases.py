@@ -26,9 +26,11 @@ from actrep_ray.evaluation.predictors import evaluate
 from actrep_ray.learner.loss.algorithms import compute_advantages
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, Refusal, RefusedError, RolloutGroup
+from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import Checkpoint, is_due
 from actrep_ray.run.console import as_text, console
 from actrep_ray.run.metrics import MetricLogger
+from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.schema import Clip
@@ -105,7 +107,7 @@ class Phases:
         self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
         self.alarm = UntrainedSteps(recipe)
         self.task = load_task(recipe.task)
-        self.source = source_for(recipe, pools)
+        self.source = source_for(recipe, pools.rollouts, pools.rewards)
         self.quarantine = Quarantine(recipe, len(data.train))
         self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
         notice, within_s = recipe.run.preemption_notice or "", recipe.run.stop_s
@@ -194,16 +196,8 @@ class Phases:
 
     def prompt(self, name: str, sampled: SampledClip, num_refills: int = 0) -> Prompt:
         """What is asked about a drawn clip; the clip's id is added to the prompt's name."""
-        clip = sampled.clip
-        return Prompt(
-            prompt_id=f"{name}-{clip.id}",
-            clip_id=clip.id,
-            question=self.task.question(clip, self.recipe.data),
-            plan=self.plan(clip),
-            row_id=sampled.source_id,
-            stratum=sampled.stratum,
-            num_refills=num_refills,
-        )
+        plan = self.plan(sampled.clip)
+        return make_prompt(name, sampled, self.recipe, plan, num_refills)
 
     def prefetch(self) -> None:
         """Have the clips of the next step decoded meanwhile."""
@@ -302,13 +296,29 @@ class Phases:
             return metrics.as_dict("eval")
 
 
-def source_for(recipe: Recipe, pools: Pools) -> GroupSource:
+def make_prompt(
+    name: str, sampled: SampledClip, recipe: Recipe, plan: FramePlan, num_refills: int = 0
+) -> Prompt:
+    """What a recipe asks about a drawn clip; the clip's id is added to the prompt's name."""
+    clip = sampled.clip
+    return Prompt(
+        prompt_id=f"{name}-{clip.id}",
+        clip_id=clip.id,
+        question=load_task(recipe.task).question(clip, recipe.data),
+        plan=plan,
+        row_id=sampled.source_id,
+        stratum=sampled.stratum,
+        num_refills=num_refills,
+    )
+
+
+def source_for(recipe: Recipe, rollouts: RolloutPool, rewards: RewardPool) -> GroupSource:
     """Where a recipe's groups come from: with the temporal contrast, or without."""
     settings, contrast = training_settings(recipe), recipe.algorithm.temporal_contrast
     if contrast.weight > 0:
         task = load_task(recipe.task)
-        return ContrastSource(pools.rollouts, pools.rewards, settings, contrast, task)
-    return GroupSource(pools.rollouts, pools.rewards, settings)
+        return ContrastSource(rollouts, rewards, settings, contrast, task)
+    return GroupSource(rollouts, rewards, settings)
 
 
 def prompt_name(step: int, number: int) -> str:

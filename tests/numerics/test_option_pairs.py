@@ -37,7 +37,6 @@ from actrep_ray.config import (
 )
 from actrep_ray.driver.groups import drop_reason, row_of, split_trainable
 from actrep_ray.driver.phases import source_for
-from actrep_ray.driver.pools import Pools
 from actrep_ray.learner.batch.loader import MicroBatchLoader
 from actrep_ray.learner.batch.packing import PackedBatch
 from actrep_ray.learner.grpo import GrpoUpdate
@@ -436,7 +435,7 @@ def rows_of(recipe: Recipe) -> list[LearnerRow]:
     """What a step gives its learner: answered, scored, dropped or not, compared."""
     engine: Any = Engine(0 if recipe.train.max_staleness is None else 1)
     scorer: Any = Scorer(recipe)
-    source = source_for(recipe, Pools(engine, scorer, engine, engine))
+    source = source_for(recipe, engine, scorer)
     prompts = [Prompt(f"{i:06d}-0000-clip", "clip", "?", PLAN) for i in range(NUM_PROMPTS)]
     answered, _ = source.generate(prompts)
     groups = source.score(answered, LABELS)

@@ -122,6 +122,12 @@ def test_metrics_of_a_step_by_hand() -> None:
         "rollout/policy_version_lag": (0 + 0 + 3 + 3) / 4,
         "dropped/groups": 2,
         "dropped/all_wrong": 2,
+        "headroom/pass_at_1": (0 + 1 / 2) / 2,
+        "headroom/pass_at_k": (0 + 1) / 2,
+        "headroom/majority": (0 + 1) / 2,  # 1 against nothing to read
+        "headroom/parse_rate": 3 / 4,
+        "headroom/flat": 2 / 2,
+        "headroom/useful_groups": 1,
         "sampling/1-5": 1,
         "sampling/0": 1,
         "sampling/refilled": 0,
@@ -367,10 +373,9 @@ def test_prompts_are_drawn_from_train_with_ids_of_their_own(recipe: Recipe) -> N
 
 def test_the_recipe_decides_once_whether_groups_have_a_contrast(recipe: Recipe) -> None:
     book: Any = Book()
-    pools = Pools(book, book, book, book)
-    assert source_for(recipe, pools).groups_per_prompt == 1
+    assert source_for(recipe, book, book).groups_per_prompt == 1
     contrasting = override(recipe, ["algorithm.temporal_contrast.weight=0.3"])
-    source = source_for(contrasting, pools)
+    source = source_for(contrasting, book, book)
     assert isinstance(source, ContrastSource)
     assert source.groups_per_prompt == 2
     assert source.settings.group_size == recipe.train.group_size
