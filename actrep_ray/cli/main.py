@@ -21,6 +21,7 @@ from actrep_ray.cli.cot import add_cot
 from actrep_ray.cli.count import add_count
 from actrep_ray.cli.doctor import add_doctor
 from actrep_ray.cli.evaluate import add_evaluate
+from actrep_ray.cli.headroom import add_headroom
 from actrep_ray.cli.prepare.command import add_prepare
 from actrep_ray.cli.quickstart import add_quickstart
 from actrep_ray.cli.report import add_report
@@ -30,8 +31,8 @@ from actrep_ray.cli.validate import add_validate
 from actrep_ray.cluster.stopping import InterruptError
 
 _ADD = (
-    add_prepare, add_validate, add_cot, add_sft, add_train, add_evaluate, add_count, add_check,
-    add_report, add_doctor, add_quickstart,
+    add_prepare, add_validate, add_cot, add_sft, add_headroom, add_train, add_evaluate, add_count,
+    add_check, add_report, add_doctor, add_quickstart,
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from actrep_ray.config import ConfigError, Recipe, load_recipe
 from actrep_ray.driver.groups import drop_reason, split_trainable
 from actrep_ray.driver.phases import GrpoData, Phases
 from actrep_ray.driver.pools import Pools
+from actrep_ray.driver.sampling import CountSampler
 from actrep_ray.driver.synchronous import SynchronousDriver
+from actrep_ray.evaluation.step_forecast import ProbedGroups, forecast_step
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import LearnerRow, Prompt, Refusal, RolloutGroup, RolloutStatus
@@ -225,6 +228,39 @@ def test_the_refill_is_bounded(recipe: Recipe, tmp_path: Path) -> None:
     assert [len(call) for call in workers.calls] == [8, 8, 4]  # 1.5 times 8 at most
     assert [group.prompt.num_refills for group in groups] == [0] * 8 + [1] * 8 + [2] * 4
     assert split_trainable(groups, recipe)[0] == []
+
+
+def test_a_step_is_as_it_was_forecast(recipe: Recipe, tmp_path: Path) -> None:
+    """What `actrep headroom` plays through with probed groups, against the loop itself.
+
+    Half of the clips fail, whenever they are asked; refills reach two thirds of a step.
+    """
+
+    def fails(prompt: Prompt) -> bool:
+        return crc32(prompt.clip_id.encode()) % 2 == 0
+
+    _, _, driver = collect(recipe, tmp_path / "a", 0.67, fails)
+    real = []
+    with MetricLogger(tmp_path / "b") as logger:
+        for step in range(2, 152):
+            groups, *_ = driver.collect(step, logger)
+            useful, _ = split_trainable(groups, recipe)
+            real.append((len(useful), len(groups)))
+    num_useful, num_asked = np.mean(real, axis=0)
+    drawn = CountSampler(driver.phases.data.train, recipe.sampling, seed=9).take(400)
+    is_useful = [crc32(sampled.clip.id.encode()) % 2 != 0 for sampled in drawn]
+    shape = (len(drawn), 1)
+    probed = ProbedGroups(
+        strata=np.unique([sampled.stratum for sampled in drawn], return_inverse=True)[1],
+        is_useful=np.reshape(is_useful, shape),
+        response_tokens=np.ones(shape, int),
+        prompt_tokens=np.ones(shape, int),
+    )
+    step_forecast = forecast_step(probed, prompts_per_step=8, max_refills=5, seed=0)
+    assert 0.2 < np.mean(is_useful) < 0.8
+    assert num_useful > 8 * np.mean(is_useful) + 1  # the refills are no small matter
+    assert step_forecast.useful_groups.value == pytest.approx(num_useful, rel=0.06)
+    assert step_forecast.issued_groups == pytest.approx(num_asked, rel=0.06)
 
 
 def test_a_window_that_is_none() -> None:
