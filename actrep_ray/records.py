@@ -81,6 +81,10 @@ class RefusedError(DataError):
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         super().__init__(f"{refused[0].message}{more}")
 
+    def __reduce__(self) -> tuple[type["RefusedError"], tuple[tuple[Refusal, ...]]]:
+        """It may be raised by a worker, and travels by its arguments, not by its message."""
+        return type(self), (self.refused,)
+
 
 class RolloutStatus(StrEnum):
     """How a rollout ended."""

@@ -1,5 +1,6 @@
 """The rollout worker without Ray: what it does with clips that it cannot have."""
 
+import pickle
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -117,4 +118,6 @@ def test_where_all_prompts_have_to_be_answered_a_refusal_is_an_error_that_names_
         engine.generate(prompts_of("good", "broken", "long"), settings)
     assert [one.prompt.prompt_id for one in caught.value.refused] == ["p1", "p2"]
     assert "clip 'long': 90 prompt tokens" in caught.value.refused[1].message
+    arrived = pickle.loads(pickle.dumps(caught.value))  # as from a worker
+    assert (str(arrived), arrived.refused) == (str(caught.value), caught.value.refused)
     assert len(engine.generate(prompts_of("good"), settings)) == 1  # it goes on
