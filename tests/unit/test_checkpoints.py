@@ -29,6 +29,8 @@ from actrep_ray.run.record import RECORD
 from actrep_ray.run.saving import SaveError
 from tests.unit.test_lock import holder, leave
 
+pytestmark = pytest.mark.lengthy
+
 RECIPE = load_recipe(None)
 
 

@@ -20,6 +20,8 @@ from data_prep.files import DataError
 from data_prep.video import FramePlan, VideoError, clip_of_video, plan_frames, read_frames
 from data_prep.video_writer import encode_mp4
 
+pytestmark = pytest.mark.lengthy
+
 GIB = 2**30
 NUM_PIXEL_BYTES = 8 * 32 * 32 * 3
 

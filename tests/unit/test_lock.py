@@ -20,6 +20,8 @@ from actrep_ray.run import lock
 from actrep_ray.run.lock import FolderLock, HeldError, Holder, LockLostError, check_holder
 from data_prep.processes import process_start
 
+pytestmark = pytest.mark.lengthy
+
 NUM_ROUNDS, NUM_PROCESSES = 100, 4
 
 HOLD = """

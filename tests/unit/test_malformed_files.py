@@ -38,6 +38,8 @@ from data_prep.validation.validate import Decoding, validate_file
 from data_prep.validation.view import View
 from data_prep.video_writer import encode_mp4
 
+pytestmark = pytest.mark.lengthy
+
 TASK = load_task("counting")
 CLIP = Clip("a", "d", "train", "a.mp4", 0.0, 4.0, 10.0, 40, 8, 8, "squat", 3)
 VIEW = View(

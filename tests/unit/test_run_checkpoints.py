@@ -17,6 +17,8 @@ from actrep_ray.learner.saving import BackgroundSave, Snapshot
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.saving import SaveError
 
+pytestmark = pytest.mark.lengthy
+
 
 class Gated(Snapshot):
     """Is written when the gate opens; `failure` is what the disk says to it."""

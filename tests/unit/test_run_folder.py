@@ -21,6 +21,8 @@ from data_prep.files import DataError
 from data_prep.overwriting import refuse_existing, refuse_filled
 from tests.unit.test_checkpoints import DAMAGES, Rank, flip_bit
 
+pytestmark = pytest.mark.lengthy
+
 REWARD = "def close(response, reference):\n    return 1.0\n"
 
 

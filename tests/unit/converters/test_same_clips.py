@@ -25,6 +25,8 @@ from data_prep.schema import Clip, read_clips
 from data_prep.validation.validate import Decoding, validate_file
 from data_prep.validation.view import View
 
+pytestmark = pytest.mark.lengthy
+
 MakeVideo = Callable[..., Path]
 VIEW = View(4.0, 4, 256, 1024, 4096, 32, 2, None)
 COUNTIX = "video_id,class,kinetics_start,kinetics_end,repetition_start,repetition_end,count\n"

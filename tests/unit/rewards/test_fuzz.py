@@ -16,6 +16,8 @@ from rewards.grammar.read import ParsedResponse, parse
 from rewards.grammar.write import Response, render
 from rewards.reference import Reference
 
+pytestmark = pytest.mark.lengthy
+
 NUM_TEXTS = 200_000
 NUM_SHARDS = 4
 
