@@ -39,7 +39,7 @@ from data_prep.synthetic.motions import MOTIONS
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 _MAX_TIME_S = 30
-_MAX_COUNT = 60
+MAX_COUNT = 60
 _SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -58,6 +58,8 @@ _PRE_TOKEN = (
 # How whole seconds and tenths are spelled as tokens: Ġ is a space and Ċ a line's end.
 _SECONDS = ("<{}", "Ġ{}", "-{}")
 _TENTHS = (".{}Ġseconds>", ".{}", ".{}sĊ")
+# How a number of repetitions is spelled: its label in a list, the total, the answer.
+NUMBER_FORMS = ("rep{}:", " {}\n", "{}")
 # What a description of motion says: a zone, a direction, and the segments of a clip.
 ZONES = ("a", "b", "c", "d", "e", "f", "g", "h")  # from the rest pose to the furthest point
 MOTION_WORDS = ("still", "out", "back", *ZONES)
@@ -194,6 +196,25 @@ def _shape_time_embeddings(model: Any, tokenizer: PreTrainedTokenizerFast) -> No
                 weight[token, first : first + half] = waves
 
 
+def shape_number_embeddings(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the tokens of one number of repetitions be alike, and those of near numbers similar.
+
+    As with times: sines of the number, here in half of the dimensions of a random basis. What the
+    embeddings hold in the other half stays.
+    """
+    weight = model.get_input_embeddings().weight.data
+    half, std = weight.shape[1] // 2, float(weight.std())
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(2 * half, half, generator=generator))[0].T  # [H / 2, H]
+    wavelengths = 2 * 30 ** torch.linspace(0, 1, half // 2)
+    for number in range(MAX_COUNT + 1):
+        phase = 2 * torch.pi * number / wavelengths
+        waves = torch.cat([phase.sin(), phase.cos()]) * 2 * std @ basis
+        for form in NUMBER_FORMS:
+            (token,) = tokenizer.encode(form.format(number))
+            weight[token] += waves - weight[token] @ basis.T @ basis
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The small tokenizer; the same one each time."""
     bpe = Tokenizer(models.BPE())
@@ -227,7 +248,7 @@ def _corpus() -> Iterator[str]:
     for tenth in range(_MAX_TIME_S * 10 + 1):
         time = f"{tenth / 10:.1f}"
         yield from (f"<{time} seconds>", f" {time}", f"-{time}s\n", f"-{time}")
-    for count in range(_MAX_COUNT + 1):
+    for count in range(MAX_COUNT + 1):
         yield from (f"rep{count}:", f"{count}", f" {count}\n")
     for action in MOTIONS:
         observation, definition = wording(action)

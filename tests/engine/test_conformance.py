@@ -15,7 +15,7 @@ from simulated_learner import Latency
 from actrep_ray.config import RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder
-from actrep_ray.pretrain import QUESTIONS
+from actrep_ray.pretrain.motion import QUESTIONS
 from actrep_ray.records import Prompt, RefusedError, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from actrep_ray.config import RolloutConfig, VideoConfig
 from actrep_ray.models.tiny import base_model_folder
-from actrep_ray.pretrain import QUESTIONS
+from actrep_ray.pretrain.motion import QUESTIONS
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
 from actrep_ray.rollout.hf_engine import HfEngine

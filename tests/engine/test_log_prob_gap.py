@@ -25,7 +25,7 @@ from actrep_ray.driver.groups import row_of
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder
-from actrep_ray.pretrain import QUESTIONS
+from actrep_ray.pretrain.motion import QUESTIONS
 from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings
 from actrep_ray.rollout.worker import start_engine

@@ -24,7 +24,7 @@ from actrep_ray.models.tiny import (
     write_tiny_model,
 )
 from actrep_ray.models.torch_names import device_named, dtype_named
-from actrep_ray.pretrain import (
+from actrep_ray.pretrain.motion import (
     NUM_TIMES,
     describe_frames,
     describe_motion,

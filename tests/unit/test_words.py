@@ -15,7 +15,7 @@ OWNERS = {
         "actrep_ray/config/learner.py",  # DeepSpeed's zero_stage
         "actrep_ray/evaluation/run_results.py",
     ),
-    "milestone": ("actrep_ray/quickstart.py",),
+    "milestone": ("actrep_ray/quickstart/",),
     "part": (
         "actrep_ray/config/generation.py",
         "actrep_ray/records.py",
@@ -26,7 +26,7 @@ OWNERS = {
         "actrep_ray/cluster/placement.py",
         "actrep_ray/learner/strategies/ema.py",  # in_place, as everybody says
     ),
-    "zone": ("actrep_ray/models/tiny.py", "actrep_ray/pretrain.py"),
+    "zone": ("actrep_ray/models/tiny.py", "actrep_ray/pretrain/motion.py"),
 }
 
 

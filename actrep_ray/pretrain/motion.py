@@ -16,7 +16,6 @@ defaults made the shipped base; the commands stand beside it, in assets/tiny_qwe
 import argparse
 import json
 import logging
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -35,8 +34,8 @@ from actrep_ray.learner.batch.packing import collate as pack
 from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import ZONES, num_parameters, write_tiny_model
+from actrep_ray.pretrain.base import learning_rate, save_base
 from data_prep.cot import wording
-from data_prep.files import complete_folder, write_lines
 from data_prep.overwriting import refuse_filled
 from data_prep.schema import Clip, read_clips
 from data_prep.synthetic.dataset import read_tracks
@@ -51,6 +50,7 @@ HOW = "Describe how it moves."
 AWAY = "When is it away from rest?"
 WHAT = "What is shown?"
 QUESTIONS = {"at": AT, "how": HOW, "away": AWAY, "what": WHAT}
+LOG = "pretraining.jsonl"
 NUM_TIMES = 10  # that `at` asks about
 MOVES = ("still", "out", "back")
 FRAME_NAMES = ("zone", "way", "seconds", "tenths")
@@ -222,14 +222,6 @@ def mirrored(frames: np.ndarray, rng: random.Random) -> np.ndarray:
     return np.ascontiguousarray(frames[:, :, :: rng.choice((1, -1))][..., channels])
 
 
-def learning_rate(step: int, num_steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine to a tenth of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
-
-
 def pretrain(args: argparse.Namespace) -> None:
     """Train from random weights (or `--start`) and write a checkpoint folder with its log."""
     torch.manual_seed(args.seed)
@@ -275,7 +267,7 @@ def pretrain(args: argparse.Namespace) -> None:
                 log.info("%s", {key: round(value, 4) for key, value in row.items()})
             rows.append(json.dumps(row))
             if is_due or stop.is_asked:
-                save(model, inputs, out, rows)
+                save_base(model, inputs, out, {LOG: rows})
             stop.check()
 
 
@@ -318,14 +310,6 @@ def validate(policy: Policy, inputs: QwenVLInputs, examples: Sequence[Example]) 
             log_probs, _ = policy(batch, temperature=1.0)
             result[f"val_{kind}_loss"] = float(-log_probs.sum() / batch.num_targets)
     return result
-
-
-def save(model: Any, inputs: QwenVLInputs, out: Path, rows: Sequence[str]) -> None:
-    """Write the folder that `from_pretrained` and vLLM load, with the log; the one before goes."""
-    with complete_folder(out, replaces=True) as partial:
-        model.save_pretrained(partial)
-        inputs.processor.save_pretrained(partial)
-        write_lines(partial / "pretraining.jsonl", rows)
 
 
 def main() -> None:
