@@ -30,7 +30,7 @@ def add_quickstart(commands: Any) -> None:
 
 def _quickstart(args: argparse.Namespace) -> None:
     from actrep_ray.config import load_recipe, recipes_folder
-    from actrep_ray.quickstart import FULL, QUICK, run_quickstart
+    from actrep_ray.quickstart.run import FULL, QUICK, run_quickstart
 
     edition = FULL if args.full else QUICK
     with_paths(args, load_recipe(recipes_folder() / edition.sft, args.set))

@@ -12,6 +12,9 @@ class DataConfig(Section):
     """What is asked about which clips."""
 
     path: str = Field("", description="JSONL of clips; its `split` column says what trains.")
+    datasets: tuple[str, ...] = Field(
+        (), description="Use only clips whose `dataset` is one of these; empty uses all."
+    )
     question: str = Field(
         "How many times is the action repeated? List each repetition.",
         description="Text after the video; `{action}` is replaced by the clip's action.",

@@ -18,9 +18,9 @@ from actrep_ray.records import Reading
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
 from actrep_ray.tasks.base import Task
-from actrep_ray.tasks.loading import load_task
+from actrep_ray.tasks.loading import chosen_clips, load_task
 from data_prep.files import DataError, write_json
-from data_prep.schema import Clip, read_clips
+from data_prep.schema import Clip
 
 DETECTOR = "periodicity"
 """The predictor that is a baseline, which nothing trains."""
@@ -161,7 +161,7 @@ def _read_answered(
         return [], []
     ids = {p.clip_id for predictions in sets.values() for p in predictions}
     clips, train_truths = [], []
-    for clip in read_clips(recipe.data.path, allow_outside=recipe.data.allow_outside):
+    for clip in chosen_clips(recipe):
         if clip.id in ids:
             clips.append(clip)
         elif clip.split == "train":

@@ -20,8 +20,8 @@ from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from actrep_ray.planning.training import describe_training
 from actrep_ray.run.checkpoint import model_folder
+from actrep_ray.tasks.loading import chosen_clips
 from data_prep.files import read_text
-from data_prep.schema import read_clips
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def _prompt_of(recipe: Recipe, model: Architecture) -> tuple[PromptSize, str]:
             f"visual tokens of a clip: at most {largest.num_visual} by the video settings "
             f"({recipe.data.path or 'data.path'} is not here); prompt at most {largest.num_tokens}"
         )
-    clips = read_clips(path, allow_outside=recipe.data.allow_outside)
-    sizes = [clip_size(clip, recipe, model) for clip in clips]
+    sizes = [clip_size(clip, recipe, model) for clip in chosen_clips(recipe)]
     if not sizes:
         return largest, f"visual tokens of a clip: {path} holds none"
     visual = np.array([size.num_visual for size in sizes])

@@ -1,6 +1,7 @@
 """What a recipe asks about: its task, and the clips of a split."""
 
 import logging
+from collections.abc import Iterator
 
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.tasks.base import Task
@@ -37,14 +38,15 @@ def load_clips(
 
     Raises:
         ConfigError: if `data.path` is not set.
-        DataError: for a bad row, a video that cannot be opened, or a split without clips.
+        DataError: for a bad row, a video that cannot be opened, a data set that no row is of, or a
+            split without clips.
     """
     if not recipe.data.path:
         raise ConfigError("data.path is not set: give the JSONL file of clips")
-    data = recipe.data
-    clips = list(read_clips(data.path, split=split, allow_outside=data.allow_outside))
+    clips = [clip for clip in chosen_clips(recipe) if clip.split == split]
     if not clips:
-        raise DataError(f"{recipe.data.path}: no clip has split={split!r}")
+        of_sets = f" and dataset={'|'.join(recipe.data.datasets)}" if recipe.data.datasets else ""
+        raise DataError(f"{recipe.data.path}: no clip has split={split!r}{of_sets}")
     clips = clips[:limit]
     if not recipe.data.check_videos:
         return clips
@@ -57,3 +59,21 @@ def load_clips(
     for problem in problems:
         _log.warning("%s: left out of the run if its frames are not cached", problem)
     return clips
+
+
+def chosen_clips(recipe: Recipe) -> Iterator[Clip]:
+    """Clips of all splits that are of the data sets that the recipe names.
+
+    Raises:
+        DataError: for a bad row, or, after the last clip, for a data set that no row is of.
+    """
+    data, found = recipe.data, set()
+    for clip in read_clips(data.path, allow_outside=data.allow_outside):
+        found.add(clip.dataset)
+        if not data.datasets or clip.dataset in data.datasets:
+            yield clip
+    if missing := sorted(set(data.datasets) - found):
+        raise DataError(
+            f"data.datasets: {data.path} has no clip of data set {missing[0]!r}, "
+            f"expected one of {', '.join(sorted(found))}"
+        )

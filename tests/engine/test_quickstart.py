@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.evaluation.predictions import read_predictions
+from actrep_ray.quickstart.data import COUNTED, MARKED
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.tasks.loading import load_task
+from data_prep.schema import read_clips
 
 pytestmark = pytest.mark.engine
 
@@ -19,10 +21,12 @@ BESIDE = {figure.name for figure in load_task("counting").figures if figure.by} 
 CODE = """
 import sys
 from dataclasses import replace
-from actrep_ray import quickstart
+from actrep_ray.quickstart.data import COUNTED, MARKED
+from actrep_ray.quickstart.run import QUICK, run_quickstart
 
-edition = replace(quickstart.QUICK, num_clips={"train": 12, "validation": 2, "test": 4})
-quickstart.run_quickstart(edition=edition, fresh=False, overrides=sys.argv[1:])
+few = {"train": 12, "validation": 2, "test": 4}
+edition = replace(QUICK, num_clips={MARKED: few, COUNTED: few})
+run_quickstart(edition=edition, fresh=False, overrides=sys.argv[1:])
 """
 
 
@@ -53,11 +57,19 @@ def test_every_stage_runs_and_is_not_done_twice(tmp_path: Path) -> None:
     run_quickstart(overrides)
 
     summary = json.loads((tmp_path / "runs" / "summary.json").read_text())
-    for name in ("constant", "untrained", "sft", "grpo"):
-        assert FIGURES <= set(summary[name]) <= FIGURES | BESIDE
-        assert summary[name]["n"] == 4
-        assert summary[name]["mae"]["low"] <= summary[name]["mae"]["value"]
-    assert FIGURES - {"n"} <= set(summary["paired"]) <= FIGURES | BESIDE
+    for held_out in (summary[MARKED], summary[COUNTED]):
+        for name in ("constant", "untrained", "sft", "grpo"):
+            assert FIGURES <= set(held_out[name]) <= FIGURES | BESIDE
+            assert held_out[name]["n"] == 4
+            assert held_out[name]["mae"]["low"] <= held_out[name]["mae"]["value"]
+        assert FIGURES - {"n"} <= set(held_out["paired"]) <= FIGURES | BESIDE
+    clips = list(read_clips(tmp_path / "data" / "clips.jsonl"))
+    assert len(clips) == 36
+    has_marks = {(clip.dataset, clip.split): clip.cycles is not None for clip in clips}
+    assert [key for key, marked in has_marks.items() if not marked] == [
+        (COUNTED, "train"),
+        (COUNTED, "validation"),
+    ]
     milestones = {"data", "model", "untrained", "sft", "sft evaluation", "grpo", "grpo evaluation"}
     assert milestones < set(summary["seconds"])
     assert summary["versions"]["torch"]

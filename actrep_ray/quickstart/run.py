@@ -1,5 +1,9 @@
 """From nothing to a small Qwen3-VL that counts: the whole system once, on real files.
 
+Two sets of clips, as users have them: a few whose repetitions are marked (level `easy`), from which
+reasoning is learned by SFT, and others of a harder kind (`medium`) of which no more than the count
+is known, from which GRPO learns. Their held-out clips keep their marks, to judge lists by.
+
     data ─► base model ─► SFT ───────────────► evaluation ─► GRPO ─► evaluation ─► report
                     └──► engine starts, counts ──▲ weights ───▲ weights each step
                          untrained (background)
@@ -11,22 +15,25 @@ A milestone that was finished with the same settings, data and weights is not do
 import hashlib
 import json
 import shutil
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.session import cluster
-from actrep_ray.config import ConfigError, Recipe, load_recipe, override, recipes_folder
+from actrep_ray.config import (
+    ConfigError,
+    Recipe,
+    load_recipe,
+    override,
+    recipes_folder,
+    write_resolved,
+)
 from actrep_ray.driver.job import GrpoJob, prepare_grpo
 from actrep_ray.driver.pools import Pools
 from actrep_ray.evaluation.periodicity import write_baseline
@@ -37,6 +44,8 @@ from actrep_ray.evaluation.run_results import read_run
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder, write_base_model
+from actrep_ray.quickstart.data import COUNTED, LEVELS, MARKED, SEED, write_data
+from actrep_ray.quickstart.milestones import Milestones
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.console import as_text, console
@@ -47,12 +56,8 @@ from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.sft import prepare_sft
 from actrep_ray.tasks.loading import load_clips, load_task
 from actrep_ray.weights.sync import WeightSync
-from data_prep.files import read_object, write_json, write_lines
-from data_prep.synthetic.dataset import write_dataset
+from data_prep.files import write_lines
 
-# The hardest level that the time allows.
-LEVEL = "easy"
-DATA_SEED = 0
 _KEY = "quickstart-key"  # file in a run's folder that tells which run it is
 BASE = "base"  # folder of the shipped base model inside the run folder
 
@@ -67,18 +72,30 @@ class Edition:
     Attributes:
         sft: Recipe of the first half, a file in `recipes/`.
         grpo: Recipe of the second half.
-        num_clips: Clips that are rendered, by split.
+        num_clips: Clips that are rendered, by data set and split.
     """
 
     sft: str
     grpo: str
-    num_clips: dict[str, int]
+    num_clips: dict[str, dict[str, int]]
 
 
 QUICK = Edition(
-    "quickstart_sft.yaml", "quickstart_grpo.yaml", {"train": 2400, "validation": 64, "test": 240}
+    "quickstart_sft.yaml",
+    "quickstart_grpo.yaml",
+    {
+        MARKED: {"train": 2400, "validation": 64, "test": 240},
+        COUNTED: {"train": 1600, "validation": 64, "test": 400},
+    },
 )
-FULL = Edition("tiny_sft.yaml", "tiny_grpo.yaml", {"train": 6000, "validation": 64, "test": 400})
+FULL = Edition(
+    "tiny_sft.yaml",
+    "tiny_grpo.yaml",
+    {
+        MARKED: {"train": 6000, "validation": 64, "test": 400},
+        COUNTED: {"train": 6000, "validation": 64, "test": 400},
+    },
+)
 
 
 def run_quickstart(*, edition: Edition = QUICK, fresh: bool, overrides: Sequence[str] = ()) -> Path:
@@ -139,28 +156,27 @@ class Quickstart:
         self.prepare()
         self.keys = self.find_keys()
         self.inputs = QwenVLInputs(resolve_model(self.sft.model.path))
-        self.clips = load_clips(self.grpo, self.grpo.eval.split, limit=self.grpo.eval.num_clips)
+        self.clips = {
+            recipe.stage: load_clips(recipe, recipe.eval.split, limit=recipe.eval.num_clips)
+            for recipe in (self.sft, self.grpo)
+        }
         if any(self.is_needed(name) for name in self.keys if name != BASELINE):
             with cluster(self.sft, self.grpo):
                 self.train()
         if self.is_needed(BASELINE):
             with self.milestones.doing(BASELINE, self.keys[BASELINE]):
-                write_baseline(self.clips, self.folder, load_task(self.grpo.task))
+                for stage, clips in self.clips.items():
+                    write_baseline(clips, self.folder_of(stage), load_task(self.grpo.task))
         return self.report()
 
     def prepare(self) -> None:
         """Render the videos and write the base model, where they are not there."""
         data, model = Path(self.sft.data.path), Path(self.sft.model.path)
-        key = hash_of(LEVEL, self.edition.num_clips, DATA_SEED)
+        key = hash_of(LEVELS, self.edition.num_clips, SEED)
         if not (self.milestones.is_done("data", key) and data.is_file()):
+            is_ours = self.milestones.is_known("data")
             with self.milestones.doing("data", key):
-                write_dataset(
-                    data.parent,
-                    level=LEVEL,
-                    num_clips=self.edition.num_clips,
-                    seed=DATA_SEED,
-                    overwrite=self.milestones.is_known("data"),  # ours, and of another time
-                )
+                write_data(data, self.edition.num_clips, overwrite=is_ours)
         if model == self.folder / BASE:
             key = file_hash(base_model_folder() / "model.safetensors")
             if not (self.milestones.is_done("model", key) and model.is_dir()):
@@ -249,41 +265,37 @@ class Quickstart:
             return
         rollouts = engine.hold(model, learners)
         with self.milestones.doing(name, self.keys[name]):
-            evaluate(self.clips, rollouts, self.inputs, self.grpo, self.predictions_path(name))
+            for stage, clips in self.clips.items():
+                path = self.folder_of(stage) / f"predictions-{name.split()[0]}.jsonl"
+                evaluate(clips, rollouts, self.inputs, self.grpo, path)
 
-    def predictions_path(self, name: str) -> Path:
-        """File of one evaluation's predictions."""
-        return self.folder / f"predictions-{name.split()[0]}.jsonl"
+    def folder_of(self, stage: str) -> Path:
+        """Where the predictions lie that are about the clips of what a stage learned from."""
+        return self.folder if stage == self.grpo.stage else self.folder / MARKED
 
     def report(self) -> Path:
         """Score, draw, write `summary.json`, and print what a person wants to know."""
+        marked = self.folder_of(self.sft.stage)
+        write_resolved(self.sft, marked / RECORD, provenance(self.sft))
         with self.milestones.doing("report"):
-            report = write_report(read_run(self.folder), self.folder)
+            reports = {
+                name: write_report(read_run(folder), folder)
+                for name, folder in ((COUNTED, self.folder), (MARKED, marked))
+            }
         path = self.folder / "summary.json"
-        write_lines(path, [json.dumps(self.summary(report), indent=2)])
-        print_main(report, self.console)
+        write_lines(path, [json.dumps(self.summary(reports), indent=2)])
+        for name, report in reports.items():
+            self.console.print(as_text(f"Held-out clips of {name}", "bold"))
+            print_main(report, self.console)
         self.console.print(self.seconds_table())
-        self.console.print(as_text(self.next_commands(report)), soft_wrap=True)
+        self.console.print(as_text(self.next_commands(reports[COUNTED])), soft_wrap=True)
         return path
 
-    def summary(self, report: Report) -> dict[str, Any]:
+    def summary(self, reports: Mapping[str, Report]) -> dict[str, Any]:
         """The numbers of a quickstart, as JSON values."""
-        figures = {
-            ("constant" if name.startswith("constant") else name): {
-                "n": metrics.num_clips,
-                **{key: asdict(interval) for key, interval in metrics.values.items()},
-            }
-            for name, metrics in report.metrics.items()
-        }
-        paired = {
-            key: asdict(interval) for key, interval in report.differences["sft \u2192 grpo"].items()
-        }
-        seconds = self.milestones.seconds
         return {
-            **figures,
-            "paired": paired,
-            "seconds": {**seconds, "total": round(self.milestones.total_s, 1)},
-            "level": LEVEL,
+            **{name: _figures(report) for name, report in reports.items()},
+            "seconds": {**self.milestones.seconds, "total": round(self.milestones.total_s, 1)},
             "num_clips": self.edition.num_clips,
             "seed": self.grpo.seed,
             **provenance(self.grpo),
@@ -306,12 +318,12 @@ class Quickstart:
     def next_commands(self, report: Report) -> str:
         """Text on where the results are and how to go on."""
         grpo, data = self.grpo.run_dir, self.grpo.data.path
-        video = _from_here(Path(self.clips[0].video))
+        video = _from_here(Path(self.clips[self.grpo.stage][0].video))
         larger = _from_here(recipes_folder() / "qwen3_vl_4b_grpo.yaml")
         longer = "  actrep quickstart --full                  # the same, longer and better"
         return "\n".join(
             [
-                f"Videos of level {LEVEL}; curves and a clip: {report.pictures['summary']}",
+                f"Curves and a clip: {report.pictures['summary']}",
                 f"Page with all tables: {report.page}",
                 "",
                 "Go on with",
@@ -322,6 +334,19 @@ class Quickstart:
                 f"  actrep check {larger}   # a real model, on GPUs",
             ]
         )
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    """Figures of each predictor, and the differences between GRPO and SFT, with intervals."""
+    figures: dict[str, Any] = {
+        ("constant" if name.startswith("constant") else name): {
+            "n": metrics.num_clips,
+            **{key: asdict(interval) for key, interval in metrics.values.items()},
+        }
+        for name, metrics in report.metrics.items()
+    }
+    paired = report.differences["sft \u2192 grpo"]
+    return {**figures, "paired": {key: asdict(interval) for key, interval in paired.items()}}
 
 
 def _from_here(path: Path) -> Path:
@@ -358,57 +383,6 @@ class SharedEngine:
             self.pool = RolloutPool.start(self.recipe, model)
         self.held = model
         return self.pool
-
-
-class Milestones:
-    """Which milestones are done, with what, and how long they took.
-
-    Args:
-        path: JSON file that remembers it.
-        console: Where a milestone is announced.
-    """
-
-    def __init__(self, path: Path, console: Console) -> None:
-        self.path = path
-        self.console = console
-        self.done_now: set[str] = set()
-        self._lock = threading.Lock()
-        self._began = time.monotonic()
-        self._done: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            self._done = read_object(path, "the milestones of a quickstart")
-
-    def is_known(self, name: str) -> bool:
-        """Whether a milestone was reached at all."""
-        return name in self._done
-
-    def is_done(self, name: str, key: str) -> bool:
-        """Whether a milestone was finished with this key."""
-        return self._done.get(name, {}).get("key") == key
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each finished milestone, in the order in which they ended."""
-        return {name: milestone["seconds"] for name, milestone in self._done.items()}
-
-    @property
-    def total_s(self) -> float:
-        """Seconds since this object was made."""
-        return time.monotonic() - self._began
-
-    @contextmanager
-    def doing(self, name: str, key: str = "") -> Iterator[None]:
-        """Time a milestone and remember it, if it ends without an error."""
-        self.console.print(as_text(name, "bold").append(" ...", "not bold"))
-        began = time.monotonic()
-        yield
-        seconds = time.monotonic() - began
-        with self._lock:
-            self._done.pop(name, None)
-            self.done_now.add(name)
-            self._done[name] = {"key": key, "seconds": round(seconds, 1)}
-            write_json(self.path, self._done)
-        self.console.print(as_text(name, "bold").append(f" took {seconds:.0f} s", "not bold"))
 
 
 def is_resumable(run_dir: Path, key: str) -> bool:

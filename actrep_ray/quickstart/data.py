@@ -1,0 +1,43 @@
+"""The clips of a quickstart: a set with marks, and a harder one of which only counts are known."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.schema import Clip, read_clips, write_clips
+from data_prep.synthetic.dataset import write_dataset
+
+MARKED, COUNTED = "synthetic-easy", "synthetic-medium"  # `dataset` of the clips
+LEVELS = {MARKED: "easy", COUNTED: "medium"}
+SEED = 0
+
+
+def write_data(path: Path, num_clips: Mapping[str, Mapping[str, int]], *, overwrite: bool) -> None:
+    """Render both sets beside a file that lists the clips of both.
+
+    The marks of `COUNTED` are left out of its train and validation split; those of its test split
+    stay, to judge lists by.
+
+    Args:
+        path: The JSONL to write.
+        num_clips: Clips of each set by split.
+        overwrite: Whether sets of other settings give way.
+    """
+    clips: list[Clip] = []
+    for name, level in LEVELS.items():
+        folder = path.parent / level
+        written = write_dataset(
+            folder, level=level, num_clips=dict(num_clips[name]), seed=SEED, overwrite=overwrite
+        )
+        for clip in _listed(written, name):
+            clips.append(replace(clip, video=os.path.relpath(clip.video, path.parent)))
+    write_clips(path, clips)
+
+
+def _listed(path: Path, name: str) -> Iterator[Clip]:
+    for clip in read_clips(path):
+        clip = replace(clip, dataset=name)
+        if name == COUNTED and clip.split != "test":
+            clip = replace(clip, cycles=None, cycles_source=None)
+        yield clip
