@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,29 +232,3 @@ def test_a_killed_engine_changes_no_token(folder: Path, undisturbed: Run) -> Non
             del row["attempt"], row["log_probs"]
     assert first == second
     assert differences(killed.state(), alone.state()) == []
-
-
-@pytest.mark.slow
-@pytest.mark.engine
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("staleness", ["null", "1"])
-def test_with_more_workers_every_prompt_is_trained_once(folder: Path, staleness: str) -> None:
-    settings = (
-        f"train.max_staleness={staleness}",
-        "rollout.num_workers=2",
-        "reward.num_workers=2",
-        "learner.num_workers=2",
-        "train.max_refill_factor=0",
-    )
-    whole, cut = (Run(folder, f"{name}-{staleness}", *settings) for name in ("whole", "cut"))
-    whole.finish()
-    assert cut.process("driver@4:update")[0] == -signal.SIGKILL
-    assert "goes on from step 2" in cut.finish("--resume")
-    assert trained_prompts(cut) == trained_prompts(whole)
-
-
-def trained_prompts(run: Run) -> Counter[str]:
-    """How often a prompt is part of the history of the final weights."""
-    last = {call["step"]: call["rows"] for call in run.trained()}
-    assert sorted(last) == list(range(1, NUM_STEPS + 1))
-    return Counter(row["id"] for rows in last.values() for row in rows)
