@@ -203,7 +203,7 @@ def test_stopped_workers_of_each_kind_are_replaced(folder: Path) -> None:
         "run.silence_s": "5",
         "rollout.max_restarts": "3",
         "learner.max_restarts": "3",
-        "reward.max_failures": "9",
+        "reward.max_restarts": "3",
     }
     process = start(recipe, *(f"--set={key}={value}" for key, value in asked.items()))
     for worker in ("RolloutWorker", "RewardWorker", "_Rank"):
