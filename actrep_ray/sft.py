@@ -281,7 +281,10 @@ def _train(
     quarantine.load_state(start.driver_state().get(STATE_KEY, ()) if start else ())
     with (
         StopRequest(
-            recipe.run.preemption_notice or "", recipe.run.stop_s, mended=(WorkerLostError,)
+            recipe.run.preemption_notice or "",
+            recipe.run.stop_s,
+            (WorkerLostError,),
+            learners.hurry,
         ) as stop,
         MetricLogger(recipe.run_dir, purge_after_step=step or -1) as logger,
         step_progress("SFT", start=step, total=cfg.num_steps) as report,
@@ -291,7 +294,7 @@ def _train(
             stop.check()
             step += 1
             draw = partial(data.batch, step, quarantine)
-            with logger.timer("learn"):
+            with logger.timer("learn"), stop.giving_way():
                 rows = _readable(draw, learners, quarantine, step)
                 metrics = _prefixed("sft/", learners.sft_step(rows))
             if not stop.is_asked and is_due(cfg.validate_every, step, cfg.num_steps):

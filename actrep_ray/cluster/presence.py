@@ -16,10 +16,11 @@ from pathlib import Path
 
 import psutil
 
-_PULSE, _STACKS = "actrep-pulse", "actrep-stacks"
+_PULSE, _STACKS, _WISH = "actrep-pulse", "actrep-stacks", "actrep-wish"
 _BEAT_S = 1.0
 _DUMP_S = 3.0  # longest wait for the stacks
 _begun = threading.Lock()
+_wishes: list[int] = []  # the file of this process, once it has begun
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def begin() -> None:
         return
     stacks = os.memfd_create(_STACKS)
     faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
+    _wishes.append(os.memfd_create(_WISH))
     pulse = os.memfd_create(_PULSE)
     threading.Thread(target=_beat, args=(pulse,), name="pulse", daemon=True).start()
 
@@ -78,6 +80,19 @@ def stacks_of(pid: int) -> str:
         after = now
     told = after[len(before) :]
     return "\n".join([*lines, told or "it tells no stacks, which a stopped process cannot"])
+
+
+def wish(pid: int) -> None:
+    """Wish that a process of this machine left what it is at."""
+    path = _file_of(pid, _WISH)
+    if path is not None:
+        with suppress(OSError):
+            path.write_bytes(b"1")
+
+
+def is_wished() -> bool:
+    """Whether somebody wishes that this process left what it is at."""
+    return any(os.pread(file, 1, 0) == b"1" for file in _wishes)
 
 
 def kill(pid: int) -> None:

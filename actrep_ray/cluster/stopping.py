@@ -1,7 +1,8 @@
 """Being asked to stop: by ctrl-C, SIGTERM, SIGUSR1 or a file, and what a loop makes of it.
 
-    signal ─┐                 ┌─► `abandoning`: what is waited for is given up at once
-    file ───┴─ asked ─────────┴─► `check`: the loop ends between two steps
+    signal ─┐         ┌─► `abandoning`: what is waited for is given up at once
+    file ───┴─ asked ─┼─► `check`: the loop ends between two steps
+                 │    └─► `giving_way`: 1/4 of `run.stop_s` later, if it is not over by then
                  └─ 3/4 of `run.stop_s` later ─► `InterruptError`; all of it ─► the process ends
 
 Both raise `StopError`, on which the run's checkpoint is written (`driver/checkpoints.py`). Where
@@ -25,6 +26,7 @@ Handler: TypeAlias = Callable[[int, FrameType | None], None] | signal.Handlers
 
 _WORDS = {signal.SIGINT: "ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 _POLL_S = 0.5  # of the file
+_HURRY = 0.25  # of the time to stop; an update that ends sooner is not given up
 _SOFT = 0.75  # of the time to stop; the rest is for workers to end
 _log = logging.getLogger(__name__)
 
@@ -50,6 +52,10 @@ class StopError(InterruptError):
     """A run was asked to stop, and what it has done is to be saved."""
 
 
+class AbandonedError(RuntimeError):
+    """Work was left half done because somebody wished so; nothing was changed."""
+
+
 class StopRequest:
     """Listens for whoever asks a run to stop; a context manager around its loop.
 
@@ -58,11 +64,18 @@ class StopRequest:
             "" if there is none.
         within_s: Seconds from the request to the end of the process.
         mended: Errors after which a run starts again; not of one that was asked to stop.
+        hurry: Called once, by a thread, when a quarter of the time has passed: what is still going
+            on may raise `AbandonedError`.
     """
 
     def __init__(
-        self, notice: str, within_s: float, mended: tuple[type[Exception], ...] = ()
+        self,
+        notice: str,
+        within_s: float,
+        mended: tuple[type[Exception], ...] = (),
+        hurry: Callable[[], None] = lambda: None,
     ) -> None:
+        self._hurry = hurry
         self.within_s = within_s
         self._mended = mended
         self._notice = Path(notice) if notice else None
@@ -122,6 +135,19 @@ class StopRequest:
         finally:
             self._listening = ()
 
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Do what may be given up by whoever does it, when `hurry` says so.
+
+        Raises:
+            StopError: in place of `AbandonedError`.
+        """
+        try:
+            yield
+        except AbandonedError:
+            self.check()
+            raise
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         word = _WORDS[signal.Signals(number)]
         if self.is_asked and number == signal.SIGINT:
@@ -148,8 +174,11 @@ class StopRequest:
 
     def _end_in_time(self) -> None:
         """Let the main thread go on to the end when saving takes too long; then end the process."""
-        soft_s = _SOFT * self.within_s
-        if self._over.wait(soft_s):
+        soft_s, hurry_s = _SOFT * self.within_s, _HURRY * self.within_s
+        if self._over.wait(hurry_s):
+            return
+        self._hurry()
+        if self._over.wait(soft_s - hurry_s):
             return
         self._too_late = f"by {self._reason}; saving took longer than {soft_s:g} s (see run.stop_s)"
         main = threading.main_thread().ident

@@ -13,34 +13,21 @@ Processes of other nodes are looked at, and ended, by a task on their node.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-import ray
 
 from actrep_ray.cluster import presence
 from actrep_ray.cluster.calls import CALLS, TURNS, Head, limit_of
+from actrep_ray.cluster.processes import Host, host_of, on_node
 from actrep_ray.cluster.supervision import name_of
 from actrep_ray.config import Recipe
 
-T = TypeVar("T")
-
 _SAY_FIRST_S = 60.0  # and then after twice as long, each time
-_ASK_S = 30.0  # that another node takes at most to answer
 _OF_WAIT = 0.9  # of the pool's own wait, for calls whose time is not measured
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Host:
-    """Where the process of an actor is."""
-
-    node: str
-    pid: int
 
 
 @dataclass
@@ -67,7 +54,6 @@ class Watchdog:
             "learner": recipe.learner.timeout_s,
         }
         self._every_s = min(self.cfg.silence_s / 6, 5.0)
-        self._here = this_node()
         self._silences: dict[str, Silence] = {}
         self._say_at: dict[str, float] = {}
         self._ended: set[str] = set()
@@ -118,7 +104,7 @@ class Watchdog:
         if host is None:  # Ray has not found room for it yet
             self._say(head, limit_s, "it has no process yet")
             return
-        signs = self._on_node(host.node, partial(presence.look, host.pid))
+        signs = on_node(host.node, partial(presence.look, host.pid))
         if signs is None or signs.status == "gone":  # Ray will tell of the loss
             return
         now = time.monotonic()
@@ -159,7 +145,7 @@ class Watchdog:
             _name(head), why, head.call.method, host.pid, path,
         )  # fmt: skip
         self._ended.add(head.actor)
-        self._on_node(host.node, partial(presence.kill, host.pid))
+        on_node(host.node, partial(presence.kill, host.pid))
 
     def _write_stacks(self, heads: list[Head]) -> Path | None:
         """One file with what some workers are at; None if it cannot be written."""
@@ -168,7 +154,7 @@ class Watchdog:
             host = host_of(head.actor)
             told = None
             if host is not None:
-                told = self._on_node(host.node, partial(presence.stacks_of, host.pid))
+                told = on_node(host.node, partial(presence.stacks_of, host.pid))
             title = f"{_name(head)}: `{head.call.method}` for {head.seconds:.0f} s"
             parts.append(f"{title}\n{told or 'nothing can be seen of it'}\n")
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -180,17 +166,6 @@ class Watchdog:
             _log.warning("%s: %s", path, error.strerror)
             return None
         return path
-
-    def _on_node(self, node: str, call: Callable[[], T]) -> T | None:
-        """What a function returns on a node; None if that does not answer."""
-        if node == self._here:
-            return call()
-        options: Mapping[str, object] = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
-        try:
-            found: T = ray.get(ray.remote(**options)(_call).remote(call), timeout=_ASK_S)
-        except ray.exceptions.RayError:
-            return None
-        return found
 
 
 @contextmanager
@@ -205,24 +180,6 @@ def watched(recipe: Recipe, stacks: Path) -> Iterator[None]:
         watchdog.end()
         CALLS.is_on = False
         CALLS.clear()
-
-
-def this_node() -> str:
-    """Ray's id of the node that this process is on."""
-    node: str = ray.get_runtime_context().get_node_id()
-    return node
-
-
-def host_of(actor: str) -> Host | None:
-    """Where an actor's process is; None while it has none."""
-    known = ray._private.state.actors(actor)
-    node = known.get("Address", {}).get("NodeID", "")
-    pid = int(known.get("Pid", 0))
-    return Host(node, pid) if node and pid else None
-
-
-def _call(call: Callable[[], T]) -> T:
-    return call()
 
 
 def _name(head: Head) -> str:

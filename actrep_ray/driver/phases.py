@@ -111,7 +111,7 @@ class Phases:
         self.quarantine = Quarantine(recipe, len(data.train))
         self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
         notice, within_s = recipe.run.preemption_notice or "", recipe.run.stop_s
-        self.stop = StopRequest(notice, within_s, mended=(WorkerLostError,))
+        self.stop = StopRequest(notice, within_s, (WorkerLostError,), self._hurry)
 
     # ---------------------------------------------------------------- the ends of a run
 
@@ -165,6 +165,9 @@ class Phases:
         """Say at the end of a run what was left out of it."""
         if told := self.quarantine.describe():
             console().print(as_text(told), soft_wrap=True)
+
+    def _hurry(self) -> None:
+        self.pools.learners.hurry()
 
     # ---------------------------------------------------------------- prompts
 
@@ -262,7 +265,7 @@ class Phases:
         if not groups:
             return {}
         turn = self.pools.rollouts.asleep()  # where engines and ranks share a GPU
-        with turn, self.timeline.span("learner", "ranks", "update"):
+        with turn, self.timeline.span("learner", "ranks", "update"), self.stop.giving_way():
             metrics = self.pools.learners.update([row_of(group) for group in groups], step)
         if all(r.policy_version == step - 1 for group in groups for r in group.rollouts):
             check_log_prob_gap(metrics["log_prob_gap_mean"], self.recipe)  # same weights

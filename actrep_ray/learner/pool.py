@@ -15,11 +15,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from actrep_ray.cluster import presence
 from actrep_ray.cluster.actors import Bundles, ObjectRef, as_actor, node_address, put
 from actrep_ray.cluster.bundles import bundle_options, release, reserve
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import use_node_network, with_device
 from actrep_ray.cluster.placement import is_colocated, share_of_bundle
+from actrep_ray.cluster.processes import host_of, on_node
 from actrep_ray.cluster.supervision import (
     CAUSE_S,
     Call,
@@ -197,6 +199,16 @@ class LearnerPool:
             "unreadable", lambda rank: rank.unreadable.remote(rows), what="a look for frames"
         )
         return found
+
+    def hurry(self) -> None:
+        """Wish that the ranks gave up an update, if that has changed nothing yet.
+
+        It raises `AbandonedError` then. From any thread.
+        """
+        for worker in self.workers:
+            host = host_of(worker._actor_id.hex())
+            if host is not None:
+                on_node(host.node, partial(presence.wish, host.pid))
 
     def log_probs(
         self, rows: Sequence[LearnerRow], *, reference: bool = False

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from actrep_ray.cluster import presence
+from actrep_ray.cluster.stopping import AbandonedError
 from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.loader import MicroBatchLoader
 from actrep_ray.learner.batch.prompts import PromptEncoder
@@ -69,6 +71,7 @@ class LearnerWorker:
         self.total_steps = total_steps
         self.kl_coef = recipe.algorithm.kl_coef
         self.saving = BackgroundSave()
+        self._num_at_begin = 0  # optimiser steps when the update under way began
 
     def setup(self, master_addr: str, master_port: int) -> None:
         """Join the other ranks and load the model; returns when this rank can train."""
@@ -80,7 +83,7 @@ class LearnerWorker:
         self.inputs = QwenVLInputs(checkpoints.model)
         frames = FrameCache.of(recipe.video)
         self.encoder = PromptEncoder(self.inputs, frames)
-        self.loader = MicroBatchLoader(self.encoder, ranks, recipe.learner)
+        self.loader = MicroBatchLoader(self.encoder, ranks, recipe.learner, self._give_way)
         visual_ids = self.inputs.visual_token_ids
         self.policy, fingerprint = load_policy(recipe, checkpoints, visual_ids, ranks)
         self.strategy = make_strategy(self.policy, ranks.mesh, recipe)
@@ -123,6 +126,7 @@ class LearnerWorker:
         """One optimiser step of cross-entropy on the answers' tokens; `loss` is per token."""
         start = time.monotonic()
         check_rows(rows, self.inputs.visual_token_ids)
+        self._num_at_begin = self.num_optimizer_steps
         counts = self._count(rows)
         metrics = self.steps.take(
             rows,
@@ -163,10 +167,11 @@ class LearnerWorker:
 
         Raises:
             LearnerError: if a loss or gradient is not finite; no optimiser step was taken then.
+            AbandonedError: if somebody wishes so before the first optimiser step; likewise.
         """
         start = time.monotonic()
         check_rows(rows, self.inputs.visual_token_ids)
-        num_before = self.num_optimizer_steps
+        num_before = self._num_at_begin = self.num_optimizer_steps
         num_later = (self.total_steps - step) * optimizer_steps_per_step(self.recipe)
         metrics, self.kl_coef = self.grpo.run(rows, self.kl_coef, max(0, num_later))
         _log.info("step %d: %s", step, metrics)
@@ -283,6 +288,18 @@ class LearnerWorker:
         self.steps.num_taken = int(progress["num_optimizer_steps"])
         if self.recipe.algorithm.kl_target is not None and "kl_coef" in progress:
             self.kl_coef = float(progress["kl_coef"])
+
+    def _give_way(self) -> None:
+        """Between two micro-batches: leave an update that has changed nothing, if that is wished.
+
+        Raises:
+            AbandonedError: on all ranks, or on none.
+        """
+        if self.num_optimizer_steps != self._num_at_begin:
+            return
+        if self.ranks.max(float(presence.is_wished())):
+            self.strategy.reshard()
+            raise AbandonedError("an update was given up before its first optimiser step")
 
     def _progress(self) -> dict[str, float]:
         return {"num_optimizer_steps": self.num_optimizer_steps, "kl_coef": self.kl_coef}

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from actrep_ray.cluster import presence
+from actrep_ray.cluster.stopping import AbandonedError
 from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.loader import MicroBatchLoader
 from actrep_ray.learner.loss.objective import (
@@ -94,6 +96,7 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
         folder = Path(job["folder"]) / f"{strategy}-{world_size}"
         parts = gradients_of_cases(worker, job, only=SOME if strategy != "fsdp2" else None)
         parts |= updates(worker, job["rows"], folder)
+        parts |= giving_up(worker, job["rows"])
         parts |= {f"weights/{name}": value for name, value in worker.iter_weights()}
         parts |= going_on(recipe, job["rows"], folder, rank, world_size, port)
         parts |= moving_average(worker, job["rows"])
@@ -131,6 +134,18 @@ def updates(worker: LearnerWorker, rows: list[Any], folder: Path) -> dict[str, t
     found |= averages_in(folder / "end", "ema")
     found |= _metrics("metrics-sft", worker.sft_step(rows))
     return found
+
+
+def giving_up(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Tensor]:
+    """How many weights a step moves that one rank alone wishes to be left: 0, on every rank."""
+    before, taken = masters(worker), worker.num_optimizer_steps
+    is_last = worker.ranks.rank == worker.ranks.size - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presence, "is_wished", lambda: is_last)
+        with pytest.raises(AbandonedError):
+            worker.sft_step(rows)
+    assert worker.num_optimizer_steps == taken
+    return {"moved-by-giving-up": torch.tensor(_num_changed(before, masters(worker)))}
 
 
 def picking(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str, torch.Tensor]:

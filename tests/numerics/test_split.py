@@ -303,6 +303,13 @@ def test_a_mini_batch_without_a_gradient_moves_nothing(
     assert int(found["moved-by-one-rank"]) > 10
 
 
+@pytest.mark.parametrize(("world_size", "strategy"), EVERY_ONE)
+def test_a_step_that_one_rank_gives_up_is_given_up_by_all_and_moves_nothing(
+    strategy: str, world_size: int, everything: dict[int, Found]
+) -> None:
+    assert int(_case(everything[world_size], strategy)["moved-by-giving-up"]) == 0
+
+
 def test_a_state_does_not_depend_on_strategy_or_ranks(
     job: dict[str, Any], everything: dict[int, Found]
 ) -> None:

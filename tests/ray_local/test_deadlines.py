@@ -102,7 +102,7 @@ def test_a_stopped_worker_is_ended_with_its_stacks_and_is_a_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not is_here:  # it is looked at, and ended, by tasks on its node
-        monkeypatch.setattr("actrep_ray.cluster.watchdog.this_node", lambda: "another")
+        monkeypatch.setattr("actrep_ray.cluster.processes.this_node", lambda: "another")
     with watched(settings(silence_s=2.0), tmp_path / "stacks"):
         sleeper.update(0.01)
         sleeper.wait(30)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.cluster.mailbox import Mailbox
-from actrep_ray.cluster.stopping import InterruptError, StopError, StopRequest
+from actrep_ray.cluster.stopping import AbandonedError, InterruptError, StopError, StopRequest
 
 
 def in_a_moment(call: Callable[[], object], after_s: float = 0.2) -> None:
@@ -118,6 +118,31 @@ def test_what_takes_too_long_to_save_is_given_up() -> None:
         with pytest.raises(InterruptError, match=r"by SIGTERM; saving took longer than 1\.5 s"):
             wait(mailbox)
         assert 1.4 < time.monotonic() - began < 4
+
+
+def test_who_is_still_at_work_after_a_quarter_of_the_time_is_hurried_and_may_give_up() -> None:
+    hurried = threading.Event()
+
+    def update() -> None:
+        """What a learner does: it goes on until it is hurried."""
+        wait_until(hurried)
+        raise AbandonedError("nothing was changed")
+
+    began = time.monotonic()
+    with StopRequest("", 4.0, hurry=hurried.set) as stop:
+        with pytest.raises(AbandonedError), stop.giving_way():
+            raise AbandonedError("nobody asked")
+        send(signal.SIGTERM)()
+        with pytest.raises(StopError, match="stopped by SIGTERM"), stop.giving_way():
+            update()
+        assert 0.9 < time.monotonic() - began < 2.5
+    with StopRequest("", 0.4, hurry=lambda: pytest.fail("it was over")):
+        pass
+    time.sleep(0.3)
+
+
+def wait_until(event: threading.Event) -> None:
+    assert event.wait(10)
 
 
 @pytest.mark.parametrize("is_asked", [False, True])

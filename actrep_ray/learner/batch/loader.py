@@ -1,6 +1,6 @@
 """From rows to one rank's micro-batches: shard, encode, pack, cut by tokens, collate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,9 +40,17 @@ class MicroBatchLoader:
         encoder: Of the rows' prompts.
         ranks: Among which rows are divided.
         cfg: How rows are packed, and the most tokens of a micro-batch.
+        before_each: Called before each micro-batch, on every rank; may end the pass by raising.
     """
 
-    def __init__(self, encoder: PromptEncoder, ranks: Ranks, cfg: LearnerConfig) -> None:
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        ranks: Ranks,
+        cfg: LearnerConfig,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before_each = before_each
         self._encoder = encoder
         self._ranks = ranks
         self._cfg = cfg
@@ -66,6 +74,7 @@ class MicroBatchLoader:
             ahead = background.submit(collate, packed[0])
             for i, weight in enumerate(weights):
                 batch = ahead.result()
+                self._before_each()
                 is_last = i + 1 == num_batches
                 if not is_last:
                     ahead = background.submit(collate, packed[i + 1])
