@@ -17,6 +17,11 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup: int) -> float:
     return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
+def logs_of(folder: Path) -> dict[str, list[str]]:
+    """Lines of each log that a base came with."""
+    return {path.name: path.read_text("utf-8").splitlines() for path in folder.glob("*.jsonl")}
+
+
 def save_base(
     model: Any, inputs: QwenVLInputs, out: Path, logs: Mapping[str, Sequence[str]]
 ) -> None:

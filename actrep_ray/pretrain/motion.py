@@ -34,7 +34,8 @@ from actrep_ray.learner.batch.packing import collate as pack
 from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import ZONES, num_parameters, write_tiny_model
-from actrep_ray.pretrain.base import learning_rate, save_base
+from actrep_ray.pretrain import reading
+from actrep_ray.pretrain.base import learning_rate, logs_of, save_base
 from data_prep.cot import wording
 from data_prep.overwriting import refuse_filled
 from data_prep.schema import Clip, read_clips
@@ -50,7 +51,7 @@ HOW = "Describe how it moves."
 AWAY = "When is it away from rest?"
 WHAT = "What is shown?"
 QUESTIONS = {"at": AT, "how": HOW, "away": AWAY, "what": WHAT}
-LOG = "pretraining.jsonl"
+LOG, LOG_OF_MORE = "pretraining.jsonl", "rehearsal.jsonl"  # the latter of what has a `--start`
 NUM_TIMES = 10  # that `at` asks about
 MOVES = ("still", "out", "back")
 FRAME_NAMES = ("zone", "way", "seconds", "tenths")
@@ -242,7 +243,7 @@ def pretrain(args: argparse.Namespace) -> None:
     )
     stream = batches(train, args.batch_size, args.seed)
     rng = random.Random(args.seed)
-    rows: list[str] = []
+    logs, rows = logs_of(start), list[str]()
     began = time.monotonic()
     with StopRequest("", STOP_S) as stop:
         for step, examples in zip(range(args.steps), stream, strict=False):
@@ -255,6 +256,8 @@ def pretrain(args: argparse.Namespace) -> None:
             loss = -log_probs.sum() / batch.num_targets
             shown = frames.losses(batch, seen)
             (loss + FRAME_WEIGHT * shown.sum()).backward()
+            if args.lessons:
+                reading.weighted_loss(model, inputs, args.lessons, rng).backward()
             norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -267,7 +270,7 @@ def pretrain(args: argparse.Namespace) -> None:
                 log.info("%s", {key: round(value, 4) for key, value in row.items()})
             rows.append(json.dumps(row))
             if is_due or stop.is_asked:
-                save_base(model, inputs, out, {LOG: rows})
+                save_base(model, inputs, out, logs | {LOG_OF_MORE if args.start else LOG: rows})
             stop.check()
 
 
@@ -325,6 +328,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--every", type=int, default=100)
+    parser.add_argument(
+        "--lessons", type=int, default=0, help="texts to read beside each batch, of `reading`"
+    )
     parser.add_argument("--seed", type=int, default=0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args = parser.parse_args()

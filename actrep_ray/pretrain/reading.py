@@ -29,7 +29,7 @@ from torch.nn import functional
 from actrep_ray.config import DataConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 from actrep_ray.models.tiny import MAX_COUNT, NUMBER_FORMS, shape_number_embeddings
-from actrep_ray.pretrain.base import learning_rate, save_base
+from actrep_ray.pretrain.base import learning_rate, logs_of, save_base
 from data_prep.cot import wording
 from data_prep.overwriting import refuse_filled
 from data_prep.synthetic.motions import MOTIONS
@@ -170,6 +170,14 @@ def losses(model: Any, batch: TextBatch) -> dict[str, torch.Tensor]:
     return {kind: part.mean() for kind, part in means.items() if len(part)}
 
 
+def weighted_loss(
+    model: Any, inputs: QwenVLInputs, num_lessons: int, rng: random.Random
+) -> torch.Tensor:
+    """The loss of some lessons, each kind by its weight: for training that must not forget them."""
+    parts = losses(model, collate(inputs, lessons(rng, num_lessons, DataConfig(path="").question)))
+    return torch.stack([WEIGHTS[kind] * part for kind, part in parts.items()]).sum()
+
+
 def certainty(
     model: Any, inputs: QwenVLInputs, question: str, seed: int
 ) -> dict[int, tuple[float, float]]:
@@ -229,8 +237,7 @@ def teach(args: argparse.Namespace) -> None:
             row |= {"lowest_answer": min(answer for _, answer in lowest.values())}
             log.info("%s", {key: round(value, 4) for key, value in row.items()})
         rows.append(json.dumps(row))
-    logs = {path.name: path.read_text("utf-8").splitlines() for path in start.glob("*.jsonl")}
-    save_base(model, inputs, out, logs | {LOG: rows})
+    save_base(model, inputs, out, logs_of(start) | {LOG: rows})
 
 
 def main() -> None:
