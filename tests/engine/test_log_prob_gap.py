@@ -5,11 +5,11 @@ frames and positions; of random weights they hardly do, and a fault would hide. 
 learner's own metric, the mean over sampled tokens:
 
     dtype     engine        healthy           temperature  a place late  a frame early  a step old
-    float32   transformers  below 1e-6        0.062        0.121         0.151          0.41, 0.91
-    bfloat16  transformers  0.0062 to 0.0092  0.057        0.119         0.112          0.33, 0.92
-    bfloat16  vLLM          0.0088 to 0.0104  0.069        0.126         0.173          0.24, 0.85
+    float32   transformers  below 1e-6        0.111        0.147         0.096          0.44, 0.31
+    bfloat16  transformers  0.0075 to 0.0096  0.081        0.183         0.065          0.45, 0.30
+    bfloat16  vLLM          0.0068 to 0.0099  0.089        0.186         0.086          0.50, 0.22
 
-(sampled at 0.9; answers one position later; frames shown one too early; weights from before a step)
+(sampled at 0.8; answers one position later; frames shown one too early; weights from before a step)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +81,7 @@ def pair(
     plans = [inputs.plan(clip, recipe.video) for clip in clips]
     prompts = [
         Prompt(f"{kind}-{i}", f"clip-{i}", QUESTIONS[kind], plan)
-        for kind in ("how", "at")
+        for kind in ("how", "away")
         for i, plan in enumerate(plans)
     ]
     yield Pair(recipe, engine, learner, prompts)
@@ -123,7 +123,7 @@ def test_the_limit_lies_between_health_and_faults(
         pair.engine.load_weights(dict(pair.learner.iter_weights()), step)
         rows = rows_of(pair.engine.generate(pair.prompts, SETTINGS))
     healthy.append(gap(pair.learner, rows))
-    cool = replace(SETTINGS, temperature=0.9)
+    cool = replace(SETTINGS, temperature=0.8)
     faults = {
         "temperature": gap(pair.learner, rows_of(pair.engine.generate(pair.prompts, cool))),
         "frames": gap(pair.learner, [one_frame_later(row) for row in rows]),
