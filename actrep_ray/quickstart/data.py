@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.schema import Clip, read_clips, write_clips
+from data_prep.files import DataError, write_lines
+from data_prep.schema import Clip, read_clips
 from data_prep.synthetic.dataset import write_dataset
 
 MARKED, COUNTED = "synthetic-easy", "synthetic-medium"  # `dataset` of the clips
@@ -22,7 +23,10 @@ def write_data(path: Path, num_clips: Mapping[str, Mapping[str, int]], *, overwr
     Args:
         path: The JSONL to write.
         num_clips: Clips of each set by split.
-        overwrite: Whether sets of other settings give way.
+        overwrite: Whether sets of other settings, and a file of other clips, give way.
+
+    Raises:
+        DataError: naming the file or folder that holds something else.
     """
     clips: list[Clip] = []
     for name, level in LEVELS.items():
@@ -32,7 +36,10 @@ def write_data(path: Path, num_clips: Mapping[str, Mapping[str, int]], *, overwr
         )
         for clip in _listed(written, name):
             clips.append(replace(clip, video=os.path.relpath(clip.video, path.parent)))
-    write_clips(path, clips)
+    lines = [clip.to_json() for clip in clips]
+    if path.exists() and not overwrite and path.read_text("utf-8").splitlines() != lines:
+        raise DataError(f"{path}: holds other clips than the quickstart's; give another data.path")
+    write_lines(path, lines)
 
 
 def _listed(path: Path, name: str) -> Iterator[Clip]:
