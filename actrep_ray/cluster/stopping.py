@@ -83,6 +83,7 @@ class StopRequest:
         self._code = 0
         self._too_late = ""
         self._listening: tuple[Mailbox, ...] = ()
+        self._abandons: int | None = None  # the thread that gives up
         self._over = threading.Event()
         self._handlers = ExitStack()
 
@@ -123,12 +124,15 @@ class StopRequest:
 
     @contextmanager
     def abandoning(self, *mailboxes: Mailbox) -> Iterator[None]:
-        """Do what may be given up: a wait in these mailboxes ends when somebody asks.
+        """Do what may be given up: this thread's wait in these mailboxes ends when somebody asks.
+
+        Another thread that waits in one of them goes on: what it raised would be met later, where
+        nothing may be given up.
 
         Raises:
             StopError: from the wait, or at once.
         """
-        self._listening = mailboxes
+        self._listening, self._abandons = mailboxes, threading.get_ident()
         try:
             self.check()
             yield
@@ -169,7 +173,8 @@ class StopRequest:
             mailbox.post(self._leave)
 
     def _leave(self) -> None:
-        if self._listening:  # what was to be given up is not over yet
+        is_over = not self._listening
+        if not is_over and threading.get_ident() == self._abandons:
             self.check()
 
     def _end_in_time(self) -> None:

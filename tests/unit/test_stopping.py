@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.stopping import AbandonedError, InterruptError, StopError, StopRequest
 
@@ -73,6 +74,21 @@ def test_a_request_that_comes_as_the_wait_ends_does_not_end_the_next_one() -> No
         mailbox.post(lambda: done.append(1))
         done: list[int] = []
         mailbox.wait(lambda: done, 5.0, lambda: "nothing")
+
+
+def test_only_the_thread_that_gives_up_is_told() -> None:
+    """Asynchronously, scores are waited for in a thread, whose error the loop would meet later."""
+    answers, scores = Mailbox(), Mailbox()
+    scored: list[int] = []
+    with StopRequest("", 30.0) as stop:
+        with stop.abandoning(answers, scores):
+            scoring = in_background(lambda: scores.wait(lambda: scored, 5.0, lambda: "the scores"))
+            send(signal.SIGTERM)()
+            time.sleep(0.3)  # the thread takes what is left for it while the loop still listens
+            with pytest.raises(StopError):
+                wait(answers)
+        scores.post(lambda: scored.append(1))
+        scoring.result(timeout=5.0)
 
 
 def test_the_second_ctrl_c_leaves_at_once_and_a_second_sigterm_is_no_second_wish() -> None:
