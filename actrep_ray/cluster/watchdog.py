@@ -26,6 +26,7 @@ from actrep_ray.cluster.supervision import name_of
 from actrep_ray.config import Recipe
 
 _SAY_FIRST_S = 60.0  # and then after twice as long, each time
+_DECODES = 3  # times video.decode_timeout_s: another process's, the engine's own, and some room
 _OF_WAIT = 0.9  # of the pool's own wait, for calls whose time is not measured
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Watchdog:
             "rollout": recipe.rollout.timeout_s,
             "learner": recipe.learner.timeout_s,
         }
+        least_s = _DECODES * recipe.video.decode_timeout_s  # a clip that is refused takes its time
+        self._floors = {"rollout": max(self.cfg.turn_floor_s, least_s)}
         self._every_s = min(self.cfg.silence_s / 6, 5.0)
         self._silences: dict[str, Silence] = {}
         self._say_at: dict[str, float] = {}
@@ -80,7 +83,7 @@ class Watchdog:
         return limit_of(
             CALLS.seconds_of(role, method),
             factor=self.cfg.turn_factor,
-            floor_s=self.cfg.turn_floor_s,
+            floor_s=self._floors.get(role, self.cfg.turn_floor_s),
             ceiling_s=min(self.cfg.turn_ceiling_s, longest),
         )
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class RolloutWorker:
 
     def __init__(self, start: Callable[[], Engine]) -> None:
         self.engine = start()
+        self._to_add: deque[tuple[Prompt, SamplingSettings]] = deque()
 
     def ready(self) -> int:
         """Returns when the engine has started: the version of its weights."""
@@ -73,20 +75,33 @@ class RolloutWorker:
         """Take more prompts and compute until one is answered or refused, or for about a second.
 
         A caller that has the next call waiting before this one returns keeps the engine at work.
+        Prompts whose clips are not decoded in that time are left to the next calls: hundreds of
+        them would else make one turn of many minutes, which is what a worker that hangs looks like.
         """
         began, until = time.time(), time.monotonic() + _TURN_S
         groups: list[RolloutGroup] = []
+        refused: list[Refusal] = []
+        self._to_add.extend((one, settings) for prompts, settings in requests for one in prompts)
         try:
-            for prompts, settings in requests:
-                self.engine.add(prompts, settings)
-            refused = self.engine.take_refused()
-            while self.engine.num_unfinished and not groups + refused and time.monotonic() < until:
+            while self._to_add:
+                prompt, settings = self._to_add.popleft()
+                self.engine.add([prompt], settings)
+                if time.monotonic() >= until:
+                    break
+            refused += self.engine.take_refused()
+            while self._is_due and not groups + refused and time.monotonic() < until:
                 groups += self.engine.step()
                 refused += self.engine.take_refused()
         except BaseException:
+            self._to_add.clear()
             self.engine.forget()
             raise
         return Turn(groups, began, time.time(), refused)
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the engine has all that it was given, and something to compute."""
+        return bool(self.engine.num_unfinished) and not self._to_add
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutGroup]:
         """Answer every prompt, in order."""

@@ -111,6 +111,48 @@ def test_a_clip_at_fault_is_refused_and_the_others_of_its_call_are_answered() ->
     assert refused == [("p1", "unreadable_video"), ("p2", "prompt_too_long")]
 
 
+class Clock:
+    """Seconds that only decoding takes."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+
+class SlowDecoder(OneByOne):
+    """Takes half a second for each clip, as an engine does whose clips are not decoded."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def add(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        self.clock.now += 0.5 * len(prompts)
+        super().add(prompts, settings)
+
+
+def test_clips_that_take_long_are_taken_turn_by_turn_and_all_before_the_first_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hundreds of them in one turn would look like a worker that hangs."""
+    clock = Clock()
+    monkeypatch.setattr("actrep_ray.rollout.worker.time", clock)
+    worker, settings = RolloutWorker(lambda: SlowDecoder(clock)), SamplingSettings(max_tokens=20)
+    turns, added = [], []
+    requests = [(prompts_of(*["good"] * 8), settings)]
+    while sum(len(turn.groups) for turn in turns) < 8:
+        turns.append(worker.advance(requests if not turns else []))
+        added.append(worker.engine.num_unfinished)
+    assert [turn.ended_s - turn.began_s for turn in turns] == [1.0] * 4 + [0.0] * 8  # not 4 s once
+    assert added == [2, 4, 6, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    answered = [group.prompt.prompt_id for turn in turns for group in turn.groups]
+    assert answered == [f"p{i}" for i in range(8)]
+
+
 def test_where_all_prompts_have_to_be_answered_a_refusal_is_an_error_that_names_them() -> None:
     engine, settings = OneByOne(), SamplingSettings(max_tokens=20)
     told = r"a\.mp4: cut short \(and 1 more\)"

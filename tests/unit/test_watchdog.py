@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from actrep_ray.cluster import presence
 from actrep_ray.cluster.calls import CallLog, limit_of
+from actrep_ray.cluster.watchdog import Watchdog
 from actrep_ray.config import ConfigError, load_recipe
 
 
@@ -133,6 +135,24 @@ def test_no_limit_is_outside_of_its_bounds(
 ) -> None:
     limit = limit_of(seconds, factor=factor, floor_s=floor_s, ceiling_s=ceiling_s)
     assert floor_s <= limit <= ceiling_s
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "limit_s"), [("rollout", "advance", 360.0), ("learner", "update", 120.0)]
+)
+def test_an_engine_is_given_the_time_to_refuse_a_clip(
+    role: str, method: str, limit_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its video may take `video.decode_timeout_s`, after another process's that took as long."""
+    log = CallLog()
+    log.is_on = True
+    monkeypatch.setattr("actrep_ray.cluster.watchdog.CALLS", log)
+    for _ in range(3):
+        send(log, "a", method, role).set_result(None)  # in no time
+    watchdog = Watchdog(load_recipe(None, ["video.decode_timeout_s=120"]), tmp_path)
+    send(log, "a", method, role)
+    [head] = log.heads()
+    assert watchdog.limit_s(head) == limit_s
 
 
 def test_bounds_that_exclude_each_other_are_refused() -> None:
