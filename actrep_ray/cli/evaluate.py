@@ -12,6 +12,7 @@ from actrep_ray.cli.commands import UsageError, add_command, add_overwrite, read
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
+    from actrep_ray.config import Recipe
     from actrep_ray.tasks.base import Task
     from data_prep.schema import Clip
 
@@ -52,7 +53,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _evaluate_model(args: argparse.Namespace) -> None:
     model = read_model(args)
-    recipe = recipe_for(args, model, [_data_of(args)])
+    recipe = settings_of(args, model)
     from actrep_ray.evaluation.jobs import prepare_evaluation
     from actrep_ray.evaluation.report import report_run
     from actrep_ray.tasks.loading import load_task
@@ -64,6 +65,15 @@ def _evaluate_model(args: argparse.Namespace) -> None:
         job.run()
         _add_baseline(job.clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
         report_run(out_dir)
+
+
+def settings_of(args: argparse.Namespace, model: Path) -> "Recipe":
+    """Those of the checkpoint, for all clips of the file: its run's data sets are of another one.
+
+    `--recipe` and `--set` may name some.
+    """
+    overrides = [_data_of(args)] if args.recipe else [_data_of(args), "data.datasets=[]"]
+    return recipe_for(args, model, overrides)
 
 
 def _evaluate_periodicity(args: argparse.Namespace) -> None:

@@ -43,11 +43,7 @@ def load_clips(
     """
     if not recipe.data.path:
         raise ConfigError("data.path is not set: give the JSONL file of clips")
-    clips = [clip for clip in chosen_clips(recipe) if clip.split == split]
-    if not clips:
-        of_sets = f" and dataset={'|'.join(recipe.data.datasets)}" if recipe.data.datasets else ""
-        raise DataError(f"{recipe.data.path}: no clip has split={split!r}{of_sets}")
-    clips = clips[:limit]
+    clips = clips_of_split(recipe, split)[:limit]
     if not recipe.data.check_videos:
         return clips
     if not max_unreadable_share:
@@ -58,6 +54,19 @@ def load_clips(
         raise DataError(f"{problems[0]} (and {len(problems) - 1} more)")
     for problem in problems:
         _log.warning("%s: left out of the run if its frames are not cached", problem)
+    return clips
+
+
+def clips_of_split(recipe: Recipe, split: str) -> list[Clip]:
+    """Clips of one split that are of the data sets that the recipe names, as they are listed.
+
+    Raises:
+        DataError: for a bad row, a data set that no row is of, or a split without clips.
+    """
+    clips = [clip for clip in chosen_clips(recipe) if clip.split == split]
+    if not clips:
+        of_sets = f" and dataset={'|'.join(recipe.data.datasets)}" if recipe.data.datasets else ""
+        raise DataError(f"{recipe.data.path}: no clip has split={split!r}{of_sets}")
     return clips
 
 

@@ -24,18 +24,15 @@ def add_draw_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_split(path: Path, split: str, recipe: "Recipe") -> "list[Clip]":
-    """The clips of a split; a recipe says where their videos may lie.
+    """The clips of a split; a recipe says of which data sets, and where their videos may lie.
 
     Raises:
         DataError: if there is none.
     """
-    from data_prep.files import DataError
-    from data_prep.schema import read_clips
+    from actrep_ray.tasks.loading import clips_of_split
 
-    clips = list(read_clips(path, split=split, allow_outside=recipe.data.allow_outside))
-    if not clips:
-        raise DataError(f"{path}: no clip has split={split!r}")
-    return clips
+    data = recipe.data.model_copy(update={"path": str(path)})
+    return clips_of_split(recipe.model_copy(update={"data": data}), split)
 
 
 def check_draws(num: int) -> None:
