@@ -88,7 +88,7 @@ class AsynchronousDriver:
                 phases.log_start(logger)
             while step < phases.num_steps and not phases.alarm.has_rung:
                 step += 1
-                with logger.timer("wait"), phases.abandoning():
+                with logger.timer("wait"):
                     slots = self.batch_of(step)
                 groups = groups_of(slots)
                 trainable, dropped = phases.split_trainable(groups)
@@ -178,13 +178,16 @@ class AsynchronousDriver:
     def batch_of(self, step: int) -> list[Slot]:
         """The slots that a step trains on, once they are complete; they stay in flight.
 
-        One that the ranks cannot read is asked again, about another clip.
+        One that the ranks cannot read is asked again, about another clip. Of a run that is to stop,
+        the wait for slots is given up; the ranks' look is not, for they are to save next.
         """
         while True:
-            slots = self._complete_slots(step)
+            with self.phases.abandoning():
+                slots = self._complete_slots(step)
             look = partial(self.phases.unreadable, groups_of(slots))
             unread = self.while_working("look for frames", look)
             if not unread:
+                self.phases.stop.check()
                 return slots
             self.phases.put_aside(unread, step)
             names = {one.prompt.prompt_id for one in unread}

@@ -4,6 +4,8 @@ All drive the real rollout pool, over workers that are threads in place of Ray's
 the first tests finish groups in an order of their own; the last test has a real engine and learner.
 """
 
+import os
+import signal
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,7 @@ from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
 from actrep_ray.cluster.mailbox import Mailbox
+from actrep_ray.cluster.stopping import StopError
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.driver.alarms import LearningAlarmError
 from actrep_ray.driver.asynchronous import AsynchronousDriver
@@ -293,6 +296,38 @@ def test_a_run_that_learns_nothing_ends_with_a_checkpoint_and_an_error(
     newest = CheckpointStore(recipe.run_dir, keep=2).newest()
     assert newest is not None
     assert newest.step == 5
+
+
+class Looking(Colleagues):
+    """Learners that are asked to stop while they look for frames, and answer a little later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = Mailbox()  # one call after the other, as of `LearnerPool`
+
+    def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
+        if 2 in self.trained:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.calls.post_later(0.5, lambda: answers.append(1))
+            answers: list[int] = []
+            self.calls.wait(lambda: answers, 10.0, lambda: "a look for frames")
+        return {}
+
+    def begin_save(self, folder: Path) -> int:
+        self.calls.wait(lambda: True, 10.0, lambda: "a copy to be saved")
+        return super().begin_save(folder)
+
+
+def test_a_run_that_is_asked_to_stop_while_ranks_look_for_frames_saves(
+    base: Recipe, tmp_path: Path
+) -> None:
+    recipe = override(changed(base, tmp_path, max_staleness=1), ["checkpoint.every=0"])
+    with pytest.raises(StopError, match="stopped by SIGTERM") as raised:
+        drive(recipe, Looking())
+    assert raised.value.saved_step == 2
+    newest = CheckpointStore(recipe.run_dir, keep=2).newest()
+    assert newest is not None
+    assert newest.step == 2
 
 
 def test_clips_are_decoded_before_they_are_asked_about(
