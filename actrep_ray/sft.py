@@ -12,7 +12,7 @@ next one of its count stratum in that line (`driver.quarantine`).
 
 import logging
 from collections.abc import Callable, Collection, Container, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from actrep_ray.cluster.session import cluster
-from actrep_ray.cluster.stopping import StopRequest
+from actrep_ray.cluster.stopping import StopError, StopRequest
 from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
@@ -298,7 +298,8 @@ def _train(
                 rows = _readable(draw, learners, quarantine, step)
                 metrics = _prefixed("sft/", learners.sft_step(rows))
             if not stop.is_asked and is_due(cfg.validate_every, step, cfg.num_steps):
-                with logger.timer("validate"):
+                # What is given up is the loss alone: the loop saves this step, and ends.
+                with suppress(StopError), logger.timer("validate"), stop.giving_way():
                     draw = partial(_left, data.validation, quarantine)
                     if rows := _readable(draw, learners, quarantine, step):
                         metrics |= _prefixed("sft/validation_", learners.sft_loss(rows))

@@ -71,7 +71,7 @@ class LearnerWorker:
         self.total_steps = total_steps
         self.kl_coef = recipe.algorithm.kl_coef
         self.saving = BackgroundSave()
-        self._num_at_begin = 0  # optimiser steps when the update under way began
+        self._num_at_begin = 0  # optimiser steps when the call under way began
 
     def setup(self, master_addr: str, master_port: int) -> None:
         """Join the other ranks and load the model; returns when this rank can train."""
@@ -140,8 +140,13 @@ class LearnerWorker:
 
     @torch.no_grad()
     def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
-        """Cross-entropy per token of the answers, without training."""
+        """Cross-entropy per token of the answers, without training.
+
+        Raises:
+            AbandonedError: if somebody wishes so.
+        """
         check_rows(rows, self.inputs.visual_token_ids)
+        self._num_at_begin = self.num_optimizer_steps
         sums = {"loss": 0.0, "entropy": 0.0}
         for micro in self.loader.load(rows, range(len(rows))):
             log_probs, entropy = self.strategy.forward(micro.batch, temperature=1.0)
@@ -290,7 +295,7 @@ class LearnerWorker:
             self.kl_coef = float(progress["kl_coef"])
 
     def _give_way(self) -> None:
-        """Between two micro-batches: leave an update that has changed nothing, if that is wished.
+        """Between two micro-batches: leave what has changed nothing, if that is wished.
 
         Raises:
             AbandonedError: on all ranks, or on none.
@@ -299,7 +304,7 @@ class LearnerWorker:
             return
         if self.ranks.max(float(presence.is_wished())):
             self.strategy.reshard()
-            raise AbandonedError("an update was given up before its first optimiser step")
+            raise AbandonedError("given up before an optimiser step was taken")
 
     def _progress(self) -> dict[str, float]:
         return {"num_optimizer_steps": self.num_optimizer_steps, "kl_coef": self.kl_coef}

@@ -54,6 +54,9 @@ def test_an_update_given_up_changes_nothing(
     assert worker.sft_step(rows)["loss"] == losses[0]
     assert wish.num_asked > num_before, "fewer micro-batches than the test needs"
     before = weights_of(worker)
+    wish.num_left = 0
+    with pytest.raises(AbandonedError):
+        worker.sft_loss(rows)
     wish.num_left = num_before
     with pytest.raises(AbandonedError):
         worker.sft_step(rows)

@@ -1,12 +1,15 @@
 """The SFT loop over a fake of the learners: order of clips, what is due, and going on."""
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actrep_ray.cluster.stopping import AbandonedError, StopError
 from actrep_ray.config import Recipe, load_recipe, override
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import LearnerRow
@@ -67,6 +70,25 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def train(recipe: Recipe, learners: Any, *, resume: bool = False) -> Checkpoint:
     return prepare_sft(recipe, resume=resume).run(learners)
+
+
+class Hurried(Learners):
+    """Are asked to stop while they validate, and hurried."""
+
+    def sft_loss(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AbandonedError("given up before an optimiser step was taken")
+
+
+def test_a_validation_is_given_up_for_a_stop_and_its_step_is_saved(
+    base: Recipe, tmp_path: Path
+) -> None:
+    recipe = override(base, [f"runs_dir={tmp_path}", "checkpoint.every=0"])
+    with pytest.raises(StopError, match="stopped by SIGTERM") as raised:
+        train(recipe, Hurried())
+    assert raised.value.saved_step == 2
+    [row] = (row for row in read_metrics(recipe.run_dir / "metrics.jsonl") if row["step"] == 2)
+    assert "sft/validation_loss" not in row
 
 
 def test_a_run_sees_each_clip_once_an_epoch_and_ends_with_a_checkpoint(
