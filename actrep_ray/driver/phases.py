@@ -282,10 +282,15 @@ class Phases:
         return not self.stop.is_asked and is_due(self.recipe.eval.every, step, self.num_steps)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Answer the evaluation clips greedily and score the answers; {} if that was given up."""
+        """Answer the evaluation clips greedily and score the answers.
+
+        {} if that was given up, or if every clip of the evaluation is in quarantine.
+        """
         path = self.recipe.run_dir / f"predictions-{step:06d}.jsonl"
         while True:
             clips = [clip for clip in self.data.evaluation if clip.id not in self.quarantine]
+            if not clips:
+                return {}
             try:
                 with self.abandoning():
                     metrics = evaluate(

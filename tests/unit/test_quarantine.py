@@ -335,6 +335,16 @@ def test_a_clip_of_the_evaluation_that_cannot_be_read_is_left_out_and_counted(
     assert [(one["row"], one["step"]) for one in listed(recipe)] == [(gone, 0)]
 
 
+def test_a_run_goes_on_without_an_evaluation_where_no_clip_of_it_can_be_read(
+    recipe: Recipe,
+) -> None:
+    evaluating = changed(changed(recipe, "eval", every=1), "train", num_steps=1)
+    gone = [clip.id for clip in GrpoData.load(evaluating).evaluation]
+    drive(evaluating, Workers(refuses=gone))
+    assert sorted(one["row"] for one in listed(recipe)) == sorted(gone)
+    assert not (recipe.run_dir / "predictions-000001.jsonl").exists()
+
+
 # --- videos that vanish or are cut while a run goes on
 
 
