@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from actrep_ray.cluster.session import cluster
-from actrep_ray.cluster.stopping import StopError, StopRequest
+from actrep_ray.cluster.stopping import StopError, StopRequest, remember_notice
 from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
@@ -65,6 +65,7 @@ def prepare_sft(
         ValueError: for settings, data or a model that cannot be used.
     """
     check_this_machine(recipe)
+    remember_notice(recipe.run.preemption_notice or "")
     check_deepspeed(recipe)
     model = resolve_model(recipe.model.path)
     data = SftData.load(recipe, model, is_resumed=resume)

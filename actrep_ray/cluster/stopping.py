@@ -56,6 +56,11 @@ class AbandonedError(RuntimeError):
     """Work was left half done because somebody wished so; nothing was changed."""
 
 
+# Of each notice what this process found first: workers load for minutes before a run listens, and
+# again when one of them was lost.
+_SEEN: dict[Path, tuple[int, int] | None] = {}
+
+
 class StopRequest:
     """Listens for whoever asks a run to stop; a context manager around its loop.
 
@@ -96,8 +101,11 @@ class StopRequest:
         for number in _WORDS:
             self._handlers.enter_context(handled(number, self._on_signal))
         if self._notice is not None:
-            found = _stamp(self._notice)
-            thread = threading.Thread(target=self._watch, args=(found,), name="notice", daemon=True)
+            remember_notice(str(self._notice))
+            before = _SEEN[self._notice]
+            thread = threading.Thread(
+                target=self._watch, args=(before,), name="notice", daemon=True
+            )
             thread.start()
         return self
 
@@ -202,6 +210,12 @@ class StopRequest:
                 self._ask(f"the notice {self._notice}", 128 + signal.SIGTERM)
                 return
             before = found
+
+
+def remember_notice(notice: str) -> None:
+    """Whatever becomes of a file from now on is a notice, though nobody listens yet."""
+    if notice:
+        _SEEN.setdefault(Path(notice), _stamp(Path(notice)))
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

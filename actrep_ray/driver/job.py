@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from actrep_ray.cluster.session import cluster
+from actrep_ray.cluster.stopping import remember_notice
 from actrep_ray.cluster.supervision import Budget, WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
@@ -43,6 +44,7 @@ def prepare_grpo(
         ValueError: for settings, data or a model that cannot be used.
     """
     check_this_machine(recipe)
+    remember_notice(recipe.run.preemption_notice or "")
     make_spec(recipe)
     check_deepspeed(recipe)
     data = GrpoData.load(recipe, is_resumed=resume)

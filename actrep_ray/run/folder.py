@@ -33,7 +33,7 @@ from data_prep.partial_files import remove_leftovers
 
 _OF_A_RUN = (
     RECORD, "checkpoints", "quarantine.jsonl", "metrics.jsonl", "texts.jsonl", "metrics.json",
-    "tb", "profile", "predictions*.jsonl", "not-finite-*.json", "report", "tables",
+    "tb", "profile", "predictions*.jsonl", "not-finite-*.json", "report", "tables", "stacks",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.config import ConfigError, Recipe
+from actrep_ray.config import ConfigError, Recipe, SamplingConfig
 from actrep_ray.run.provenance import file_hash
 from data_prep.files import DataError, read_object
 
@@ -31,9 +31,11 @@ _FREE = (
     "sft.validate_every", "sft.num_validation_clips",
     "train.max_untrained_steps", "train.on_untrained",
 )  # fmt: skip
+# Of sampling SFT uses its strata alone: a row in quarantine is replaced from its own.
+_OF_DRAWS = tuple(f"sampling.{name}" for name in SamplingConfig.model_fields if name != "bins")
 _UNUSED = {
     "grpo": ("sft.",),
-    "sft": ("train.", "sampling.", "algorithm.", "reward.", "model.lora.send"),
+    "sft": ("train.", *_OF_DRAWS, "algorithm.", "reward.", "model.lora.send"),
 }
 _LENGTHS = ("train.num_steps", "sft.num_steps")
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 2**16

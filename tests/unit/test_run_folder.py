@@ -83,6 +83,7 @@ def refused(recipe: Recipe, **how: Any) -> str:
 def test_a_run_that_took_steps_is_not_written_over_unasked(recipe: Recipe) -> None:
     with_steps(recipe, 2)
     (recipe.run_dir / "notes.txt").write_text("mine")
+    (recipe.run_dir / "stacks").mkdir()
     assert refused(recipe) == (
         f"{recipe.run_dir}: holds a run (checkpoint step-000002); go on with --resume, start over "
         "with --overwrite, or choose another name with --set name=NAME"
@@ -254,6 +255,14 @@ def test_a_reward_of_ones_own_is_told_by_its_source(recipe: Recipe) -> None:
     path.write_text(REWARD.replace("1.0", "0.5"))
     assert "reward.weights: source of my_reward:close" in refused(recipe, resume=True)
     begin(recipe, resume=True, allow_changes=["reward.weights"]).lock.release()
+
+
+def test_of_sampling_the_strata_decide_in_sft_too(recipe: Recipe) -> None:
+    sft = override(recipe, ["stage=sft"])
+    with_steps(sft, 2)
+    begin(override(sft, ["sampling.power=0.5"]), resume=True).lock.release()
+    told = refused(override(sft, ["sampling.bins=[0, 4]"]), resume=True)
+    assert "--allow-changes sampling.bins" in told  # a row in quarantine is replaced from its own
 
 
 def test_a_name_that_is_no_setting_is_refused(recipe: Recipe) -> None:

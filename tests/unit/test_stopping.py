@@ -13,7 +13,13 @@ import pytest
 
 from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.mailbox import Mailbox
-from actrep_ray.cluster.stopping import AbandonedError, InterruptError, StopError, StopRequest
+from actrep_ray.cluster.stopping import (
+    AbandonedError,
+    InterruptError,
+    StopError,
+    StopRequest,
+    remember_notice,
+)
 
 
 def in_a_moment(call: Callable[[], object], after_s: float = 0.2) -> None:
@@ -123,6 +129,20 @@ def test_a_notice_is_a_file_that_appears_or_changes(tmp_path: Path) -> None:
     with StopRequest(str(notice), 30.0) as stop, stop.abandoning(mailbox):
         in_a_moment(notice.touch)
         with pytest.raises(StopError):
+            wait(mailbox)
+
+
+def test_a_notice_that_comes_while_workers_are_started_counts(tmp_path: Path) -> None:
+    notice = tmp_path / "notice"
+    remember_notice(str(notice))  # as the run is prepared
+    notice.touch()  # minutes before its loop begins
+    mailbox = Mailbox()
+    for _ in range(2):  # nor does a restart of the workers forget it
+        with (
+            StopRequest(str(notice), 30.0) as stop,
+            stop.abandoning(mailbox),
+            pytest.raises(StopError, match=f"the notice {notice}"),
+        ):
             wait(mailbox)
 
 
