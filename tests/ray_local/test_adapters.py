@@ -33,7 +33,7 @@ video: {{max_pixels: 1024, cache_dir: {folder}/frames}}
 rollout: {{engine: hf, max_model_len: 512, max_response_tokens: 8, max_restarts: 1}}
 reward: {{weights: {{"letters:letters": 1}}}}
 learner: {{lr: 3.0e-2}}
-train: {{num_steps: 2, prompts_per_step: 2, group_size: 4}}
+train: {{num_steps: 4, prompts_per_step: 2, group_size: 4}}
 checkpoint: {{every: 2}}
 """
 GREEDY = SamplingSettings(max_tokens=8, temperature=0.0)
@@ -57,24 +57,24 @@ def test_adapters_are_applied_once_after_a_death_and_a_restart(
     pools = start_pools(recipe, model, model)
     try:
         untrained = pools.rollouts.generate(prompts, GREEDY)
-        assert prepare_grpo(recipe).run(pools).step == 2
+        assert prepare_grpo(recipe).run(pools).step == 4
         trained = pools.rollouts.generate(prompts, GREEDY)
-        assert difference(untrained, trained) > 10 * limit  # twice as much would show
+        assert difference(untrained, trained) > 5 * limit  # twice as much would show
         kill_engine(ray_session, pools.rollouts)
         assert difference(trained, pools.rollouts.generate(prompts, GREEDY)) < 1e-6
         assert pools.rollouts.num_restarts == 1
     finally:
         pools.shutdown()
 
-    job = prepare_grpo(override(recipe, ["train.num_steps=3"]), resume=True)
+    job = prepare_grpo(override(recipe, ["train.num_steps=5"]), resume=True)
     assert job.model != tmp_path / "model"  # a folder with the adapter merged
     pools = start_pools(job.recipe, job.model, job.base)
     try:
-        assert job.run(pools).step == 3
+        assert job.run(pools).step == 5
     finally:
         pools.shutdown()
     rows = read_metrics(recipe.run_dir / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
     for row in rows[1:]:
         assert row["learner/log_prob_gap_mean"] < limit, row["step"]
         assert row["learner/num_optimizer_steps"] == 1
