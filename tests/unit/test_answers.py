@@ -41,6 +41,8 @@ from tests.chat_templates import (
     give_template,
 )
 
+pytestmark = pytest.mark.lengthy
+
 IM_END, END_OF_TEXT = 2, 0  # of the small tokenizer
 TEMPLATES = {
     "plain": PLAIN,

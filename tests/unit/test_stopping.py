@@ -21,6 +21,8 @@ from actrep_ray.cluster.stopping import (
     remember_notice,
 )
 
+pytestmark = pytest.mark.lengthy
+
 
 def in_a_moment(call: Callable[[], object], after_s: float = 0.2) -> None:
     threading.Timer(after_s, call).start()

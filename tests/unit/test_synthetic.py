@@ -28,6 +28,8 @@ from data_prep.synthetic.render import draw_clip
 from data_prep.synthetic.timeline import Timeline
 from data_prep.video_writer import Frames, encode_mp4
 
+pytestmark = pytest.mark.lengthy
+
 NUM_CLIPS = {"train": 20, "validation": 4, "test": 4}
 
 clip_keys = {

@@ -35,6 +35,8 @@ from data_prep.video.guard import end_processes
 from data_prep.video_writer import encode_mp4
 from rewards.reference import usable_cycles
 
+pytestmark = pytest.mark.lengthy
+
 FPS, NUM_FRAMES = 10, 40
 VIEW = View(
     fps=4.0,

@@ -19,6 +19,8 @@ from actrep_ray.cluster.calls import CallLog, limit_of
 from actrep_ray.cluster.watchdog import Watchdog
 from actrep_ray.config import ConfigError, load_recipe
 
+pytestmark = pytest.mark.lengthy
+
 
 @dataclass(frozen=True)
 class Ref:

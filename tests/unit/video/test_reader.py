@@ -32,6 +32,8 @@ from tests.unit.video.coded import (
     write_with_sound,
 )
 
+pytestmark = pytest.mark.lengthy
+
 H264 = (("preset", "ultrafast"), ("x264-params", "scenecut=0"))
 H264_OPEN = (("preset", "fast"), ("x264-params", "open-gop=1:scenecut=0:keyint=15"))
 H265 = (("preset", "ultrafast"), ("x265-params", "log-level=none:open-gop=0:keyint=15"))
