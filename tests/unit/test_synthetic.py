@@ -154,7 +154,6 @@ def test_decoded_frames_are_the_rendered_ones(dataset: Path) -> None:
     assert np.abs(decoded - rendered).mean() < 6
 
 
-@pytest.mark.lengthy
 def test_result_does_not_depend_on_processes_or_order(dataset: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     write_dataset(
@@ -259,7 +258,6 @@ def border_noise(frames: Frames) -> float:
     return float(np.abs(np.diff(corners, axis=0)).mean())
 
 
-@pytest.mark.lengthy
 def test_levels_add_what_they_say() -> None:
     clips = {
         level: [draw_clip(clip_spec(level, 0, "train", i)) for i in range(7)]
@@ -331,7 +329,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.lengthy
 def test_no_process_is_left_when_rendering_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED)

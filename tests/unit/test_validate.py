@@ -418,7 +418,6 @@ def test_without_a_checkpoint_the_patches_are_assumed_and_said_so() -> None:
 # --- decoders that die
 
 
-@pytest.mark.lengthy
 def test_files_that_kill_their_decoder_are_rows_and_the_rest_goes_on(
     folder: Path, bad_decoders: Any
 ) -> None:
@@ -496,7 +495,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.lengthy
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_when_it_is_stopped(
     folder: Path, tmp_path: Path, bad_decoders: Any, number: signal.Signals
@@ -583,7 +581,6 @@ def test_the_command_writes_table_json_and_picture(
     ]
 
 
-@pytest.mark.lengthy
 def test_warnings_fail_only_when_strict(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
