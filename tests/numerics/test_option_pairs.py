@@ -503,6 +503,7 @@ def complaint(recipe: Recipe, run: Callable[[Recipe], tuple[float, dict[str, flo
     return ""
 
 
+@pytest.mark.slow
 def test_every_pair_of_options_moves_the_weights_or_is_refused(
     record_property: Callable[[str, object], None],
 ) -> None:

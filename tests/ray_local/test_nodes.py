@@ -112,6 +112,7 @@ def wait_until(is_there: Callable[[], bool], job: "subprocess.Popen[bytes]") -> 
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_spans_three_nodes_and_outlives_two_of_them(
     namespaces: list[str], shared: Path, start_node: Any, tmp_path: Path

@@ -124,7 +124,7 @@ WRITERS: dict[str, tuple[str, Callable[..., Path]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.lengthy
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_killed_writer_of_a_small_model_leaves_a_whole_one_or_none(
     kind: str, tmp_path: Path
