@@ -15,9 +15,8 @@ from actrep_ray.evaluation.figure_style import (
     ORANGE,
     RED,
     SMALL,
-    TITLE,
     VIOLET,
-    make_figure,
+    four_panels,
     style_axis,
 )
 from data_prep.validation.clip_checks import SAMPLES_PER_CYCLE
@@ -30,11 +29,7 @@ _MOST_BINS = 40
 def draw_report(report: Report) -> Figure:
     """Draw the distributions of a validated file: one panel each for counts, durations, cycles
     and visual tokens, with the limits that the recipe sets."""
-    figure = make_figure(10.0, 6.4)
-    axes = figure.subplots(2, 2)
-    figure.suptitle(
-        _headline(report), fontsize=TITLE, color=INK, x=0.01, ha="left", parse_math=False
-    )
+    figure, axes = four_panels(10.0, 6.4, _headline(report))
     _draw_counts(axes[0, 0], report)
     _draw_durations(axes[0, 1], report)
     _draw_cycles(axes[1, 0], report)

@@ -6,6 +6,7 @@ No global state of matplotlib is touched.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -27,6 +28,13 @@ def make_figure(width: float, height: float) -> Figure:
     """A white figure, inches."""
     engine = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.05)
     return Figure(figsize=(width, height), layout=engine, facecolor="white")
+
+
+def four_panels(width: float, height: float, headline: str) -> tuple[Figure, np.ndarray]:
+    """A figure of 2 x 2 axes, [2, 2], under a line of text; inches."""
+    figure = make_figure(width, height)
+    figure.suptitle(headline, fontsize=TITLE, color=INK, x=0.01, ha="left", parse_math=False)
+    return figure, figure.subplots(2, 2)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -17,9 +17,8 @@ from actrep_ray.evaluation.figure_style import (
     ORANGE,
     RED,
     SMALL,
-    TITLE,
     VIOLET,
-    make_figure,
+    four_panels,
     style_axis,
 )
 from actrep_ray.evaluation.headroom import Headroom
@@ -31,11 +30,7 @@ _WRAPPED_AT = 110  # characters of a line of the headline
 
 def draw_headroom(found: Headroom, task: Task) -> Figure:
     """Four panels: pass@k, right answers of a prompt, counts answered, what a step comes to."""
-    figure = make_figure(10.0, 7.0)
-    axes = figure.subplots(2, 2)
-    figure.suptitle(
-        _headline(found), fontsize=TITLE, color=INK, x=0.01, ha="left", parse_math=False
-    )
+    figure, axes = four_panels(10.0, 7.0, _headline(found))
     _draw_pass(axes[0, 0], found)
     _draw_right(axes[0, 1], found)
     _draw_readings(axes[1, 0], found, task)

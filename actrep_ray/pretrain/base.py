@@ -1,9 +1,11 @@
-"""What the lessons of the small base share: its folder with the logs, and the learning rate."""
+"""What the lessons of the small base share: its steps, and its folder with the logs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from data_prep.files import complete_folder, write_lines
@@ -15,6 +17,25 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup: int) -> float:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
     return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
+def make_optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.AdamW:
+    """What every lesson is learned by; `take_step` says how fast."""
+    return torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+
+
+def take_step(optimizer: torch.optim.AdamW, rate: float) -> float:
+    """Move the weights along gradients whose norm is cut at 1, and clear them.
+
+    Returns:
+        The norm before it was cut.
+    """
+    (group,) = optimizer.param_groups
+    group["lr"] = rate
+    norm = torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
 
 
 def logs_of(folder: Path) -> dict[str, list[str]]:

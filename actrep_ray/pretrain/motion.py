@@ -35,7 +35,7 @@ from actrep_ray.learner.policy import Policy
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.models.tiny import ZONES, num_parameters, write_tiny_model
 from actrep_ray.pretrain import reading
-from actrep_ray.pretrain.base import learning_rate, logs_of, save_base
+from actrep_ray.pretrain.base import learning_rate, logs_of, make_optimizer, save_base, take_step
 from data_prep.cot import wording
 from data_prep.overwriting import refuse_filled
 from data_prep.schema import Clip, read_clips
@@ -238,9 +238,7 @@ def pretrain(args: argparse.Namespace) -> None:
     policy = Policy(model, inputs.visual_token_ids)
     frames = FrameHeads(model, inputs.video_pad_id)
     trained = [*model.parameters(), *frames.heads.parameters()]
-    optimizer = torch.optim.AdamW(
-        trained, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
-    )
+    optimizer = make_optimizer(trained)
     stream = batches(train, args.batch_size, args.seed)
     rng = random.Random(args.seed)
     logs, rows = logs_of(start), list[str]()
@@ -249,21 +247,18 @@ def pretrain(args: argparse.Namespace) -> None:
         for step, examples in zip(range(args.steps), stream, strict=False):
             seen = [replace(e, frames=mirrored(e.frames, rng)) for e in examples]
             rate = learning_rate(step, args.steps, args.lr, args.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             batch = collate(inputs, seen, list(QUESTIONS))
             log_probs, _ = policy(batch, temperature=1.0)
             loss = -log_probs.sum() / batch.num_targets
             shown = frames.losses(batch, seen)
             (loss + FRAME_WEIGHT * shown.sum()).backward()
             if args.lessons:
-                reading.weighted_loss(model, inputs, args.lessons, rng).backward()
-            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                parts = reading.losses_of_lessons(model, inputs, args.lessons, rng)
+                reading.weighted(parts).backward()
+            norm = take_step(optimizer, rate)
             row = {"step": step + 1, "loss": loss.item()}
             row |= {f"frame_{n}_loss": x for n, x in zip(FRAME_NAMES, shown.tolist(), strict=True)}
-            row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
+            row |= {"grad_norm": norm, "lr": rate, "time_s": time.monotonic() - began}
             is_due = (step + 1) % args.every == 0 or step + 1 == args.steps
             if is_due:
                 row |= validate(policy, inputs, held_out)

@@ -18,7 +18,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch.nn import functional
 from actrep_ray.config import DataConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 from actrep_ray.models.tiny import MAX_COUNT, NUMBER_FORMS, shape_number_embeddings
-from actrep_ray.pretrain.base import learning_rate, logs_of, save_base
+from actrep_ray.pretrain.base import learning_rate, logs_of, make_optimizer, save_base, take_step
 from data_prep.cot import wording
 from data_prep.overwriting import refuse_filled
 from data_prep.synthetic.motions import MOTIONS
@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 MAX_LENGTH = 40  # repetitions of a list
 LISTS_PER_LENGTH = 4  # that are looked at to say how sure the model is
 LOG = "reading.jsonl"
-_QUESTION = "Describe each."
+QUESTION = DataConfig(path="").question  # that lists answer
+_OF_NUMBERS = "Describe each."
 _LEARNED = {
     "label": re.compile(r"^(rep[0-9]+:|rep[0-9]+(?=-))", re.MULTILINE),
     "total": re.compile(r"^Total:( [0-9]+\n)", re.MULTILINE),
@@ -97,7 +98,7 @@ def numbers_lesson(rng: random.Random) -> Lesson:
         if i >= 2:
             learned.append(("number", len(text), len(text) + len(word)))
         text += word if word.endswith("\n") else f"{word}\n"
-    return Lesson(_QUESTION, text, tuple(learned))
+    return Lesson(_OF_NUMBERS, text, tuple(learned))
 
 
 def lessons(rng: random.Random, num: int, question: str) -> list[Lesson]:
@@ -158,9 +159,8 @@ def log_probs(model: Any, batch: TextBatch) -> tuple[torch.Tensor, torch.Tensor]
     is_learned = batch.kinds[:, 1:] >= 0
     logits = model.lm_head(hidden[:, :-1][is_learned]).float()
     wanted = batch.input_ids[:, 1:][is_learned]
-    return -functional.cross_entropy(logits, wanted, reduction="none"), batch.kinds[:, 1:][
-        is_learned
-    ]
+    values = -functional.cross_entropy(logits, wanted, reduction="none")
+    return values, batch.kinds[:, 1:][is_learned]
 
 
 def losses(model: Any, batch: TextBatch) -> dict[str, torch.Tensor]:
@@ -170,11 +170,15 @@ def losses(model: Any, batch: TextBatch) -> dict[str, torch.Tensor]:
     return {kind: part.mean() for kind, part in means.items() if len(part)}
 
 
-def weighted_loss(
+def losses_of_lessons(
     model: Any, inputs: QwenVLInputs, num_lessons: int, rng: random.Random
-) -> torch.Tensor:
-    """The loss of some lessons, each kind by its weight: for training that must not forget them."""
-    parts = losses(model, collate(inputs, lessons(rng, num_lessons, DataConfig(path="").question)))
+) -> dict[str, torch.Tensor]:
+    """As `losses`, of some lessons that are drawn."""
+    return losses(model, collate(inputs, lessons(rng, num_lessons, QUESTION)))
+
+
+def weighted(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of the kinds' losses, by their weights."""
     return torch.stack([WEIGHTS[kind] * part for kind, part in parts.items()]).sum()
 
 
@@ -214,25 +218,19 @@ def teach(args: argparse.Namespace) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(component_of(name) == "language_model")
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
-    )
-    rng, question = random.Random(args.seed), DataConfig(path="").question
+    optimizer = make_optimizer(trained)
+    rng = random.Random(args.seed)
     rows: list[str] = []
     began = time.monotonic()
     for step in range(args.steps):
         rate = learning_rate(step, args.steps, args.lr, args.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        parts = losses(model, collate(inputs, lessons(rng, args.batch_size, question)))
-        torch.stack([WEIGHTS[kind] * part for kind, part in parts.items()]).sum().backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        parts = losses_of_lessons(model, inputs, args.batch_size, rng)
+        weighted(parts).backward()
+        norm = take_step(optimizer, rate)
         row = {"step": step + 1} | {f"{kind}_loss": part.item() for kind, part in parts.items()}
-        row |= {"grad_norm": norm.item(), "lr": rate, "time_s": time.monotonic() - began}
+        row |= {"grad_norm": norm, "lr": rate, "time_s": time.monotonic() - began}
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
-            lowest = certainty(model, inputs, question, seed=1)
+            lowest = certainty(model, inputs, QUESTION, seed=1)
             row |= {"lowest_total": min(total for total, _ in lowest.values())}
             row |= {"lowest_answer": min(answer for _, answer in lowest.values())}
             log.info("%s", {key: round(value, 4) for key, value in row.items()})

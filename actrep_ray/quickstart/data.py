@@ -34,17 +34,16 @@ def write_data(path: Path, num_clips: Mapping[str, Mapping[str, int]], *, overwr
         written = write_dataset(
             folder, level=level, num_clips=dict(num_clips[name]), seed=SEED, overwrite=overwrite
         )
-        for clip in _listed(written, name):
-            clips.append(replace(clip, video=os.path.relpath(clip.video, path.parent)))
+        clips += _listed(written, name, path.parent)
     lines = [clip.to_json() for clip in clips]
     if path.exists() and not overwrite and path.read_text("utf-8").splitlines() != lines:
         raise DataError(f"{path}: holds other clips than the quickstart's; give another data.path")
     write_lines(path, lines)
 
 
-def _listed(path: Path, name: str) -> Iterator[Clip]:
+def _listed(path: Path, name: str, folder: Path) -> Iterator[Clip]:
     for clip in read_clips(path):
-        clip = replace(clip, dataset=name)
+        clip = replace(clip, dataset=name, video=os.path.relpath(clip.video, folder))
         if name == COUNTED and clip.split != "test":
             clip = replace(clip, cycles=None, cycles_source=None)
         yield clip

@@ -128,16 +128,21 @@ class Member:
     loss: Loss | None = None
 
 
+def with_scores(group: RolloutGroup, scores: GroupScores) -> RolloutGroup:
+    """The group with what a reward worker said of its answers."""
+    return replace(
+        group,
+        rewards=scores.rewards,
+        totals=scores.totals,
+        reward_parts=scores.parts,
+        readings=scores.readings,
+        claims=scores.claims,
+    )
+
+
 def _with_result(group: RolloutGroup, result: Result, part_names: Sequence[str]) -> RolloutGroup:
     if isinstance(result, GroupScores):
-        return replace(
-            group,
-            rewards=result.rewards,
-            totals=result.totals,
-            reward_parts=result.parts,
-            readings=result.readings,
-            claims=result.claims,
-        )
+        return with_scores(group, result)
     unknown = np.full(len(group.rollouts), np.nan, np.float32)
     parts = dict.fromkeys(part_names, unknown)
     return replace(

@@ -51,6 +51,7 @@ from actrep_ray.planning.training import optimizer_steps_per_step
 from actrep_ray.records import LearnerRow, Prompt, Refusal, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.hf_engine import nucleus
+from actrep_ray.scoring.dispatch import with_scores
 from actrep_ray.scoring.worker import GroupScores, GroupTexts, RewardWorker, make_spec
 from data_prep.video import FramePlan
 from rewards.compose import RewardSpec, Score, group_rewards
@@ -412,16 +413,7 @@ class Scorer:
                 [self.known[texts]] = self.worker.score([texts])
             scores = self.known[texts]
             assert isinstance(scores, GroupScores), scores
-            found.append(
-                replace(
-                    group,
-                    rewards=scores.rewards,
-                    totals=scores.totals,
-                    reward_parts=scores.parts,
-                    readings=scores.readings,
-                    claims=scores.claims,
-                )
-            )
+            found.append(with_scores(group, scores))
         return found
 
 

@@ -31,24 +31,25 @@ from actrep_ray.driver.job import prepare_grpo
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
-from actrep_ray.rollout.engine import Engine, SamplingSettings, make_rollout
+from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker, start_engine
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.tasks.loading import load_task
-from actrep_ray.weights.buckets import Weights, pack_weights
+from actrep_ray.weights.buckets import pack_weights
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan, VideoError
 from rewards.grammar.read import parse
 from rewards.reference import Reference
+from tests.bare_engine import BareEngine
 from tests.unit.saved import SavesConfig
 
 NUM_STEPS, SIZE = 6, 4
 
 
-class Threaded(Engine):
+class Threaded(BareEngine):
     """Finishes one of its prompts at each step, in an order of its own."""
 
     def __init__(self, index: int) -> None:
@@ -83,24 +84,6 @@ class Threaded(Engine):
 
     def clear(self) -> None:
         self.prompts.clear()
-
-    def prefetch(self, plan: FramePlan) -> None:
-        """It shows no frames."""
-
-    def replace_weights(self, weights: Weights) -> None:
-        """It has none."""
-
-    def verify_weights(self, weights: Weights) -> None:
-        """It has none."""
-
-    def sleep(self) -> None:
-        """Nothing is held."""
-
-    def wake(self) -> None:
-        """Nothing was given away."""
-
-    def shutdown(self) -> None:
-        """Nothing is held."""
 
 
 class Handle:

@@ -36,6 +36,7 @@ from actrep_ray.evaluation.step_forecast import ProbedGroups, StepForecast, fore
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Prompt, Refusal, RefusedError, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
+from actrep_ray.scoring.dispatch import with_scores
 from actrep_ray.scoring.worker import GroupScores, RewardWorker, make_spec, texts_of
 from actrep_ray.tasks.loading import load_task
 from data_prep.synthetic.dataset import write_dataset
@@ -336,16 +337,7 @@ class Workers:
         for group in groups:
             [scores] = self.worker.score([texts_of(group, labels, self.recipe)])
             assert isinstance(scores, GroupScores)
-            found.append(
-                replace(
-                    group,
-                    rewards=scores.rewards,
-                    totals=scores.totals,
-                    reward_parts=scores.parts,
-                    readings=scores.readings,
-                    claims=scores.claims,
-                )
-            )
+            found.append(with_scores(group, scores))
         return found
 
 

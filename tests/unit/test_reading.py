@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actrep_ray.config import DataConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 from actrep_ray.models.tiny import NUMBER_FORMS, base_model_folder
 from actrep_ray.pretrain.reading import (
     KINDS,
     MAX_LENGTH,
+    QUESTION,
     Lesson,
     certainty,
     collate,
@@ -24,8 +24,6 @@ from actrep_ray.pretrain.reading import (
 from rewards.grammar.read import parse
 
 pytestmark = pytest.mark.lengthy
-
-QUESTION = DataConfig(path="").question
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from actrep_ray.records import Prompt, RefusedError, RolloutGroup
-from actrep_ray.rollout.engine import Engine, SamplingSettings
+from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import RolloutWorker, Turn
-from actrep_ray.weights.buckets import Weights
 from data_prep.locks import BusyError
 from data_prep.video import FramePlan, VideoError
+from tests.bare_engine import BareEngine
 
 
 class Decoder:
@@ -44,7 +44,7 @@ def test_a_prefetch_goes_on_after_clips_that_are_broken_or_busy(
     assert failed == []
 
 
-class OneByOne(Engine):
+class OneByOne(BareEngine):
     """Answers one prompt a step, in order; "broken" clips are found when they are added, "long"
     ones when they are due."""
 
@@ -72,24 +72,6 @@ class OneByOne(Engine):
 
     def clear(self) -> None:
         self.waiting.clear()
-
-    def prefetch(self, plan: FramePlan) -> None:
-        """It shows no frames."""
-
-    def replace_weights(self, weights: Weights) -> None:
-        """It has none."""
-
-    def verify_weights(self, weights: Weights) -> None:
-        """It has none."""
-
-    def sleep(self) -> None:
-        """Nothing is held."""
-
-    def wake(self) -> None:
-        """Nothing was given away."""
-
-    def shutdown(self) -> None:
-        """Nothing is held."""
 
 
 def prompts_of(*clips: str) -> list[Prompt]:
