@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from data_prep.periodicity.detector import Detection
     from data_prep.schema import Clip
 
+EXIT_NOT_SURE = 3
+"""The detector doubts what it sees; 2 is a wrong input."""
+
 
 def add_count(commands: Any) -> None:
     """Add `actrep count`.
@@ -45,14 +48,13 @@ def add_count(commands: Any) -> None:
     add_checkpoint_arguments(parser)
 
 
-def _count(args: argparse.Namespace) -> None:
+def _count(args: argparse.Namespace) -> int:
     from data_prep.video import clip_of_video
 
     if args.plot and args.method == "model" and not args.cross_check:
         raise UsageError("--plot shows the detector: use --method periodicity or --cross-check")
     if args.method == "periodicity":
-        _count_periodicity(clip_of_video(args.video, action=args.action), args)
-        return
+        return _count_periodicity(clip_of_video(args.video, action=args.action), args)
     model = read_model(args)
     recipe = recipe_for(args, model)
     from actrep_ray.evaluation.predictions import claims_of
@@ -65,10 +67,8 @@ def _count(args: argparse.Namespace) -> None:
     check = cross_check(clip, prediction, args) if args.cross_check else None
     if args.json:
         show(json.dumps(_as_record(prediction, claims, check, args.video, model)))
-        return
-    answer = (
-        "no readable count" if prediction.reading is None else f"{prediction.reading} repetitions"
-    )
+        return 0
+    answer = "no readable count" if prediction.reading is None else _repetitions(prediction.reading)
     show(f"{args.video}: {answer}")
     for i, (start, end) in enumerate(prediction.cycles, start=1):
         show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
@@ -76,6 +76,7 @@ def _count(args: argparse.Namespace) -> None:
     show(f"\n{prediction.text}")
     if check is not None:
         show(f"\n{describe_cross_check(check, args.plot)}")
+    return 0
 
 
 def describe_claims(claims: "Claims") -> str:
@@ -111,24 +112,39 @@ def _as_record(
     return record if check is None else {**record, "cross_check": check}
 
 
-def _count_periodicity(clip: "Clip", args: argparse.Namespace) -> None:
+def _count_periodicity(clip: "Clip", args: argparse.Namespace) -> int:
     from data_prep.periodicity.detector import detect_cycles
+    from data_prep.periodicity.verdict import NOT_SURE
 
     found = detect_cycles(clip)
     if args.plot:
         _plot(found, args)
+    code = EXIT_NOT_SURE if found.verdict == NOT_SURE else 0
     if args.json:
         record = {"video": str(args.video), "method": "periodicity", **_as_json(found)}
         show(json.dumps(record))
-        return
-    show(f"{args.video}: {_repetitions(found.count)}")
+        return code
+    show(f"{args.video}: {_answer_of(found)}")
     for i, (start, end) in enumerate(found.cycles, start=1):
         show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
+    if len(found.shots) > 1:
+        for shot in found.shots:
+            told = shot.judgement.reason or _repetitions(len(shot.cycles))
+            show(f"  shot {shot.start_s:6.1f} s  to {shot.end_s:6.1f} s: {told}")
     period = found.period.period_s
     length = "none that repeats" if period is None else f"{period:.2f} s"
     show(f"periodicity {found.score:.2f} of 1, typical period: {length}")
+    show(f"confidence {found.confidence:.2f} of 1")
     if args.plot:
         show(f"picture: {args.plot}")
+    return code
+
+
+def _answer_of(found: "Detection") -> str:
+    if found.verdict == "count":
+        return _repetitions(found.count)
+    seen = f", {_repetitions(len(found.rejected))} seen" if found.rejected else ""
+    return f"{found.verdict}: {found.reason}{seen}"
 
 
 def cross_check(clip: "Clip", prediction: "Prediction", args: argparse.Namespace) -> dict[str, Any]:
@@ -145,21 +161,42 @@ def describe_cross_check(check: dict[str, Any], plot: Path | None) -> str:
     """The cross-check in words."""
     text = (
         f"cross-check: agreement {check['agreement']:.2f} of 1 with the periodicity detector, "
-        f"which finds {_repetitions(check['count'])} (periodicity {check['score']:.2f})"
+        f"which finds {_found(check)} (periodicity {check['score']:.2f})"
     )
     return f"{text}\npicture: {plot}" if plot else text
 
 
-def _repetitions(count: int) -> str:
-    return f"{count} repetition{'' if count == 1 else 's'}"
+def _found(check: dict[str, Any]) -> str:
+    if check["count"] is None:
+        return f"nothing that it is sure of: {check['reason']}"
+    return _repetitions(check["count"])
+
+
+def _repetitions(count: int | str) -> str:
+    return f"{count} repetition{'' if str(count) == '1' else 's'}"
 
 
 def _as_json(found: "Detection") -> dict[str, Any]:
     return {
-        "count": found.count,
+        "count": found.reading,
+        "verdict": found.verdict,
+        "reason": found.reason,
+        "confidence": round(found.confidence, 3),
         "cycles": [[round(start, 3), round(end, 3)] for start, end in found.cycles],
         "score": round(found.score, 3),
         "period_s": None if found.period.period_s is None else round(found.period.period_s, 3),
+        "rejected": [[round(start, 3), round(end, 3)] for start, end in found.rejected],
+        "shots": [
+            {
+                "start_s": round(shot.start_s, 3),
+                "end_s": round(shot.end_s, 3),
+                "count": len(shot.cycles),
+                "verdict": shot.judgement.verdict,
+                "reason": shot.judgement.reason,
+                "confidence": round(shot.judgement.confidence, 3),
+            }
+            for shot in found.shots
+        ],
     }
 
 

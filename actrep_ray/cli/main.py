@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        Its exit code: 0, 1 (failed), 2 (wrong input), or 128 and the number of the signal that
-        ended it: 130 (ctrl-C), 138 (SIGUSR1), 143 (SIGTERM, or a preemption notice).
+        Its exit code: 0, 1 (failed), 2 (wrong input), 3 (the detector is not sure), or 128 and the
+        number of the signal that ended it: 130 (ctrl-C), 138 (SIGUSR1), 143 (SIGTERM, or a
+        preemption notice).
     """
     args = build_parser().parse_args(argv)
     args.typed = sys.argv[1:] if argv is None else list(argv)

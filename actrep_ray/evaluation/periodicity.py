@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from actrep_ray.config import ConfigError, Recipe
-from actrep_ray.evaluation.predictions import Prediction, write_predictions
+from actrep_ray.evaluation.predictions import NOT_SURE, Prediction, write_predictions
 from actrep_ray.evaluation.run_results import DETECTOR, write_results
 from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.tasks.base import Task, labels_of
@@ -63,7 +63,8 @@ def _predict(clip: Clip) -> Prediction:
 
     cv2.setNumThreads(1)
     found = detect_cycles(clip)
-    return Prediction(clip_id=clip.id, reading=found.count, cycles=found.cycles)
+    problem = NOT_SURE if found.reading is None else None
+    return Prediction(clip.id, found.reading, cycles=found.cycles, problem=problem)
 
 
 def write_baseline(

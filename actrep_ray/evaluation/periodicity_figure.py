@@ -21,6 +21,7 @@ from actrep_ray.evaluation.figure_style import (
     style_lanes,
 )
 from data_prep.periodicity.detector import Detection
+from data_prep.periodicity.verdict import COUNT
 from rewards.grammar.layout import Cycle
 
 
@@ -39,7 +40,9 @@ def plot_detection(
         title: What the clip is.
         others: Cycles of others by name, for example a model's, shown below the detector's.
     """
-    lanes = {f"detector: {found.count}": found.cycles}
+    shown = found.cycles or found.rejected
+    name = "detector" if found.cycles or not found.rejected else "not believed"
+    lanes = {f"{name}: {len(shown)}": shown}
     lanes |= {f"{name}: {len(cycles)}": cycles for name, cycles in (others or {}).items()}
     figure = make_figure(11.0, 4.1 + 0.35 * len(lanes))
     grid = figure.add_gridspec(
@@ -49,7 +52,8 @@ def plot_detection(
     signal = figure.add_subplot(grid[0, 1])
     _draw_signal(signal, found, title)
     lower = figure.add_subplot(grid[1, 1], sharex=signal)
-    for lane, (color, cycles) in enumerate(zip((BLUE, ORANGE), lanes.values(), strict=False)):
+    own = BLUE if shown == found.cycles else MUTED
+    for lane, (color, cycles) in enumerate(zip((own, ORANGE), lanes.values(), strict=False)):
         draw_cycles(lower, lane, cycles, [color] * len(cycles))
     style_lanes(lower, list(lanes), _end_of(found))
     save(figure, path)
@@ -86,8 +90,10 @@ def _draw_matrix(axis: Axes, found: Detection) -> None:
 def _draw_signal(axis: Axes, found: Detection, title: str) -> None:
     period = found.period.period_s
     length = "no period" if period is None else f"period {period:.2f} s"
+    number = f"{found.count} repetition{'' if found.count == 1 else 's'}"
+    answer = number if found.verdict == COUNT else f"{found.verdict} ({found.reason})"
     axis.set_title(
-        f"{title}: {found.count} repetitions, periodicity {found.score:.2f}, {length}",
+        f"{title}: {answer}, periodicity {found.score:.2f}, {length}",
         fontsize=TITLE,
         color=INK,
         loc="left",
@@ -95,6 +101,10 @@ def _draw_signal(axis: Axes, found: Detection, title: str) -> None:
     )
     for i, (start, stop) in enumerate(found.cycles):
         axis.axvspan(start, stop, color=BLUE, alpha=(0.16, 0.07)[i % 2], linewidth=0)
+    for start, stop in found.rejected:
+        axis.axvspan(start, stop, facecolor="none", edgecolor=MUTED, hatch="//", linewidth=0.6)
+    for shot in found.shots[1:]:
+        axis.axvline(shot.start_s, color=INK, linewidth=0.8, linestyle=":")
     axis.plot(found.times_s, found.signal, color=BLUE, linewidth=1.4)
     borders = sorted({border for cycle in found.cycles for border in cycle})
     heights = np.interp(borders, found.times_s, found.signal)

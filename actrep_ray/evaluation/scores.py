@@ -21,7 +21,7 @@ from actrep_ray.evaluation.intervals import (
     bootstrap_intervals,
     wilson_interval,
 )
-from actrep_ray.evaluation.predictions import Prediction, claims_of
+from actrep_ray.evaluation.predictions import NOT_SURE, Prediction, claims_of
 from actrep_ray.tasks.base import PARSE_RATE, FigureSpec, Task, reduce_figures, told_figures
 from data_prep.files import DataError
 from rewards.reference import Reference
@@ -62,7 +62,8 @@ class Metrics(Figures):
     Attributes:
         parsed_only: Over the clips with a readable answer; None if there is none.
         breakdowns: By name of the breakdown and cell; cells with clips, in the order to show.
-        histogram: How often each reading was given, rising, then "unparsed" if there is any.
+        histogram: How often each reading was given, rising, then "not sure" and "unparsed" where
+            there are any.
     """
 
     parsed_only: Figures | None
@@ -201,10 +202,15 @@ def remarks_on(figures: Figures, task: Task) -> tuple[str, ...]:
 
 
 def reading_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
-    """How often each reading was given, rising; "unparsed" at the end."""
-    readings = Counter(p.reading for p in predictions)
-    histogram = {str(r): readings[r] for r in sorted(r for r in readings if r is not None)}
-    return histogram | ({"unparsed": readings[None]} if None in readings else {})
+    """How often each reading was given, rising; "not sure" and "unparsed" at the end."""
+    readings = Counter(p.reading for p in predictions if p.reading is not None)
+    histogram = {str(r): readings[r] for r in sorted(readings)}
+    missing = Counter(
+        "not sure" if p.problem == NOT_SURE else "unparsed"
+        for p in predictions
+        if p.reading is None
+    )
+    return histogram | {name: missing[name] for name in sorted(missing)}
 
 
 # --- the numbers behind it

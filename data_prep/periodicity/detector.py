@@ -15,6 +15,7 @@ from data_prep.periodicity.similarity import (
     self_similarity,
     squared_distances,
 )
+from data_prep.periodicity.verdict import NO_REPETITION, NOT_SURE, Judgement, Shot, Verdict, judge
 from data_prep.schema import Clip
 from rewards.cycles import close_pairs
 from rewards.grammar.layout import Cycle
@@ -25,6 +26,7 @@ MIN_PERIOD_S = 0.35
 MAX_PERIOD_S = 10.0
 MIN_SCORE = 0.25  # below it nothing is counted
 NO_PERIOD = Period(None, None, None, 0.0, False)
+UNJUDGED = Judgement(NO_REPETITION)
 
 _SMOOTH_S = 0.035  # of the trajectory, standard deviation
 _FINER = 2  # points for each frame: a frame seldom falls on the moment of return
@@ -45,6 +47,9 @@ class Detection:
         times_s: Time of each moment. [T]
         distances: Distances of moments as shares of the clip's amplitude. [T, T]
         signal: First principal component of the trajectory, scaled to 0 .. 1. [T]
+        judgement: Whether the number is to be believed, and why not.
+        rejected: Repetitions that were seen and not believed.
+        shots: What was found between each two cuts, in order.
     """
 
     cycles: tuple[Cycle, ...]
@@ -53,11 +58,34 @@ class Detection:
     times_s: Array
     distances: Array
     signal: Array
+    judgement: Judgement = UNJUDGED
+    rejected: tuple[Cycle, ...] = ()
+    shots: tuple[Shot, ...] = ()
 
     @property
     def count(self) -> int:
-        """Number of repetitions."""
+        """Number of repetitions that were believed; whether it is an answer says `verdict`."""
         return len(self.cycles)
+
+    @property
+    def verdict(self) -> Verdict:
+        """ "count", "not sure" or "no repetition"."""
+        return self.judgement.verdict
+
+    @property
+    def reason(self) -> str:
+        """Why it is not a count; empty for a count."""
+        return self.judgement.reason
+
+    @property
+    def confidence(self) -> float:
+        """Chance that the number of repetitions is right, 0 to 1."""
+        return self.judgement.confidence
+
+    @property
+    def reading(self) -> int | None:
+        """The number to be scored: None where the detector is not sure of more than one event."""
+        return None if self.verdict == NOT_SURE and not self.cycles else self.count
 
     @property
     def similarity(self) -> Array:
@@ -109,16 +137,25 @@ def detect_in(
     signal = values[:, 0] - values[:, 0].min()
     signal /= max(float(signal.max()), 1e-9)
     if amplitude <= features.least_motion:
-        return Detection((), 0.0, NO_PERIOD, times_s, np.zeros_like(squares), signal)
+        still = judge(0, 0, 0.0, has_period=False, moves=False)
+        shot = Shot(0.0, features.duration_s, (), still, 0.0)
+        nothing = np.zeros_like(squares)
+        return Detection((), 0.0, NO_PERIOD, times_s, nothing, signal, still, shots=(shot,))
     distances = np.sqrt(squares) / amplitude
     limits = {"min_s": min_period_s, "max_s": max_period_s}
     period = estimate_period(values, distances, fps, **limits)
     chain = find_chain(distances, is_hidden, fps, **limits)
     borders = trim_rest(chain.borders, distances)
     score = _score(distances, borders, chain.gains)
-    borders = borders if score >= MIN_SCORE else borders[:0]
-    cycles = close_gaps([(round(int(i) / fps, 3), round(int(j) / fps, 3)) for i, j in borders])
-    return Detection(tuple(cycles), score, period, times_s, distances, signal)
+    seen = close_gaps([(round(int(i) / fps, 3), round(int(j) / fps, 3)) for i, j in borders])
+    is_believed = score >= MIN_SCORE
+    cycles, rejected = (tuple(seen), ()) if is_believed else ((), tuple(seen))
+    has_period = period.period_s is not None
+    told = judge(len(cycles), len(rejected), score, has_period=has_period, moves=True)
+    shot = Shot(0.0, features.duration_s, cycles, told, score, rejected)
+    return Detection(
+        cycles, score, period, times_s, distances, signal, told, rejected, shots=(shot,)
+    )
 
 
 def _refine(features: Features) -> tuple[Array, NDArray[np.bool_], float]:
@@ -177,7 +214,7 @@ class Proposal:
         cycles: What the detector found.
         score: Its periodicity, 0 to 1.
         agrees: Whether the cycles may be taken as marks.
-        reason: Why not, in a word: "count_differs"; empty if they may.
+        reason: Why not, in a word: "count_differs", "not_sure"; empty if they may.
     """
 
     cycles: tuple[Cycle, ...]
@@ -197,7 +234,8 @@ def propose_cycles(clip: Clip, *, flow: bool = False) -> Proposal:
         VideoError: if the video cannot be read.
     """
     found = detect_cycles(clip, flow=flow)
-    reason = "count_differs" if found.count != clip.count else ""
+    reason = "not_sure" if found.verdict == NOT_SURE else ""
+    reason = reason or ("count_differs" if found.count != clip.count else "")
     return Proposal(found.cycles, found.score, not reason, reason)
 
 

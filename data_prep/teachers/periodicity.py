@@ -26,8 +26,8 @@ def propose_answers(
 ) -> Iterator[Outcome]:
     """An answer for each clip, in order, or why there is none.
 
-    The reasons: "has_marks" (the annotations teach better), "count_differs",
-    "unreadable_video", and those of `render_answer`.
+    The reasons: "has_marks" (the annotations teach better), "not_sure" (the detector doubts what it
+    sees), "count_differs", "unreadable_video", and those of `render_answer`.
 
     Args:
         clips: The clips; their videos are read.

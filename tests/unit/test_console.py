@@ -202,7 +202,9 @@ def test_a_command_shows_hostile_names(
     if command == "report":
         assert run(COMMANDS["evaluate"]) == 0
     # Two clips of one window and splits that share a video: findings whose words hold the names.
-    assert run(COMMANDS[command]) == (2 if command == "validate" else 0)
+    # The detector may doubt what it sees in the video (3).
+    codes = {"validate": (2,), "count": (0, 3)}
+    assert run(COMMANDS[command]) in codes.get(command, (0,))
     told = capsys.readouterr()
     assert "\x1b[2J" not in told.out + told.err
     assert "[/" in told.out + told.err or command in ("cot", "count")

@@ -16,6 +16,7 @@ from actrep_ray.cli.main import main
 from actrep_ray.evaluation.periodicity import predict_periodicity
 from actrep_ray.evaluation.periodicity_figure import plot_detection
 from actrep_ray.evaluation.predictions import Prediction
+from actrep_ray.evaluation.scores import reading_histogram
 from data_prep.periodicity.cycles import best_chain, close_gaps, excursions, trim_rest
 from data_prep.periodicity.detector import (
     Detection,
@@ -31,10 +32,12 @@ from data_prep.periodicity.similarity import (
     self_similarity,
     squared_distances,
 )
+from data_prep.periodicity.verdict import REJECTED, Judgement, judge
 from data_prep.schema import Clip, read_clips, write_clips
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.teachers.periodicity import propose_answers
 from data_prep.video import VideoError
+from data_prep.video_writer import encode_mp4
 from rewards.grammar.layout import Cycle
 
 FPS = 15.0
@@ -435,3 +438,65 @@ def test_evaluate_on_the_command_line(
     ]
     assert [row["clip_id"] for row in rows] == [clip.id for clip in few]
     assert (out / "report" / "report.html").is_file()
+
+
+# --- doubt
+
+
+def test_the_three_answers() -> None:
+    sure = find(seen(course(in_a_row(0.5, [1.0] * 5), 6.5)))
+    assert (sure.verdict, sure.reason, sure.reading) == ("count", "", 5)
+    once = find(seen(course([(2.0, 3.4)], 8.0)))
+    assert (once.verdict, once.reading) == ("not sure", 1)
+    assert once.reason == "one event, no repetition"
+    still = find(np.ones((90, 30)))
+    assert (still.verdict, still.reason, still.reading) == ("no repetition", "nothing moves", 0)
+    assert once.confidence < sure.confidence
+
+
+def test_a_chain_that_is_not_believed_is_no_zero() -> None:
+    told = judge(0, 4, 0.2, has_period=True, moves=True)
+    assert (told.verdict, told.reason) == ("not sure", REJECTED)
+    assert judge(0, 0, 0.0, has_period=True, moves=True).verdict == "not sure"
+    assert judge(0, 0, 0.0, has_period=False, moves=True).verdict == "no repetition"
+
+
+def test_not_sure_is_a_row_of_its_own() -> None:
+    given = [
+        Prediction("a", 3),
+        Prediction("b", None, problem="not_sure"),
+        Prediction("c", None, problem="no_answer"),
+    ]
+    assert reading_histogram(given) == {"3": 1, "not sure": 1, "unparsed": 1}
+
+
+def test_what_is_not_sure_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = Clip("a", "set", "train", "a.mp4", 0.0, 8.0, 15.0, 120, 64, 64, "turn", 1)
+    once = find(seen(course([(2.0, 3.4)], 8.0)))
+    monkeypatch.setattr("data_prep.periodicity.detector.detect_cycles", lambda *_, **__: once)
+    proposal = propose_cycles(clip)
+    assert (proposal.agrees, proposal.reason) == (False, "not_sure")
+
+
+def test_not_sure_is_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = find(seen(course([(2.0, 3.4)], 8.0)))
+    unbelieved = replace(
+        once, cycles=(), rejected=once.cycles, judgement=Judgement("not sure", REJECTED, 0.3)
+    )
+    video = tmp_path / "a.mp4"
+    encode_mp4(video, np.zeros((4, 32, 32, 3), np.uint8), 15)
+    command = ["count", str(video), "--method", "periodicity"]
+    for found, answer in ((once, "not sure: one event"), (unbelieved, f"not sure: {REJECTED}")):
+        monkeypatch.setattr(
+            "data_prep.periodicity.detector.detect_cycles", lambda *_, found=found, **__: found
+        )
+        assert main(command) == 3
+        assert answer in capsys.readouterr().out
+    picture = tmp_path / "a.png"
+    assert main([*command, "--json", "--plot", str(picture)]) == 3
+    record = json.loads(capsys.readouterr().out)
+    assert (record["count"], record["verdict"], record["reason"]) == (None, "not sure", REJECTED)
+    assert record["rejected"] == [[pytest.approx(2.0, abs=0.2), pytest.approx(3.4, abs=0.2)]]
+    assert picture.is_file()
