@@ -159,21 +159,23 @@ class LearnerRow:
     Attributes:
         row_id: `prompt_id` (GRPO) or clip id (SFT), for error messages.
         question: Text asked.
-        plan: Frames shown.
+        plan: Frames shown; None: the question stands alone (SFT).
         num_prompt_tokens: Length of the prompt as the engine saw it; 0 if no engine was involved.
         responses: int32 [R_i] for each of the G answers.
         advantages: float32 [G]; ones in SFT.
         rollout_log_probs: float32 [R_i] for each answer; empty in SFT.
         rewards: float32 [G], which a KL in the reward is taken off; empty in SFT.
         is_truncated: bool [G], answers that were cut off at their token limit; empty in SFT.
+        learned: bool [R_i] for each answer, which of its tokens SFT learns; empty: all.
     """
 
     row_id: str
     question: str
-    plan: FramePlan
+    plan: FramePlan | None
     num_prompt_tokens: int
     responses: tuple[np.ndarray, ...]
     advantages: np.ndarray
     rollout_log_probs: tuple[np.ndarray, ...] = ()
     rewards: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     is_truncated: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    learned: tuple[np.ndarray, ...] = ()

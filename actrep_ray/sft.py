@@ -27,6 +27,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.quarantine import STATE_KEY, Quarantine, QuarantinedRow
 from actrep_ray.driver.restarts import run_with_restarts
+from actrep_ray.driver.text_lists import text_lists
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
@@ -136,6 +137,7 @@ class SftData:
         clips_per_step: B.
         seed: Decides the order.
         strata: Name of the count stratum of each row to train on.
+        texts: Rows without a video that a step learns from beside its clips.
     """
 
     def __init__(
@@ -146,9 +148,11 @@ class SftData:
         clips_per_step: int,
         seed: int,
         strata: Sequence[str],
+        texts: Callable[[int], list[LearnerRow]] = lambda step: [],
     ) -> None:
         self.train = train
         self.strata = strata
+        self.texts = texts
         self.validation = validation
         self._clips_per_step = clips_per_step
         self._seed = seed
@@ -191,6 +195,7 @@ class SftData:
             clips_per_step=recipe.sft.clips_per_step,
             seed=recipe.seed,
             strata=[stratum_of(clip.count, strata).name for clip, _ in pairs],
+            texts=partial(text_lists, recipe, inputs),
         )
 
     def batch(self, step: int, unusable: Container[str] = ()) -> list[LearnerRow]:
@@ -297,7 +302,7 @@ def _train(
             draw = partial(data.batch, step, quarantine)
             with logger.timer("learn"), stop.giving_way():
                 rows = _readable(draw, learners, quarantine, step)
-                metrics = _prefixed("sft/", learners.sft_step(rows))
+                metrics = _prefixed("sft/", learners.sft_step([*rows, *data.texts(step)]))
             if not stop.is_asked and is_due(cfg.validate_every, step, cfg.num_steps):
                 # What is given up is the loss alone: the loop saves this step, and ends.
                 with suppress(StopError), logger.timer("validate"), stop.giving_way():
@@ -330,7 +335,7 @@ def _readable(
         unreadable = learners.unreadable(rows) if rows else {}
         if not unreadable:
             return rows
-        paths = {row.row_id: row.plan.video for row in rows}
+        paths = {row.row_id: row.plan.video for row in rows if row.plan is not None}
         found = [QuarantinedRow(name, paths[name], step, *why) for name, why in unreadable.items()]
         quarantine.add(found)
 

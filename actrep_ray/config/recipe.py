@@ -69,6 +69,7 @@ class Recipe(Section):
         yield from rules.attention(self.learner, self.model, self.device)
         if self.stage == "sft":
             yield from rules.sft_batch(self.sft, self.learner)
+            yield from rules.sft_text_lists(self.sft, self.learner)
             return
         yield from rules.adapters_of_engine(self.model, self.rollout)
         yield from rules.nucleus(self.rollout, self.algorithm)

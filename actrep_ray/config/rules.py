@@ -96,6 +96,17 @@ def sft_batch(sft: SftConfig, learner: LearnerConfig) -> Iterator[Contradiction]
         )
 
 
+def sft_text_lists(sft: SftConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
+    """A row without a video, where ranks run the vision tower together."""
+    if sft.text_lists and learner.num_workers > 1:
+        yield Contradiction(
+            ("sft.text_lists", "learner.num_workers"),
+            f"sft.text_lists={sft.text_lists} is for one rank, learner.num_workers="
+            f"{learner.num_workers}: ranks run the vision tower together, which lists leave out; "
+            "set sft.text_lists=0",
+        )
+
+
 def grpo_batch(train: TrainConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
     """Prompts of a step, or rollouts of an optimiser step, that ranks cannot share equally."""
     ranks = learner.num_workers

@@ -59,12 +59,13 @@ class Policy(nn.Module):
         layout: PrefixLayout | BlockMask | None = batch.layout
         if batch.layout is not None and self.attention == "flex":
             layout = block_mask(batch.layout, *batch.input_ids.shape)
+        has_clips = len(batch.grid_thw) > 0
         hidden = self.model.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             layout=layout,
-            pixel_values_videos=batch.pixel_values,
-            video_grid_thw=batch.grid_thw,
+            pixel_values_videos=batch.pixel_values if has_clips else None,
+            video_grid_thw=batch.grid_thw if has_clips else None,
             use_cache=False,
         ).last_hidden_state  # [B, L, H]
         mask = batch.target_mask

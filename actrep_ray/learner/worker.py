@@ -26,6 +26,7 @@ from actrep_ray.learner.forward import Forward, WithoutAdapters, score_rows
 from actrep_ray.learner.grpo import GrpoUpdate
 from actrep_ray.learner.loss import algorithms, objective
 from actrep_ray.learner.loss.algorithms import BatchCounts
+from actrep_ray.learner.loss.correction import TokenWeights
 from actrep_ray.learner.model_io import Checkpoints, ModelIO, load_policy, load_reference
 from actrep_ray.learner.optimizer_step import OptimizerSteps
 from actrep_ray.learner.ranks import Ranks
@@ -127,11 +128,14 @@ class LearnerWorker:
         start = time.monotonic()
         check_rows(rows, self.inputs.visual_token_ids)
         self._num_at_begin = self.num_optimizer_steps
-        counts = self._count(rows)
+        learned = objective.learned_tokens(rows)
+        counts = self._count(rows, learned)
         metrics = self.steps.take(
             rows,
             range(len(rows)),
-            lambda batch, log_probs, entropy: objective.sft_loss(log_probs, entropy, counts),
+            lambda batch, log_probs, entropy: objective.sft_loss(
+                log_probs, entropy, counts, learned.mask(batch)
+            ),
             counts,
             temperature=1.0,
             num_left=max(1, self.total_steps - self.num_optimizer_steps),
@@ -309,12 +313,15 @@ class LearnerWorker:
     def _progress(self) -> dict[str, float]:
         return {"num_optimizer_steps": self.num_optimizer_steps, "kl_coef": self.kl_coef}
 
-    def _count(self, rows: Sequence[LearnerRow]) -> BatchCounts:
+    def _count(
+        self, rows: Sequence[LearnerRow], weights: TokenWeights | None = None
+    ) -> BatchCounts:
         return objective.count_batch(
             rows,
             range(len(rows)),
             num_ranks=self.ranks.size,
             max_answer_tokens=self.recipe.rollout.max_response_tokens,
+            weights=weights,
         )
 
 

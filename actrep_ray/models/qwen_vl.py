@@ -32,8 +32,8 @@ class EncodedPrompt:
         input_ids: int64 [P], one token for each merged visual patch.
         position_ids: int64 [3, P], (time, height, width) of multimodal RoPE.
         next_position: Position of the first token of an answer.
-        pixel_values: float32 [num_patches, patch_dim]
-        grid_thw: int64 [1, 3], patches in time, height and width before merging.
+        pixel_values: float32 [num_patches, patch_dim]; [0, 0] without a clip
+        grid_thw: int64 [1, 3], patches in time, height and width before merging; [0, 3] likewise
     """
 
     input_ids: torch.Tensor
@@ -113,9 +113,10 @@ class QwenVLInputs:
             factor=self.factor,
         )
 
-    def prompt_text(self, question: str) -> str:
-        """The chat prompt with one video placeholder, up to where the answer begins."""
-        content = [{"type": "video"}, {"type": "text", "text": question}]
+    def prompt_text(self, question: str, *, has_video: bool = True) -> str:
+        """The chat prompt with one video placeholder or none, up to where the answer begins."""
+        video = [{"type": "video"}] if has_video else []
+        content = [*video, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         text: str = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -147,6 +148,32 @@ class QwenVLInputs:
             pixel_values=inputs["pixel_values_videos"],
             grid_thw=inputs["video_grid_thw"],
         )
+
+    def encode_text(self, question: str) -> EncodedPrompt:
+        """Tokens and positions of a question without a clip."""
+        text = self.prompt_text(question, has_video=False)
+        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        positions = torch.arange(len(ids)).expand(3, -1)
+        none = torch.zeros(0, 3, dtype=torch.long)
+        return EncodedPrompt(ids, positions, len(ids), torch.zeros(0, 0), none)
+
+    def encode_parts(
+        self, text: str, spans: Sequence[tuple[int, int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `encode_answer`, and which of its tokens lie in some spans of the text: bool [R].
+
+        Args:
+            text: A whole answer.
+            spans: (first character, the one after) of each; a token that overlaps one lies in it.
+        """
+        ids = self.encode_answer(text)
+        rest = after_opened(text, self.opened)
+        encoded = self.tokenizer(rest, add_special_tokens=False, return_offsets_mapping=True)
+        bounds = np.array(encoded["offset_mapping"]).reshape(-1, 2) + len(text) - len(rest)
+        lies_in = np.zeros(len(ids), bool)
+        for first, end in spans:
+            lies_in[:-1] |= (bounds[:, 0] < end) & (bounds[:, 1] > first)
+        return ids, lies_in
 
     def encode_answer(self, text: str) -> np.ndarray:
         """Tokens that a model has to write for a whole answer, the end token included: int32 [R].

@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +29,8 @@ from actrep_ray.config import DataConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 from actrep_ray.models.tiny import MAX_COUNT, NUMBER_FORMS, shape_number_embeddings
 from actrep_ray.pretrain.base import learning_rate, logs_of, make_optimizer, save_base, take_step
-from data_prep.cot import wording
+from data_prep.lists import LEARNED, Lesson, list_lesson
 from data_prep.overwriting import refuse_filled
-from data_prep.synthetic.motions import MOTIONS
-from rewards.grammar.write import Response, render
 
 log = logging.getLogger(__name__)
 
@@ -42,48 +39,9 @@ LISTS_PER_LENGTH = 4  # that are looked at to say how sure the model is
 LOG = "reading.jsonl"
 QUESTION = DataConfig(path="").question  # that lists answer
 _OF_NUMBERS = "Describe each."
-_LEARNED = {
-    "label": re.compile(r"^(rep[0-9]+:|rep[0-9]+(?=-))", re.MULTILINE),
-    "total": re.compile(r"^Total:( [0-9]+\n)", re.MULTILINE),
-    "answer": re.compile(r"<answer>([0-9]+)</answer>"),
-}
-KINDS = (*_LEARNED, "number")
+KINDS = (*LEARNED, "number")
 WEIGHTS = {"label": 1.0, "total": 1.0, "answer": 1.0, "number": 0.5}  # of each kind's mean
 LIST_SHARE = 0.8  # of the lessons; the others are numbers
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A text, and what of it is learned: (one of `KINDS`, first character, the one after)."""
-
-    question: str
-    text: str
-    learned: tuple[tuple[str, int, int], ...]
-
-
-def list_lesson(rng: random.Random, length: int, question: str) -> Lesson:
-    """The right answer about `length` repetitions at random times."""
-    observation, definition = wording(rng.choice(sorted(MOTIONS)))
-    check = "the repetitions follow each other in order" if length else "no motion is repeated"
-    cycles = _random_cycles(rng, length)
-    text = render(Response(observation, definition, cycles, check, total=length, answer=length))
-    learned = [
-        (kind, *match.span(1)) for kind, form in _LEARNED.items() for match in form.finditer(text)
-    ]
-    return Lesson(question, text, tuple(learned))
-
-
-def _random_cycles(rng: random.Random, length: int) -> tuple[tuple[float, float], ...]:
-    """Repetitions of at least 0.2 s within 30 s, contiguous or with gaps between."""
-    gap_share = rng.choice((0.0, 0.3, 0.8))
-    longest = max(2, min(30, 290 // max(1, length) - 2))
-    cycles, at = [], rng.randrange(20)
-    for _ in range(length):
-        at += rng.randint(1, 3) if rng.random() < gap_share else 0
-        end = at + rng.randint(2, longest)
-        cycles.append((at / 10, end / 10))
-        at = end
-    return tuple(cycles)
 
 
 def numbers_lesson(rng: random.Random) -> Lesson:

@@ -138,6 +138,7 @@ def test_the_limit_lies_between_health_and_faults(
 
 
 def one_frame_later(row: LearnerRow) -> LearnerRow:
+    assert row.plan is not None
     times_s = row.plan.times_s
     return replace(row, plan=replace(row.plan, times_s=times_s[1:] + times_s[-1:]))
 

@@ -57,6 +57,11 @@ class Taught:
     clips: list[Clip]
 
 
+def prompt_of(row: LearnerRow) -> Prompt:
+    assert row.plan is not None
+    return Prompt(row.row_id, row.row_id, row.question, row.plan)
+
+
 @pytest.fixture(scope="module")
 def taught(
     tmp_path_factory: pytest.TempPathFactory,
@@ -121,7 +126,7 @@ def engine(request: pytest.FixtureRequest, taught: Taught) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def answers(engine: Engine, taught: Taught) -> dict[str, Rollout]:
     """The engine's answer to each row, by its id."""
-    prompts = [Prompt(row.row_id, row.row_id, row.question, row.plan) for row in taught.rows]
+    prompts = [prompt_of(row) for row in taught.rows]
     groups = engine.generate(prompts, GREEDY)
     return {group.prompt.prompt_id: group.rollouts[0] for group in groups}
 
@@ -143,7 +148,7 @@ def test_what_was_taught_is_said_whole(taught: Taught, answers: dict[str, Rollou
 def test_a_perfect_answer_earns_everything(
     engine: Engine, taught: Taught, answers: dict[str, Rollout]
 ) -> None:
-    prompts = [Prompt(row.row_id, row.row_id, row.question, row.plan) for row in taught.rows[:2]]
+    prompts = [prompt_of(row) for row in taught.rows[:2]]
     groups = engine.generate(prompts, GREEDY)
     labels = labels_of(taught.clips, load_task("counting"))
     worker = RewardWorker(make_spec(taught.recipe), taught.recipe.task)
@@ -185,7 +190,7 @@ def test_engine_and_learner_read_the_same_tokens(
     engine: Engine, taught: Taught, make_reference: Any
 ) -> None:
     reference = make_reference(taught.model)
-    prompts = [Prompt(row.row_id, row.row_id, row.question, row.plan) for row in taught.rows]
+    prompts = [prompt_of(row) for row in taught.rows]
     sampled = replace(GREEDY, group_size=3, temperature=1.0)
     groups = engine.generate(prompts, sampled)
     assert reference.gap(groups) < MAX_GAP

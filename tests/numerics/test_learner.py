@@ -52,6 +52,35 @@ def test_loss_is_that_of_scoring(
     assert worker.sft_loss(rows)["loss"] == pytest.approx(-values.mean(), abs=1e-5)
 
 
+@pytest.mark.parametrize("beside", [True, False], ids=["beside clips", "alone"])
+def test_of_a_text_without_a_clip_the_marked_tokens_are_learned(
+    beside: bool, make_worker: Any, make_recipe: MakeRecipe, tiny_model: TinyModel, rows: list[Any]
+) -> None:
+    """Its log-probabilities are the plain model's on the chat without a video."""
+    worker = make_worker(make_recipe("stage=sft", "learner.lr=1e-9"), tiny_model())
+    learned = [np.arange(len(r)) % 2 == 0 for r in rows[0].responses]
+    text = replace(rows[0], row_id="text", plan=None, learned=tuple(learned))
+    inputs, model = QwenVLInputs(tiny_model()), load_model(tiny_model(), dtype="float32").eval()
+    for response, found in zip(text.responses, worker.log_probs([text])[0], strict=True):
+        chat = inputs.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text.question}], tokenize=False, add_generation_prompt=True
+        )
+        prompt = torch.tensor(inputs.tokenizer(chat, add_special_tokens=False)["input_ids"])
+        ids = torch.cat([prompt, torch.from_numpy(response).long()])[None]
+        positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
+        logits: Any = model(input_ids=ids, position_ids=positions).logits[0, len(prompt) - 1 : -1]
+        logits[:, list(inputs.visual_token_ids)] = -1e9
+        wanted = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+        assert found == pytest.approx(wanted.detach().numpy(), abs=1e-4)
+    batch = [*rows, text] if beside else [text]
+    values = [v for row in worker.log_probs(batch[:-1]) for v in row] if beside else []
+    values += [v[m] for v, m in zip(worker.log_probs([text])[0], learned, strict=True)]
+    loss = worker.sft_step(batch)
+    expected = -np.concatenate(values)
+    assert loss["num_response_tokens"] == len(expected)
+    assert loss["loss"] == pytest.approx(float(expected.mean()), abs=1e-5)
+
+
 def test_temperature_divides_logits_in_grpo(
     make_worker: Any, make_recipe: MakeRecipe, tiny_model: TinyModel, rows: list[Any]
 ) -> None:

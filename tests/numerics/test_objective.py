@@ -76,6 +76,18 @@ def test_sft_by_hand() -> None:
     assert torch.allclose(log_probs.grad, torch.full((2, 2), -2 / 6))
 
 
+def test_sft_learns_no_token_that_is_masked() -> None:
+    """The second of the first answer: 2 tokens are left of 3; the denominator is the caller's."""
+    log_probs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([[True, False], [True, False]])
+    loss, sums = sft_loss(log_probs, torch.tensor([[0.5, 0.5], [2.0, 0.0]]), COUNTS, mask)
+    assert float(loss.detach()) == pytest.approx(4 / 6 * 2)
+    assert sums == {"loss": 4.0, "entropy": 2.5}
+    loss.backward()
+    assert log_probs.grad is not None
+    assert torch.allclose(log_probs.grad, torch.tensor([[-2 / 6, 0.0], [-2 / 6, 0.0]]))
+
+
 def test_grpo_by_hand() -> None:
     """Ratio 1 where there are no old log-probabilities; k3 = e^d - d - 1 with d = ref - now."""
     batch = _batch(0, 1)

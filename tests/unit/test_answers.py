@@ -279,6 +279,7 @@ def test_the_token_that_ended_an_answer_is_trained_on(models: dict[str, Path], c
     written[-1] = END_OF_TEXT
     row = row_of(group_of(clip, inputs, written))
     frames = np.zeros((2, 32, 32, 3), np.uint8)
+    assert row.plan is not None
     prompt = inputs.encode(row.question, row.plan, frames)
     assert inputs.tokenizer.decode(prompt.input_ids).endswith("assistant\n<think>\n")
     packed = split_row(0, "a", prompt, row.responses, budget=4096, shares_prefix=True)

@@ -90,7 +90,8 @@ class Workers(SavesConfig):
         return {
             row.row_id: (GONE, f"{row.plan.video}: cut short")
             for row in rows
-            if any(row.row_id.endswith(f"-{name}") for name in self.cannot_read)
+            if row.plan is not None
+            and any(row.row_id.endswith(f"-{name}") for name in self.cannot_read)
         }
 
     def update(self, rows: list[LearnerRow], step: int) -> dict[str, float]:

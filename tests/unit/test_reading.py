@@ -13,14 +13,13 @@ from actrep_ray.pretrain.reading import (
     KINDS,
     MAX_LENGTH,
     QUESTION,
-    Lesson,
     certainty,
     collate,
     lessons,
-    list_lesson,
     log_probs,
     losses,
 )
+from data_prep.lists import Lesson, list_lesson
 from rewards.grammar.read import parse
 
 pytestmark = pytest.mark.lengthy

@@ -34,7 +34,7 @@ class Learners(SavesConfig):
     def sft_step(self, rows: Sequence[LearnerRow]) -> dict[str, float]:
         if len(self.batches) + 1 == self.stops_at:
             raise KeyboardInterrupt
-        assert all(row.advantages.tolist() == [1.0] for row in rows)
+        assert all((row.advantages == 1.0).all() for row in rows)
         self.batches.append([row.row_id for row in rows])
         return {"loss": 1.0 / len(self.batches)}
 
@@ -43,8 +43,10 @@ class Learners(SavesConfig):
         return {"loss": 0.25}
 
     def unreadable(self, rows: Sequence[LearnerRow]) -> dict[str, tuple[str, str]]:
-        found = [row for row in rows if row.row_id in self.cannot_read]
-        return {r.row_id: ("unreadable_video", f"{r.plan.video}: cut short") for r in found}
+        plans = {row.row_id: row.plan for row in rows if row.row_id in self.cannot_read}
+        assert None not in plans.values()  # a row without a clip is not asked about
+        told = {name: plan.video for name, plan in plans.items() if plan is not None}
+        return {name: ("unreadable_video", f"{video}: cut short") for name, video in told.items()}
 
     def load_state(self, folder: Path) -> None:
         self.loaded.append(folder)
@@ -121,6 +123,21 @@ def test_a_resumed_run_goes_on_with_the_clips_that_the_killed_one_would_have_see
     assert second.batches == whole.batches[2:]
     steps = [row["step"] for row in read_metrics(recipe.run_dir / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4, 5]
+
+
+def test_a_resumed_run_reads_the_lists_that_the_killed_one_would_have_read(
+    base: Recipe, tmp_path: Path
+) -> None:
+    recipe = override(base, ["sft.text_lists=2", f"runs_dir={tmp_path}"])
+    whole, first, second = Learners(), Learners(stops_at=4), Learners()
+    train(override(recipe, ["name=whole"]), whole)
+    assert [[len(batch), batch[-1]] for batch in whole.batches] == [
+        [4, f"the text lists of step {step}"] for step in range(1, 6)
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, first)
+    train(recipe, second, resume=True)
+    assert second.batches == whole.batches[2:]
 
 
 def test_a_clip_that_cannot_be_read_gives_way_to_another_one_of_its_stratum(

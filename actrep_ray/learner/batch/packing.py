@@ -65,8 +65,8 @@ class PackedBatch:
         position_ids: int64 [3, B, L]
         layout: Who sees whom; None if every row holds one answer, where plain causal attention is
             the same.
-        pixel_values: float32 [num_patches, patch_dim], of all rows
-        grid_thw: int64 [B, 3]
+        pixel_values: float32 [num_patches, patch_dim], of all rows with a clip
+        grid_thw: int64 [rows with a clip, 3]
         predictors: int64 [A, T], index in the flat [B * L] of the token that predicts each target
         targets: int64 [A, T], the answers' tokens
         target_mask: bool [A, T], False on padding
@@ -210,7 +210,7 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
         input_ids=input_ids,
         position_ids=position_ids,
         layout=_layout(rows, reads) if is_packed else None,
-        pixel_values=torch.cat([row.prompt.pixel_values for row in rows]),
+        pixel_values=_joined([row.prompt.pixel_values for row in rows]),
         grid_thw=torch.cat([row.prompt.grid_thw for row in rows]),
         predictors=_pad(predictors),
         targets=_pad(targets),
@@ -229,6 +229,11 @@ def _layout(rows: Sequence[PackedRow], reads: Sequence[torch.Tensor]) -> PrefixL
         token_mask=token_mask,
         mask=prefix_mask(prefixes.repeat_interleave(counts), token_mask),
     )
+
+
+def _joined(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Those of all clips; what has no clip has no width either."""
+    return torch.cat([part for part in pixels if len(part)] or list(pixels))
 
 
 def _pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -28,7 +28,7 @@ class PromptEncoder:
 
     def problem(self, row: LearnerRow) -> tuple[str, str] | None:
         """Reason and message why a row's frames cannot be had, by the fault of its video."""
-        if (row.plan.hash, row.question) in self._kept:
+        if row.plan is None or (row.plan.hash, row.question) in self._kept:
             return None
         try:
             self.frames.get(row.plan)
@@ -43,6 +43,8 @@ class PromptEncoder:
             ValueError: if the engine saw another number of tokens.
             VideoError: if the clip cannot be read.
         """
+        if row.plan is None:
+            return self.inputs.encode_text(row.question)
         key = (row.plan.hash, row.question)
         prompt = self._kept.get(key)
         if prompt is None:

@@ -136,5 +136,7 @@ class LogProbGap:
 
 
 def _estimated_tokens(row: LearnerRow) -> int:
-    prompt = row.num_prompt_tokens or row.plan.num_frames * row.plan.height * row.plan.width // 2048
+    prompt = row.num_prompt_tokens
+    if not prompt and row.plan is not None:
+        prompt = row.plan.num_frames * row.plan.height * row.plan.width // 2048
     return packed_length(prompt, [len(response) for response in row.responses])

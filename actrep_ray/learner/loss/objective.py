@@ -78,14 +78,28 @@ def count_batch(
     )
 
 
-def sft_loss(log_probs: torch.Tensor, entropy: torch.Tensor, counts: BatchCounts) -> LossAndSums:
+def learned_tokens(rows: Sequence[LearnerRow]) -> TokenWeights:
+    """Which tokens of some rows SFT learns."""
+    masks = {(i, a): mask for i, row in enumerate(rows) for a, mask in enumerate(row.learned)}
+    return TokenWeights(masks, num_kept={key: int(mask.sum()) for key, mask in masks.items()})
+
+
+def sft_loss(
+    log_probs: torch.Tensor,
+    entropy: torch.Tensor,
+    counts: BatchCounts,
+    mask: torch.Tensor | None = None,
+) -> LossAndSums:
     """Cross-entropy per answer token of the whole batch.
 
     Args:
         log_probs: Of the answers' tokens, zeros on padding. float32 [A, T]
         entropy: Likewise, for the metrics. float32 [A, T]
         counts: Of the whole batch.
+        mask: Which of them are learned; None: all. bool [A, T]
     """
+    if mask is not None:
+        log_probs, entropy = log_probs * mask, entropy * mask
     total = -log_probs.sum()
     sums = {"loss": float(total.detach()), "entropy": float(entropy.detach().sum())}
     return total / counts.num_tokens * counts.num_ranks, sums
