@@ -1,12 +1,14 @@
 """From nothing to a small Qwen3-VL that counts: the whole system once, on real files.
 
-Two sets of clips, as users have them: a few whose repetitions are marked (level `easy`), from which
-reasoning is learned by SFT, and others of a harder kind (`medium`) of which no more than the count
-is known, from which GRPO learns. Their held-out clips keep their marks, to judge lists by.
+Two sets of clips, as users have them: some whose repetitions are marked (level `easy`, and a few
+of level `long`), from which reasoning is learned by SFT, and others of which no more than the count
+is known, from which GRPO learns: most of a harder kind (`medium`), a quarter of the marked kind.
+Held-out clips of both kinds keep their marks, to judge lists by.
 
     data ─► base model ─► SFT ───────────────► evaluation ─► GRPO ─► evaluation ─► report
-                    └──► engine starts, counts ──▲ weights ───▲ weights each step
-                         untrained (background)
+     │              └──► engine starts, counts ──▲ weights ───▲ weights each step       ▲
+     │                   untrained (background)                                         │
+     └─► periodicity detector (a process of its own, beside the trainings) ─────────────┘
 
 One engine is started and given new weights after each training: a start costs more than a push.
 A milestone that was finished with the same settings, data and weights is not done again.
@@ -16,6 +18,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +39,7 @@ from actrep_ray.config import (
 )
 from actrep_ray.driver.job import GrpoJob, prepare_grpo
 from actrep_ray.driver.pools import Pools
-from actrep_ray.evaluation.periodicity import write_baseline
+from actrep_ray.evaluation.periodicity import begin_baselines, write_baseline
 from actrep_ray.evaluation.predictors import evaluate
 from actrep_ray.evaluation.report import Report, print_main, write_report
 from actrep_ray.evaluation.run_results import DETECTOR as BASELINE
@@ -44,7 +47,7 @@ from actrep_ray.evaluation.run_results import read_run
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import base_model_folder, write_base_model
-from actrep_ray.quickstart.data import COUNTED, LEVELS, MARKED, SEED, write_data
+from actrep_ray.quickstart.data import COUNTED, KEPT, LEVELS, MARKED, SEED, write_data
 from actrep_ray.quickstart.milestones import Milestones
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import resolve_model
@@ -148,6 +151,7 @@ class Quickstart:
         self.grpo = grpo
         self.folder = folder
         self.edition = edition
+        self.has_detector_beside = False
         self.console = console()
         self.milestones = Milestones(folder / "milestones.json", self.console)
 
@@ -161,18 +165,35 @@ class Quickstart:
             for recipe in (self.sft, self.grpo)
         }
         if any(self.is_needed(name) for name in self.keys if name != BASELINE):
+            detector = self.begin_detector() if self.is_needed(BASELINE) else None
             with cluster(self.sft, self.grpo):
                 self.train()
+            if detector is not None:
+                detector.result()
         if self.is_needed(BASELINE):
             with self.milestones.doing(BASELINE, self.keys[BASELINE]):
                 for stage, clips in self.clips.items():
                     write_baseline(clips, self.folder_of(stage), load_task(self.grpo.task))
         return self.report()
 
+    def begin_detector(self) -> Future[None]:
+        """Let the periodicity detector count beside the trainings, which leave a core idle."""
+        clips = {self.folder_of(stage): clips for stage, clips in self.clips.items()}
+        process = begin_baselines(clips, load_task(self.grpo.task))
+        self.has_detector_beside = True
+
+        def wait() -> None:
+            with self.milestones.doing(BASELINE, self.keys[BASELINE]):
+                process.join()
+                if process.exitcode:  # what it said stands on the screen
+                    raise RuntimeError(f"{BASELINE}: its process ended with {process.exitcode}")
+
+        return in_background(wait, BASELINE)
+
     def prepare(self) -> None:
         """Render the videos and write the base model, where they are not there."""
         data, model = Path(self.sft.data.path), Path(self.sft.model.path)
-        key = hash_of(LEVELS, self.edition.num_clips, SEED)
+        key = hash_of(LEVELS, KEPT, self.edition.num_clips, SEED)
         if not (self.milestones.is_done("data", key) and data.is_file()):
             is_ours = self.milestones.is_known("data")
             with self.milestones.doing("data", key):
@@ -311,6 +332,8 @@ class Quickstart:
             note = "" if name in self.milestones.done_now else "re-used"
             if name == "untrained":
                 note = f"{note} while SFT ran".strip()
+            if name == BASELINE and self.has_detector_beside:
+                note = f"{note} beside the trainings".strip()
             table.add_row(name, f"{seconds:.0f}", note)
         table.add_row("this call", f"{self.milestones.total_s:.0f}")
         return table

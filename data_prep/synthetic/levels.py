@@ -1,7 +1,10 @@
-"""What the levels easy, medium and hard draw from, and how often each count occurs."""
+"""What the levels easy, medium, hard and long draw from, and how often each count occurs.
+
+Long clips are as easy to see as easy ones, and last as long as medium ones.
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +79,7 @@ LEVELS = {
         num_bars=(1, 2),
     ),
 }
+LEVELS["long"] = replace(LEVELS["easy"], duration_s=LEVELS["medium"].duration_s, max_count=16)
 
 
 def count_weights(level: Level) -> NDArray[np.float64]:

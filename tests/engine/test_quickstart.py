@@ -64,7 +64,7 @@ def test_every_stage_runs_and_is_not_done_twice(tmp_path: Path) -> None:
             assert held_out[name]["mae"]["low"] <= held_out[name]["mae"]["value"]
         assert FIGURES - {"n"} <= set(held_out["paired"]) <= FIGURES | BESIDE
     clips = list(read_clips(tmp_path / "data" / "clips.jsonl"))
-    assert len(clips) == 36
+    assert len(clips) == 36 + 4  # those of the marked kind among the counted
     has_marks = {(clip.dataset, clip.split): clip.cycles is not None for clip in clips}
     assert [key for key, marked in has_marks.items() if not marked] == [
         (COUNTED, "train"),

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
+from actrep_ray.pretrain.reading import QUESTION, certainty
 from actrep_ray.quickstart.data import COUNTED
+from actrep_ray.run.checkpoint import resolve_model
+from data_prep.synthetic.levels import LEVELS
 
 LIMIT_S = 90 * 60
 
@@ -34,3 +38,10 @@ def test_grpo_counts_better_than_its_sft_start_where_only_counts_are_known(tmp_p
     assert held_out["paired"]["obo"]["low"] > 0
     assert held_out["paired"]["obo_list"]["low"] > 0
     assert held_out["grpo"]["consistent"]["value"] >= 0.98
+    for stage in ("sft", "grpo"):
+        by_answer, by_list = (held_out[stage][name]["value"] for name in ("obz", "obz_list"))
+        assert abs(by_answer - by_list) <= 0.02, stage
+    folder = resolve_model(tmp_path / "runs" / "sft")
+    model, inputs = load_model(folder, dtype="float32").eval(), QwenVLInputs(folder)
+    lowest = certainty(model, inputs, QUESTION, seed=7)
+    assert min(min(lowest[n]) for n in range(LEVELS["long"].max_count + 1)) > 0.97

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,16 @@ from PIL import Image
 
 from actrep_ray.cli.count import cross_check, describe_cross_check
 from actrep_ray.cli.main import main
-from actrep_ray.evaluation.periodicity import predict_periodicity
+from actrep_ray.evaluation.periodicity import (
+    FILE,
+    begin_baselines,
+    predict_periodicity,
+    write_baseline,
+)
 from actrep_ray.evaluation.periodicity_figure import plot_detection
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.evaluation.scores import reading_histogram
+from actrep_ray.tasks.loading import load_task
 from data_prep.periodicity.cycles import best_chain, close_gaps, excursions, trim_rest
 from data_prep.periodicity.detector import (
     Detection,
@@ -338,6 +345,34 @@ def test_rendered_clips_are_counted_without_their_labels(clips: list[Clip]) -> N
     assert np.mean(likeness) >= 0.7
     wrong = replace(clips[0], count=99, cycles=((0.0, 0.1),), action="nothing")
     assert detect_cycles(wrong).cycles == detect_cycles(clips[0]).cycles
+
+
+@pytest.mark.lengthy
+def test_a_process_beside_others_writes_what_this_one_would(
+    clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    task = load_task("counting")
+    folders = {tmp_path / "a": clips[:2], tmp_path / "b" / "c": clips[2:3]}
+    process = begin_baselines(folders, task)
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    process.join()
+    assert process.exitcode == 0
+    for folder, some in folders.items():
+        found = (folder / FILE).read_text()
+        write_baseline(some, tmp_path / "here", task)
+        assert found == (tmp_path / "here" / FILE).read_text()
+
+
+@pytest.mark.lengthy
+def test_a_process_beside_others_tells_that_it_failed(clips: list[Clip], tmp_path: Path) -> None:
+    gone = replace(clips[0], video=str(tmp_path / "gone.mp4"))
+    process = begin_baselines({tmp_path: [gone]}, load_task("counting"))
+    process.join()
+    assert process.exitcode == 1
+    assert not (tmp_path / FILE).exists()
 
 
 @pytest.mark.lengthy
