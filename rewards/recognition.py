@@ -1,11 +1,17 @@
 """Recognition reward: is the class in the answer tag the right one.
 
-Exact match after normalising case, spaces and underscores. Never a substring: an empty answer is
-part of every label, and a list of all classes contains the right one.
+Exact match after normalising case, spaces, underscores, hyphens and the punctuation around a name.
+Never a substring: an empty answer is part of every label, and a list of all classes contains the
+right one. What stands inside a name is part of it: "squat, lunge" is one name that no class has.
 """
+
+from typing import Final
 
 from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
+
+_SPACES: Final = str.maketrans("_-‐‑", "    ")
+_AROUND: Final = " .,;:!?\"'`*“”‘’«»()[]{}。！？"
 
 
 def recognition(response: ParsedResponse, reference: Reference) -> float | None:
@@ -18,5 +24,6 @@ def recognition(response: ParsedResponse, reference: Reference) -> float | None:
 
 
 def normalize_label(label: str) -> str:
-    """A class name in lower case with single spaces: "Jumping_Jack " is "jumping jack"."""
-    return " ".join(label.replace("_", " ").casefold().split())
+    """A class name in lower case with single spaces: " Jumping_Jack." is "jumping jack"."""
+    words = label.casefold().translate(_SPACES).split()
+    return " ".join(words).strip(_AROUND)

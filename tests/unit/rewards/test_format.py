@@ -1,5 +1,7 @@
 """Format rewards, guards and the recognition reward, with hand-computed values."""
 
+import random
+
 import pytest
 
 from rewards.format import (
@@ -161,6 +163,15 @@ def test_copy() -> None:
         ("jumping_jack", 1.0),
         ("  JUMPING   jack\n", 1.0),
         ("star jump", 1.0),
+        ("Jumping jack.", 1.0),
+        ("“Jumping-Jack”!", 1.0),
+        ("**jumping jack**", 1.0),
+        ("jumping, jack", 0.0),
+        ("jumping jack, squat", 0.0),
+        ("squat, star jump, jumping jack, plank", 0.0),  # all classes
+        ("bicycle", 0.0),  # no class of the list
+        (".", 0.0),
+        ("a jumping jack", 0.0),
         ("jump", 0.0),
         ("jumping jack or squat", 0.0),
         ("jumping jacks", 0.0),
@@ -178,3 +189,42 @@ def test_recognition_needs_one_answer_and_a_label() -> None:
     assert recognition(parse(hedged), Reference(label="squat")) == 0.0
     assert recognition(parse(hedged), Reference(count=2)) is None
     assert normalize_label(" Push_UP ") == "push up"
+
+
+def test_a_label_of_punctuation_is_answered_by_nothing() -> None:
+    for text in ("", "...", "!"):
+        assert recognition(parse(f"<answer>{text}</answer>"), Reference(label="...")) == 0.0
+
+
+_PIECES = (
+    *("<think>", "</think>", "<answer>", "</answer>", "<thinking>", "</thinking>", "<ans"),
+    *("jumping jack", "Jumping_Jack.", "star jump", "squat", "rep1: 0-1s", "Total: 2", "², ٣"),
+    *("\ud800", "\x00", "\n", " ", "ß", "İ", "🤸", "<|im_end|>", "x" * 500, ".", "“", "-"),
+)
+
+
+def check_fuzzed(number: int, seed: int) -> None:
+    """Random answers get 0 or 1, and 1 only where the one answer tag holds a name of the class."""
+    rng = random.Random(seed)
+    reference = Reference(label="jumping jack", aliases=("Star_Jump",))
+    right = 0
+    for _ in range(number):
+        text = "".join(rng.choices(_PIECES, k=rng.randrange(9)))
+        if rng.random() < 0.5:
+            text = f"<answer>{text}</answer>"
+        response = parse(text)
+        reward = recognition(response, reference)
+        name = (response.answer_text or "").casefold().replace("_", " ").replace("-", " ")
+        is_right = name.strip(" .“\n") in ("jumping jack", "star jump")
+        assert reward == float(is_right), text
+        right += is_right
+    assert 0 < right < number / 10
+
+
+def test_fuzzed_answers_never_raise() -> None:
+    check_fuzzed(4000, 0)
+
+
+@pytest.mark.slow
+def test_100_000_fuzzed_answers_never_raise() -> None:
+    check_fuzzed(100_000, 1)
