@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from actrep_ray.config import rules
 from actrep_ray.config.algorithm import AlgorithmConfig
@@ -22,15 +22,25 @@ from actrep_ray.config.run import (
     SftConfig,
     TrainConfig,
 )
-from actrep_ray.config.section import ConfigError, Contradiction, Section
+from actrep_ray.config.section import (
+    ConfigError,
+    Contradiction,
+    ContradictionError,
+    Section,
+)
+
+TASKS = ("counting",)
+"""Names of our own tasks; any other is a class of a file."""
 
 
 class Recipe(Section):
     """All settings of one run."""
 
     stage: Literal["sft", "grpo"] = Field("grpo", description="What the recipe is for.")
-    task: Literal["counting"] = Field(
-        "counting", description="What is asked about clips, and how answers are judged."
+    task: str = Field(
+        "counting",
+        description="What is asked about clips, and how answers are judged: `counting`, or "
+        "`FILE.py:CLASS`, a task of your own.",
     )
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run."
@@ -52,6 +62,18 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     placement: PlacementConfig = PlacementConfig()
     run: RunConfig = RunConfig()
+
+    @field_validator("task")
+    @classmethod
+    def _place_task(cls, name: str) -> str:
+        """A file's absolute path: workers run in other folders."""
+        if name in TASKS:
+            return name
+        path, colon, of_file = name.rpartition(":")
+        if not colon or not path.endswith(".py") or not of_file.isidentifier():
+            message = f"task={name!r}: expected {', '.join(TASKS)} or FILE.py:CLASS"
+            raise ContradictionError([Contradiction(("task",), message)])
+        return f"{Path(path).absolute()}:{of_file}"
 
     @model_validator(mode="before")
     @classmethod

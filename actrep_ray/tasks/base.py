@@ -93,7 +93,7 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """The value of a recipe's `task`."""
+        """What it is called; one of ours is named so in a recipe's `task`."""
         ...
 
     @property

@@ -1,7 +1,13 @@
 """What a recipe asks about: its task, and the clips of a split."""
 
+import hashlib
+import importlib.util
 import logging
+import sys
 from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
 
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.tasks.base import Task
@@ -17,12 +23,58 @@ _TASKS = {task.name: task for task in (Counting(),)}
 def load_task(name: str) -> Task:
     """The task that a recipe's `task` names; workers are sent the name, not the task.
 
+    Args:
+        name: Of ours, or `FILE.py:CLASS`. The file is run once in each process, the class made
+            without arguments; on several nodes it lies at the same path on each.
+
     Raises:
-        ConfigError: naming the tasks that there are.
+        ConfigError: naming the tasks that there are, or what is wrong with the file or its class.
     """
-    if name not in _TASKS:
-        raise ConfigError(f"task={name!r}, expected one of {', '.join(_TASKS)}")
-    return _TASKS[name]
+    if name in _TASKS:
+        return _TASKS[name]
+    path, colon, class_name = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise ConfigError(f"task={name!r}, expected one of {', '.join(_TASKS)} or FILE.py:CLASS")
+    return _task_of_file(Path(path), class_name)
+
+
+@lru_cache
+def _task_of_file(path: Path, class_name: str) -> Task:
+    where = f"task={path}:{class_name}"
+    make = getattr(_module_of(path, where), class_name, None)
+    if not isinstance(make, type):
+        raise ConfigError(f"{where}: the file has no class {class_name!r}")
+    try:
+        task: Task = make()
+    except Exception as error:
+        raise ConfigError(f"{where}: cannot be made without arguments ({_told(error)})") from error
+    names = [name for name in dir(Task) if not name.startswith("_")]
+    if missing := [name for name in names if not hasattr(task, name)]:
+        raise ConfigError(f"{where}: lacks {', '.join(missing)}, expected all of the Task protocol")
+    return task
+
+
+def _module_of(path: Path, where: str) -> ModuleType:
+    """The module of a file, as an import would leave it."""
+    if not path.is_file():
+        raise ConfigError(f"{where}: no such file")
+    name = f"actrep_task_{hashlib.sha256(bytes(path.absolute())).hexdigest()[:16]}"
+    if (known := sys.modules.get(name)) is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "a name that ends in .py has a loader"
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"{where}: the file cannot be run ({_told(error)})") from error
+    return module
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def load_clips(
