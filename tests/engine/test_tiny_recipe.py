@@ -44,4 +44,4 @@ def test_grpo_counts_better_than_its_sft_start_where_only_counts_are_known(tmp_p
     folder = resolve_model(tmp_path / "runs" / "sft")
     model, inputs = load_model(folder, dtype="float32").eval(), QwenVLInputs(folder)
     lowest = certainty(model, inputs, QUESTION, seed=7)
-    assert min(min(lowest[n]) for n in range(LEVELS["long"].max_count + 1)) > 0.97
+    assert min(min(lowest[n]) for n in range(LEVELS["long"].max_count + 1)) > 0.95
