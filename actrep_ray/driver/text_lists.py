@@ -38,7 +38,7 @@ def text_lists(recipe: Recipe, inputs: QwenVLInputs, step: int) -> list[LearnerR
         lesson = list_lesson(rng, length, recipe.data.question, dialect=recipe.data.dialect)
         spans = [(first, end) for kind, first, end in lesson.learned if kind == "label"]
         spans.append((lesson.text.index(_END_OF_LIST) + len(_END_OF_LIST), len(lesson.text)))
-        ids, is_learned = inputs.encode_parts(lesson.text, spans)
+        ids, is_learned = inputs.encode_spans(lesson.text, spans)
         is_learned[-1] = True  # the token that ends an answer
         responses.append(ids)
         learned.append(is_learned)

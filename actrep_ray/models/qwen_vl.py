@@ -157,7 +157,7 @@ class QwenVLInputs:
         none = torch.zeros(0, 3, dtype=torch.long)
         return EncodedPrompt(ids, positions, len(ids), torch.zeros(0, 0), none)
 
-    def encode_parts(
+    def encode_spans(
         self, text: str, spans: Sequence[tuple[int, int]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `encode_answer`, and which of its tokens lie in some spans of the text: bool [R].
