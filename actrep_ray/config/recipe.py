@@ -65,7 +65,7 @@ class Recipe(Section):
 
     @field_validator("task")
     @classmethod
-    def _place_task(cls, name: str) -> str:
+    def _locate_task(cls, name: str) -> str:
         """A file's absolute path: workers run in other folders."""
         if name in TASKS:
             return name
