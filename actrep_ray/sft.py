@@ -34,6 +34,7 @@ from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
 from actrep_ray.run.checkpoint import Checkpoint, is_due, resolve_model
 from actrep_ray.run.console import as_text, console
+from actrep_ray.run.faults import FaultLog
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.metrics import MetricLogger
@@ -114,10 +115,11 @@ class SftJob:
     def _run_in_cluster(self) -> Checkpoint:
         """Train with ranks of this run's own, started again where one is lost."""
 
-        def attempt(start: Checkpoint | None) -> Checkpoint:
+        def attempt(start: Checkpoint | None, faults: FaultLog) -> Checkpoint:
             job = replace(self, start=start)
             num_steps = self.recipe.sft.num_steps
             learners = LearnerPool.start(self.recipe, job.model, num_steps, base=self.base)
+            faults.replaced("learner")
             try:
                 return _train(self.recipe, self.data, learners, start)
             except WorkerLostError:

@@ -104,9 +104,10 @@ class Loss:
 
     @property
     def cause(self) -> str:
-        """The last line of the error, where Ray says what happened."""
+        """The last line of the error, where Ray says what happened, without its guesses at why."""
         lines = [line.strip() for line in str(self.error).splitlines() if line.strip()]
-        return lines[-1] if lines else type(self.error).__name__
+        last = lines[-1] if lines else type(self.error).__name__
+        return last.partition(" Some common causes include")[0]
 
     def __str__(self) -> str:
         return f"{self.name} died in `{self.method}`: {self.cause}"

@@ -111,7 +111,7 @@ class AsynchronousDriver:
                 if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
                     with logger.timer("checkpoint"):
                         self.save(step)
-                metrics |= phases.checkpoints.look() | phases.quarantine.metrics()
+                metrics |= phases.checkpoints.look() | phases.losses()
                 log_details(logger, step, groups, trainable, self.labels, phases.task)
                 logger.log(step, metrics)
                 phases.checkpoints.reached(step, self.state())

@@ -21,6 +21,7 @@ from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.run.checkpoint import Checkpoint, resolve_model
+from actrep_ray.run.faults import FaultLog
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.profile import profiled
@@ -126,10 +127,11 @@ class GrpoJob:
         """Train with workers of this run's own, started again where a rank is lost."""
         budgets: dict[str, Budget] = {}
 
-        def attempt(start: Checkpoint | None) -> Checkpoint:
+        def attempt(start: Checkpoint | None, faults: FaultLog) -> Checkpoint:
             job = replace(self, start=start)
-            pools = start_pools(self.recipe, job.model, self.base)
+            pools = start_pools(self.recipe, job.model, self.base, faults)
             pools.share(budgets)
+            faults.replaced("learner")
             try:
                 return job._run(pools, profile)
             except WorkerLostError:

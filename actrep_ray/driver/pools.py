@@ -12,6 +12,7 @@ from actrep_ray.cluster.supervision import Budget
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.run.faults import FaultLog
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.weights.sync import WeightSync
 
@@ -40,7 +41,7 @@ class Pools:
         self.learners.shutdown()
 
 
-def start_pools(recipe: Recipe, model: Path, base: Path) -> Pools:
+def start_pools(recipe: Recipe, model: Path, base: Path, faults: FaultLog | None = None) -> Pools:
     """Start all workers of a run in the current cluster.
 
     Engines and ranks start at the same time; where they share GPUs, one after the other, for an
@@ -51,20 +52,22 @@ def start_pools(recipe: Recipe, model: Path, base: Path) -> Pools:
         model: Folder of the weights that are trained.
         base: Folder of the model that the run began with; engines that are sent adapters alone
             start from it.
+        faults: Where losses are written down.
     """
     shown = base if recipe.sends_adapters else model
     num_steps = recipe.train.num_steps
     bundles = reserve(with_device(recipe))  # all or none, before engines take the room
     if is_colocated(recipe):
-        rewards = RewardPool.start(recipe)
-        rollouts = RolloutPool.start(recipe, shown, bundles=bundles)
+        rewards = RewardPool.start(recipe, faults)
+        rollouts = RolloutPool.start(recipe, shown, bundles=bundles, faults=faults)
         with rollouts.asleep():
             learners = LearnerPool.start(recipe, model, num_steps, bundles, base)
     else:
-        rollouts = RolloutPool.launch(recipe, shown)  # before reward workers, which fit in anywhere
+        # Before reward workers, which fit in anywhere.
+        rollouts = RolloutPool.launch(recipe, shown, faults=faults)
         engines = in_background(rollouts.finish_launch)
         ranks = in_background(partial(LearnerPool.start, recipe, model, num_steps, bundles, base))
-        rewards = RewardPool.start(recipe)
+        rewards = RewardPool.start(recipe, faults)
         engines.result()
         learners = ranks.result()
     return Pools(rollouts, rewards, learners, WeightSync(learners, rollouts))

@@ -9,12 +9,15 @@ happens. Steps since that checkpoint are done again.
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from actrep_ray.cluster.nodes import wait_for_room
 from actrep_ray.cluster.supervision import WorkerLostError, restart_budget
 from actrep_ray.config import Recipe
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore
+from actrep_ray.run.faults import FaultLog
+from actrep_ray.run.metrics import read_metrics
 
 T = TypeVar("T")
 
@@ -22,14 +25,16 @@ _log = logging.getLogger(__name__)
 
 
 def run_with_restarts(
-    recipe: Recipe, attempt: Callable[[Checkpoint | None], T], start: Checkpoint | None
+    recipe: Recipe,
+    attempt: Callable[[Checkpoint | None, FaultLog], T],
+    start: Checkpoint | None,
 ) -> T:
     """What an attempt returns, the first that loses no rank; inside of `cluster`.
 
     Args:
         recipe: Settings of the run.
-        attempt: Trains from a checkpoint, or from the beginning, with workers of its own; when it
-            raises `WorkerLostError`, it has ended all of them.
+        attempt: Trains from a checkpoint, or from the beginning, with workers of its own whose
+            losses it writes down; when it raises `WorkerLostError`, it has ended all of them.
         start: Where the first attempt starts.
 
     Raises:
@@ -40,9 +45,10 @@ def run_with_restarts(
         ConfigError: if the run has checkpoints and none is whole.
     """
     budget = restart_budget("learner", recipe.learner.max_restarts)
+    faults = FaultLog(recipe.run_dir)
     while True:
         try:
-            return attempt(start)
+            return attempt(start, faults)
         except WorkerLostError as error:
             # The other pools have replaced what they may; a new start would be no help.
             loss = error.loss
@@ -50,6 +56,7 @@ def run_with_restarts(
                 raise
             store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
             start = store.newest_or_none_begun()
+            faults.lost(loss, _last_step(recipe.run_dir) - (start.step if start else 0))
             pause_s = budget.pause_s
             _log.warning(
                 "%s; restart %s, after %g s, from %s",
@@ -60,3 +67,9 @@ def run_with_restarts(
             )
         time.sleep(pause_s)
         wait_for_room(recipe, wait_s=recipe.placement.rejoin_s)
+
+
+def _last_step(run_dir: Path) -> int:
+    """The last finished step of a run."""
+    path = run_dir / "metrics.jsonl"
+    return int(read_metrics(path)[-1]["step"]) if path.is_file() else 0

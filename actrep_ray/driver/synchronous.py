@@ -56,7 +56,7 @@ class SynchronousDriver:
                 if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
                     with logger.timer("checkpoint"):
                         phases.save(step)
-                metrics |= phases.checkpoints.look() | phases.quarantine.metrics()
+                metrics |= phases.checkpoints.look() | phases.losses()
                 log_details(logger, step, groups, trainable, labels, phases.task)
                 logger.log(step, metrics)
                 phases.checkpoints.reached(step, phases.state())

@@ -55,6 +55,7 @@ from actrep_ray.rollout.dispatch import (
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool_actors import room_for, spawner
 from actrep_ray.rollout.worker import Loaded, Request, Turn
+from actrep_ray.run.faults import FaultLog
 from actrep_ray.run.profile import Timeline
 from data_prep.video import FramePlan
 
@@ -79,14 +80,18 @@ class RolloutPool:
     Args:
         recipe: Settings, with the device resolved.
         spawn: Starts worker number `index` and returns its handle: an actor of `RolloutWorker`.
+        faults: Where losses are written down.
 
     Attributes:
         restarts: How many losses it bears.
     """
 
-    def __init__(self, recipe: Recipe, spawn: Callable[[int], Any]) -> None:
+    def __init__(
+        self, recipe: Recipe, spawn: Callable[[int], Any], faults: FaultLog | None = None
+    ) -> None:
         cfg = recipe.rollout
         self.recipe = recipe
+        self.faults = faults or FaultLog()
         self.mailbox = Mailbox()
         self.timeline = Timeline()
         self.timeout_s = cfg.timeout_s  # of every wait
@@ -101,7 +106,12 @@ class RolloutPool:
 
     @classmethod
     def start(
-        cls, recipe: Recipe, model_path: str | Path, *, bundles: Bundles | None = None
+        cls,
+        recipe: Recipe,
+        model_path: str | Path,
+        *,
+        bundles: Bundles | None = None,
+        faults: FaultLog | None = None,
     ) -> Self:
         """As `launch`, and wait until the engines are ready.
 
@@ -109,13 +119,18 @@ class RolloutPool:
             RolloutWorkerError: if a worker dies at its start.
             TimeoutError: if they are not ready within `rollout.timeout_s`.
         """
-        pool = cls.launch(recipe, model_path, bundles=bundles)
+        pool = cls.launch(recipe, model_path, bundles=bundles, faults=faults)
         pool.finish_launch()
         return pool
 
     @classmethod
     def launch(
-        cls, recipe: Recipe, model_path: str | Path, *, bundles: Bundles | None = None
+        cls,
+        recipe: Recipe,
+        model_path: str | Path,
+        *,
+        bundles: Bundles | None = None,
+        faults: FaultLog | None = None,
     ) -> Self:
         """Start the workers; what is started later gets the room that they leave.
 
@@ -123,9 +138,10 @@ class RolloutPool:
             recipe: Settings.
             model_path: Folder of the checkpoint that the engines start from.
             bundles: Those of the learner ranks, if each shares its own with an engine.
+            faults: Where losses are written down.
         """
         recipe = with_device(recipe)
-        pool = cls(recipe, spawner(recipe, model_path, bundles))
+        pool = cls(recipe, spawner(recipe, model_path, bundles), faults)
         pool.add_workers(recipe.rollout.num_workers)
         return pool
 
@@ -380,6 +396,7 @@ class RolloutPool:
         member.policy_version = policy_version
         if self._delivery.bring_up_to_date(member):
             member.is_ready = True
+            self.faults.replaced("rollout")
             self._dispatch([member])
             self._delivery.go_on(self._members)
 
@@ -407,17 +424,19 @@ class RolloutPool:
             )
         self._members.remove(member)
         self._num_due += 1
-        find_cause(self.mailbox, member.handle, loss, partial(self._count_loss, member))
+        count = partial(self._count_loss, len(member.pending))
+        find_cause(self.mailbox, member.handle, loss, count)
         self._backlog.give_back(member)
         self._dispatch(self._members)
         self._delivery.go_on(self._members)
 
-    def _count_loss(self, member: Member, loss: Loss) -> None:
+    def _count_loss(self, num_given_again: int, loss: Loss) -> None:
         """Have a worker started in place of a lost one, or stop the run if too many are lost.
 
         Raises:
             RolloutWorkerError: if this one may not be replaced.
         """
+        self.faults.lost(loss, num_given_again)
         budget = self.restarts
         if budget.spares(loss):
             _log.warning("%s was lost with its node", loss.name)

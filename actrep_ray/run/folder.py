@@ -3,6 +3,7 @@
 RUN_DIR/.lock-000001             who works in it now (`lock.py`)
 RUN_DIR/config.resolved.json     every setting, versions, commit, inputs, resumptions (`record.py`)
 RUN_DIR/quarantine.jsonl         written by the driver
+RUN_DIR/faults.jsonl             written by `faults.py`
 RUN_DIR/metrics.jsonl, tb/       written by `metrics.py`
 RUN_DIR/checkpoints/             written by `checkpoint.py`
 RUN_DIR/predictions*.jsonl       written by evaluation
@@ -19,6 +20,7 @@ from typing import Any
 
 from actrep_ray.config import ConfigError, Recipe, write_resolved
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore, adopt
+from actrep_ray.run.faults import FAULTS
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.provenance import provenance
 from actrep_ray.run.record import (
@@ -32,7 +34,7 @@ from actrep_ray.run.record import (
 from data_prep.partial_files import remove_leftovers
 
 _OF_A_RUN = (
-    RECORD, "checkpoints", "quarantine.jsonl", "metrics.jsonl", "texts.jsonl", "metrics.json",
+    RECORD, "checkpoints", "quarantine.jsonl", FAULTS, "metrics.jsonl", "texts.jsonl", "metrics.json",
     "tb", "profile", "predictions*.jsonl", "not-finite-*.json", "report", "tables", "stacks",
 )  # fmt: skip
 _log = logging.getLogger(__name__)

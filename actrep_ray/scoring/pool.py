@@ -36,6 +36,7 @@ from actrep_ray.cluster.supervision import (
 )
 from actrep_ray.config import Recipe
 from actrep_ray.records import RolloutGroup
+from actrep_ray.run.faults import FaultLog
 from actrep_ray.scoring.dispatch import Item, Items, Member, Request, Result
 from actrep_ray.scoring.pool_actors import STATUS_GROUP, starter
 from actrep_ray.scoring.worker import GroupFailure, make_spec, texts_of
@@ -67,13 +68,17 @@ class RewardPool:
     Args:
         recipe: Settings.
         start_worker: Starts one more actor of `RewardWorker`.
+        faults: Where losses are written down.
 
     Attributes:
         restarts: How many losses it bears.
     """
 
-    def __init__(self, recipe: Recipe, start_worker: Callable[[], Any]) -> None:
+    def __init__(
+        self, recipe: Recipe, start_worker: Callable[[], Any], faults: FaultLog | None = None
+    ) -> None:
         cfg = recipe.reward
+        self.faults = faults or FaultLog()
         self.recipe = recipe
         self.mailbox = Mailbox()
         self._start_worker = start_worker
@@ -86,7 +91,7 @@ class RewardPool:
             self._begin(member)
 
     @classmethod
-    def start(cls, recipe: Recipe) -> Self:
+    def start(cls, recipe: Recipe, faults: FaultLog | None = None) -> Self:
         """Start the workers of `recipe.reward` in the current cluster and wait until they run.
 
         Raises:
@@ -94,7 +99,7 @@ class RewardPool:
             RewardWorkerError: if a worker dies at its start.
             TimeoutError: if they are not ready in time.
         """
-        pool = cls(recipe, starter(recipe, make_spec(recipe)))
+        pool = cls(recipe, starter(recipe, make_spec(recipe)), faults)
         try:
             pool.mailbox.wait(
                 lambda: all(member.is_ready for member in pool._members),
@@ -203,6 +208,7 @@ class RewardPool:
 
     def _on_ready(self, member: Member, _: bool) -> None:
         member.is_ready = True
+        self.faults.replaced("reward")
         self._send_held(member)
 
     def _on_results(self, member: Member, items: Items, results: Sequence[Result]) -> None:
@@ -303,6 +309,7 @@ class RewardPool:
             member.suspect = member.loss = loss
             self._replace(member)
             return
+        self.faults.lost(loss, sum(map(len, (*member.batches, *member.held))) - 1)
         self._go_on_without(member, guilty[0], GroupFailure("reward_timeout", message), loss)
 
     def _on_loss(self, member: Member, items: Items | None, loss: Loss) -> None:
@@ -336,6 +343,7 @@ class RewardPool:
             return
         loss, budget = member.loss, self.restarts
         assert loss is not None
+        self.faults.lost(loss, sum(map(len, (*member.batches, *member.held))))
         if budget.spares(loss):
             _log.warning("%s was lost with its node", loss.name)
             self._succeed(member, (), [*member.batches, *member.held])

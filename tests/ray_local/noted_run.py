@@ -2,8 +2,8 @@
 
     python noted_run.py NOTES VICTIM@STEP:PHASE train RECIPE ...    VICTIM: driver, engine, nobody
 
-A line of NOTES is one call of the learner: its step, and of each row the prompt's id, the answers'
-tokens and the bytes of their log-probabilities.
+A line of NOTES is one call of the learner: its step, and of each row the prompt's id, its clip, the
+answers' tokens and the bytes of their log-probabilities.
 """
 
 import json
@@ -43,6 +43,7 @@ def note(path: Path, groups: Sequence[RolloutGroup], step: int) -> None:
     rows = [
         {
             "id": group.prompt.prompt_id,
+            "clip": group.prompt.row_id,
             "attempt": group.prompt.attempt,
             "tokens": [rollout.token_ids.tolist() for rollout in group.rollouts],
             "log_probs": [rollout.rollout_log_probs.tobytes().hex() for rollout in group.rollouts],
@@ -54,7 +55,7 @@ def note(path: Path, groups: Sequence[RolloutGroup], step: int) -> None:
 
 
 def watch(notes: Path, victim: str, at: tuple[int, str]) -> None:
-    """Wrap the phases of a step."""
+    """Wrap the phases of a step; the last one that began stands in NOTES.phase."""
     step_now = [0]
 
     def wrap(owner: type, name: str, before: Callable[..., None]) -> None:
@@ -62,6 +63,7 @@ def watch(notes: Path, victim: str, at: tuple[int, str]) -> None:
 
         def wrapped(self: Any, *arguments: Any) -> Any:
             before(self, *arguments)
+            notes.with_suffix(".phase").write_text(name)
             if victim != "nobody" and (step_now[0], name) == at:
                 threading.Thread(target=later, daemon=True).start()
             return method(self, *arguments)

@@ -20,6 +20,7 @@ from actrep_ray.records import LearnerRow, Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import Checkpoint
+from actrep_ray.run.faults import FaultLog
 from actrep_ray.scoring.pool import RewardPool
 from data_prep.schema import Clip
 from data_prep.video import FramePlan
@@ -129,7 +130,7 @@ def lost(role: str, kind: LossKind) -> WorkerLostError:
 def test_a_run_starts_again_when_a_rank_was_lost(recipe: Recipe, kind: LossKind) -> None:
     attempts: list[Checkpoint | None] = []
 
-    def attempt(start: Checkpoint | None) -> str:
+    def attempt(start: Checkpoint | None, _: FaultLog) -> str:
         attempts.append(start)
         if len(attempts) == 1:
             raise lost("learner", kind)
@@ -138,7 +139,7 @@ def test_a_run_starts_again_when_a_rank_was_lost(recipe: Recipe, kind: LossKind)
     assert run_with_restarts(recipe, attempt, None) == "done"
     assert attempts == [None, None]  # there is no checkpoint to go on from
 
-    def fail(start: Checkpoint | None) -> str:
+    def fail(start: Checkpoint | None, _: FaultLog) -> str:
         attempts.append(start)
         raise lost("learner", kind)
 
@@ -151,7 +152,7 @@ def test_a_run_starts_again_when_a_rank_was_lost(recipe: Recipe, kind: LossKind)
 def test_a_run_stops_when_another_pool_could_not_go_on(recipe: Recipe, role: str) -> None:
     attempts: list[None] = []
 
-    def attempt(start: Checkpoint | None) -> None:
+    def attempt(start: Checkpoint | None, _: FaultLog) -> None:
         attempts.append(None)
         raise lost(role, LossKind.PROCESS)
 

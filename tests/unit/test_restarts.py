@@ -9,6 +9,7 @@ from actrep_ray.cluster.supervision import Loss, LossKind, WorkerLostError
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.driver.restarts import run_with_restarts
 from actrep_ray.run.checkpoint import Checkpoint
+from actrep_ray.run.faults import FaultLog
 
 
 def lost(role: str, error: Exception) -> WorkerLostError:
@@ -41,7 +42,7 @@ def test_by_default_a_run_bears_three_lost_ranks_in_an_hour(
 ) -> None:
     attempts: list[Checkpoint | None] = []
 
-    def attempt(start: Checkpoint | None) -> str:
+    def attempt(start: Checkpoint | None, _: FaultLog) -> str:
         attempts.append(start)
         if len(attempts) <= num_losses:
             raise lost("learner", KILLED)
@@ -69,7 +70,7 @@ def test_a_run_ends_at_once_where_another_start_is_no_help(
 ) -> None:
     attempts: list[None] = []
 
-    def attempt(start: Checkpoint | None) -> None:
+    def attempt(start: Checkpoint | None, _: FaultLog) -> None:
         attempts.append(None)
         raise error
 
