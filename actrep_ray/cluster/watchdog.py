@@ -4,8 +4,9 @@
                                 └─► it takes longer than such turns do (`limit_of`) ─┴─► stacks,
                                                                                          SIGKILL
 A sign is a beat of the worker's own thread, or CPU time: a process that is stopped has neither, one
-that computes without letting Python on has the second. What follows is a loss like any other: the
-pools give the work to others and start the worker again.
+that computes without letting Python on has the second. One that has not beaten yet is starting, and
+may wait for a disk as long as its call may take. What follows is a loss like any other: the pools
+give the work to others and start the worker again.
 
 Processes of other nodes are looked at, and ended, by a task on their node.
 """
@@ -38,6 +39,14 @@ class Silence:
     signs: presence.Signs
     since: float
 
+    def is_held_up(self, still_s: float, silence_s: float) -> bool:
+        """Whether a process that gave no sign for `still_s` is stopped or frozen.
+
+        One that is runnable waits for a CPU, which others have; one that never beat is starting.
+        """
+        is_quiet = bool(self.signs.beat) and self.signs.status != "running"
+        return still_s >= silence_s and (is_quiet or self.signs.status == "stopped")
+
 
 class Watchdog:
     """A thread that looks at all workers of this process's pools.
@@ -59,7 +68,7 @@ class Watchdog:
         self._every_s = min(self.cfg.silence_s / 6, 5.0)
         self._silences: dict[str, Silence] = {}
         self._say_at: dict[str, float] = {}
-        self._ended: set[str] = set()
+        self._ended: dict[str, float] = {}  # when, by actor
         self._is_over = threading.Event()
 
     def run(self) -> None:
@@ -92,11 +101,13 @@ class Watchdog:
     def _look_at_all(self) -> None:
         heads = CALLS.heads()
         living = {head.actor for head in heads}
-        for known in (self._silences, self._say_at):
+        for known in (self._silences, self._say_at, self._ended):
             for actor in known.keys() - living:
                 del known[actor]
         for head in heads:
-            if head.actor in self._ended or head.seconds < self._every_s:
+            if head.actor in self._ended:
+                self._end_again(head)
+            elif head.seconds < self._every_s:
                 self._silences.pop(head.actor, None)
             else:
                 self._look_at(head, heads)
@@ -114,8 +125,8 @@ class Watchdog:
         last = self._silences.get(head.actor)
         if last is None or last.signs.beat != signs.beat or last.signs.cpu_s != signs.cpu_s:
             self._silences[head.actor] = last = Silence(signs, now)
-        if now - last.since >= self.cfg.silence_s:
-            still_s = now - last.since
+        last.signs, still_s = signs, now - last.since
+        if last.is_held_up(still_s, self.cfg.silence_s):
             words = f"shows no sign of life for {still_s:.0f} s (run.silence_s), it is"
             self._act(head, heads, host, f"{words} {signs.status}")
         elif head.seconds >= limit_s:
@@ -147,8 +158,20 @@ class Watchdog:
             "%s %s in `%s`: ended (process %d); stacks: %s",
             _name(head), why, head.call.method, host.pid, path,
         )  # fmt: skip
-        self._ended.add(head.actor)
+        self._end(head, host)
+
+    def _end(self, head: Head, host: Host) -> None:
+        self._ended[head.actor] = time.monotonic()
         on_node(host.node, partial(presence.kill, host.pid))
+
+    def _end_again(self, head: Head) -> None:
+        """End a worker whose call goes on long after it was ended: its node may not have heard."""
+        if time.monotonic() - self._ended[head.actor] < self.cfg.silence_s:
+            return
+        host = host_of(head.actor)
+        if host is not None:
+            _log.warning("%s was ended and is still there: ended again", _name(head))
+            self._end(head, host)
 
     def _write_stacks(self, heads: list[Head]) -> Path | None:
         """One file with what some workers are at; None if it cannot be written."""

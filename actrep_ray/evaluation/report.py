@@ -45,6 +45,7 @@ from actrep_ray.evaluation.tables import (
     comparison_table,
     counts_table,
     difference_table,
+    faults_table,
     gain_table,
     histogram_table,
     metrics_tables,
@@ -130,6 +131,7 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
         tables += metrics_tables(judged.metrics[name], name, given.task)
         readings = readings_frame(last, judged.labels, given.task)
         tables.append(histogram_table(readings, given.task))
+    tables += [faults_table(stage, sums) for stage, sums in given.faults.items()]
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = write_pictures(given, judged.metrics, folder)

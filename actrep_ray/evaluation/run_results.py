@@ -2,6 +2,7 @@
 
 RUN_DIR/config.resolved.json          settings, commit, versions
 RUN_DIR/metrics.jsonl                 what a training logged
+RUN_DIR/faults.jsonl                  workers that a training lost
 RUN_DIR/predictions[-NAME].jsonl      answers on held-out clips, by step or by milestone
 RUN_DIR/metrics.json                  figures of an evaluation that ran alone
 """
@@ -15,6 +16,7 @@ from actrep_ray.config import Recipe, read_resolved, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.evaluation.scores import Metrics
 from actrep_ray.records import Reading
+from actrep_ray.run.faults import FaultSums, read_faults
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
 from actrep_ray.tasks.base import Task
@@ -68,6 +70,7 @@ class ReportInput:
             the last is shown by bin and action.
         stages: Rows of `metrics.jsonl` by the name of the stage.
         train_truths: Right answers of the train split, for the constant predictor; may be empty.
+        faults: What the stages lost and made good, by name; those that lost nothing are left out.
         facts: What else a reader should know (settings, versions), by name.
         num_bootstrap: Resamples of the intervals.
         seed: Of the resamples.
@@ -79,6 +82,7 @@ class ReportInput:
     sets: Mapping[str, Sequence[Prediction]]
     stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     train_truths: Sequence[Reading] = ()
+    faults: Mapping[str, FaultSums] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     num_bootstrap: int = 2000
     seed: int = 0
@@ -101,9 +105,12 @@ def read_run(run_dir: Path) -> ReportInput:
     task = load_task(recipe.task)
     stages: dict[str, list[dict[str, Any]]] = {}
     sets: dict[str, list[Prediction]] = {}
+    faults: dict[str, FaultSums] = {}
     for folder, (of_run, _) in runs:
         if (path := folder / "metrics.jsonl").is_file() and (rows := read_metrics(path)):
             stages[of_run.stage.upper()] = rows
+        if (sums := read_faults(folder)).lost:
+            faults[of_run.stage.upper()] = sums
         sets |= _read_sets(folder, task)
     sets = _read_sets(run_dir, task) or _same_clips(sets)
     if not stages and not sets:
@@ -116,6 +123,7 @@ def read_run(run_dir: Path) -> ReportInput:
         sets=sets,
         stages=stages,
         train_truths=train_truths,
+        faults=faults,
         facts=_facts(recipe, content),
         num_bootstrap=recipe.eval.num_bootstrap,
         seed=recipe.seed,

@@ -14,10 +14,12 @@ from actrep_ray.evaluation.gain import TERMS, Gain
 from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.scores import Figures, Metrics
 from actrep_ray.run.console import as_text
+from actrep_ray.run.faults import ROLES, FaultSums
 from actrep_ray.tasks.base import FigureSpec, Task
 
 _MOST_READINGS = 12  # rows of the table of predictions
 _COLLAPSE_SHARE = 0.5  # of one reading among the predictions: worth a word
+_DONE_AGAIN = {"rollout": "prompts", "reward": "groups", "learner": "steps"}
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,21 @@ def gain_table(pair: str, gain: Gain) -> TableData:
     )
     columns = ("", "before", "after", "change")
     return TableData(f"Where exact changed: {pair}", columns, tuple(rows), note, is_main=True)
+
+
+def faults_table(stage: str, sums: FaultSums) -> TableData:
+    """What a training lost and made good, by kind of worker."""
+    rows = []
+    for role in ROLES:
+        kinds = sorted((kind, num) for (of, kind), num in sums.kinds.items() if of == role)
+        listed = ", ".join(f"{kind} {num}" for kind, num in kinds) or "none"
+        again = f"{sums.given_again[role]} {_DONE_AGAIN[role]}"
+        rows.append(
+            (role, str(sums.lost[role]), listed, again, f"{sums.lost_s.get(role, 0.0):.0f}")
+        )
+    note = "Seconds with a worker less; without a rank the whole run stands still."
+    columns = ("workers", "lost", "how", "done again", "seconds")
+    return TableData(f"Faults in {stage}", columns, tuple(rows), note)
 
 
 def counts_table(name: str, counts: pd.DataFrame) -> TableData:

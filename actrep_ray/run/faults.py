@@ -22,8 +22,8 @@ from actrep_ray.cluster.supervision import Loss
 from data_prep.files import AppendedLines, DataError, read_jsonl
 
 FAULTS = "faults.jsonl"
+ROLES = ("rollout", "reward", "learner")
 
-_ROLES = ("rollout", "reward", "learner")
 _log = logging.getLogger(__name__)
 
 
@@ -53,12 +53,12 @@ class FaultSums:
         """All of it in one line, for people; None if nothing was lost."""
         if not self.lost:
             return None
-        workers = [f"{role} {self.lost[role]}" for role in _ROLES if self.lost[role]]
+        workers = [f"{role} {self.lost[role]}" for role in ROLES if self.lost[role]]
         kinds = Counter[str]()
         for (_, kind), number in self.kinds.items():
             kinds[kind] += number
         listed = ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
-        seconds = [f"{role} {self.lost_s[role]:.0f} s" for role in _ROLES if role in self.lost_s]
+        seconds = [f"{role} {self.lost_s[role]:.0f} s" for role in ROLES if role in self.lost_s]
         again, steps = self.given_again.total(), self.given_again["learner"]
         return (
             f"{self.lost.total()} workers were lost ({', '.join(workers)}; {listed}): "
@@ -68,7 +68,7 @@ class FaultSums:
 
     def metrics(self) -> dict[str, float]:
         """`faults/lost_<role>`, `faults/given_again` and `faults/lost_s`, since the run began."""
-        values = {f"faults/lost_{role}": float(self.lost[role]) for role in _ROLES}
+        values = {f"faults/lost_{role}": float(self.lost[role]) for role in ROLES}
         values["faults/given_again"] = float(self.given_again.total())
         return values | {"faults/lost_s": float(sum(self.lost_s.values()))}
 

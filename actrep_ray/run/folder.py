@@ -34,8 +34,9 @@ from actrep_ray.run.record import (
 from data_prep.partial_files import remove_leftovers
 
 _OF_A_RUN = (
-    RECORD, "checkpoints", "quarantine.jsonl", FAULTS, "metrics.jsonl", "texts.jsonl", "metrics.json",
-    "tb", "profile", "predictions*.jsonl", "not-finite-*.json", "report", "tables", "stacks",
+    RECORD, "checkpoints", "quarantine.jsonl", FAULTS, "metrics.jsonl", "texts.jsonl",
+    "metrics.json", "tb", "profile", "predictions*.jsonl", "not-finite-*.json", "report",
+    "tables", "stacks",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from actrep_ray.cluster import presence
 from actrep_ray.cluster.calls import CallLog, limit_of
-from actrep_ray.cluster.watchdog import Watchdog
+from actrep_ray.cluster.processes import Host
+from actrep_ray.cluster.watchdog import Silence, Watchdog
 from actrep_ray.config import ConfigError, load_recipe
 
 pytestmark = pytest.mark.lengthy
@@ -214,3 +215,80 @@ def test_a_stopped_process_shows_no_sign_and_can_be_ended(worker: "subprocess.Po
     assert worker.wait(timeout=10) == -signal.SIGKILL
     assert presence.look(worker.pid).status == "gone"
     presence.kill(worker.pid)  # is no harm
+
+
+@pytest.mark.parametrize(
+    ("status", "beat", "is_held_up"),
+    [
+        ("sleeping", "12.0", True),  # frozen, or its Python does not get on
+        ("disk-sleep", "12.0", True),
+        ("running", "12.0", False),  # waits for a CPU
+        ("stopped", "12.0", True),
+        ("sleeping", "", False),  # starts: reads files, maybe from afar
+        ("disk-sleep", "", False),
+        ("running", "", False),
+        ("stopped", "", True),
+    ],
+)
+def test_who_is_held_up(status: str, beat: str, is_held_up: bool) -> None:
+    silence = Silence(presence.Signs(status, beat, 1.0), since=0.0)
+    assert silence.is_held_up(30.0, 30.0) == is_held_up
+    assert not silence.is_held_up(29.0, 30.0)
+
+
+class Node:
+    """Where all workers are; it does not hear the first wishes to end one."""
+
+    def __init__(self, pid: int, monkeypatch: pytest.MonkeyPatch, num_deaf: int = 0) -> None:
+        self.pid, self.num_deaf = pid, num_deaf
+        monkeypatch.setattr("actrep_ray.cluster.watchdog.host_of", lambda _: Host("n", self.pid))
+        monkeypatch.setattr("actrep_ray.cluster.watchdog.on_node", self.call)
+
+    def call(self, _: str, function: Any) -> Any:
+        if function.func is presence.kill and self.num_deaf:
+            self.num_deaf -= 1
+            return None
+        return function()
+
+
+def look_for(watchdog: Watchdog, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        watchdog._look_at_all()
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def watchdog(tmp_path: Path, log: CallLog, monkeypatch: pytest.MonkeyPatch) -> Watchdog:
+    """Of a pool whose worker has been at a call for a while."""
+    monkeypatch.setattr("actrep_ray.cluster.watchdog.CALLS", log)
+    send(log, "a", "ready")
+    return Watchdog(load_recipe(None, ["run.silence_s=1"]), tmp_path)
+
+
+def test_a_worker_is_ended_again_if_its_node_did_not_hear(
+    worker: "subprocess.Popen[str]", watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(worker.pid, monkeypatch, num_deaf=2)
+    worker.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while worker.poll() is None:
+        assert time.monotonic() < deadline
+        look_for(watchdog, 0.5)
+    assert worker.returncode == -signal.SIGKILL
+    assert node.num_deaf == 0
+
+
+def test_a_starting_process_is_given_the_time_of_its_call_unless_it_is_stopped(
+    watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(command) as process:
+        Node(process.pid, monkeypatch)
+        look_for(watchdog, 4.0)
+        assert process.poll() is None
+        process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 60
+        while process.poll() is None:
+            assert time.monotonic() < deadline
+            look_for(watchdog, 0.5)
