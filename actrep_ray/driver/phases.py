@@ -163,13 +163,13 @@ class Phases:
 
     def tell_end(self) -> None:
         """Say at the end of a run what was left out of it, and what was lost and made good."""
-        for told in (self.quarantine.describe(), self.pools.rollouts.faults.sums.describe()):
+        for told in (self.quarantine.describe(), self.pools.faults.sums.describe()):
             if told:
                 console().print(as_text(told), soft_wrap=True)
 
     def losses(self) -> dict[str, float]:
         """Rows in quarantine and workers that were lost, since the run began."""
-        return self.quarantine.metrics() | self.pools.rollouts.faults.sums.metrics()
+        return self.quarantine.metrics() | self.pools.faults.sums.metrics()
 
     def _hurry(self) -> None:
         self.pools.learners.hurry()

@@ -1,6 +1,6 @@
 """The workers of a GRPO run: engines, reward workers and learner ranks, and how they start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from actrep_ray.weights.sync import WeightSync
 
 @dataclass(frozen=True)
 class Pools:
-    """The workers of a run, started."""
+    """The workers of a run, started, and what was lost of them."""
 
     rollouts: RolloutPool
     rewards: RewardPool
     learners: LearnerPool
     weight_sync: WeightSync
+    faults: FaultLog = field(default_factory=FaultLog)
 
     def share(self, budgets: dict[str, Budget]) -> None:
         """Count losses in these budgets, by role; those that are missing are added.
@@ -52,8 +53,9 @@ def start_pools(recipe: Recipe, model: Path, base: Path, faults: FaultLog | None
         model: Folder of the weights that are trained.
         base: Folder of the model that the run began with; engines that are sent adapters alone
             start from it.
-        faults: Where losses are written down.
+        faults: Where losses are written down; nowhere without it.
     """
+    faults = faults or FaultLog()
     shown = base if recipe.sends_adapters else model
     num_steps = recipe.train.num_steps
     bundles = reserve(with_device(recipe))  # all or none, before engines take the room
@@ -70,4 +72,5 @@ def start_pools(recipe: Recipe, model: Path, base: Path, faults: FaultLog | None
         rewards = RewardPool.start(recipe, faults)
         engines.result()
         learners = ranks.result()
-    return Pools(rollouts, rewards, learners, WeightSync(learners, rollouts))
+    sync = WeightSync(learners, rollouts)
+    return Pools(rollouts, rewards, learners, sync, faults)

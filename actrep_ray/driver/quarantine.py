@@ -9,13 +9,13 @@ what was found after it, in the same steps.
 
 import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from actrep_ray.config import Recipe
+from actrep_ray.tasks.loading import most_rows
 from data_prep.files import AppendedLines, DataError, write_lines
 
 STATE_KEY = "quarantine"  # in a checkpoint's driver.json
@@ -116,11 +116,6 @@ class Quarantine:
         self.rows = {values["row"]: QuarantinedRow(**values) for values in state}
         if self.path.exists() or self.rows:
             write_lines(self.path, map(_line_of, self.rows.values()))
-
-
-def most_rows(share: float, num_clips: int) -> int:
-    """How many rows a run bears: a share of its clips, and one at least unless that is 0."""
-    return max(math.floor(share * num_clips + 1e-9), 1) if share > 0 else 0
 
 
 def _line_of(one: QuarantinedRow) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -86,7 +87,8 @@ def load_clips(
         recipe: Its `data` section says which file, and whether every video is opened first.
         split: A split of the file.
         limit: Only the first clips.
-        max_unreadable_share: Share of the clips whose videos need not open; they are told.
+        max_unreadable_share: Share of the clips (rows; several may be of one video) whose videos
+            need not open; they are told.
 
     Raises:
         ConfigError: if `data.path` is not set.
@@ -102,11 +104,20 @@ def load_clips(
         check_videos(clips)
         return clips
     problems = unreadable_videos(clips)
-    if len(problems) > max(1, max_unreadable_share * len(clips)):
-        raise DataError(f"{problems[0]} (and {len(problems) - 1} more)")
-    for problem in problems:
+    num_rows = sum(clip.video in problems for clip in clips)
+    if num_rows > most_rows(max_unreadable_share, len(clips)):
+        raise DataError(
+            f"{next(iter(problems.values()))}; {num_rows} of {len(clips)} rows cannot be used, "
+            f"more than data.max_quarantined_share={max_unreadable_share:g} allows"
+        )
+    for problem in problems.values():
         _log.warning("%s: left out of the run if its frames are not cached", problem)
     return clips
+
+
+def most_rows(share: float, num_clips: int) -> int:
+    """How many unusable rows a run bears: a share of its clips, at least one unless that is 0."""
+    return max(math.floor(share * num_clips + 1e-9), 1) if share > 0 else 0
 
 
 def clips_of_split(recipe: Recipe, split: str) -> list[Clip]:

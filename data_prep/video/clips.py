@@ -39,15 +39,15 @@ def check_videos(clips: Sequence[Clip]) -> None:
     """
     if problems := unreadable_videos(clips):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise VideoError(problems[0] + more)
+        raise VideoError(next(iter(problems.values())) + more)
 
 
-def unreadable_videos(clips: Sequence[Clip]) -> list[str]:
-    """Why videos cannot be opened, one line for each of them."""
-    problems = []
+def unreadable_videos(clips: Sequence[Clip]) -> dict[str, str]:
+    """Why videos cannot be opened, one line for each of them, by path."""
+    problems = {}
     for path, clip_id in {clip.video: clip.id for clip in clips}.items():
         try:
             probe_guarded(path)
         except VideoError as error:
-            problems.append(f"{error} [clip {clip_id!r}]")
+            problems[path] = f"{error} [clip {clip_id!r}]"
     return problems

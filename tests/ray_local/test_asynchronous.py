@@ -10,7 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.rollout.worker import RolloutWorker, start_engine
 from actrep_ray.run.checkpoint import CheckpointStore
+from actrep_ray.run.faults import FaultLog
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.tasks.loading import load_task
 from actrep_ray.weights.buckets import pack_weights
@@ -184,6 +185,7 @@ class Threads:
     rewards: Any
     learners: Any
     weight_sync: Any
+    faults: FaultLog = field(default_factory=FaultLog)
 
     @classmethod
     def start(

@@ -20,7 +20,6 @@ from actrep_ray.driver.quarantine import (
     Quarantine,
     QuarantinedRow,
     QuarantineFullError,
-    most_rows,
 )
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.media.frame_cache import FrameCache
@@ -30,6 +29,7 @@ from actrep_ray.records import LearnerRow, Prompt, Refusal, RefusedError, Rollou
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.run.metrics import MetricLogger, read_metrics
 from actrep_ray.run.profile import Timeline
+from actrep_ray.tasks.loading import most_rows
 from data_prep.files import DataError
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan, VideoError
@@ -323,6 +323,25 @@ def test_more_than_the_run_bears_ends_it(recipe: Recipe) -> None:
         drive(strict, Workers(refuses=bad))
 
 
+def test_a_resumed_run_counts_rows_of_broken_videos_not_videos(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """Three rows are of one video: they are as many as three videos of one row each."""
+    source, path = Path(recipe.data.path), tmp_path / "clips.jsonl"
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    for row in rows:
+        row["video"] = str((source.parent / row["video"]).resolve())
+    train = [row for row in rows if row["split"] == "train"]
+    for row in train[:3]:
+        row["video"] = str(tmp_path / "gone.mp4")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    there = changed(recipe, "data", path=str(path), allow_outside=[str(source.parent)])
+    bears = 3 / len(train)
+    GrpoData.load(changed(there, "data", max_quarantined_share=bears), is_resumed=True)
+    with pytest.raises(DataError, match=rf"; 3 of {len(train)} rows cannot be used, more than"):
+        GrpoData.load(changed(there, "data", max_quarantined_share=bears - 0.01), is_resumed=True)
+
+
 def test_a_clip_of_the_evaluation_that_cannot_be_read_is_left_out_and_counted(
     recipe: Recipe,
 ) -> None:
@@ -391,5 +410,5 @@ def test_a_resumed_run_leaves_as_many_broken_videos_to_be_found_as_it_bears(
     videos[1].write_bytes(b"")
     assert len(GrpoData.load(recipe, is_resumed=True).train) == 8
     videos[2].unlink()
-    with pytest.raises(DataError, match=r"no such video .*\(and 2 more\)"):
+    with pytest.raises(DataError, match=r"no such video .*; 3 of 8 rows cannot be used"):
         GrpoData.load(recipe, is_resumed=True)
