@@ -19,9 +19,11 @@ from typing import Any
 import psutil
 
 from actrep_ray.cli.main import main
+from actrep_ray.driver.asynchronous import AsynchronousDriver
 from actrep_ray.driver.phases import Phases
 from actrep_ray.driver.sources import GroupSource
 from actrep_ray.records import RolloutGroup
+from actrep_ray.weights.sync import WeightSync
 
 DELAY_S = {"generate": 0.25, "update": 0.15, "score": 0.02, "push": 0.02, "save": 0.05}
 """How long after its beginning a phase is cut short: in the midst of it, on an idle machine."""
@@ -58,15 +60,15 @@ def watch(notes: Path, victim: str, at: tuple[int, str]) -> None:
     """Wrap the phases of a step; the last one that began stands in NOTES.phase."""
     step_now = [0]
 
-    def wrap(owner: type, name: str, before: Callable[..., None]) -> None:
+    def wrap(owner: type, name: str, before: Callable[..., None], phase: str = "") -> None:
         method = getattr(owner, name)
 
-        def wrapped(self: Any, *arguments: Any) -> Any:
+        def wrapped(self: Any, *arguments: Any, **named: Any) -> Any:
             before(self, *arguments)
-            notes.with_suffix(".phase").write_text(name)
+            notes.with_suffix(".phase").write_text(phase or name)
             if victim != "nobody" and (step_now[0], name) == at:
                 threading.Thread(target=later, daemon=True).start()
-            return method(self, *arguments)
+            return method(self, *arguments, **named)
 
         setattr(owner, name, wrapped)
 
@@ -90,6 +92,9 @@ def watch(notes: Path, victim: str, at: tuple[int, str]) -> None:
     wrap(Phases, "update", learn)
     wrap(Phases, "push", nothing)
     wrap(Phases, "save", nothing)
+    # Of the asynchronous driver:
+    wrap(WeightSync, "start_delivery", nothing, "push")
+    wrap(AsynchronousDriver, "save", nothing)
 
 
 if __name__ == "__main__":
