@@ -100,7 +100,6 @@ class RolloutPool:
         self._members: list[Member] = []
         self._backlog = Backlog(cfg.max_in_flight or 2 * cfg.max_num_seqs)
         self._delivery = Delivery(self._load)
-        self._num_restarts = 0
         self._num_due = 0  # workers that are to be started in place of lost ones
         self.restarts = restart_budget("rollout", cfg.max_restarts)
 
@@ -296,11 +295,6 @@ class RolloutPool:
         return [member.handle for member in self._members]
 
     @property
-    def num_restarts(self) -> int:
-        """Workers that were lost and replaced, those that went with their nodes left out."""
-        return self._num_restarts
-
-    @property
     def num_workers(self) -> int:
         """Workers that are there, starting, or to be started in place of lost ones."""
         return len(self._members) + self._num_due
@@ -431,11 +425,7 @@ class RolloutPool:
         self._delivery.go_on(self._members)
 
     def _count_loss(self, num_given_again: int, loss: Loss) -> None:
-        """Have a worker started in place of a lost one, or stop the run if too many are lost.
-
-        Raises:
-            RolloutWorkerError: if this one may not be replaced.
-        """
+        """Have a worker started in place of a lost one, or raise if too many are lost."""
         self.faults.lost(loss, num_given_again)
         budget = self.restarts
         if budget.spares(loss):
@@ -446,7 +436,6 @@ class RolloutPool:
             raise RolloutWorkerError(str(loss), loss)
         if not budget.spend(loss.kind.value):
             raise RolloutWorkerError(f"{loss}; {budget.describe_excess()}", loss)
-        self._num_restarts += 1
         pause_s = budget.pause_s
         _log.warning("%s; restart %s, after %g s", loss, budget.describe(), pause_s)
         self.mailbox.post_later(pause_s, self._replace)

@@ -62,7 +62,7 @@ def test_adapters_are_applied_once_after_a_death_and_a_restart(
         assert difference(untrained, trained) > 5 * limit  # twice as much would show
         kill_engine(ray_session, pools.rollouts)
         assert difference(trained, pools.rollouts.generate(prompts, GREEDY)) < 1e-6
-        assert pools.rollouts.num_restarts == 1
+        assert pools.rollouts.restarts.num_spent == 1
     finally:
         pools.shutdown()
 

@@ -361,7 +361,7 @@ def test_the_groups_of_dead_workers_are_not_lost(
     colleagues = Colleagues()
     pools = Threads.start(recipe, colleagues, MortalHandle)
     prepare_grpo(recipe).driver(pools).run()  # type: ignore[arg-type]
-    assert pools.rollouts.num_restarts == 2
+    assert pools.rollouts.restarts.num_spent == 2
     assert pools.rollouts.num_workers == 3
     assert numbers(colleagues.trained) == EVERY_SLOT
 

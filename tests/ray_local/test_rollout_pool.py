@@ -168,7 +168,7 @@ def test_workers_die_and_come(
         pool.submit(prompts, SETTINGS, seen.append)
         os.kill(pid, signal.SIGKILL)
         pool.wait(lambda: len(seen) == len(prompts), lambda: "the groups")
-        assert pool.num_restarts == 1
+        assert pool.restarts.num_spent == 1
         assert sorted(group.prompt.prompt_id for group in seen) == ["p0", "p1", "p2", "p3", "p4"]
         assert any(group.prompt.attempt == 1 for group in seen)
         late = {group.rollouts[0].policy_version for group in seen if group.prompt.attempt}

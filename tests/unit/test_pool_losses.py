@@ -311,7 +311,7 @@ def test_the_prompts_of_a_lost_rollout_worker_go_to_the_next_one(
     pool.wait(lambda: len(handles) == 2 and "advance" in handles[1].calls, lambda: "the new one")
     [[([prompt], _)]] = handles[1].arguments["advance"][0]
     assert (prompt.prompt_id, prompt.attempt) == ("p", 1)
-    assert pool.num_restarts == num_restarts
+    assert pool.restarts.num_spent == num_restarts
 
 
 def test_a_rollout_worker_too_many_stops_the_run() -> None:
