@@ -32,7 +32,7 @@ from actrep_ray.tasks.loading import load_clips
 from data_prep.files import read_jsonl
 from data_prep.synthetic.dataset import write_dataset
 
-KINDS = {"engine": "RolloutWorker", "reward": "RewardWorker", "rank": "_Rank"}
+KINDS = {"reward": "RewardWorker", "engine": "RolloutWorker", "rank": "_Rank"}
 SIZE = 4  # prompts a step
 RECIPE = """
 stage: grpo
