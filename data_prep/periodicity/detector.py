@@ -1,38 +1,51 @@
-"""From a clip's features to its repetitions, and what they are worth as evidence."""
+"""From a clip to its repetitions: shots, the signals that are tried for each, and the answer."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
 
-from data_prep.periodicity.cycles import LEAST_GAIN, close_gaps, find_chain, trim_rest
-from data_prep.periodicity.features import Features, read_features
-from data_prep.periodicity.similarity import (
-    Period,
-    estimate_period,
-    self_similarity,
-    squared_distances,
+from data_prep.periodicity.fades import take_apart
+from data_prep.periodicity.features import (
+    MAX_FRAMES,
+    Features,
+    features_of_followed,
+    features_of_grey,
+    features_of_subject,
+    read_grey,
 )
-from data_prep.periodicity.verdict import NO_REPETITION, NOT_SURE, Judgement, Shot, Verdict, judge
+from data_prep.periodicity.lattice import (
+    MAX_PERIOD_S,
+    MIN_PERIOD_S,
+    NO_PERIOD,
+    Found,
+    Limits,
+    search,
+)
+from data_prep.periodicity.shots import find_shots
+from data_prep.periodicity.similarity import Period, self_similarity
+from data_prep.periodicity.verdict import (
+    NO_REPETITION,
+    NOT_SURE,
+    Judgement,
+    Shot,
+    Verdict,
+    judge,
+    judge_all,
+)
 from data_prep.schema import Clip
 from rewards.cycles import close_pairs
 from rewards.grammar.layout import Cycle
 
 Array = NDArray[np.float32]
 
-MIN_PERIOD_S = 0.35
-MAX_PERIOD_S = 10.0
 MIN_SCORE = 0.25  # below it nothing is counted
-NO_PERIOD = Period(None, None, None, 0.0, False)
-UNJUDGED = Judgement(NO_REPETITION)
+SURE_SCORE = 0.5  # from it on no other signal is tried
+LEAST_BETTER = 0.05  # of the score of a signal that is tried later
+FALLBACK_SCORE = 0.5  # of the signals that are tried last
 
-_SMOOTH_S = 0.035  # of the trajectory, standard deviation
-_FINER = 2  # points for each frame: a frame seldom falls on the moment of return
-_AMPLITUDE_PERCENTILE = 95.0  # of the distances of all pairs of moments
-_NUM_PHASES = 16  # at which two repetitions are compared
-_PHASE_SLACK = 2  # phases by which one may run ahead of the other
+UNJUDGED = Judgement(NO_REPETITION)
+_MOST_MOMENTS = 2400  # of the matrix of a whole file
 
 
 @dataclass(frozen=True)
@@ -112,8 +125,22 @@ def detect_cycles(
         VideoError: if the video cannot be read.
         ValueError: if the limits of the period are not 0 < shortest < longest.
     """
-    features = read_features(clip, flow=flow)
-    return detect_in(features, min_period_s=min_period_s, max_period_s=max_period_s)
+    limits = Limits(min_period_s, max_period_s)
+    grey, fps = read_grey(clip)
+    return detect_in_frames(grey, fps, limits, flow=flow)
+
+
+def detect_in_frames(
+    grey: NDArray[np.uint8], fps: float, limits: Limits | None = None, *, flow: bool = False
+) -> Detection:
+    """Find the repetitions in frames [T, H, W] of grey values; each shot is looked at by itself."""
+    limits = limits or Limits()
+    shots = take_apart(grey, find_shots(grey, fps), fps)
+    found = []
+    for first, last, frames in shots:
+        step = -(-(last - first) // MAX_FRAMES)
+        found.append(_look(frames[::step].astype(np.float32), fps / step, limits, flow=flow))
+    return _join(found, [(first / fps, last / fps) for first, last, _ in shots])
 
 
 def detect_in(
@@ -123,84 +150,82 @@ def detect_in(
     max_period_s: float = MAX_PERIOD_S,
 ) -> Detection:
     """Find the repetitions in features; arguments as in `detect_cycles`."""
-    if not 0.0 < min_period_s < max_period_s:
-        raise ValueError(
-            f"min_period_s={min_period_s}, max_period_s={max_period_s}, expected "
-            "0 < min_period_s < max_period_s"
-        )
-    values, is_hidden, noise = _refine(features)
-    fps = features.fps * _FINER
-    times_s = (np.arange(len(values)) / fps).astype(np.float32)
-    squares = squared_distances(values)
-    squares = np.maximum(squares - 2.0 * values.shape[1] * noise**2, 0.0)
-    amplitude = float(np.sqrt(np.percentile(squares, _AMPLITUDE_PERCENTILE)))
-    signal = values[:, 0] - values[:, 0].min()
-    signal /= max(float(signal.max()), 1e-9)
-    if amplitude <= features.least_motion:
-        still = judge(0, 0, 0.0, has_period=False, moves=False)
-        shot = Shot(0.0, features.duration_s, (), still, 0.0)
-        nothing = np.zeros_like(squares)
-        return Detection((), 0.0, NO_PERIOD, times_s, nothing, signal, still, shots=(shot,))
-    distances = np.sqrt(squares) / amplitude
-    limits = {"min_s": min_period_s, "max_s": max_period_s}
-    period = estimate_period(values, distances, fps, **limits)
-    chain = find_chain(distances, is_hidden, fps, **limits)
-    borders = trim_rest(chain.borders, distances)
-    score = _score(distances, borders, chain.gains)
-    seen = close_gaps([(round(int(i) / fps, 3), round(int(j) / fps, 3)) for i, j in borders])
-    is_believed = score >= MIN_SCORE
-    cycles, rejected = (tuple(seen), ()) if is_believed else ((), tuple(seen))
-    has_period = period.period_s is not None
-    told = judge(len(cycles), len(rejected), score, has_period=has_period, moves=True)
-    shot = Shot(0.0, features.duration_s, cycles, told, score, rejected)
+    found = search(features, Limits(min_period_s, max_period_s))
+    return _join([(found, MIN_SCORE)], [(0.0, features.duration_s)])
+
+
+def _look(frames: Array, fps: float, limits: Limits, *, flow: bool) -> tuple[Found, float]:
+    """The best chain of one shot, and the score from which it is believed.
+
+    Later signals are tried where the ones before saw something and are not sure of it.
+    """
+    features = features_of_grey(frames, fps, flow=flow)
+    best = search(features, limits)
+    is_sure = len(best.cycles) > 1 and best.score >= SURE_SCORE and not features.is_far
+    if not best.moves or is_sure:
+        return best, MIN_SCORE
+    followed = search(features_of_followed(frames, fps), limits)
+    best = _better(best, followed, is_far=features.is_far)
+    if not best.moves or (len(best.cycles) > 1 and best.score >= MIN_SCORE):
+        return best, MIN_SCORE
+    subject = search(features_of_subject(frames, fps), limits)
+    if len(subject.cycles) > 1 and subject.score >= FALLBACK_SCORE:
+        return subject, FALLBACK_SCORE
+    return best, MIN_SCORE
+
+
+def _better(first: Found, followed: Found, *, is_far: bool) -> Found:
+    """The one to go by: what was tried later has to be clearly better, but for a far camera."""
+    if not followed.moves:
+        return followed if is_far else first
+    return followed if followed.score > first.score + (0.0 if is_far else LEAST_BETTER) else first
+
+
+def _join(found: list[tuple[Found, float]], spans: list[Cycle]) -> Detection:
+    """One answer for all shots."""
+    shots = []
+    for (one, least), (start, end) in zip(found, spans, strict=True):
+        seen = tuple((round(start + a, 3), round(start + b, 3)) for a, b in one.cycles)
+        cycles, rejected = (seen, ()) if one.score >= least else ((), seen)
+        has_period = one.period.period_s is not None
+        told = judge(len(cycles), len(rejected), one.score, has_period=has_period, moves=one.moves)
+        shots.append(Shot(start, end, cycles, told, one.score, rejected))
+    longest = max(found, key=lambda pair: (len(pair[0].cycles), len(pair[0].times_s)))[0]
+    times_s, distances, signal = _pictures([one for one, _ in found], spans)
     return Detection(
-        cycles, score, period, times_s, distances, signal, told, rejected, shots=(shot,)
+        cycles=tuple(cycle for shot in shots for cycle in shot.cycles),
+        score=_mean_score(shots),
+        period=longest.period if longest.moves else NO_PERIOD,
+        times_s=times_s,
+        distances=distances,
+        signal=signal,
+        judgement=judge_all(shots),
+        rejected=tuple(cycle for shot in shots for cycle in shot.rejected),
+        shots=tuple(shots),
     )
 
 
-def _refine(features: Features) -> tuple[Array, NDArray[np.bool_], float]:
-    """The trajectory, smoothed and with points between the frames; what is hidden; its noise."""
-    values, width = features.values, _SMOOTH_S * features.fps
-    impulse = np.zeros(41)
-    impulse[20] = 1.0
-    noise = features.noise * float(np.sqrt(np.square(gaussian_filter1d(impulse, width)).sum()))
-    smooth = gaussian_filter1d(values, width, axis=0, mode="nearest")
-    positions = np.arange((len(values) - 1) * _FINER + 1) / _FINER
-    before = np.minimum(positions.astype(int), max(len(values) - 2, 0))
-    after = np.minimum(before + 1, len(values) - 1)
-    weight = (positions - before)[:, None].astype(np.float32)
-    fine = smooth[before] * (1.0 - weight) + smooth[after] * weight
-    is_hidden = features.is_hidden[np.minimum(np.round(positions).astype(int), len(values) - 1)]
-    return np.asarray(fine, np.float32), is_hidden, noise
+def _mean_score(shots: list[Shot]) -> float:
+    """By the repetitions of each shot."""
+    weights = [len(shot.cycles) for shot in shots]
+    if not sum(weights):
+        return max(shot.score for shot in shots)
+    return float(np.average([shot.score for shot in shots], weights=weights))
 
 
-def _score(distances: Array, borders: NDArray[np.int64], gains: Array) -> float:
-    """Share of the squared motion inside the repetitions, times how alike they are."""
-    if not len(borders):
-        return 0.0
-    motion = np.square(np.diagonal(distances, 1))
-    explained = sum(float(motion[i:j].sum()) for i, j in borders)
-    share = explained / max(float(motion.sum()), 1e-12)
-    return float(np.clip(share * _likeness(distances, borders, gains), 0.0, 1.0))
-
-
-def _likeness(distances: Array, borders: NDArray[np.int64], gains: Array) -> float:
-    """How alike neighbouring repetitions are, phase by phase: 1 equal, 0 as at random phases.
-
-    A single repetition has nothing to be compared with; its own gain stands in.
-    """
-    if len(borders) == 1:
-        return float(gains[0]) / (1.0 - LEAST_GAIN)
-    phases = np.linspace(0.0, 1.0, _NUM_PHASES)
-    positions = [np.round(i + (j - i) * phases).astype(int) for i, j in borders]
-    near = np.abs(np.subtract.outer(np.arange(_NUM_PHASES), np.arange(_NUM_PHASES)))
-    far = np.where(near <= _PHASE_SLACK, 0.0, np.inf)
-    aligned, other = [], []
-    for a, b in pairwise(positions):
-        block = distances[np.ix_(a, b)]
-        aligned.append(float((block + far).min(axis=1).mean()))
-        other.append(float(block.mean()))
-    return max(0.0, 1.0 - float(np.mean(aligned)) / max(float(np.mean(other)), 1e-9))
+def _pictures(found: list[Found], spans: list[Cycle]) -> tuple[Array, Array, Array]:
+    """Times [T], distances [T, T] and signal [T] of all shots; shots are unlike one another."""
+    step = -(-sum(len(one.times_s) for one in found) // _MOST_MOMENTS)
+    parts = [one.times_s[::step] + start for one, (start, _) in zip(found, spans, strict=True)]
+    num = sum(map(len, parts))
+    distances = np.ones((num, num), np.float32)
+    place = 0
+    for one, part in zip(found, parts, strict=True):
+        end = place + len(part)
+        distances[place:end, place:end] = one.distances[::step, ::step]
+        place = end
+    signal = np.concatenate([one.signal[::step] for one in found])
+    return np.concatenate(parts).astype(np.float32), distances, signal
 
 
 # --- what a detection is used for

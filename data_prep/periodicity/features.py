@@ -5,32 +5,38 @@ read, compensation of brightness and of a shaking camera, and the estimate of th
 left. No model and no label is involved.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
+from scipy.ndimage import gaussian_filter1d, median_filter
 
+from data_prep.periodicity.camera import follow_camera
 from data_prep.schema import Clip
 from data_prep.video import plan_frames
-from data_prep.video.guard import read_guarded
+from data_prep.video.guard import luma_guarded
 
 Array = NDArray[np.float32]
 
 FPS = 15.0  # frames a second that are looked at: 7.5 repetitions a second at most
-MAX_FRAMES = 1200  # a clip over 80 s is looked at more coarsely instead
+MAX_FRAMES = 1200  # of a shot: one over 80 s is looked at more coarsely instead
+MOST_FRAMES = 9000  # of a file: likewise over 10 minutes
 MAX_PIXELS = 64 * 64  # of one frame
 
 _NUM_COMPONENTS = 12
 _BLUR = 0.8  # spatial smoothing, pixels
+_FAR = 0.9  # of the largest shift
 _ROUNDS = 3  # of the registration
 _MAX_SHIFT = 0.08  # of a frame's side, for the camera
 _LEAST_MOTION = 1.0  # grey values over the whole frame; compression alone changes it by up to 0.7
+_LEAST_FOLLOWED = 2.5  # likewise: sampling between pixels changes a still room by up to 1.4
 _OTHER = 25.0  # grey values: a pixel that shows something else than the background
 _LIGHT_S = 1.0  # before and after: within it brightness changes by less than the jump
 _LIGHT_JUMP = 1.5
+_FOREGROUND = 12.0  # grey values by which what moves differs from the background
+_TRAVEL_S = 1.0  # smoothing of the way that a subject goes, standard deviation
 _HIDDEN_SHARE = 0.6  # of such pixels: something covers the picture
 
 
@@ -46,6 +52,7 @@ class Features:
         least_motion: Distance of frames below which nothing counts as moving.
         is_hidden: Frames in which something covers the picture; their points are filled in from
             the neighbours. [T]
+        is_far: Whether the camera went further than could be undone.
     """
 
     values: Array
@@ -53,6 +60,7 @@ class Features:
     noise: float
     least_motion: float
     is_hidden: NDArray[np.bool_]
+    is_far: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -60,13 +68,8 @@ class Features:
         return len(self.values) / self.fps
 
 
-def read_features(clip: Clip, *, flow: bool = False) -> Features:
-    """Features of a clip. Of its labels none is looked at.
-
-    Args:
-        clip: The clip.
-        flow: Add dense optical flow to the frames: slower, and of use where the moving thing
-            looks like its background.
+def read_grey(clip: Clip) -> tuple[NDArray[np.uint8], float]:
+    """Grey frames [T, H, W] of a clip and how many are shown a second. Of its labels none is used.
 
     Raises:
         VideoError: if the video cannot be read.
@@ -75,25 +78,81 @@ def read_features(clip: Clip, *, flow: bool = False) -> Features:
         clip,
         fps=min(FPS, clip.video_fps),
         min_frames=1,
-        max_frames=MAX_FRAMES,
+        max_frames=MOST_FRAMES,
         min_pixels=1,
         max_pixels=MAX_PIXELS,
         factor=2,
     )
-    return features_of_frames(read_guarded(plan), plan.fps, flow=flow)
+    return luma_guarded(plan), plan.fps
+
+
+def grey_of(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey values [T, H, W] of RGB frames [T, H, W, 3]."""
+    return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
 
 
 def features_of_frames(frames: NDArray[np.uint8], fps: float, *, flow: bool = False) -> Features:
     """Features of frames [T, H, W, 3] (RGB) that are shown `fps` a second."""
-    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-    still, background, gains = _stabilise(grey.astype(np.float32))
-    is_hidden = (np.abs(still - background) > _OTHER).mean(axis=(1, 2)) > _HIDDEN_SHARE
-    is_hidden |= _jumps(gains, fps)
-    small = np.stack([_halve(frame) for frame in still])
-    flat = small.reshape(len(small), -1)
+    return features_of_grey(grey_of(frames).astype(np.float32), fps, flow=flow)
+
+
+def features_of_grey(grey: Array, fps: float, *, flow: bool = False) -> Features:
+    """Features of grey values 0 .. 255 [T, H, W], the camera standing nearly still."""
+    still, background, gains, is_far = _stabilise(grey)
+    is_hidden = _hidden(still, background, gains, fps)
+    flat = _flat(still)
     if flow:
         flat = np.concatenate([flat, _flow(still)], axis=1)
+    found = features_of_signals(flat, fps, least_motion=_LEAST_MOTION, is_hidden=is_hidden)
+    return replace(found, is_far=is_far)
+
+
+def features_of_followed(grey: Array, fps: float) -> Features:
+    """Features of grey values [T, H, W] with the camera's motion taken out, however far it goes."""
+    followed = follow_camera(_blur(grey))
+    is_hidden = followed.is_lost | _jumps(followed.gains, fps)
+    flat = _flat(followed.frames)
+    return features_of_signals(flat, fps, least_motion=_LEAST_FOLLOWED, is_hidden=is_hidden)
+
+
+def features_of_subject(grey: Array, fps: float) -> Features:
+    """Features of what moves [T, H, W], as seen by someone who goes along with it."""
+    still, background, gains, _ = _stabilise(grey)
+    is_hidden = _hidden(still, background, gains, fps)
+    flat = _flat(_go_along(still - background, fps))
     return features_of_signals(flat, fps, least_motion=_LEAST_MOTION, is_hidden=is_hidden)
+
+
+def _hidden(still: Array, background: Array, gains: Array, fps: float) -> NDArray[np.bool_]:
+    covered = (np.abs(still - background) > _OTHER).mean(axis=(1, 2)) > _HIDDEN_SHARE
+    return np.asarray(covered | _jumps(gains, fps))
+
+
+def _flat(frames: Array) -> Array:
+    """Pictures of half the size as rows. [T, P]"""
+    return np.stack([_halve(frame).ravel() for frame in frames])
+
+
+def _go_along(difference: Array, fps: float) -> Array:
+    """What differs from the background, moved so that its centre travels no more. [T, H, W]"""
+    height, width = difference.shape[1:]
+    weights = np.square(np.maximum(np.abs(difference) - _FOREGROUND, 0.0))
+    mass = weights.sum(axis=(1, 2))
+    sure = np.flatnonzero(mass > 0.1 * float(np.median(mass)) + 1e-6)
+    if len(sure) < 2:
+        return difference
+    centres = np.stack(
+        [
+            (weights.sum(axis=1) @ np.arange(width))[sure] / mass[sure],
+            (weights.sum(axis=2) @ np.arange(height))[sure] / mass[sure],
+        ],
+        axis=1,
+    )
+    times = np.arange(len(difference))
+    path = np.stack([np.interp(times, sure, centres[:, k]) for k in (0, 1)], axis=1)
+    path = gaussian_filter1d(path, _TRAVEL_S * fps, axis=0, mode="nearest")
+    shifts = path - np.array([width / 2.0, height / 2.0])
+    return np.stack([_move(f, s) for f, s in zip(difference, shifts, strict=True)])
 
 
 def features_of_signals(
@@ -136,22 +195,27 @@ def _fill_in(signals: Array, hidden: NDArray[np.bool_]) -> None:
         signals[index] = (1.0 - weight) * signals[left] + weight * signals[right]
 
 
+def _blur(grey: Array) -> Array:
+    return np.stack([cv2.GaussianBlur(frame, (0, 0), _BLUR) for frame in grey])
+
+
 def _halve(frame: Array) -> Array:
     height, width = max(1, frame.shape[0] // 2), max(1, frame.shape[1] // 2)
     return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
 
 
-def _stabilise(grey: Array) -> tuple[Array, Array, Array]:
+def _stabilise(grey: Array) -> tuple[Array, Array, Array, bool]:
     """Undo changes of brightness and shifts of the camera.
 
-    Returns frames [T, H, W], the background [H, W] and the brightness of each frame [T].
+    Returns frames [T, H, W], the background [H, W], the brightness of each frame [T], and whether
+    the camera went further than is undone.
 
     Each frame is explained as gain * (background moved by dx, dy), linearised in the shift
     (Lucas and Kanade 1981), by least squares in which pixels that fit badly (the moving thing)
     lose their weight. The background is the median over time.
     """
     height, width = grey.shape[1:]
-    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), _BLUR) for frame in grey])
+    blurred = _blur(grey)
     limit = _MAX_SHIFT * max(height, width)
     shifts = np.zeros((len(grey), 2), np.float32)
     gains = np.ones(len(grey), np.float32)
@@ -164,7 +228,7 @@ def _stabilise(grey: Array) -> tuple[Array, Array, Array]:
         fixed = np.stack(
             [_move(frame, s) / g for frame, s, g in zip(blurred, shifts, gains, strict=True)]
         )
-    return fixed, background, gains
+    return fixed, background, gains, bool(np.abs(shifts).max() >= _FAR * limit)
 
 
 def _jumps(gains: Array, fps: float) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +84,23 @@ def without_prefix(line: str) -> str:
     return _LOG_PREFIX.sub("", line).strip()
 
 
-def decoded_frames(container: Any, stream: Any) -> Iterator[Any]:
+def decoded_frames(
+    container: Any, stream: Any, wanted: Collection[int] | None = None
+) -> Iterator[Any]:
     """Frames in the order in which they are shown.
 
     Packets of no bytes, by which some containers repeat a frame, are left out.
+
+    Args:
+        container: An open container.
+        stream: Of it.
+        wanted: Time stamps of the frames that are needed: others come out only where the decoder
+            needs them itself. None: all.
     """
     for packet in container.demux(stream):
+        if wanted is not None:
+            is_needed = packet.pts is None or packet.pts in wanted
+            stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
         if packet.size or packet.dts is None:  # the last one asks the decoder for what it holds
             yield from packet.decode()
 

@@ -8,6 +8,7 @@ import atexit
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,20 @@ from data_prep.video.files import VideoError
 from data_prep.video.plan import FramePlan
 from data_prep.video.probe import NUM_REMEMBERED, Probe, identity_of, probe
 from data_prep.video.process import Answer, DecodingProcess, Failure
-from data_prep.video.reader import read_frames
+from data_prep.video.reader import read_frames, read_luma
 
 DEADLINE_S = 120.0  # for one plan; minutes of full HD take some 20 s on a slow core
+
+
+@dataclass(frozen=True)
+class Luma:
+    """A plan of which only the brightness is wanted."""
+
+    plan: FramePlan
+
+
+Request = FramePlan | Luma | str
+"""Frames, their brightness, or what is in the file of this name."""
 
 _idle: list[DecodingProcess] = []
 _lock = threading.Lock()
@@ -49,6 +61,16 @@ def read_guarded(plan: FramePlan, deadline_s: float = DEADLINE_S) -> np.ndarray:
     return frames
 
 
+def luma_guarded(plan: FramePlan, deadline_s: float = DEADLINE_S) -> np.ndarray:
+    """As `read_luma`, likewise.
+
+    Raises:
+        VideoError: as `read_guarded` does.
+    """
+    frames: np.ndarray = _answer(Luma(plan), plan.video, deadline_s)
+    return frames
+
+
 def probe_guarded(path: str | Path, deadline_s: float = DEADLINE_S) -> Probe:
     """As `probe`, likewise; what was found is remembered here for as long as the file stays.
 
@@ -65,12 +87,14 @@ def _remembered(path: str, identity: tuple[int, ...], deadline_s: float) -> Prob
     return found
 
 
-def look_at(request: FramePlan | str) -> "np.ndarray | Probe":
+def look_at(request: Request) -> "np.ndarray | Probe":
     """The job of the processes: the frames of a plan, or what a file holds."""
+    if isinstance(request, Luma):
+        return read_luma(request.plan)
     return read_frames(request) if isinstance(request, FramePlan) else probe(request)
 
 
-def _answer(request: FramePlan | str, path: str, deadline_s: float) -> Any:
+def _answer(request: Request, path: str, deadline_s: float) -> Any:
     found = _ask(request, deadline_s)
     if isinstance(found, Failure) and found.kind == "decoder_crashed":
         found = _ask(request, deadline_s)  # it may have been the kernel, short of memory
@@ -79,7 +103,7 @@ def _answer(request: FramePlan | str, path: str, deadline_s: float) -> Any:
     return found.value
 
 
-def _ask(request: FramePlan | str, deadline_s: float) -> Answer | Failure:
+def _ask(request: Request, deadline_s: float) -> Answer | Failure:
     process = _take()
     try:
         process.give(request, deadline_s)

@@ -26,6 +26,12 @@ from data_prep.video.probe import Probe, probe
 EPSILON_S = 1e-3
 """A frame counts as shown this much early: containers round time stamps to milliseconds."""
 
+_MANY_PIXELS = 640 * 360  # from here on a frame is shrunk so far that block edges do not show
+_LUMA_FIRST = frozenset(["yuv420p", "yuv422p", "yuv444p", "nv12", "gray", "yuvj420p", "yuvj422p"])
+_FULL_RANGE = frozenset(["gray", "yuvj420p", "yuvj422p"])
+_JPEG = 2  # AVCOL_RANGE_JPEG: 0 .. 255; else 16 .. 235
+_WIDENED = np.clip(np.round((np.arange(256) - 16) * 255.0 / 219.0), 0, 255).astype(np.uint8)
+
 
 def read_frames(plan: FramePlan) -> np.ndarray:
     """Decode a plan's frames: uint8 RGB, shape [T, height, width, 3].
@@ -42,11 +48,32 @@ def read_frames(plan: FramePlan) -> np.ndarray:
     return frames
 
 
+def read_luma(plan: FramePlan) -> np.ndarray:
+    """Decode a plan's frames cheaply: uint8 grey values 0 .. 255, shape [T, height, width].
+
+    The frames are those of `read_frames`, at the same times. Pixels are the stored brightness,
+    without a conversion to colours and, where they are many, without the decoder's smoothing of
+    block edges, which no longer shows once they are shrunk; frames that are not asked for and that
+    no other refers to are left out.
+
+    Raises:
+        VideoError: as `read_frames` does.
+    """
+    frames = np.empty((plan.num_frames, plan.height, plan.width), dtype=np.uint8)
+    places = np.argsort(plan.times_s, kind="stable")
+    with Video(plan.video, is_cheap=True) as video:
+        shown = video.frames_at([plan.times_s[i] for i in places])
+        for place, frame in zip(places, shown, strict=True):
+            frames[place] = _resize(frame, plan.height, plan.width)
+    return frames
+
+
 class Video:
     """An open video; a context manager.
 
     Args:
         path: The file.
+        is_cheap: Give grey values [H, W] instead of RGB, decoded as `read_luma` says.
 
     Attributes:
         probe: What the file holds.
@@ -57,8 +84,10 @@ class Video:
         VideoError: naming the file and why it cannot be read.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, is_cheap: bool = False) -> None:
         self.probe: Probe = probe(path)
+        self._is_cheap = is_cheap
+        self._wanted: frozenset[int] | None = None  # time stamps; None: all
         self.num_decoded = 0
         self.num_seeks = 0
         self._may_seek = not self.probe.counts_frames
@@ -88,6 +117,8 @@ class Video:
             VideoError: if the file cannot be decoded, or ends before the last second.
         """
         self._check_end(times_s)
+        if self._is_cheap:
+            self._wanted = self._stamps_at(times_s)
         decoder = self._from_start()
         upcoming = next(decoder, None)
         current, image = upcoming, None
@@ -112,12 +143,13 @@ class Video:
         return max(2.0 / self.probe.fps, 0.1)
 
     def _image(self, second: float, frame: Any) -> np.ndarray:
-        """Pixels of a decoded frame as it is shown, at its own size: uint8 RGB [H, W, 3]."""
+        """A decoded frame as it is shown, at its own size: uint8 RGB [H, W, 3], or [H, W]."""
         if frame.is_corrupt:  # its neighbour would be another frame than the one asked for
             raise VideoError(
                 f"{self.probe.path}: cannot be decoded (the frame of {second:.3f} s is damaged)"
             )
-        return self.probe.orientation.apply(frame.to_ndarray(format="rgb24"))
+        stored = _luma(frame) if self._is_cheap else frame.to_ndarray(format="rgb24")
+        return self.probe.orientation.apply(stored)
 
     def _check_shown(self, shown_s: float, time_s: float) -> None:
         """Whether the frame found is the one that the file's own times name."""
@@ -153,6 +185,18 @@ class Video:
         self._container = self._stack.enter_context(open_container(self.probe.path))
         self._stream = choose_stream(self.probe.path, self._container)
         self._stream.thread_type = "NONE"
+        if self._is_cheap and self.probe.width * self.probe.height >= _MANY_PIXELS:
+            self._stream.codec_context.options = {"skip_loop_filter": "all"}
+
+    def _stamps_at(self, times_s: Sequence[float]) -> frozenset[int] | None:
+        """Time stamps of the frames that are shown at some seconds; None where there are none."""
+        if self.probe.counts_frames or not len(times_s):
+            return None
+        times = self.probe.times_s
+        places = np.searchsorted(times, np.asarray(times_s) + EPSILON_S, side="right") - 1
+        shown = np.unique(times[np.maximum(places, 0)])
+        stamps = np.round(shown / self.probe.time_base_s).astype(int) + self.probe.first_pts
+        return frozenset(stamps.tolist())
 
     def _from_start(self) -> Iterator[tuple[float, Any]]:
         self._open()
@@ -192,7 +236,7 @@ class Video:
     def _decode(self) -> Iterator[tuple[float, Any]]:
         """(second, frame) from where the container stands; damage ends in an error."""
         probe, number, previous = self.probe, 0, -1.0
-        frames = decoded_frames(self._container, self._stream)
+        frames = decoded_frames(self._container, self._stream, self._wanted)
         while True:
             try:
                 frame = next(frames)
@@ -218,8 +262,19 @@ class Video:
             yield second, frame
 
 
+def _luma(frame: Any) -> np.ndarray:
+    """Brightness of a decoded frame, 0 black to 255 white: uint8 [H, W]."""
+    if frame.format.name not in _LUMA_FIRST:
+        return np.asarray(frame.to_ndarray(format="gray"))
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    luma = rows[: frame.height, : frame.width]
+    is_full = frame.format.name in _FULL_RANGE or frame.color_range == _JPEG
+    return np.asarray(luma if is_full else cv2.LUT(luma, _WIDENED))
+
+
 def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize one frame [H, W, 3]."""
+    """Resize one frame [H, W, 3] or [H, W]."""
     if frame.shape[:2] == (height, width):
         return frame
     is_smaller = height * width < frame.shape[0] * frame.shape[1]

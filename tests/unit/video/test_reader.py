@@ -18,6 +18,7 @@ from av.stream import Disposition
 
 from data_prep.video import FramePlan, Video, VideoError, clip_of_video, plan_frames, read_frames
 from data_prep.video.probe import probe
+from data_prep.video.reader import read_luma
 from tests.unit.video.coded import (
     Kind,
     Written,
@@ -116,6 +117,33 @@ def test_frames_are_those_that_the_file_presents(name: str, tmp_path: Path) -> N
 def test_packed_b_frames_are_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "packed.avi"
     check(path, write_packed(path))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_brightness_alone_shows_the_same_frames(tmp_path: Path, name: str) -> None:
+    kind = KINDS[name]
+    num_frames = len(kind.times_ms) if kind.times_ms else 40
+    written = write_coded(tmp_path / f"video.{kind.container}", kind, num_frames)
+    every = written.times_s[::3] + written.times_s[1:9]
+    plan = FramePlan(str(written.path), 0, every, 8.0, 48, 64)
+    grey, colours = read_luma(plan), read_frames(plan)
+    expected = [number_of(image) for image in colours]
+    assert [number_of(np.repeat(image[..., None], 3, axis=2)) for image in grey] == expected
+    assert np.median(np.abs(grey - colours.mean(axis=3))) < 3.0
+
+
+@pytest.mark.parametrize("size", [(128, 96), (1280, 720)])
+def test_frames_that_nobody_needs_are_left_out(tmp_path: Path, size: tuple[int, int]) -> None:
+    kind = Kind(options=H264, num_b=2, size=size)  # the larger one without smoothed block edges
+    written = write_coded(tmp_path / "video.mp4", kind, 60)
+    with Video(written.path) as all_of_it, Video(written.path, is_cheap=True) as cheap:
+        expected = [number_of(image) for image in all_of_it.frames_at(written.times_s[::5])]
+        shown = [
+            number_of(np.repeat(image[..., None], 3, axis=2))
+            for image in cheap.frames_at(written.times_s[::5])
+        ]
+    assert shown == expected
+    assert cheap.num_decoded < 0.8 * all_of_it.num_decoded
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])

@@ -1,0 +1,175 @@
+"""Footage that nobody rendered: cuts, fades, cameras that move, and what is made of the shots."""
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data_prep.periodicity.camera import follow_camera
+from data_prep.periodicity.detector import detect_in_frames
+from data_prep.periodicity.fades import take_apart
+from data_prep.periodicity.shots import find_shots, likeness
+from data_prep.periodicity.verdict import (
+    EVENTS,
+    NEVER_RETURNS,
+    ONE_EVENT,
+    Judgement,
+    Shot,
+    judge_all,
+)
+
+FPS = 15.0
+Frames = NDArray[np.uint8]
+
+
+def place(seed: int, height: int = 48, width: int = 64) -> NDArray[np.float32]:
+    """A room with details of its own, larger than what a camera shows of it. [H + 40, W + 40]"""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(40, 200, size=((height + 40) // 8, (width + 40) // 8))
+    size = (width + 40, height + 40)
+    return np.asarray(cv2.resize(coarse.astype(np.float32), size, interpolation=cv2.INTER_CUBIC))
+
+
+def repeated(count: int, seed: int, period_s: float = 1.2) -> np.ndarray:
+    """A large picture in whose middle a bright square goes up and down. [T, H + 40, W + 40]"""
+    times = np.arange(int((count * period_s + 1.0) * FPS)) / FPS
+    phase = np.clip((times - 0.5) / period_s, 0, count)
+    height = 0.5 - 0.5 * np.cos(2 * np.pi * phase)
+    frames = np.repeat(place(seed)[None], len(times), axis=0)
+    for frame, high in zip(frames, height, strict=True):
+        top = round(50 - 20 * high)
+        frame[top : top + 12, 46:58] = 250
+    return frames
+
+
+def film(frames: np.ndarray, x: np.ndarray | float = 0.0, seed: int = 0) -> Frames:
+    """What a camera shows that looks x pixels beside the middle, with noise. [T, 48, 64]"""
+    rng = np.random.default_rng(seed)
+    shown = []
+    for frame, shift in zip(frames, np.broadcast_to(x, len(frames)), strict=True):
+        move = np.array([[1, 0, -20 - shift], [0, 1, -20]], np.float32)
+        shown.append(cv2.warpAffine(frame, move, (64, 48)))
+    noisy = np.stack(shown) + rng.normal(0, 1, size=(len(frames), 48, 64))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+# --- shots
+
+
+def test_a_cut_is_found_where_it_is_and_the_counts_add_up() -> None:
+    first, second = film(repeated(4, 1)), film(repeated(3, 2))
+    both = np.concatenate([first, second])
+    assert find_shots(both, FPS) == [(0, len(first)), (len(first), len(both))]
+    found = detect_in_frames(both, FPS)
+    assert (found.count, found.verdict) == (7, "count")
+    assert [len(shot.cycles) for shot in found.shots] == [4, 3]
+    assert found.cycles[4][0] > len(first) / FPS - 0.1
+    assert found.distances.shape == (len(found.times_s),) * 2 == (len(found.signal),) * 2
+
+
+@pytest.mark.parametrize("kind", ["motion", "light", "flash", "pan", "large subject"])
+def test_what_is_no_cut(kind: str) -> None:
+    picture = repeated(4, 1)
+    num = len(picture)
+    frames = film(picture, np.linspace(-15, 15, num) if kind == "pan" else 0.0)
+    if kind == "light":
+        frames[num // 2 :] = np.clip(frames[num // 2 :] * 1.4, 0, 255)
+    if kind == "flash":
+        frames[30:34] = 255
+    if kind == "large subject":
+        frames[:] = 120
+        for i, frame in enumerate(frames):
+            frame[:, : round(32 + 20 * np.sin(i / 6))] = 30
+    assert find_shots(frames, FPS) == [(0, num)]
+
+
+def test_black_between_two_shots_is_no_shot() -> None:
+    first, second = film(repeated(3, 1)), film(repeated(3, 2))
+    black = np.zeros((6, 48, 64), np.uint8)
+    shots = find_shots(np.concatenate([first, black, second]), FPS)
+    assert len(shots) == 2
+    assert abs(shots[0][1] - len(first)) <= 1
+    assert abs(shots[1][0] - len(first) - 6) <= 1
+
+
+def test_details_are_alike_whatever_the_light_and_a_small_shift() -> None:
+    room = place(1)
+    assert likeness(room[20:68, 20:84], np.float32(0.6) * room[20:68, 22:86]) > 0.9
+    assert likeness(room[20:68, 20:84], place(2)[20:68, 20:84]) < 0.5
+
+
+def test_a_fade_is_taken_apart() -> None:
+    first, second = film(repeated(4, 1)), film(repeated(4, 2))
+    num = 9
+    w = np.linspace(0, 1, num + 2)[1:-1, None, None]
+    mixed = ((1 - w) * first[-num:] + w * second[:num]).astype(np.uint8)
+    both = np.concatenate([first[:-num], mixed, second[num:]])
+    spans = find_shots(both, FPS)
+    assert len(spans) == 2
+    left, right = take_apart(both, spans, FPS)
+    assert left[1] > right[0]  # both are seen at a time
+    assert left[1] - left[0] == len(left[2])
+    start = len(first) - num
+    alone = first[start : start + 6].astype(float)
+    apart = np.abs(left[2][start : start + 6] - alone)
+    assert np.median(apart) < 0.5 * np.median(np.abs(both[start : start + 6] - alone))
+    assert detect_in_frames(both, FPS).count == 8
+
+
+# --- cameras
+
+
+def test_a_pan_is_followed_by_the_pixels_that_it_goes() -> None:
+    frames = film(repeated(4, 1), np.linspace(-10, 10, len(repeated(4, 1))))
+    followed = follow_camera(frames.astype(np.float32))
+    assert not followed.is_lost.any()
+    assert followed.moved == pytest.approx(10 / 64, abs=0.015)
+    still = np.abs(followed.frames - followed.background).mean(axis=0)
+    assert np.median(still) < 3.0
+
+
+@pytest.mark.parametrize("kind", ["pan", "picked up", "put down"])
+def test_repetitions_before_a_moving_camera(kind: str) -> None:
+    picture = repeated(5, 3)
+    num = len(picture)
+    if kind == "pan":
+        x = np.linspace(-14, 14, num)
+    else:
+        still = picture[-1:] if kind == "picked up" else picture[:1]
+        extra = np.repeat(still, 15, axis=0)
+        jerk = 20 * np.linspace(0, 1, 15) ** 2
+        parts = [picture, extra] if kind == "picked up" else [extra, picture]
+        picture = np.concatenate(parts)
+        zeros = np.zeros(num)
+        x = np.concatenate([zeros, jerk] if kind == "picked up" else [jerk[::-1], zeros])
+    found = detect_in_frames(film(picture, x), FPS)
+    assert (found.verdict, found.count) == ("count", 5)
+
+
+def test_a_camera_that_moves_before_a_still_room_counts_nothing() -> None:
+    # Sampling between pixels blurs the room now more, now less: with a period of its own.
+    room = np.repeat(place(4)[None], 90, axis=0)
+    found = detect_in_frames(film(room, np.linspace(-12, 12, 90)), FPS)
+    assert (found.count, found.verdict) == (0, "no repetition")
+
+
+# --- the answer for all shots
+
+
+def shot(num_cycles: int, verdict: str, reason: str, confidence: float) -> Shot:
+    cycles = tuple((float(i), i + 1.0) for i in range(num_cycles))
+    judgement = Judgement(verdict, reason, confidence)  # type: ignore[arg-type]
+    return Shot(0.0, 9.0, cycles, judgement, 0.5)
+
+
+def test_the_answer_for_all_shots_by_hand() -> None:
+    sure, nothing = shot(3, "count", "", 0.8), shot(0, "no repetition", NEVER_RETURNS, 0.7)
+    once = shot(1, "not sure", ONE_EVENT, 0.4)
+    assert judge_all([sure]) == sure.judgement
+    assert judge_all([sure, nothing]).confidence == pytest.approx(0.8)
+    told = judge_all([sure, once])
+    assert (told.verdict, told.reason) == ("count", "")
+    assert told.confidence == pytest.approx(0.8 * (1 - 0.5 / 2))  # one of two shots is doubtful
+    assert judge_all([once, nothing]) == Judgement("not sure", ONE_EVENT, 0.4)
+    assert judge_all([once, once]) == Judgement("not sure", EVENTS, 0.4)
+    assert judge_all([nothing, nothing]) == nothing.judgement
