@@ -21,6 +21,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   test [PYTEST ARGS]       set up, then ruff, mypy, import-linter and the tests that are not slow
   test-slow [PYTEST ARGS]  set up, then the tests marked slow
   quickstart [ARGS]        set up, then `actrep quickstart`: from nothing to a model that counts
+  actrep ARGS              set up, then `actrep ARGS` in this folder (alone: how to start)
   submit RECIPE [--address URL] [--dry-run] [-- ARGS]
                            hand `actrep train RECIPE ARGS` (or `actrep sft`, by the recipe's stage)
                            to a Ray cluster, show its log and end with its exit code; without
@@ -281,6 +282,11 @@ command_quickstart() {
     exec "$VENV/bin/actrep" quickstart "$@"
 }
 
+command_actrep() {
+    command_setup >&2 # what actrep writes may be read by a program
+    exec "$VENV/bin/actrep" "$@"
+}
+
 command_submit() {
     local recipe="" address="${RAY_ADDRESS:-}" dry_run=false extra=() stage command
     while (($#)); do
@@ -347,6 +353,7 @@ main() {
         test) command_test "$@" ;;
         test-slow) command_test_slow "$@" ;;
         quickstart) command_quickstart "$@" ;;
+        actrep) command_actrep "$@" ;;
         submit) command_submit "$@" ;;
         lock) command_lock "$@" ;;
         help | -h | --help) usage ;;

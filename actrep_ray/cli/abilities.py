@@ -16,10 +16,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from actrep_ray.cli.machine import Finding, check_driver, examine_machine
 from actrep_ray.run.provenance import installed_version, read_versions
-
-# Ray places objects in /dev/shm, and below this falls back to slow files in /tmp.
-SHARED_MEMORY_FLOOR_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,22 @@ class DoctorReport:
 
     ``versions`` maps a distribution to its version, or None where it is not installed.
     ``devices`` maps a device or resource to its description.
+    ``machine`` is what of the machine commands rely on.
     """
 
     versions: dict[str, str | None]
     devices: dict[str, str]
     abilities: tuple[Ability, ...]
+    machine: tuple[Finding, ...] = ()
 
     @property
     def is_healthy(self) -> bool:
-        """Whether one engine, one learner strategy and every needed library work."""
+        """Whether an engine, a learner and all libraries work, and nothing of the machine fails."""
         libraries = all(a.is_available for a in self.abilities if a.kind == "library")
         engines = any(a.is_available for a in self.abilities if a.kind == "engine")
         learners = any(a.is_available for a in self.abilities if a.kind == "learner")
-        return libraries and engines and learners
+        machine = all(finding.state != "fails" for finding in self.machine)
+        return libraries and engines and learners and machine
 
 
 def examine() -> DoctorReport:
@@ -70,23 +71,18 @@ def examine() -> DoctorReport:
             check_ability("learner", "fsdp2", _fsdp2),
             check_ability("learner", "deepspeed", _deepspeed),
         ),
+        machine=(*examine_machine(), _driver()),
     )
 
 
 def describe_devices() -> dict[str, str]:
-    """CPU, memory, shared memory, disk and each CUDA device, in words."""
+    """CPU, memory and each CUDA device, in words."""
     import torch
 
     devices = {
         "cpu": f"{_usable_cpus()} usable cores, {platform.machine()}",
         "memory": f"{_gib(_memory_bytes())} GiB",
-        "disk": f"{_gib(shutil.disk_usage(Path.cwd()).free)} GiB free here",
     }
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        size = shutil.disk_usage(shared).total
-        note = "" if size >= SHARED_MEMORY_FLOOR_BYTES else ": small, Ray will fall back to /tmp"
-        devices["/dev/shm"] = f"{_gib(size)} GiB{note}"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         devices[f"cuda:{index}"] = (
@@ -100,6 +96,13 @@ def describe_devices() -> dict[str, str]:
             else f"torch is built for CUDA {torch.version.cuda}, but no device or driver is found"
         )
     return devices
+
+
+def _driver() -> Finding:
+    import torch
+
+    has_gpu = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").is_dir()
+    return check_driver(torch.version.cuda, has_device=_has_cuda(), has_gpu=has_gpu)
 
 
 class _UnavailableError(Exception):

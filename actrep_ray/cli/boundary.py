@@ -14,6 +14,7 @@ from pathlib import Path
 
 from actrep_ray.cli.commands import UsageError
 from actrep_ray.cluster.stopping import InterruptError
+from actrep_ray.run.program import program
 from data_prep.full_disk import met_by_worker, reason_not_written
 
 _LITTLE_ROOM = 2**20  # bytes of a disk that counts as full
@@ -51,7 +52,7 @@ def words_of_stop(stopped: InterruptError, args: argparse.Namespace) -> str:
     line = [word for word in args.typed if word not in left_out]
     if "resume" in args:
         line.append("--resume")
-    command = shlex.join(["actrep", *line])
+    command = shlex.join([program("actrep"), *line])
     return f"{stopped}; step {stopped.saved_step} is saved; go on with: {command}"
 
 

@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actrep_ray.run.program import program
 from data_prep.printable import printable
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int | None]
 """Runs a command; None and 0 are success."""
 
+_TYPED = re.compile(r"(?m)^( *)actrep(?= )")
 _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
@@ -32,13 +36,15 @@ def add_command(
         name: What is typed.
         run: What it does.
         summary: Of its help, from a small letter on and without a full stop.
-        example: Shown below its help.
+        example: Shown below its help, each `actrep` that begins a line as it can be typed here.
     """
+    typed = shlex.quote(program("actrep"))
+    shown = _TYPED.sub(lambda found: f"{found[1]}{typed}", example)
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"example:\n  {example}",
+        epilog=f"example:\n  {shown}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run, paths=())

@@ -21,7 +21,7 @@ def add_doctor(commands: Any) -> None:
         commands,
         "doctor",
         _doctor,
-        "show versions and devices, what can run here, and why the rest cannot",
+        "show versions and devices, what can run here, why the rest cannot, and what to do",
         "actrep doctor",
     )
 
@@ -54,9 +54,15 @@ def print_report(report: "DoctorReport", console: "Console") -> None:
     for ability in report.abilities:
         runs = as_text("yes", "green") if ability.is_available else as_text("no", "red")
         abilities.add_row(ability.kind, ability.name, runs, as_text(ability.detail))
-    for table in (versions, devices, abilities):
+    machine = Table("of this machine", "state", "seen", "what to do", title="Machine")
+    machine.title_justify = "left"
+    colours = {"ok": "green", "note": "yellow", "fails": "red"}
+    for finding in report.machine:
+        state = as_text(finding.state, colours[finding.state])
+        machine.add_row(finding.name, state, as_text(finding.seen), as_text(finding.remedy))
+    for table in (versions, devices, machine, abilities):
         console.print(table)
     if report.is_healthy:
         console.print("Training can run here.")
     else:
-        console.print("Training cannot run here: see the rows marked no.")
+        console.print("Training cannot run here: see the rows marked no or fails.")

@@ -8,6 +8,7 @@ before any worker starts. Anything else keeps its traceback.
 import argparse
 import logging
 import os
+import shlex
 import socket
 import sys
 import warnings
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 import actrep_ray
 from actrep_ray.cli.boundary import words_of_mistake, words_of_stop
 from actrep_ray.cli.check import add_check
-from actrep_ray.cli.commands import complain
+from actrep_ray.cli.commands import complain, show
 from actrep_ray.cli.cot import add_cot
 from actrep_ray.cli.count import add_count
 from actrep_ray.cli.doctor import add_doctor
@@ -29,6 +30,7 @@ from actrep_ray.cli.sft import add_sft
 from actrep_ray.cli.train import add_train
 from actrep_ray.cli.validate import add_validate
 from actrep_ray.cluster.stopping import InterruptError
+from actrep_ray.run.program import program
 
 _ADD = (
     add_prepare, add_validate, add_cot, add_sft, add_headroom, add_train, add_evaluate, add_count,
@@ -44,8 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         number of the signal that ended it: 130 (ctrl-C), 138 (SIGUSR1), 143 (SIGTERM, or a
         preemption notice).
     """
-    args = build_parser().parse_args(argv)
-    args.typed = sys.argv[1:] if argv is None else list(argv)
+    typed = sys.argv[1:] if argv is None else list(argv)
+    if not typed:
+        show(_the_way())
+        return 2
+    args = build_parser().parse_args(typed)
+    args.typed = typed
     _quieten_libraries()
     _stay_on_this_machine()
     try:
@@ -76,6 +82,18 @@ def build_parser() -> argparse.ArgumentParser:
     for add in _ADD:
         add(commands)
     return parser
+
+
+def _the_way() -> str:
+    """The three commands from nothing to a model that counts, as they can be typed here."""
+    actrep = shlex.quote(program("actrep"))
+    return (
+        f"{actrep} doctor\n  what can run on this machine, and why not\n"
+        f"{actrep} quickstart\n  from nothing to a small model that counts: runs/quickstart/\n"
+        f"{actrep} count VIDEO.mp4 --checkpoint runs/quickstart/grpo\n"
+        "  the repetitions in a video of yours\n\n"
+        f"{actrep} --help lists all commands; each has a --help with an example"
+    )
 
 
 def _quieten_libraries() -> None:

@@ -1,10 +1,12 @@
 """What `actrep sft` and `actrep train` share."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actrep_ray.cli.commands import UsageError, add_set, read_recipe, show, with_paths
+from actrep_ray.run.program import program
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
@@ -89,5 +91,6 @@ def announce(recipe: "Recipe", start: "Checkpoint | None", *, resume: bool) -> N
         show(f"goes on from step {start.step}: {start.folder}")
     elif resume:
         show("goes on from step 0: the run was cut short before its first checkpoint")
-    show(f"run folder {recipe.run_dir}; watch it with: tensorboard --logdir {recipe.run_dir}")
+    watch = shlex.join([program("tensorboard"), "--logdir", str(recipe.run_dir)])
+    show(f"run folder {recipe.run_dir}; watch it with: {watch}")
     show("starting the workers ...")

@@ -16,6 +16,7 @@ A milestone that was finished with the same settings, data and weights is not do
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -53,6 +54,7 @@ from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.console import as_text, console
 from actrep_ray.run.lock import FolderLock
+from actrep_ray.run.program import program
 from actrep_ray.run.provenance import file_hash, provenance
 from actrep_ray.run.record import RECORD
 from actrep_ray.scoring.pool import RewardPool
@@ -343,18 +345,19 @@ class Quickstart:
         grpo, data = self.grpo.run_dir, self.grpo.data.path
         video = _from_here(Path(self.clips[self.grpo.stage][0].video))
         larger = _from_here(recipes_folder() / "qwen3_vl_4b_grpo.yaml")
-        longer = "  actrep quickstart --full                  # the same, longer and better"
+        actrep = shlex.quote(program("actrep"))
+        longer = f"  {actrep} quickstart --full   # the same, longer and better"
         return "\n".join(
             [
                 f"Curves and a clip: {report.pictures['summary']}",
                 f"Page with all tables: {report.page}",
                 "",
                 "Go on with",
-                f"  tensorboard --logdir {self.folder}",
-                f"  actrep count {video} --checkpoint {grpo}",
-                f"  actrep evaluate --checkpoint {grpo} --data {data}",
+                f"  {shlex.quote(program('tensorboard'))} --logdir {self.folder}",
+                f"  {actrep} count {video} --checkpoint {grpo}",
+                f"  {actrep} evaluate --checkpoint {grpo} --data {data}",
                 *([longer] if self.edition is not FULL else []),
-                f"  actrep check {larger}   # a real model, on GPUs",
+                f"  {actrep} check {larger}   # a real model, on GPUs",
             ]
         )
 

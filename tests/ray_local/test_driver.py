@@ -17,6 +17,7 @@ import pytest
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.run.program import program
 from data_prep.synthetic.dataset import write_dataset
 
 START_S = 300.0  # a start of all workers takes 20-60 s
@@ -141,4 +142,5 @@ def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_nothing(recipe: Path
         run.assert_ends()
         told = run.output().splitlines()[-1]
         assert told.startswith("actrep: stopped by ctrl-C; step ")
-        assert told.endswith(f"is saved; go on with: actrep train {recipe} --resume")
+        actrep = program("actrep")
+        assert told.endswith(f"is saved; go on with: {actrep} train {recipe} --resume")

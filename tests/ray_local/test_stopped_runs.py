@@ -89,7 +89,9 @@ def stop(process: "subprocess.Popen[str]", number: int, code: int) -> tuple[str,
     assert time.monotonic() - began < 30, output
     assert process.returncode == code, output
     told = output.strip().splitlines()[-1]
-    found = re.search(r"; step (\d+) is saved; go on with: actrep (train|sft) .* --resume$", told)
+    found = re.search(
+        r"; step (\d+) is saved; go on with: (?:\S*/)?actrep (train|sft) .* --resume$", told
+    )
     assert found is not None, output
     return told, int(found[1])
 

@@ -20,6 +20,7 @@ from actrep_ray.cli.main import build_parser, main
 from actrep_ray.cli.training import is_resumed
 from actrep_ray.config import ConfigError, load_recipe
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.run.program import program
 from data_prep.files import DataError
 from data_prep.schema import Clip, read_clips, write_clips
 from data_prep.synthetic.dataset import write_dataset
@@ -97,7 +98,7 @@ def test_help_of_a_command_shows_an_example(
     with pytest.raises(SystemExit) as exit_:
         main([*command.split(), "--help"])
     assert exit_.value.code == 0
-    assert f"example:\n  actrep {command}" in capsys.readouterr().out
+    assert f"example:\n  {program('actrep')} {command}" in capsys.readouterr().out
 
 
 def test_an_unknown_flag_is_refused() -> None:

@@ -29,7 +29,17 @@ def _launch(*arguments: str, address: str = "") -> subprocess.CompletedProcess[s
 def test_help_names_every_command() -> None:
     run = _launch("help")
     assert run.returncode == 0
-    for command in ("setup", "check", "test", "test-slow", "quickstart", "submit", "lock", "help"):
+    for command in (
+        "setup",
+        "check",
+        "test",
+        "test-slow",
+        "quickstart",
+        "actrep",
+        "submit",
+        "lock",
+        "help",
+    ):
         assert re.search(rf"^  {command}\b", run.stdout, re.MULTILINE), command
 
 
