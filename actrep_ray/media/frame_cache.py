@@ -167,4 +167,6 @@ class FrameCache:
 def _key_of(plan: FramePlan, content: str) -> str:
     """32 hexadecimal digits that name what is shown."""
     shown = [content, plan.times_s, plan.height, plan.width]
+    if plan.is_image:  # a file may be both, as an animated WebP
+        shown.append("image")
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:32]

@@ -8,10 +8,11 @@ here, so they cannot disagree.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from actrep_ray.config import ConfigError, VideoConfig
@@ -19,14 +20,18 @@ from actrep_ray.models.answers import after_opened, check_opened, opened_in, rea
 from actrep_ray.models.torch_names import dtype_named
 from data_prep.files import read_object
 from data_prep.schema import Clip
-from data_prep.video import FileState, FramePlan, plan_frames
+from data_prep.video import FileState, FramePlan, plan_frames, plan_image
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A clip and a question as the model reads them.
+    """A clip (or an image) and a question as the model reads them.
+
+    To a Qwen-VL model an image is a video of one temporal patch: the same tower computes the same
+    features, and of its placeholder tokens it reads the places alone. So those of an image are
+    `video_pad_id` here, and one batch holds both kinds, with one pass through the tower.
 
     Attributes:
         input_ids: int64 [P], one token for each merged visual patch.
@@ -88,6 +93,7 @@ class QwenVLInputs:
         self.temporal_patch_size = int(self.processor.video_processor.temporal_patch_size)
         ids = self.tokenizer.convert_tokens_to_ids
         self.video_pad_id = int(ids("<|video_pad|>"))
+        self.image_pad_id = int(ids("<|image_pad|>"))
         self.end_ids = read_end_ids(path, self.tokenizer)
         self.opened = opened_in(self.prompt_text(""), path)
         self.visual_token_ids = tuple(
@@ -113,10 +119,29 @@ class QwenVLInputs:
             factor=self.factor,
         )
 
-    def prompt_text(self, question: str, *, has_video: bool = True) -> str:
-        """The chat prompt with one video placeholder or none, up to where the answer begins."""
-        video = [{"type": "video"}] if has_video else []
-        content = [*video, {"type": "text", "text": question}]
+    def plan_image(
+        self,
+        path: str | Path,
+        size: tuple[int, int],
+        video: VideoConfig,
+        state: FileState | None = None,
+    ) -> FramePlan:
+        """How this model is shown an image of (height, width) pixels; see `data_prep.video`."""
+        return plan_image(
+            path,
+            size,
+            state,
+            min_pixels=video.min_pixels,
+            max_pixels=video.max_pixels,
+            factor=self.factor,
+        )
+
+    def prompt_text(
+        self, question: str, *, shown: Literal["video", "image"] | None = "video"
+    ) -> str:
+        """The chat prompt with one placeholder or none, up to where the answer begins."""
+        placeholder: list[dict[str, str]] = [{"type": shown}] if shown else []
+        content = [*placeholder, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         text: str = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -124,34 +149,47 @@ class QwenVLInputs:
         return text
 
     def encode(self, question: str, plan: FramePlan, frames: np.ndarray) -> EncodedPrompt:
-        """Tokens, positions and pixels of a clip and a question.
+        """Tokens, positions and pixels of a clip (or an image) and a question.
 
         Args:
             question: Text asked about the clip.
             plan: The plan that the frames were read by.
             frames: uint8 [T, H, W, 3]
         """
-        inputs = self.processor(
-            text=[self.prompt_text(question)],
-            videos=[frames],
-            video_metadata=[self.video_metadata(plan)],
-            do_sample_frames=False,
-            do_resize=False,
-            return_tensors="pt",
-        )
-        input_ids = inputs["input_ids"][0]
-        positions, next_position = self.positions(input_ids, inputs["video_grid_thw"], plan)
+        text = self.prompt_text(question, shown="image" if plan.is_image else "video")
+        if plan.is_image:
+            inputs = self.processor(
+                text=[text],
+                images=[Image.fromarray(frames[0])],
+                do_resize=False,
+                return_tensors="pt",
+            )
+            input_ids = inputs["input_ids"][0]
+            input_ids[input_ids == self.image_pad_id] = self.video_pad_id
+            pixel_values, grid_thw = inputs["pixel_values"], inputs["image_grid_thw"]
+        else:
+            inputs = self.processor(
+                text=[text],
+                videos=[frames],
+                video_metadata=[self.video_metadata(plan)],
+                do_sample_frames=False,
+                do_resize=False,
+                return_tensors="pt",
+            )
+            input_ids = inputs["input_ids"][0]
+            pixel_values, grid_thw = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+        positions, next_position = self.positions(input_ids, grid_thw, plan)
         return EncodedPrompt(
             input_ids=input_ids,
             position_ids=positions,
             next_position=next_position,
-            pixel_values=inputs["pixel_values_videos"],
-            grid_thw=inputs["video_grid_thw"],
+            pixel_values=pixel_values,
+            grid_thw=grid_thw,
         )
 
     def encode_text(self, question: str) -> EncodedPrompt:
         """Tokens and positions of a question without a clip."""
-        text = self.prompt_text(question, has_video=False)
+        text = self.prompt_text(question, shown=None)
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         positions = torch.arange(len(ids)).expand(3, -1)
         none = torch.zeros(0, 3, dtype=torch.long)

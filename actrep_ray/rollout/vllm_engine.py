@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from actrep_ray.config import VLLM_LORA_RANKS, LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.config import VLLM_LORA_RANKS, ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, PromptTooLongError, RolloutGroup
 from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
@@ -182,7 +182,16 @@ class VllmEngine(QwenVLEngine):
         return str(request_id)
 
     def request(self, prompt: Prompt) -> dict[str, Any]:
-        """A prompt as vLLM is asked."""
+        """A prompt as vLLM is asked.
+
+        Raises:
+            ConfigError: for an image, for which this engine is started without room.
+        """
+        if prompt.plan.is_image:
+            raise ConfigError(
+                f"clip {prompt.clip_id!r} is an image and rollout.engine=vllm takes videos alone, "
+                "expected rollout.engine=hf"
+            )
         metadata = self.inputs.video_metadata(prompt.plan)
         frames = self.frames.get(prompt.plan)
         video: Any = frames

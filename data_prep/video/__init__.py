@@ -1,8 +1,12 @@
-"""Video files: what they hold (`probe`), what is shown of them (`plan`), reading it (`reader`)."""
+"""Video files: what they hold (`probe`), what is shown of them (`plan`), reading it (`reader`).
+
+Still images (`image`) go the same way, as plans of one frame.
+"""
 
 from data_prep.video.clips import check_videos, clip_of_video, unreadable_videos
 from data_prep.video.container import Orientation, without_prefix
 from data_prep.video.files import FileProblem, VideoError, file_problem
+from data_prep.video.image import image_size, plan_image
 from data_prep.video.plan import (
     FileState,
     FramePlan,
@@ -26,7 +30,9 @@ __all__ = [
     "clip_of_video",
     "file_problem",
     "fit_size",
+    "image_size",
     "plan_frames",
+    "plan_image",
     "plan_times",
     "probe",
     "read_frames",

@@ -37,6 +37,7 @@ class FramePlan:
         height: Height of a shown frame, pixels.
         width: Width of a shown frame, pixels.
         changed_ns: When the file was last changed, nanoseconds; part of the hash as well.
+        is_image: Whether the file is a still image (`image.plan_image`); T is 1 then.
     """
 
     video: str
@@ -46,6 +47,7 @@ class FramePlan:
     height: int
     width: int
     changed_ns: int = 0
+    is_image: bool = False
 
     @property
     def num_frames(self) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 
 from data_prep.video.container import choose_stream, decoded_frames, open_container, reason_of
 from data_prep.video.files import VideoError
+from data_prep.video.image import read_image
 from data_prep.video.plan import FramePlan
 from data_prep.video.probe import Probe, probe
 
@@ -34,11 +35,13 @@ _WIDENED = np.clip(np.round((np.arange(256) - 16) * 255.0 / 219.0), 0, 255).asty
 
 
 def read_frames(plan: FramePlan) -> np.ndarray:
-    """Decode a plan's frames: uint8 RGB, shape [T, height, width, 3].
+    """Decode the frames of a plan, or its image: uint8 RGB, shape [T, height, width, 3].
 
     Raises:
         VideoError: if the file cannot be decoded or ends before the plan's last second.
     """
+    if plan.is_image:
+        return _resize(read_image(plan.video), plan.height, plan.width)[None]
     frames = np.empty((plan.num_frames, plan.height, plan.width, 3), dtype=np.uint8)
     places = np.argsort(plan.times_s, kind="stable")  # the file is read from front to back
     with Video(plan.video) as video:

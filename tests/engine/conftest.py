@@ -18,6 +18,7 @@ from data_prep.schema import Clip
 from data_prep.synthetic.clip import clip_spec
 from data_prep.synthetic.render import draw_clip
 from data_prep.video_writer import encode_mp4
+from tests.images import draw_image
 
 # (frames per second, most frames): 2, 4 and 8 fps whole; odd numbers of frames at each rate.
 SAMPLINGS = ((2.0, 256), (4.0, 256), (8.0, 256), (2.0, 9), (4.0, 17), (8.0, 5))
@@ -81,6 +82,25 @@ def make_prompts(clips: list[Clip], video: VideoConfig) -> Callable[[QwenVLInput
             plan = inputs.plan(clip, settings)
             prompts.append(Prompt(f"prompt-{i}", clip.id, "How many times?", plan))
         return prompts
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_image_prompts(
+    video: VideoConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[QwenVLInputs], list[Prompt]]:
+    """Prompts about three images: wide, tall, and of one size with the first."""
+    folder = tmp_path_factory.mktemp("images")
+    sizes = ((96, 160), (160, 64), (96, 160))
+    paths = [draw_image(folder / f"{i}.png", i, size) for i, size in enumerate(sizes)]
+
+    def make(inputs: QwenVLInputs) -> list[Prompt]:
+        plans = [inputs.plan_image(*shown, video) for shown in zip(paths, sizes, strict=True)]
+        return [
+            Prompt(f"image-{i}", f"image-{i}", "What is shown?", plan)
+            for i, plan in enumerate(plans)
+        ]
 
     return make
 

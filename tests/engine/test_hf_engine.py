@@ -28,12 +28,13 @@ def test_agrees_with_one_full_forward(
     rollout: RolloutConfig,
     video: VideoConfig,
     make_prompts: Any,
+    make_image_prompts: Any,
     make_reference: Any,
 ) -> None:
     is_tied = family != "qwen2_vl"
     paths = [checkpoint(family, seed, is_tied) for seed in (0, 1)]
     engine = HfEngine(paths[0], rollout, video, device="cpu", seed=0)
-    prompts = make_prompts(engine.inputs)
+    prompts = make_prompts(engine.inputs) + make_image_prompts(engine.inputs)
     for version, path in enumerate(paths):
         if version:
             engine.load_weights(load_file(path / "model.safetensors"), policy_version=version)
