@@ -56,6 +56,8 @@ def print_report(report: "DoctorReport", console: "Console") -> None:
         abilities.add_row(ability.kind, ability.name, runs, as_text(ability.detail))
     machine = Table("of this machine", "state", "seen", "what to do", title="Machine")
     machine.title_justify = "left"
+    for column in machine.columns[2:]:
+        column.overflow = "fold"  # a path that is to be typed is shown whole
     colours = {"ok": "green", "note": "yellow", "fails": "red"}
     for finding in report.machine:
         state = as_text(finding.state, colours[finding.state])

@@ -128,3 +128,13 @@ def test_what_fails_is_shown_with_its_remedy_and_decides() -> None:
     assert "environment note not active type it" in rows
     assert "ports fails none allow them" in rows
     assert "Training cannot run here: see the rows marked no or fails." in rows
+
+
+def test_a_path_to_type_is_never_cut_off() -> None:
+    path = "/home/somebody/" + "long/" * 12 + "actrep"
+    report = DoctorReport({}, {}, (), (Finding("environment", "note", "not active", path),))
+    shown = make_console(width=60)
+    with shown.capture() as captured:
+        print_report(report, shown)
+    cells = [line.split("│")[4].strip() for line in captured.get().splitlines() if "│" in line]
+    assert path in "".join(cells)
