@@ -31,6 +31,7 @@ from data_prep.partial_files import partial_of
 from data_prep.strict_json import JsonError, parse_json
 
 _LONE_RETURN = re.compile(rb"(?<=\r)(?!\n)(?=.)", re.DOTALL)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/]")
 _BOM = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
@@ -119,6 +120,8 @@ def open_file(path: str | Path, expected: str, *, allows_utf16: bool = False) ->
         DataError: if there is no such file, it is no file, it may not be read, or it is UTF-16.
     """
     path = Path(path)
+    if looks_like_url(path):
+        raise DataError(f"{path}: is a URL, expected {expected} on this machine: download it first")
     try:
         mode = path.stat().st_mode
         file = None if not stat.S_ISREG(mode) else path.open("rb")
@@ -135,6 +138,11 @@ def open_file(path: str | Path, expected: str, *, allows_utf16: bool = False) ->
         file.close()
         raise DataError(f"{path}: is UTF-16, expected UTF-8")
     return file
+
+
+def looks_like_url(path: str | Path) -> bool:
+    """Whether a name is a URL, of which `Path` keeps one slash, and no file of that name exists."""
+    return _URL.match(str(path)) is not None and not os.path.lexists(path)
 
 
 def read_lines(path: str | Path, expected: str, *, ends_at_return: bool = False) -> Iterator[Line]:

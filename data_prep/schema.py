@@ -116,6 +116,31 @@ _FLOATS = ("start_s", "end_s", "video_fps")
 _INTEGERS = ("num_frames", "width", "height", "count")
 
 
+_LONGEST_S = 10**7
+
+# key, least, most: beyond these no arithmetic is done.
+PLAUSIBLE = (
+    ("num_frames", 1, 10**8),
+    ("width", 1, 2**16),
+    ("height", 1, 2**16),
+    ("count", 0, 10**6),
+    ("video_fps", 0.01, 10_000),
+    ("end_s", 0, _LONGEST_S),
+)
+
+
+def implausible(clip: Clip) -> Iterator[tuple[str, float, str]]:
+    """(key, value, what was expected) of numbers that no video has."""
+    for key, least, most in PLAUSIBLE:
+        value = getattr(clip, key)
+        if not least <= value <= most:
+            yield key, value, f"{least:g} to {most:g}"
+    for i, cycle in enumerate(clip.cycles or ()):
+        for value in cycle:
+            if abs(value) > _LONGEST_S:
+                yield f"cycles[{i}]", value, f"times within {_LONGEST_S:g}"
+
+
 def parse_clip(row: dict[str, Any], where: str) -> Clip:
     """Build a `Clip` from a decoded JSON object.
 
@@ -135,8 +160,8 @@ def parse_clip(row: dict[str, Any], where: str) -> Clip:
     for key in _STRINGS:
         if not isinstance(row[key], str) or not row[key]:
             raise RowError(where, key, repr(row[key]), "a non-empty string")
-        if not is_text(row[key]):
-            raise RowError(where, key, repr(row[key]), "whole characters")
+        if not is_text(row[key]) or "\0" in row[key]:
+            raise RowError(where, key, repr(row[key]), "whole characters, none of them a NUL")
     for key in _FLOATS:
         values[key] = _number(row[key], where, key)
     for key in _INTEGERS:
@@ -210,6 +235,8 @@ def read_clips(
     seen: dict[str, int] = {}
     for row in read_jsonl(path, "a JSONL file of clips"):
         clip = parse_clip(row.values, row.where)
+        for key, value, expected in implausible(clip):
+            raise RowError(row.where, key, repr(value), expected)
         if clip.id in seen:
             raise DataError(f"{row.where}: id={clip.id!r} was used in line {seen[clip.id]} already")
         seen[clip.id] = row.number

@@ -46,8 +46,9 @@ def load_reward(name: str) -> Reward:
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"reward {name!r}: cannot import {module_name!r} ({error})") from error
+    except Exception as error:  # whatever the module does when it is imported
+        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ValueError(f"reward {name!r}: cannot import {module_name!r} ({told})") from error
     reward = getattr(module, function_name, None)
     if not callable(reward):
         raise ValueError(f"reward {name!r}: {module_name!r} has no function {function_name!r}")

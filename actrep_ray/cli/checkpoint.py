@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actrep_ray.cli.commands import UsageError, add_set, with_paths
+from actrep_ray.cli.inputs import check_model
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
@@ -37,11 +38,9 @@ def read_model(args: argparse.Namespace) -> Path:
         UsageError: if none was given.
         ConfigError: if there is no model in it.
     """
-    from actrep_ray.run.checkpoint import resolve_model
-
     if args.checkpoint is None:
         raise UsageError("--checkpoint DIR is missing; only --method periodicity needs none")
-    return resolve_model(args.checkpoint)
+    return check_model(args.checkpoint)
 
 
 def recipe_for(args: argparse.Namespace, model: Path, overrides: Sequence[str] = ()) -> "Recipe":

@@ -57,11 +57,11 @@ def _count(args: argparse.Namespace) -> int:
         return _count_periodicity(clip_of_video(args.video, action=args.action), args)
     model = read_model(args)
     recipe = recipe_for(args, model)
+    clip = clip_of_video(args.video, action=args.action)
     from actrep_ray.evaluation.predictions import claims_of
     from actrep_ray.evaluation.predictors import count_in
     from actrep_ray.tasks.loading import load_task
 
-    clip = clip_of_video(args.video, action=args.action)
     prediction = count_in(clip, model, recipe)
     claims = claims_of(prediction, load_task(recipe.task))
     check = cross_check(clip, prediction, args) if args.cross_check else None

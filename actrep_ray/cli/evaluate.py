@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
 from actrep_ray.cli.commands import UsageError, add_command, add_overwrite, read_recipe
+from actrep_ray.cli.inputs import check_inputs
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _evaluate_model(args: argparse.Namespace) -> None:
     model = read_model(args)
     recipe = settings_of(args, model)
+    check_inputs(recipe, (args.split,))
     from actrep_ray.evaluation.jobs import prepare_evaluation
     from actrep_ray.evaluation.report import report_run
     from actrep_ray.tasks.loading import load_task

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.commands import UsageError, add_command, add_overwrite, add_set, show
+from actrep_ray.cli.inputs import check_inputs
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
@@ -62,6 +63,7 @@ def add_headroom(commands: Any) -> None:
 
 def _headroom(args: argparse.Namespace) -> None:
     recipe = _read_recipe(args)
+    check_inputs(recipe, ("train",))
     from actrep_ray.driver.headroom import prepare_headroom
     from actrep_ray.run.lock import FolderLock
     from data_prep.overwriting import refuse_existing

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from actrep_ray.cli.commands import add_command, show
+from actrep_ray.cli.inputs import check_inputs
 from actrep_ray.cli.training import (
     add_training_arguments,
     allowed_changes,
@@ -31,6 +32,7 @@ def add_sft(commands: Any) -> None:
 
 def _sft(args: argparse.Namespace) -> None:
     recipe = read_training_recipe(args, "sft")
+    check_inputs(recipe, ("train",))
     from actrep_ray.sft import prepare_sft
 
     resume = is_resumed(args, recipe)

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from actrep_ray.cli.commands import add_command, show
+from actrep_ray.cli.inputs import check_inputs
 from actrep_ray.cli.training import (
     add_training_arguments,
     allowed_changes,
@@ -34,6 +35,7 @@ def add_train(commands: Any) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     recipe = read_training_recipe(args, "grpo")
+    check_inputs(recipe, ("train",))
     from actrep_ray.driver.job import prepare_grpo
     from actrep_ray.evaluation.report import print_remarks
     from actrep_ray.evaluation.run_results import remarks_on_training

@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from actrep_ray.config.section import Contradiction, Count, Float, Fraction, Positive, Section
+from actrep_ray.config.section import (
+    Contradiction,
+    Count,
+    Float,
+    Fraction,
+    Integer,
+    Positive,
+    Seconds,
+    Section,
+)
 
 
 class DataConfig(Section):
@@ -43,7 +52,7 @@ class DataConfig(Section):
 class VideoConfig(Section):
     """Which frames a model sees; the same in SFT, GRPO, evaluation and inference."""
 
-    fps: Positive = Field(4.0, description="Frames per second.")
+    fps: Annotated[Float, Field(gt=0, le=1000)] = Field(4.0, description="Frames per second.")
     min_frames: Count = Field(4, description="Fewest frames of a clip.")
     max_frames: Count = Field(256, description="Most frames of a clip.")
     min_pixels: Count = Field(32 * 32, description="Fewest pixels of one frame.")
@@ -57,7 +66,7 @@ class VideoConfig(Section):
         False, description="Share cache_dir with its group: its members' frames are trusted."
     )
     cache_gib: Positive = Field(8.0, description="Size that the folder is kept under, GiB.")
-    decode_timeout_s: Positive = Field(
+    decode_timeout_s: Seconds = Field(
         120.0, description="Longest that reading one clip may take, seconds; then it is an error."
     )
 
@@ -83,7 +92,7 @@ class VideoConfig(Section):
 class SamplingConfig(Section):
     """Random Count Sampling: which clips are issued."""
 
-    bins: tuple[int, ...] = Field(
+    bins: tuple[Integer, ...] = Field(
         (0, 5, 10, 20, 40), description="Upper ends of the count strata; one more above the last."
     )
     power: Fraction = Field(
@@ -95,8 +104,8 @@ class SamplingConfig(Section):
     crop_probability: Fraction = Field(
         0.0, description="Share of draws that crop a longer clip with marks to a smaller count."
     )
-    crop_lead_s: Positive = Field(2.0, description="Longest lead-in and lead-out of a crop, s.")
-    crop_min_s: Positive = Field(2.0, description="Shortest crop, s.")
+    crop_lead_s: Seconds = Field(2.0, description="Longest lead-in and lead-out of a crop, s.")
+    crop_min_s: Seconds = Field(2.0, description="Shortest crop, s.")
     crop_max_count: Count | None = Field(None, description="Largest count of a crop.")
     zero_crops: bool = Field(
         False,

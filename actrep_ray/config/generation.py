@@ -7,13 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from actrep_ray.config.section import (
+    MOST,
     Contradiction,
     ContradictionError,
     Count,
     Float,
     Fraction,
     Positive,
+    Seconds,
     Section,
+    Whole,
+    Workers,
     number_of_text,
 )
 from actrep_ray.config.strict_yaml import Switch
@@ -23,30 +27,32 @@ class RolloutConfig(Section):
     """The engines that generate."""
 
     engine: Literal["vllm", "hf"] = Field("vllm", description="What generates.")
-    num_workers: Count = Field(
+    num_workers: Workers = Field(
         1, description="Engines; `{min: 1, max: 4}` stands for this and max_workers."
     )
-    tensor_parallel_size: Count = Field(1, description="GPUs of one engine.")
+    tensor_parallel_size: Workers = Field(1, description="GPUs of one engine.")
     num_cpus: Positive = Field(1.0, description="CPUs that Ray reserves for one engine.")
-    num_threads: Count = Field(1, description="Computing threads of one engine on CPU.")
+    num_threads: Workers = Field(1, description="Computing threads of one engine on CPU.")
     gpu_memory_utilization: Fraction = Field(0.85, description="Share of a GPU that vLLM takes.")
     kv_cache_gib: Positive = Field(1.0, description="Size of the KV cache on CPU, GiB.")
     max_num_seqs: Count = Field(256, description="Answers generated at the same time.")
     max_model_len: Count = Field(8192, description="Most tokens of prompt and answer together.")
     max_response_tokens: Count = Field(1024, description="Most tokens of an answer.")
-    temperature: Positive = Field(1.0, description="Temperature of sampling in training.")
+    temperature: Annotated[Float, Field(gt=0, le=100)] = Field(
+        1.0, description="Temperature of sampling in training."
+    )
     top_p: Annotated[Float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus of sampling.")
     enforce_eager: bool = Field(False, description="Do not capture CUDA graphs.")
     max_in_flight: Count | None = Field(
         None, description="Answers handed to one engine at a time; twice max_num_seqs by default."
     )
-    max_workers: Count | None = Field(
+    max_workers: Workers | None = Field(
         None, description="A run starts engines up to this many where there is room for them."
     )
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
+    max_restarts: Whole = Field(
         3, description="Engines that were lost and are replaced within an hour; one more stops it."
     )
-    timeout_s: Positive = Field(1800.0, description="Longest wait for one batch of groups.")
+    timeout_s: Seconds = Field(1800.0, description="Longest wait for one batch of groups.")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,13 +90,13 @@ class RewardConfig(Section):
     combine: Literal["sum", "per_reward"] = Field(
         "sum", description="Weigh the parts, or normalise each within its group first (GDPO)."
     )
-    num_workers: Count = Field(1, description="Reward workers.")
+    num_workers: Workers = Field(1, description="Reward workers.")
     num_cpus: Positive = Field(0.25, description="CPUs that Ray reserves for one reward worker.")
-    timeout_s: Positive = Field(60.0, description="Longest wait for the scores of one batch.")
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
+    timeout_s: Seconds = Field(60.0, description="Longest wait for the scores of one batch.")
+    max_restarts: Whole = Field(
         3, description="Reward workers that were lost and are replaced within an hour, likewise."
     )
-    max_failures: Annotated[int, Field(ge=0)] = Field(
+    max_failures: Whole = Field(
         0, description="Groups of a run that are dropped because a reward failed, before it stops."
     )
 
@@ -139,11 +145,13 @@ def _part_mistakes(name: str, part: Any) -> Iterator[str]:
     key = f"reward.weights.{name}"
     given = part if isinstance(part, dict) else {"weight": part}
     weight: Any = given.get("weight")
-    if not _is_number(weight) or not 0 <= weight < math.inf:
-        yield f"{key}: weight={weight!r}, expected a number >= 0"
+    if not _is_number(weight) or not 0 <= weight <= MOST:
+        yield f"{key}: weight={weight!r}, expected a number >= 0, at most {MOST:g}"
     for option, value in given.items():
         if option != "weight" and not isinstance(value, str | int | float | bool):
             yield f"{key}.{option}={value!r}: expected a number, a string or a boolean"
+        elif _is_number(value) and not math.isfinite(value):
+            yield f"{key}.{option}={value!r}: expected a finite number"
 
 
 def _is_number(value: Any) -> bool:

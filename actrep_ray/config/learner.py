@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from actrep_ray.config.section import Contradiction, Count, Float, Fraction, Positive, Section
+from actrep_ray.config.section import (
+    Contradiction,
+    Count,
+    Float,
+    Fraction,
+    LearningRate,
+    Positive,
+    Seconds,
+    Section,
+    Whole,
+    Workers,
+)
 
 _Beta = Annotated[Float, Field(ge=0, lt=1)]
 
@@ -31,21 +42,21 @@ class LearnerConfig(Section):
     deepspeed_config: str | None = Field(
         None, description="DeepSpeed's own JSON; where it contradicts the recipe, it is refused."
     )
-    num_workers: Count = Field(1, description="Ranks.")
+    num_workers: Workers = Field(1, description="Ranks.")
     num_cpus: Positive = Field(1.0, description="CPUs that Ray reserves for one rank.")
-    num_threads: Count = Field(1, description="Computing threads of one rank on CPU.")
-    lr: Positive = Field(1e-6, description="Peak learning rate.")
-    lr_vision_tower: Positive | None = Field(
+    num_threads: Workers = Field(1, description="Computing threads of one rank on CPU.")
+    lr: LearningRate = Field(1e-6, description="Peak learning rate.")
+    lr_vision_tower: LearningRate | None = Field(
         None, description="Peak learning rate of the vision tower, in place of lr."
     )
-    lr_merger: Positive | None = Field(
+    lr_merger: LearningRate | None = Field(
         None, description="Peak learning rate of the merger, in place of lr."
     )
     min_lr_ratio: Fraction = Field(0.0, description="Learning rate at the end, of the peak.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning rate after the warm-up."
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimiser steps of warm-up.")
+    warmup_steps: Whole = Field(0, description="Optimiser steps of warm-up.")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(
         0.0, description="AdamW's decay; norms and biases are left out."
     )
@@ -64,12 +75,12 @@ class LearnerConfig(Section):
         "sdpa", description="Kernels of the decoder's attention; the last two need a GPU."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
+    max_restarts: Whole = Field(
         3,
         description="Times within an hour that a run goes on from its last checkpoint after a rank "
         "was lost.",
     )
-    timeout_s: Positive = Field(1800.0, description="Longest wait for one update.")
+    timeout_s: Seconds = Field(1800.0, description="Longest wait for one update.")
 
     def contradictions(self) -> Iterator[Contradiction]:
         """What the strategy cannot do."""

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from pydantic import ValidationError
 
 from actrep_ray.config.algorithm import AlgorithmConfig
 from actrep_ray.config.generation import RewardConfig
-from actrep_ray.config.mistakes import explain
+from actrep_ray.config.mistakes import Mistake, explain
 from actrep_ray.config.presets import PRESET_PENALTIES, PRESETS
 from actrep_ray.config.recipe import Recipe
 from actrep_ray.config.section import ConfigError
 from actrep_ray.config.strict_yaml import YamlError, parse_yaml
-from data_prep.files import DataError, read_object, read_text, write_lines
+from data_prep.files import DataError, looks_like_url, read_object, read_text, write_lines
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -116,13 +117,22 @@ def _build(values: dict[str, Any], overrides: Sequence[str], where: str) -> Reci
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        mistakes += explain(error, values, unread)
+        mistakes += [_blamed(mistake, overrides) for mistake in explain(error, values, unread)]
     if not mistakes:
         return recipe
     if len(mistakes) == 1:
-        raise ConfigError(f"{where}: {mistakes[0]}")
+        is_of_override = mistakes[0].startswith("--set ")
+        raise ConfigError(mistakes[0] if is_of_override else f"{where}: {mistakes[0]}")
     listed = "".join(f"\n  {mistake}" for mistake in mistakes)
     raise ConfigError(f"{where}: {len(mistakes)} settings cannot be used:{listed}")
+
+
+def _blamed(mistake: Mistake, overrides: Sequence[str]) -> str:
+    """The words of a mistake, with the last override that gave what is wrong, if one did."""
+    for text in reversed(overrides):
+        if mistake.is_about(text.partition("=")[0]):
+            return f"--set {text!r}: {mistake.message}"
+    return mistake.message
 
 
 def _forget_preset(values: dict[str, Any], preset: str | None) -> None:
@@ -142,7 +152,7 @@ def _forget_preset(values: dict[str, Any], preset: str | None) -> None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.lexists(path) and not looks_like_url(path):
         raise ConfigError(f"{path}: no such recipe; {_where_recipes_are(path.name)}")
     try:
         values = parse_yaml(read_text(path, "a recipe"))

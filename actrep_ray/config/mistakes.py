@@ -18,28 +18,32 @@ from actrep_ray.config.recipe import Recipe
 from actrep_ray.config.section import ContradictionError, Section
 
 
-class _Mistake(NamedTuple):
+class Mistake(NamedTuple):
     """What is wrong, and the dotted keys that are not to be relied on because of it."""
 
     keys: tuple[str, ...]
     message: str
 
+    def is_about(self, key: str) -> bool:
+        """Whether a setting, one within it or one around it, has to do with it."""
+        return any(_overlap(key, other) for other in self.keys)
+
 
 def explain(
     error: ValidationError, values: Mapping[str, Any], unread: AbstractSet[str] = frozenset()
-) -> list[str]:
-    """Every mistake, one line each.
+) -> list[Mistake]:
+    """Every mistake, each told in one line.
 
     Args:
         error: What pydantic found in the values.
         values: The nested settings.
         unread: Dotted keys whose values could not be read and are missing from `values`.
     """
-    told: list[str] = []
+    told: list[Mistake] = []
     faulty = set(unread)
     while True:
         found = [mistake for details in error.errors() for mistake in _mistakes(details, faulty)]
-        told += [mistake.message for mistake in found]
+        told += found
         faulty.update(*(mistake.keys for mistake in found))
         rest = _without(values, faulty)
         if rest == values:  # nothing is left that could be put back
@@ -53,7 +57,7 @@ def explain(
             return told
 
 
-def _mistakes(details: ErrorDetails, faulty: AbstractSet[str]) -> Iterator[_Mistake]:
+def _mistakes(details: ErrorDetails, faulty: AbstractSet[str]) -> Iterator[Mistake]:
     """The mistakes in one finding of pydantic's.
 
     Args:
@@ -65,22 +69,23 @@ def _mistakes(details: ErrorDetails, faulty: AbstractSet[str]) -> Iterator[_Mist
     if isinstance(cause, ContradictionError):
         for found in cause.found:
             if not any(_overlap(key, other) for key in found.keys for other in faulty):
-                yield _Mistake(found.keys, found.message)
+                yield Mistake(found.keys, found.message)
     elif details["type"] in ("extra_forbidden", "invalid_key"):
         yield _unknown_key(location)
     else:
-        message = f"{'.'.join(location)}={details['input']!r}: {details['msg']}"
-        yield _Mistake(_settings_at(location), message)
+        rule = details["msg"].removeprefix("Value error, ")
+        message = f"{'.'.join(location)}={_shown(details['input'])}: {rule}"
+        yield Mistake(_settings_at(location), message)
 
 
-def _unknown_key(location: tuple[str, ...]) -> _Mistake:
+def _unknown_key(location: tuple[str, ...]) -> Mistake:
     """The nearest known key may be the one that was meant, so it is not relied on either."""
     *sections, name = location
     known = list(_section_at(sections).model_fields)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
     keys = tuple(".".join([*sections, key]) for key in (name, *near))
-    return _Mistake(keys, f"unknown key {keys[0]!r}{hint}")
+    return Mistake(keys, f"unknown key {keys[0]!r}{hint}")
 
 
 def _settings_at(location: tuple[str, ...]) -> tuple[str, ...]:
@@ -115,6 +120,11 @@ def _subsection(section: type[Section], name: str) -> type[Section] | None:
     field = section.model_fields.get(name)
     kind = None if field is None else field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:180]}... ({len(text)} characters)"
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from actrep_ray.config.section import Contradiction, Float, Positive, Section
+from actrep_ray.config.section import Contradiction, Float, Positive, Section, Whole
 
 Component = Literal["vision_tower", "merger", "language_model"]
 
@@ -13,7 +13,7 @@ Component = Literal["vision_tower", "merger", "language_model"]
 class LoraConfig(Section):
     """Low-rank adapters (Hu et al., arXiv 2106.09685) in place of training the weights."""
 
-    rank: Annotated[int, Field(ge=0)] = Field(0, description="Rank of an adapter; 0: no adapters.")
+    rank: Whole = Field(0, description="Rank of an adapter; 0: no adapters.")
     alpha: Positive = Field(32.0, description="An adapter is scaled by alpha / rank.")
     dropout: Annotated[Float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of an adapter's inputs that is dropped in training."

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,9 +23,11 @@ from actrep_ray.config.run import (
     TrainConfig,
 )
 from actrep_ray.config.section import (
+    LARGEST_SEED,
     ConfigError,
     Contradiction,
     ContradictionError,
+    Integer,
     Section,
 )
 
@@ -46,7 +48,9 @@ class Recipe(Section):
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run."
     )
     runs_dir: str = Field("runs", description="Folder of run folders.")
-    seed: int = Field(0, ge=0, description="Seed of sampling, order and initialisation.")
+    seed: Annotated[Integer, Field(ge=0, le=LARGEST_SEED)] = Field(
+        0, description="Seed of sampling, order and initialisation."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where workers compute.")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

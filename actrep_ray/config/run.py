@@ -5,7 +5,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from actrep_ray.config.section import Contradiction, Count, Float, Positive, Section
+from actrep_ray.config.section import (
+    Contradiction,
+    Count,
+    Float,
+    Integer,
+    Positive,
+    Seconds,
+    SecondsOrZero,
+    Section,
+    Whole,
+)
 
 
 class RunConfig(Section):
@@ -16,12 +26,12 @@ class RunConfig(Section):
         description="File that announces, by appearing or changing, that the machine will be taken "
         "away: the run saves and ends, as on SIGTERM, ctrl-C or SIGUSR1.",
     )
-    stop_s: Positive = Field(
+    stop_s: Seconds = Field(
         30.0,
         description="Longest that a run which is asked to stop may take to save and end; a step of "
         "the learner is finished within three quarters of it, or not saved.",
     )
-    silence_s: Positive = Field(
+    silence_s: Seconds = Field(
         30.0,
         description="A worker with something to do that for so long neither lets its own thread on "
         "nor computes is ended and started again.",
@@ -31,8 +41,8 @@ class RunConfig(Section):
         description="A worker that is at a turn (of an engine, an update of a rank) for so many "
         "times the median of the last 20 is ended and started again.",
     )
-    turn_floor_s: Positive = Field(120.0, description="Shortest time that a turn is given.")
-    turn_ceiling_s: Positive = Field(
+    turn_floor_s: Seconds = Field(120.0, description="Shortest time that a turn is given.")
+    turn_ceiling_s: Seconds = Field(
         1800.0,
         description="Longest time that a turn is given, as are the first three; never more than "
         "0.9 of rollout.timeout_s or learner.timeout_s.",
@@ -78,14 +88,16 @@ class TrainConfig(Section):
 
     num_steps: Count = Field(200, description="Steps: batches of prompts.")
     prompts_per_step: Count = Field(32, description="Prompts issued in a step.")
-    group_size: Annotated[int, Field(ge=2)] = Field(8, description="Answers to each prompt (G).")
+    group_size: Annotated[Integer, Field(ge=2, le=4096)] = Field(
+        8, description="Answers to each prompt (G)."
+    )
     mini_batch_size: Count | None = Field(
         None, description="Rollouts of one optimiser step, about; all of the step's by default."
     )
     num_updates_per_batch: Count = Field(
         1, description="Passes over a step's batch; above 1 the ratio leaves 1 and clipping acts."
     )
-    max_staleness: Annotated[int, Field(ge=0)] | None = Field(
+    max_staleness: Whole | None = Field(
         None,
         description="Steps that a rollout may lag behind the learner while both go on at the same "
         "time (asynchronous driver; 0: the numbers of the synchronous one); null: synchronous.",
@@ -126,7 +138,7 @@ class EvalConfig(Section):
     """Evaluation during and after training."""
 
     split: Literal["validation", "test"] = Field("validation", description="Clips to evaluate on.")
-    every: Annotated[int, Field(ge=0)] = Field(0, description="Steps between evaluations; 0: none.")
+    every: Whole = Field(0, description="Steps between evaluations; 0: none.")
     num_clips: Count | None = Field(None, description="Only the first clips of the split.")
     num_bootstrap: Count = Field(2000, description="Resamples of the 95% intervals.")
 
@@ -134,7 +146,7 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     """Checkpoints of a run."""
 
-    every: Annotated[int, Field(ge=0)] = Field(50, description="Steps between them; 0: at the end.")
+    every: Whole = Field(50, description="Steps between them; 0: at the end.")
     keep: Count = Field(2, description="How many of the newest are kept, beside the best.")
     in_background: bool = Field(
         True,
@@ -155,13 +167,13 @@ class PlacementConfig(Section):
     learner_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may learn.")
     rollout_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may generate.")
     reward_labels: dict[str, str] = Field({}, description="Ray labels of nodes that may score.")
-    wait_s: Annotated[Float, Field(ge=0)] = Field(
+    wait_s: SecondsOrZero = Field(
         0.0,
         description="Longest wait at the start for nodes that a joined cluster does not have yet.",
     )
-    rejoin_s: Annotated[Float, Field(ge=0)] = Field(
+    rejoin_s: SecondsOrZero = Field(
         60.0, description="Longest wait for nodes in place of those that were lost in a run."
     )
-    busy_s: Positive = Field(
+    busy_s: Seconds = Field(
         600.0, description="Longest wait for room that other jobs of a joined cluster take up."
     )

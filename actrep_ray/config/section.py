@@ -45,7 +45,9 @@ class ContradictionError(ValueError):
 class Section(BaseModel):
     """Settings that belong together: frozen, without unknown keys, defaults checked too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Settings that do not go together, each of them valid when taken alone."""
@@ -68,6 +70,13 @@ class Section(BaseModel):
         if found:
             raise ContradictionError(found)
         return self
+
+
+def _no_boolean(value: Any) -> Any:
+    """The value; `true` is no number, although Python counts it as 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, got a boolean")
+    return value
 
 
 def number_of_text(value: Any) -> Any:
@@ -102,7 +111,23 @@ def none_of_word(value: Any, kind: Any) -> Any:
     return None if is_word and is_nullable and not named and str not in members else value
 
 
-Float = Annotated[float, BeforeValidator(number_of_text)]
+# Ceilings are far above what anybody means, and below what a clock, a file or a seed can hold.
+MOST = 10**9
+MOST_WORKERS = 10_000
+LARGEST_SEED = 2**32 - 1  # of NumPy's generators
+
+Float = Annotated[
+    float,
+    BeforeValidator(number_of_text),
+    BeforeValidator(_no_boolean),
+    Field(ge=-MOST, le=MOST),
+]
 Positive = Annotated[Float, Field(gt=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[Float, Field(gt=0, le=10**7)]
+SecondsOrZero = Annotated[Float, Field(ge=0, le=10**7)]
+LearningRate = Annotated[Float, Field(gt=0, le=1)]
+Integer = Annotated[int, BeforeValidator(_no_boolean), Field(ge=-MOST, le=MOST)]
+Whole = Annotated[Integer, Field(ge=0)]
+Count = Annotated[Integer, Field(ge=1)]
+Workers = Annotated[Integer, Field(ge=1, le=MOST_WORKERS)]

@@ -92,6 +92,8 @@ class _StrictLoader(yaml.SafeLoader):
         if isinstance(value, str):
             if not is_text(value):
                 raise YamlError(f"{value!r} holds half of a surrogate pair", _line_of(node))
+            if "\0" in value:
+                raise YamlError(f"{value!r} holds a NUL", _line_of(node))
             return value.translate(_SHOWN_ENDS)
         if isinstance(value, float) and not math.isfinite(value):
             raise YamlError(f"{_shown(node)}, expected a finite number", _line_of(node))

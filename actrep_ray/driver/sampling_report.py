@@ -213,7 +213,8 @@ def _plot_counts(axes: "Axes", report: RcsReport) -> None:
         (report.after, _BLUE, False, "draws"),
     ):
         values = range(max(*report.before, *report.after) + 1)
-        shares = [counts[value] / counts.total() for value in values]
+        total = counts.total()
+        shares = [counts[value] / total for value in values]
         edges = [value - 0.5 for value in values] + [len(values) - 0.5]
         axes.stairs(shares, edges, fill=filled, color=color, label=name, linewidth=1.3)
     axes.set_xlabel("count")

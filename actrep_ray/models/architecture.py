@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from actrep_ray.config import ConfigError
-from actrep_ray.models.qwen_vl import FAMILIES, component_of
+from actrep_ray.models.families import FAMILIES, how_to_get
+from actrep_ray.models.qwen_vl import component_of
 from data_prep.files import read_object
 
 COMPONENTS = ("vision_tower", "merger", "language_model")
@@ -132,7 +133,7 @@ def find_config(model_path: str) -> tuple[str, dict[str, Any]]:
         if name is None:
             raise ConfigError(
                 f"model.path={model_path!r}: no such folder, and not the name of a known model "
-                f"({', '.join(shipped.values())})"
+                f"({', '.join(shipped.values())}){how_to_get(model_path)}"
             )
         config = json.loads((_configs() / f"{name}.json").read_text(encoding="utf-8"))
         path = Path(name)

@@ -21,7 +21,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from actrep_ray.models.qwen_vl import load_model, read_family
+from actrep_ray.models.families import read_family
+from actrep_ray.models.qwen_vl import load_model
 from actrep_ray.models.torch_names import dtype_named
 
 

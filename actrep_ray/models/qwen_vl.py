@@ -17,12 +17,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from actrep_ray.config import ConfigError, VideoConfig
 from actrep_ray.models.answers import after_opened, check_opened, opened_in, read_end_ids
+from actrep_ray.models.families import read_family
 from actrep_ray.models.torch_names import dtype_named
 from data_prep.files import read_object
 from data_prep.schema import Clip
 from data_prep.video import FileState, FramePlan, plan_frames, plan_image
-
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 @dataclass(frozen=True)
@@ -46,22 +45,6 @@ class EncodedPrompt:
     next_position: int
     pixel_values: torch.Tensor
     grid_thw: torch.Tensor
-
-
-def read_family(path: str | Path) -> str:
-    """`model_type` of a checkpoint folder.
-
-    Raises:
-        ConfigError: if the folder is no checkpoint of a known family.
-        DataError: if its config is not JSON.
-    """
-    config = Path(path) / "config.json"
-    if not config.is_file():
-        raise ConfigError(f"{path}: not a model checkpoint (no config.json in it)")
-    family = read_object(config, "the config of a model").get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError(f"{config}: model_type={family!r}, expected one of {', '.join(FAMILIES)}")
-    return str(family)
 
 
 class QwenVLInputs:

@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from actrep_ray.config import ConfigError, Recipe, read_saved
+from actrep_ray.models.families import how_to_get, is_hub_name
+from actrep_ray.models.weights_files import check_weights
 from actrep_ray.run import manifest
 from actrep_ray.run.lock import check_holder
 from actrep_ray.run.manifest import TRAINING, DamageError, Depth
 from actrep_ray.run.record import run_id
 from actrep_ray.run.saving import SaveError, SavesItself, Saving, as_save_errors
-from actrep_ray.run.weights_files import check_weights
 from data_prep.files import DataError, complete_folder, read_object, write_json, write_lines
 from data_prep.partial_files import partial_of, remove_leftovers
 
@@ -392,9 +393,9 @@ def resolve_model(path: str | Path) -> Path:
     """
     if not str(path):
         raise ConfigError("model.path is not set: give the folder of a Hugging Face checkpoint")
-    path = Path(path).absolute()
+    given, path = str(path), Path(path).absolute()
     if not path.exists():
-        raise ConfigError(f"{path}: no such checkpoint, expected a model folder or a run folder")
+        path = _folder_of_name(given)
     if path.is_dir() and not (path / "config.json").is_file():
         store = CheckpointStore(path, keep=1)
         found, skipped = store.look("model")
@@ -414,6 +415,22 @@ def resolve_model(path: str | Path) -> Path:
             raise ConfigError(f"{path}: {error}") from error
     check_weights(path)
     return path
+
+
+def _folder_of_name(given: str) -> Path:
+    """The folder in the local hub cache of a published model, as `Qwen/Qwen3-VL-4B-Instruct`.
+
+    Raises:
+        ConfigError: saying how to get what is not there.
+    """
+    if is_hub_name(given):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(given, "config.json")
+        if isinstance(found, str):
+            return Path(found).parent
+    what = "no such checkpoint, expected a model folder or a run folder"
+    raise ConfigError(f"{Path(given).absolute()}: {what}{how_to_get(given)}")
 
 
 def model_folder(path: str | Path) -> Path:

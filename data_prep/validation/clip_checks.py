@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from data_prep.schema import Clip
+from data_prep.schema import Clip, implausible
 from data_prep.validation.findings import Finding, RowFindings
 from data_prep.validation.video_facts import VideoFacts
 from data_prep.validation.view import Estimate, View
@@ -11,23 +11,11 @@ from data_prep.validation.view import Estimate, View
 SAMPLES_PER_CYCLE = 2.0  # Nyquist: fewer cannot show a cycle
 _SLACK_S = 1e-6  # that of `rewards.reference`, which leaves such marks out
 
-# key, least, most: beyond these no arithmetic is done.
-_PLAUSIBLE = (
-    ("num_frames", 1, 10**8),
-    ("width", 1, 2**16),
-    ("height", 1, 2**16),
-    ("count", 0, 10**6),
-    ("video_fps", 0.01, 10_000),
-    ("end_s", 0, 10**7),
-)
-
 
 def check_values(clip: Clip, make: RowFindings) -> Iterator[Finding]:
     """Numbers that no video has; where there are any, the other checks make no sense."""
-    for key, least, most in _PLAUSIBLE:
-        value = getattr(clip, key)
-        if not least <= value <= most:
-            yield make.make("implausible_value", key, value, f"{least:g} to {most:g}")
+    for key, value, expected in implausible(clip):
+        yield make.make("implausible_value", key, value, expected)
 
 
 def check_window(clip: Clip, make: RowFindings) -> Iterator[Finding]:

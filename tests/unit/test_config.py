@@ -40,7 +40,7 @@ def test_every_way_to_write_a_number(tmp_path: Path, text: str) -> None:
     assert load_recipe(None, [f"learner.lr={text}"]).learner.lr == 1e-6
 
 
-@given(st.floats(1e-12, 1e3))
+@given(st.floats(1e-12, 1))
 def test_any_learning_rate_survives_the_command_line(value: float) -> None:
     assert load_recipe(None, [f"learner.lr={value!r}"]).learner.lr == value
 
@@ -151,21 +151,19 @@ def test_all_wrong_overrides_are_told_with_the_recipe(tmp_path: Path) -> None:
         "--set 'seed.x=3': seed is a value, not a section",
         "--set 'train.group_size': expected key=value, for example learner.lr=1e-6",
         "--set 'train.num_steps=[': not YAML (expected the node content, but found '<stream end>')",
-        "sft.num_steps=0: Input should be greater than or equal to 1",
-        "unknown key 'eval.splt'; did you mean 'split'?",
+        "--set 'sft.num_steps=0': sft.num_steps=0: Input should be greater than or equal to 1",
+        "--set 'eval.splt=test': unknown key 'eval.splt'; did you mean 'split'?",
         "unknown key 'lerner'; did you mean 'learner'?",
     ]
 
 
 def test_contradictions_of_one_section_are_told_together() -> None:
-    found = mistakes_in(
-        None,
-        ["video={min_frames: 9, max_frames: 8, min_pixels: 10, max_pixels: 9}", "seed=-1"],
-    )
+    video = "video={min_frames: 9, max_frames: 8, min_pixels: 10, max_pixels: 9}"
+    found = mistakes_in(None, [video, "seed=-1"])
     assert sorted(found) == [
-        "seed=-1: Input should be greater than or equal to 0",
-        "video.min_frames must not exceed max_frames",
-        "video.min_pixels must not exceed max_pixels",
+        "--set 'seed=-1': seed=-1: Input should be greater than or equal to 0",
+        f"--set {video!r}: video.min_frames must not exceed max_frames",
+        f"--set {video!r}: video.min_pixels must not exceed max_pixels",
     ]
 
 
@@ -216,7 +214,7 @@ def test_a_recipe_is_read_as_every_file_of_text(tmp_path: Path) -> None:
     path.write_bytes(b"seed: 3\nname: \xff\n")
     with pytest.raises(ConfigError, match=r"recipe\.yaml:2: byte 0xff"):
         load_recipe(path)
-    with pytest.raises(ConfigError, match="no such recipe"):
+    with pytest.raises(ConfigError, match="is a folder, expected a recipe"):
         load_recipe(tmp_path)
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from actrep_ray.models.architecture import find_config
+from actrep_ray.models.families import read_family
 from actrep_ray.models.qwen_vl import (
     QwenVLInputs,
     component_of,
     load_model,
     mrope_positions,
-    read_family,
 )
 from actrep_ray.models.tiny import (
     FAMILIES,

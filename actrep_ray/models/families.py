@@ -1,0 +1,71 @@
+"""The families of Qwen-VL, told by a checkpoint's config and by the names of its tensors.
+
+Imports neither torch nor transformers, so that a wrong checkpoint is told before they are loaded.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from actrep_ray.config import ConfigError
+from actrep_ray.models.weights_files import tensor_names
+from data_prep.files import read_object
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+# Layers of the MLP in a block of the vision tower, by which the families differ.
+_VISION_LAYERS = {"fc1": "qwen2_vl", "gate_proj": "qwen2_5_vl", "linear_fc1": "qwen3_vl"}
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-][\w.-]*")
+_OURS = ("data", "models", "runs")  # folders of recipes
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a name is OWNER/MODEL, as on the hub, and no path into a folder that is here."""
+    owner = path.partition("/")[0]
+    return bool(_HUB_NAME.fullmatch(path)) and owner not in _OURS and not Path(owner).exists()
+
+
+def how_to_get(path: str) -> str:
+    """What makes or fetches a model that is missing, as the end of a message; else nothing."""
+    if is_hub_name(path):
+        return f"; it is not in the local hub cache either, get it with: hf download {path}"
+    family = Path(path).name.removeprefix("tiny-")
+    if f"tiny-{family}" == Path(path).name and family in FAMILIES:
+        return f"; make it with: actrep prepare tiny-model --family {family} --out {path}"
+    return ""
+
+
+def read_family(path: str | Path) -> str:
+    """`model_type` of a checkpoint folder.
+
+    Raises:
+        ConfigError: if the folder is no checkpoint of a known family, or its weights are of another
+            one than its config says.
+        DataError: if its config is not JSON.
+    """
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        raise ConfigError(f"{path}: not a model checkpoint (no config.json in it)")
+    family = read_object(config, "the config of a model").get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(f"{config}: model_type={family!r}, expected one of {', '.join(FAMILIES)}")
+    of_weights = family_of_names(tensor_names(Path(path)))
+    if of_weights not in (None, family):
+        raise ConfigError(
+            f"{config}: model_type={family!r}, but the weights beside it are of {of_weights}: put "
+            "config.json and *.safetensors of one checkpoint into the folder"
+        )
+    return str(family)
+
+
+def family_of_names(names: Iterable[str]) -> str | None:
+    """The family that has tensors of these names; None where no name tells."""
+    found, has_experts = None, False
+    for name in names:
+        parts = name.split(".")
+        if "visual" in parts and "blocks" in parts and "mlp" in parts:
+            layer = parts[parts.index("mlp") + 1 :][:1]
+            found = found or _VISION_LAYERS.get("".join(layer))
+        has_experts = has_experts or "experts" in parts
+    return "qwen3_vl_moe" if found == "qwen3_vl" and has_experts else found
