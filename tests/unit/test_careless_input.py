@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from actrep_ray.cli.main import main
-from actrep_ray.cluster import session
 
 ROW: dict[str, Any] = {
     "id": "a", "dataset": "mine", "split": "train", "video": "a.mp4", "start_s": 0.0,
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def start(*_: Any, **__: Any) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(session, "cluster", start)
+    monkeypatch.setattr(ray, "init", start)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "videos").mkdir()
     return tmp_path

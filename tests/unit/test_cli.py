@@ -127,7 +127,7 @@ def test_all_mistakes_of_a_recipe_are_a_line_each(
     header, *mistakes = capsys.readouterr().err.splitlines()
     assert header == f"actrep: error: {path}: 3 settings cannot be used:"
     assert [line.partition(":")[0] for line in mistakes] == [
-        "  seed=-1",
+        "  --set 'seed=-1'",
         "  video.fps='fast'",
         "  unknown key 'train.group_sise'; did you mean 'group_size'?",
     ]

@@ -171,7 +171,7 @@ CASES: tuple[tuple[dict[str, Any], set[str]], ...] = (
     ({"end_s": 0.3, "cycles": None, "count": 0}, {"(repeated_frames)"}),  # 3 frames shown as 4
     ({"video": "../elsewhere/a.mp4"}, {"path_outside_folder"}),
     ({"video": "no.mp4"}, {"missing_video"}),
-    ({"video": "a\0.mp4"}, {"missing_video"}),
+    ({"video": "a\0.mp4"}, {"schema"}),
 )
 
 
