@@ -32,12 +32,13 @@ from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
-from actrep_ray.run.checkpoint import Checkpoint, is_due, resolve_model
+from actrep_ray.run.checkpoint import Checkpoint, is_due
 from actrep_ray.run.console import as_text, console
 from actrep_ray.run.faults import FaultLog
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.metrics import MetricLogger
+from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.progress import step_progress
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.cot import read_answers

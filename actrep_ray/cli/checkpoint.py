@@ -52,7 +52,7 @@ def recipe_for(args: argparse.Namespace, model: Path, overrides: Sequence[str] =
         overrides: What the command asks for, as of `--set`, which comes after them.
     """
     from actrep_ray.config import load_recipe, override
-    from actrep_ray.run.checkpoint import recipe_of
+    from actrep_ray.run.model_folder import recipe_of
 
     recipe = load_recipe(args.recipe) if args.recipe else recipe_of(model) or load_recipe(None)
     of_model = f"model.path={json.dumps(str(model))}"

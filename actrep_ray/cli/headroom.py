@@ -62,15 +62,16 @@ def add_headroom(commands: Any) -> None:
 
 
 def _headroom(args: argparse.Namespace) -> None:
-    recipe = _read_recipe(args)
-    check_inputs(recipe, ("train",))
-    from actrep_ray.driver.headroom import prepare_headroom
-    from actrep_ray.run.lock import FolderLock
     from data_prep.overwriting import refuse_existing
 
+    recipe = _read_recipe(args)
     out_dir = args.out or recipe.run_dir / "headroom"
     written = [out_dir / name for name in _FILES]
     refuse_existing(*written, overwrite=args.overwrite)
+    check_inputs(recipe, ("train",))
+    from actrep_ray.driver.headroom import prepare_headroom
+    from actrep_ray.run.lock import FolderLock
+
     job = prepare_headroom(recipe, num_prompts=args.prompts, num_answers=args.answers)
     with FolderLock.acquire(out_dir, "actrep headroom"):
         refuse_existing(*written, overwrite=args.overwrite)

@@ -40,7 +40,7 @@ def check_model(path: str | Path) -> Path:
         ConfigError: if there is none, naming what is wrong with it.
     """
     from actrep_ray.models.families import read_family
-    from actrep_ray.run.checkpoint import resolve_model
+    from actrep_ray.run.model_folder import resolve_model
 
     folder = resolve_model(path)
     read_family(folder)

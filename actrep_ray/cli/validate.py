@@ -148,7 +148,7 @@ def _progress(is_quick: bool) -> Iterator["Progress"]:
 def view_of(recipe: "Recipe") -> tuple["View", str]:
     """How a recipe's model is shown clips, and a remark on where its patches come from."""
     from actrep_ray.config import ConfigError
-    from actrep_ray.run.checkpoint import resolve_model
+    from actrep_ray.run.model_folder import resolve_model
     from data_prep.files import read_object
     from data_prep.validation.view import View
 

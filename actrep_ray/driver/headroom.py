@@ -27,7 +27,7 @@ from actrep_ray.evaluation.step_forecast import ProbedGroups
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, Refusal, RefusedError, RolloutGroup
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.scoring.worker import make_spec
 from actrep_ray.tasks.base import Task, labels_of, step_accuracy

@@ -20,10 +20,11 @@ from actrep_ray.driver.sampling import CountSampler
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
-from actrep_ray.run.checkpoint import Checkpoint, resolve_model
+from actrep_ray.run.checkpoint import Checkpoint
 from actrep_ray.run.faults import FaultLog
 from actrep_ray.run.folder import open_run
 from actrep_ray.run.lock import FolderLock
+from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.profile import profiled
 from actrep_ray.scoring.worker import make_spec
 

@@ -36,7 +36,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
-from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.saving import SaveError
 from actrep_ray.weights.buckets import pack_weights
 from data_prep.full_disk import met_by_worker

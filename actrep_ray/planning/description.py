@@ -19,7 +19,7 @@ from actrep_ray.planning.memory import plan_memory
 from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from actrep_ray.planning.training import describe_training
-from actrep_ray.run.checkpoint import model_folder
+from actrep_ray.run.model_folder import model_folder
 from actrep_ray.tasks.loading import chosen_clips
 from data_prep.files import read_text
 

@@ -51,9 +51,9 @@ from actrep_ray.models.tiny import base_model_folder, write_base_model
 from actrep_ray.quickstart.data import COUNTED, KEPT, LEVELS, MARKED, SEED, write_data
 from actrep_ray.quickstart.milestones import Milestones
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.console import as_text, console
 from actrep_ray.run.lock import FolderLock
+from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.program import program
 from actrep_ray.run.provenance import file_hash, provenance
 from actrep_ray.run.record import RECORD

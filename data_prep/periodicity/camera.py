@@ -60,7 +60,7 @@ def follow_camera(frames: Array) -> Followed:
     for order in (range(middle + 1, num), range(middle - 1, -1, -1)):
         reference, warp, gain = frames[middle].copy(), warps[middle], 1.0
         for t in order:
-            warp, gain, seen, is_bad = _place(frames[t], reference, warp, gain, _STEPS)
+            warp, gain, seen, is_bad = _follow(frames[t], reference, warp, gain, _STEPS)
             warps[t], gains[t], lost[t] = warp, gain, is_bad
             if is_bad:  # neither does it come back from where it is lost
                 break
@@ -75,7 +75,7 @@ def follow_camera(frames: Array) -> Followed:
     for _ in range(_ROUNDS):
         background = _background(frames, warps, gains, placed)
         for t in placed:
-            warps[t], gains[t], _, lost[t] = _place(frames[t], background, warps[t], gains[t], 1)
+            warps[t], gains[t], _, lost[t] = _follow(frames[t], background, warps[t], gains[t], 1)
     return _result(frames, warps, gains, lost, background)
 
 
@@ -111,7 +111,7 @@ def _background(
     return np.asarray(result, np.float32)
 
 
-def _place(
+def _follow(
     frame: Array, reference: Array, warp: Matrices, gain: float, steps: int
 ) -> tuple[Matrices, float, NDArray[np.bool_], bool]:
     """The similarity transform from reference to frame, near a first guess; and whether it fits."""

@@ -10,7 +10,7 @@ import pytest
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from actrep_ray.pretrain.reading import QUESTION, certainty
 from actrep_ray.quickstart.data import COUNTED
-from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.run.model_folder import resolve_model
 from data_prep.synthetic.levels import LEVELS
 
 LIMIT_S = 90 * 60

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from actrep_ray.config import Recipe
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
-from actrep_ray.run.checkpoint import CheckpointStore, recipe_of, resolve_model
+from actrep_ray.run.checkpoint import CheckpointStore
+from actrep_ray.run.model_folder import recipe_of, resolve_model
 
 MakeRecipe = Callable[..., Recipe]
 TinyModel = Callable[..., Path]

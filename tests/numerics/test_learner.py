@@ -327,11 +327,12 @@ def test_learning_rate_by_hand() -> None:
     assert rates == pytest.approx(expected, abs=1e-6)
     linear = LearnerConfig(lr=1.0, schedule="linear")
     assert [learning_rates(s, linear, 4)["lr"] for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
-    constant = LearnerConfig(lr=3.0, warmup_steps=3)
+    constant = LearnerConfig(lr=0.3, warmup_steps=3)
     rates = [learning_rates(s, constant, 4)["lr"] for s in range(5)]
-    assert rates == pytest.approx([1.0, 2.0, 3.0, 3.0, 3.0])
-    apart = LearnerConfig(lr=4.0, lr_merger=2.0, lr_vision_tower=1.0, schedule="linear")
-    assert learning_rates(1, apart, 4) == {"lr": 3.0, "lr_merger": 1.5, "lr_vision_tower": 0.75}
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3, 0.3])
+    apart = LearnerConfig(lr=1.0, lr_merger=0.5, lr_vision_tower=0.25, schedule="linear")
+    of_each = {"lr": 0.75, "lr_merger": 0.375, "lr_vision_tower": 0.1875}
+    assert learning_rates(1, apart, 4) == of_each
 
 
 def test_lower_precision_and_checkpointing_train_too(

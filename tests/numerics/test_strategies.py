@@ -177,7 +177,7 @@ def test_adapters_that_vllm_has_no_room_for_are_refused() -> None:
 
 def test_groups_of_parameters(tiny_model: Callable[..., Path]) -> None:
     model = load_model(tiny_model(), dtype="float32")
-    cfg = LearnerConfig(lr=4.0, lr_vision_tower=1.0, lr_merger=2.0, weight_decay=0.1)
+    cfg = LearnerConfig(lr=1.0, lr_vision_tower=0.25, lr_merger=0.5, weight_decay=0.1)
     optimizer = make_optimizer(model, cfg)
     set_learning_rates(optimizer, 0.5)
     names = {id(p): n for n, p in model.named_parameters()}
@@ -186,7 +186,7 @@ def test_groups_of_parameters(tiny_model: Callable[..., Path]) -> None:
         for parameter in group["params"]:
             name = names[id(parameter)]
             seen.add(name)
-            expected = {"vision_tower": 0.5, "merger": 1.0, "language_model": 2.0}[
+            expected = {"vision_tower": 0.125, "merger": 0.25, "language_model": 0.5}[
                 component_of(name)
             ]
             assert group["lr"] == expected, name

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -57,13 +58,13 @@ run: {{silence_s: 5}}
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a worker: `signal` once `step` is reached, `delay_s` have passed and, where
-    it is named, `phase` has begun."""
+    """What is done to a worker: `signal` once `step` is reached, the time of `delay_steps` steps
+    has passed and, where it is named, `phase` has begun."""
 
     kind: str
     signal: signal.Signals
     step: int
-    delay_s: float
+    delay_steps: float
     phase: str = ""
 
 
@@ -123,7 +124,7 @@ class Chaos:
         pairs = -(-len(drawn) // 2)  # they come in twos, the second while the first is made good
         gap = 0.9 * self.num_steps / pairs
         return [
-            Fault(kind, number, 1 + int(gap * (i // 2)), chance.uniform(0.5, 4.0), phase)
+            Fault(kind, number, 1 + int(gap * (i // 2)), chance.uniform(0.1, 1.5), phase)
             for i, (kind, number, phase) in enumerate(drawn)
         ]
 
@@ -176,13 +177,17 @@ class Chaos:
         path = self.run_dir / "metrics.jsonl"
         return max((row["step"] for row in read_metrics(path)), default=0) if path.is_file() else 0
 
+    def _seconds_of_a_step(self) -> float:
+        rows = read_metrics(self.run_dir / "metrics.jsonl")
+        return float(median(row["time/step_s"] for row in rows))
+
     def _strike(self, process: "subprocess.Popen[bytes]") -> None:
         for fault in self.faults():
             while self.step() < fault.step:
                 if process.poll() is not None:
                     return
                 time.sleep(0.1)
-            time.sleep(fault.delay_s)
+            time.sleep(fault.delay_steps * self._seconds_of_a_step())
             phase = self.notes.with_suffix(".phase")
             while fault.phase and not (phase.is_file() and phase.read_text() == fault.phase):
                 if process.poll() is not None:

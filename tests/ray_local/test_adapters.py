@@ -15,8 +15,8 @@ from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
-from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.tasks.loading import load_clips
 from data_prep.synthetic.dataset import write_dataset
 

@@ -52,7 +52,7 @@ def test_a_run_survives_what_is_done_to_it(tmp_path: Path, staleness: str) -> No
 @pytest.mark.lengthy
 @pytest.mark.timeout(600)
 def test_a_short_run_survives_a_fault_of_each_kind(tmp_path: Path) -> None:
-    chaos = Chaos(tmp_path, seed=1, num_steps=8, num_faults=3, num_clips=20)
+    chaos = Chaos(tmp_path, seed=1, num_steps=16, num_faults=3, num_clips=40)
     chaos.prepare()
     code, told = chaos.train(limit_s=500)
     check(chaos, code, told)

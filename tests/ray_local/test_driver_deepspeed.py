@@ -14,8 +14,8 @@ from actrep_ray.driver.job import prepare_grpo
 from actrep_ray.driver.pools import start_pools
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.run.checkpoint import resolve_model
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
 

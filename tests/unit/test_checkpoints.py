@@ -22,9 +22,10 @@ from actrep_ray.config import load_recipe
 from actrep_ray.learner.saving import BackgroundSave, Snapshot
 from actrep_ray.run import checkpoint as checkpoint_module
 from actrep_ray.run import manifest
-from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore, resolve_model
+from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore
 from actrep_ray.run.lock import LockLostError
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.record import RECORD
 from actrep_ray.run.saving import SaveError
 from tests.unit.test_lock import holder, leave

@@ -423,6 +423,13 @@ train: {{group_size: 4}}
 
 
 @pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The model of the recipe, where there is to be one."""
+    write_tiny_model(tmp_path / "absent")
+    return tmp_path / "absent"
+
+
+@pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     write_dataset(tmp_path / "data", level="easy", num_clips={"train": 1}, seed=0, num_processes=1)
     path = tmp_path / "recipe.yaml"
@@ -433,16 +440,12 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--prompts", "7"], "7 prompts: expected at least 8"),
-        (["--answers", "6"], "6 answers to a prompt: expected a multiple of train.group_size=4"),
-        (["--answers", "0"], "0 answers to a prompt"),
         ([], "absent: no such checkpoint"),
         (["--checkpoint", "nowhere"], "nowhere: no such checkpoint"),
         (["--model", "nowhere"], "nowhere: no such checkpoint"),
         (["--model", "nowhere", "--set", "model.path=elsewhere"], "elsewhere: no such checkpoint"),
         (["--set", "stage=sft"], "stage=sft, expected a recipe of stage grpo"),
         (["--set", "data.path=none.jsonl"], "none.jsonl"),
-        (["--set", "reward.weights={abc: 1.0}"], "reward.weights"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(
@@ -454,6 +457,22 @@ def test_a_mistake_is_one_line_before_anything_starts(
     assert words in err
     assert err.count("\n") == 1
     assert not (recipe.parent / "runs").exists()
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--prompts", "7"], "7 prompts: expected at least 8"),
+        (["--answers", "6"], "6 answers to a prompt: expected a multiple of train.group_size=4"),
+        (["--answers", "0"], "0 answers to a prompt"),
+        (["--set", "reward.weights={abc: 1.0}"], "reward.weights"),
+    ],
+)
+def test_a_mistake_with_a_good_model_is_one_line_too(
+    given: list[str], words: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_a_mistake_is_one_line_before_anything_starts(given, words, recipe, capsys)
 
 
 def test_what_is_there_is_not_written_over(

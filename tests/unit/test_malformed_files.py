@@ -21,8 +21,9 @@ from actrep_ray.config import ConfigError, load_recipe
 from actrep_ray.evaluation.predictions import read_predictions
 from actrep_ray.models.architecture import find_config
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
-from actrep_ray.run.checkpoint import Checkpoint, recipe_of
+from actrep_ray.run.checkpoint import Checkpoint
 from actrep_ray.run.metrics import read_metrics
+from actrep_ray.run.model_folder import recipe_of
 from actrep_ray.tasks.loading import load_task
 from data_prep.converters.actrep import actrep
 from data_prep.converters.annotation import Source

@@ -11,7 +11,7 @@ import pytest
 
 from actrep_ray.cli.main import main
 from actrep_ray.models.tiny import write_base_model, write_tiny_model
-from actrep_ray.run.checkpoint import resolve_model
+from actrep_ray.run.model_folder import resolve_model
 from data_prep.schema import read_clips
 from data_prep.synthetic.dataset import write_dataset
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from actrep_ray.quickstart.data import COUNTED
 from actrep_ray.torchvision_hook import PTH_LINE, PTH_NAME
 
 pytestmark = pytest.mark.lengthy
@@ -148,8 +149,9 @@ def test_a_quickstart_runs_from_an_installed_wheel_in_an_empty_folder(
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     (summary,) = folder.glob("runs/**/summary.json")
     found = json.loads(summary.read_text(encoding="utf-8"))
-    assert {"constant", "untrained", "sft", "grpo"} <= set(found)
-    assert (found["grpo"]["n"], set(found["num_clips"])) == (4, {"train", "validation", "test"})
+    counted = found[COUNTED]
+    assert {"constant", "untrained", "sft", "grpo"} <= set(counted)
+    assert (counted["grpo"]["n"], set(found["num_clips"])) == (4, {"train", "validation", "test"})
     assert {path.name for path in folder.iterdir()} == {"data", "runs"}  # and nothing beside them
     site = next(installed.parents[1].glob("lib/python*/site-packages"))
     assert f"actrep check {site / 'actrep_ray/recipes/qwen3_vl_4b_grpo.yaml'}" in run.stdout

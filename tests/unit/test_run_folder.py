@@ -179,7 +179,7 @@ def test_what_the_settings_cannot_go_on_from_is_refused_before_anything_is_writt
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("learner.lr=2", "learner.lr: 1e-06 -> 2.0"),
+        ("learner.lr=0.5", "learner.lr: 1e-06 -> 0.5"),
         ("seed=7", "seed: 0 -> 7"),
         ("train.max_staleness=1", "train.max_staleness: null -> 1"),
         ("reward.weights={format: 1.0}", "reward.weights: {"),

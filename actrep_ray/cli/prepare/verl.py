@@ -61,7 +61,7 @@ def _opened_by(recipe: "Recipe") -> str | None:
     if not recipe.model.path or not Path(recipe.model.path).is_dir():
         return None
     from actrep_ray.models.qwen_vl import QwenVLInputs
-    from actrep_ray.run.checkpoint import model_folder
+    from actrep_ray.run.model_folder import model_folder
 
     inputs = QwenVLInputs(model_folder(recipe.model.path))
     inputs.check_dialect(recipe.data.dialect)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actrep_ray.cli.main import main
+from actrep_ray.run.program import program
 from data_prep.converters.annotation import Annotation, Source
 from data_prep.converters.clips import clean_cycles, to_clip
 from data_prep.converters.conversion import MissingVideosError, Summary, convert
@@ -423,7 +424,7 @@ def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) ->
         main(["prepare", name, "--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
-    assert f"example:\n  actrep prepare {name}" in out
+    assert f"example:\n  {program('actrep')} prepare {name}" in out
     assert f"data/{name}" in out
 
 

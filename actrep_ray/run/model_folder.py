@@ -1,0 +1,80 @@
+"""Which folder is meant where a recipe or a command names a model."""
+
+import logging
+from pathlib import Path
+
+from actrep_ray.config import ConfigError, Recipe, read_saved
+from actrep_ray.models.families import how_to_get, is_hub_name
+from actrep_ray.models.weights_files import check_weights
+from actrep_ray.run import manifest
+from actrep_ray.run.checkpoint import CheckpointStore
+from actrep_ray.run.manifest import DamageError
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_model(path: str | Path) -> Path:
+    """The model folder meant by a path: itself, or the newest whole checkpoint of a run folder.
+
+    Raises:
+        ConfigError: if there is no model, or its files are not as they were written.
+    """
+    if not str(path):
+        raise ConfigError("model.path is not set: give the folder of a Hugging Face checkpoint")
+    given, path = str(path), Path(path).absolute()
+    if not path.exists():
+        path = _folder_of_name(given)
+    if path.is_dir() and not (path / "config.json").is_file():
+        store = CheckpointStore(path, keep=1)
+        found, skipped = store.look("model")
+        for one in skipped:
+            _log.warning("%s", one)
+        if found is not None:
+            return found.folder
+        reason = skipped[0].reason if skipped else "no config.json in it"
+        where = skipped[0].path if skipped else path
+        raise ConfigError(f"{where}: not a model checkpoint ({reason})")
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{path}: not a model checkpoint (no config.json in it)")
+    if (path / manifest.NAME).is_file():
+        try:
+            manifest.check_files(path, manifest.read_manifest(path), "model")
+        except DamageError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    check_weights(path)
+    return path
+
+
+def _folder_of_name(given: str) -> Path:
+    """The folder in the local hub cache of a published model, as `Qwen/Qwen3-VL-4B-Instruct`.
+
+    Raises:
+        ConfigError: saying how to get what is not there.
+    """
+    if is_hub_name(given):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(given, "config.json")
+        if isinstance(found, str):
+            return Path(found).parent
+    what = "no such checkpoint, expected a model folder or a run folder"
+    raise ConfigError(f"{Path(given).absolute()}: {what}{how_to_get(given)}")
+
+
+def model_folder(path: str | Path) -> Path:
+    """The newest checkpoint of a run folder, by lengths alone; any other path as it is."""
+    path = Path(path)
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path
+    newest = CheckpointStore(path, keep=1).newest("lengths")
+    return path if newest is None else newest.folder
+
+
+def recipe_of(folder: Path) -> Recipe | None:
+    """The settings that a checkpoint of ours was trained with; None for other model folders.
+
+    Raises:
+        ConfigError: if they are not settings of this version.
+    """
+    path = folder / "recipe.json"
+    return read_saved(path) if path.is_file() else None
