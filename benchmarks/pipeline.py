@@ -92,6 +92,7 @@ def drive(recipe: Recipe, pools: Pools, staleness: str) -> dict[str, float]:
         return float(np.median([row.get(key, 0.0) - row.get(less, 0.0) for row in steps]))
 
     return {
+        # from row to row, with the checkpoint of the step before, whose time stands in the row too
         "step_s": median("time/step_s", less="time/checkpoint_s"),
         "rollout_s": median("time/rollout_s"),
         "learn_s": median("time/learn_s"),

@@ -108,12 +108,13 @@ class AsynchronousDriver:
                     with logger.timer("evaluate"):
                         self.finish_push()
                         metrics |= phases.evaluate(step)
+                metrics |= phases.checkpoints.look() | phases.losses()
+                log_details(logger, step, groups, trainable, self.labels, phases.task)
+                # before the checkpoint: a run goes on from one, and its rows must be there
+                logger.log(step, metrics)
                 if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
                     with logger.timer("checkpoint"):
                         self.save(step)
-                metrics |= phases.checkpoints.look() | phases.losses()
-                log_details(logger, step, groups, trainable, self.labels, phases.task)
-                logger.log(step, metrics)
                 phases.checkpoints.reached(step, self.state())
         self.finish_push()
         self.in_flight.ledger.check(self.in_flight.num_groups)

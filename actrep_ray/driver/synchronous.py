@@ -53,12 +53,13 @@ class SynchronousDriver:
                 if phases.is_evaluation_due(step):
                     with logger.timer("evaluate"):
                         metrics |= phases.evaluate(step)
+                metrics |= phases.checkpoints.look() | phases.losses()
+                log_details(logger, step, groups, trainable, labels, phases.task)
+                # before the checkpoint: a run goes on from one, and its rows must be there
+                logger.log(step, metrics)
                 if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
                     with logger.timer("checkpoint"):
                         phases.save(step)
-                metrics |= phases.checkpoints.look() | phases.losses()
-                log_details(logger, step, groups, trainable, labels, phases.task)
-                logger.log(step, metrics)
                 phases.checkpoints.reached(step, phases.state())
         phases.tell_end()
         phases.alarm.end_run()

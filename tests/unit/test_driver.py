@@ -4,7 +4,7 @@ from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -292,6 +292,23 @@ def test_the_loop_keeps_its_order_and_goes_on_where_it_was(recipe: Recipe) -> No
     names = sorted(path.name for path in (recipe.run_dir / "checkpoints").iterdir())
     assert names == ["newest.json", "step-000004", "step-000005"]  # keep=2
     assert CheckpointStore(recipe.run_dir, keep=2).newest().step == 5  # type: ignore[union-attr]
+
+
+def test_a_step_is_in_the_metrics_before_its_checkpoint_is_begun(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """A run that is killed while it saves may go on from that checkpoint, and lacks no row."""
+
+    class Look(Book):
+        seen: ClassVar[list[int]] = []
+
+        def begin_save(self, folder: Path) -> int:
+            rows = read_metrics(tmp_path / recipe.name / "metrics.jsonl")
+            self.seen.append(rows[-1]["step"])
+            return super().begin_save(folder)
+
+    drive(override(recipe, [f"runs_dir={tmp_path}"]), Look())
+    assert Look.seen == [2, 4]
 
 
 class Flat(Book):
