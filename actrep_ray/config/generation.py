@@ -43,6 +43,11 @@ class RolloutConfig(Section):
     )
     top_p: Annotated[Float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus of sampling.")
     enforce_eager: bool = Field(False, description="Do not capture CUDA graphs.")
+    takes_images: bool = Field(
+        False,
+        description="Have vLLM make room for one still image in a prompt too; it sets memory aside "
+        "for the largest that the model's processor allows. hf takes them as it is.",
+    )
     max_in_flight: Count | None = Field(
         None, description="Answers handed to one engine at a time; twice max_num_seqs by default."
     )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from actrep_ray.config import VLLM_LORA_RANKS, ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -62,6 +63,7 @@ class VllmEngine(QwenVLEngine):
         shares_gpu: bool = False,
     ) -> None:
         super().__init__(model_path, rollout_cfg, video_cfg, device=device, dtype=dtype, lora=lora)
+        self._takes_images = rollout_cfg.takes_images
         self._adapter: Any = None  # what requests refer to it by, once there is one
         self._running: dict[str, _Running] = {}  # by vLLM's number of the request
         _set_environment(device, rollout_cfg.num_threads)
@@ -185,13 +187,19 @@ class VllmEngine(QwenVLEngine):
         """A prompt as vLLM is asked.
 
         Raises:
-            ConfigError: for an image, for which this engine is started without room.
+            ConfigError: for an image, if the engine was started without room for any.
         """
-        if prompt.plan.is_image:
-            raise ConfigError(
-                f"clip {prompt.clip_id!r} is an image and rollout.engine=vllm takes videos alone, "
-                "expected rollout.engine=hf"
-            )
+        plan = prompt.plan
+        if plan.is_image:
+            if not self._takes_images:
+                raise ConfigError(
+                    f"clip {prompt.clip_id!r} is an image, for which vLLM has no room: expected "
+                    "rollout.takes_images=true, or rollout.engine=hf"
+                )
+            return self._image_request(prompt)
+        return self._video_request(prompt)
+
+    def _video_request(self, prompt: Prompt) -> dict[str, Any]:
         metadata = self.inputs.video_metadata(prompt.plan)
         frames = self.frames.get(prompt.plan)
         video: Any = frames
@@ -205,6 +213,15 @@ class VllmEngine(QwenVLEngine):
             "multi_modal_data": {"video": [video]},
             "multi_modal_uuids": {"video": [prompt.plan.hash]},
             "mm_processor_kwargs": options,
+        }
+
+    def _image_request(self, prompt: Prompt) -> dict[str, Any]:
+        image = Image.fromarray(self.frames.get(prompt.plan)[0])
+        return {
+            "prompt": self.inputs.prompt_text(prompt.question, shown="image"),
+            "multi_modal_data": {"image": [image]},
+            "multi_modal_uuids": {"image": [prompt.plan.hash]},
+            "mm_processor_kwargs": {"do_resize": False},
         }
 
     def sampling_params(self, prompt: Prompt, settings: SamplingSettings) -> Any:
@@ -306,7 +323,7 @@ def _engine_options(
         "max_model_len": cfg.max_model_len,
         "max_num_seqs": cfg.max_num_seqs,
         "tensor_parallel_size": cfg.tensor_parallel_size,
-        "limit_mm_per_prompt": {"video": 1, "image": 0},
+        "limit_mm_per_prompt": {"video": 1, "image": int(cfg.takes_images)},
         "mm_processor_cache_gb": _PROCESSED_CLIPS_GIB,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # sampling is ours alone, penalties of the folder are not

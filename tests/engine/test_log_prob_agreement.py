@@ -27,7 +27,8 @@ def case(
 ) -> Iterator[tuple[Callable[[int], Path], VllmEngine]]:
     """Checkpoints by seed, and an engine that holds the one of seed 0."""
     family, is_tied = request.param
-    engine = VllmEngine(checkpoint(family, 0, is_tied), rollout, video, device="cpu", seed=0)
+    takes_both = rollout.model_copy(update={"takes_images": True})
+    engine = VllmEngine(checkpoint(family, 0, is_tied), takes_both, video, device="cpu", seed=0)
     yield lambda seed: checkpoint(family, seed, is_tied), engine
     engine.shutdown()
 
@@ -49,6 +50,23 @@ def test_agrees_before_and_after_every_push(
         # The comparison can fail: other weights and other frames give other log-probabilities.
         assert references[1 - seed].gap(groups) > 100 * MAX_GAP
         assert references[seed].gap([with_frozen_video(groups[1])]) > 10 * MAX_GAP
+
+
+def test_agrees_about_images_beside_videos(
+    case: Any, make_reference: Any, make_prompts: Any, make_image_prompts: Any
+) -> None:
+    checkpoint, engine = case
+    push(engine, checkpoint(0), 3)
+    images = make_image_prompts(engine.inputs)
+    prompts = [images[0], make_prompts(engine.inputs)[0], *images[1:]]
+    groups = engine.generate(prompts, SETTINGS)
+    check_groups(groups, prompts, 3)
+    reference = make_reference(checkpoint(0))
+    for group in groups:
+        assert reference.gap([group]) < MAX_GAP
+    # The comparison can fail: another image of the same size gives other log-probabilities.
+    swapped = replace(groups[0].prompt, plan=images[2].plan)
+    assert reference.gap([replace(groups[0], prompt=swapped)]) > 10 * MAX_GAP
 
 
 def test_follows_the_sampling_settings(case: Any, make_reference: Any, make_prompts: Any) -> None:

@@ -79,11 +79,13 @@ def by_learner(model: Any, inputs: QwenVLInputs, rows: list[Any]) -> list[list[t
     return found
 
 
-def test_vllm_refuses_an_image(tmp_path: Path) -> None:
+def test_vllm_without_room_refuses_an_image(tmp_path: Path) -> None:
     path = draw_image(tmp_path / "a.png", 0, (96, 128))
     plan = plan_image(path, (96, 128), min_pixels=1024, max_pixels=12288, factor=32)
     engine = VllmEngine.__new__(VllmEngine)  # refused before anything is asked of it
-    with pytest.raises(ConfigError, match=r"'a' is an image .* expected rollout\.engine=hf"):
+    engine._takes_images = False
+    told = r"'a' is an image, for which vLLM has no room: expected rollout\.takes_images=true"
+    with pytest.raises(ConfigError, match=told):
         engine.request(Prompt("p", "a", "What is shown?", plan))
 
 
