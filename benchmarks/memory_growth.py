@@ -115,12 +115,21 @@ def look(driver: psutil.Process) -> dict[str, float]:
         for process in [driver, *driver.children(recursive=True)]:
             with suppress(psutil.Error):
                 kind = kind_of(process, driver)
-                # Private and shared pages; the object store's are counted with /dev/shm.
+                # private pages alone: those of the object store are shared
                 found[f"{kind}: memory"] += process.memory_full_info().uss / 1e6
                 found[f"{kind}: files"] += process.num_fds()
+                if kind == "raylet":
+                    # pages of the object store that were ever written to: it gives none back
+                    found["object store: memory"] += process.memory_info().shared / 1e6
+                    found["Ray's folder in /tmp: disk"] = used(session_of(process))
     found["/dev/shm: memory"] = used(Path("/dev/shm"))
-    found["Ray's folder in /tmp: disk"] = used(Path("/tmp/ray/session_latest").resolve())
     return dict(found)
+
+
+def session_of(raylet: psutil.Process) -> Path:
+    """The folder of its Ray session, of which a machine may have several."""
+    [socket] = [one for one in raylet.cmdline() if one.startswith("--raylet_socket_name=")]
+    return Path(socket.partition("=")[2]).parents[1]
 
 
 def kind_of(process: psutil.Process, driver: psutil.Process) -> str:

@@ -21,14 +21,24 @@ class TemporalContrastConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    """Advantages and policy loss, by their names in verl's registries."""
+    """Advantages and policy loss, by their names in verl's registries, and raft."""
 
     preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] | None = Field(
         None, description="Published algorithm that sets the keys below, where they are not given."
     )
     advantage: Literal[
-        "grpo", "dr_grpo", "rloo", "gdpo", "opo", "reinforce_plus_plus_baseline", "grpo_passk"
-    ] = Field("grpo", description="Estimator of the group-relative advantage.")
+        "grpo",
+        "dr_grpo",
+        "rloo",
+        "gdpo",
+        "opo",
+        "reinforce_plus_plus_baseline",
+        "grpo_passk",
+        "raft",
+    ] = Field(
+        "grpo",
+        description="Estimator of the group-relative advantage; raft: the best answers alone.",
+    )
     loss: Literal["vanilla", "gspo", "cispo", "sapo", "clip_cov", "kl_cov", "geo_mean"] = Field(
         "vanilla", description="Policy loss."
     )

@@ -73,25 +73,31 @@ def _pass_at_k(r: np.ndarray) -> np.ndarray:
     return found
 
 
+def _raft(r: np.ndarray) -> np.ndarray:
+    """arXiv 2304.06767, 2504.11343: rejection sampling; the group's best answers are learned."""
+    return np.array(r == r.max(), np.float64)
+
+
 ESTIMATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "grpo": _grpo,
     "dr_grpo": _dr_grpo,
     "rloo": _rloo,
     "grpo_passk": _pass_at_k,
+    "raft": _raft,
 }
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_advantages(name: str) -> None:
     # Every group has the same question and texts: only prompt_id tells them apart.
-    rewards = [[0.0, 1.0, 0.5, 0.25], [1.0, 0.0], [0.1, 0.1, 0.9]]
+    rewards = [[0.0, 1.0, 0.5, 0.25], [1.0, 0.0], [0.1, 0.1, 0.9], [0.7, 0.2, 0.7]]
     groups = [_group(f"p{i}", r) for i, r in enumerate(rewards)]
     found = compute_advantages(groups, AlgorithmConfig(advantage=name))
     for group, r in zip(found, rewards, strict=True):
         expected = ESTIMATORS[name](np.array(r, np.float32).astype(np.float64))
         assert group.advantages.dtype == np.float32
         np.testing.assert_allclose(group.advantages, expected, atol=1e-6, rtol=1e-6)
-    assert [g.prompt.prompt_id for g in found] == ["p0", "p1", "p2"]
+    assert [g.prompt.prompt_id for g in found] == ["p0", "p1", "p2", "p3"]
 
 
 def test_opo_weighs_its_baseline_with_lengths() -> None:

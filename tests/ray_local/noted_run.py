@@ -33,7 +33,7 @@ def kill(victim: str) -> None:
     pid = os.getpid()
     if victim == "engine":
         children = psutil.Process().children(recursive=True)
-        [pid] = [child.pid for child in children if "RolloutWorker" in child.name() + cmd(child)]
+        pid = min(child.pid for child in children if "RolloutWorker" in child.name() + cmd(child))
     os.kill(pid, signal.SIGKILL)
 
 

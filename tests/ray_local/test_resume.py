@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from actrep_ray.models.tiny import base_model_folder
 from actrep_ray.records import LearnerRow
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import CheckpointStore
+from actrep_ray.run.faults import read_faults
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
 from tests.ray_local.conftest import free_port
@@ -232,3 +234,30 @@ def test_a_killed_engine_changes_no_token(folder: Path, undisturbed: Run) -> Non
             del row["attempt"], row["log_probs"]
     assert first == second
     assert differences(killed.state(), alone.state()) == []
+
+
+def prompts_of(run: Run) -> Counter[str]:
+    """Ids of what the final weights were trained on: of each step, as it was done last."""
+    last = {call["step"]: call["rows"] for call in run.trained()}
+    assert sorted(last) == list(range(1, NUM_STEPS + 1))
+    return Counter(row["id"] for rows in last.values() for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.timeout(1800)
+def test_with_more_workers_and_staleness_the_same_prompts_are_trained(folder: Path) -> None:
+    """The driver is killed, and in its continuation an engine: no prompt is lost or done twice."""
+    two = [f"{role}.num_workers=2" for role in ("rollout", "reward", "learner")]
+    settings = (*two, "train.max_staleness=1", "train.mini_batch_size=24")
+    whole, cut = Run(folder, "whole-of-more", *settings), Run(folder, "cut-of-more", *settings)
+    whole.finish()
+    code, output = cut.process("driver@3:update")
+    assert code == -signal.SIGKILL, output
+    code, output = cut.process("engine@5:update", "--resume")
+    assert code == 0, output
+    assert read_faults(folder / "cut-of-more").lost["rollout"] == 1
+    assert len(cut.trained()) > NUM_STEPS  # some steps were done again
+    expected = prompts_of(whole)
+    assert expected.total() == len(expected) >= NUM_STEPS * 5
+    assert prompts_of(cut) == expected

@@ -95,6 +95,8 @@ def estimate_advantages(
     Returns:
         float32 [G] of each group; exact zeros where all rewards are equal.
     """
+    if cfg.advantage == "raft":
+        return [_exact(group == group.max(), np.ptp(group) == 0) for group in rewards]
     sizes = [len(group) for group in rewards]
     flat = torch.from_numpy(np.concatenate(rewards).astype(np.float64))
     num_tokens = torch.tensor([length for group in lengths for length in group])
