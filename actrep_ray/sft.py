@@ -24,6 +24,7 @@ from actrep_ray.cluster.stopping import StopError, StopRequest, remember_notice
 from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
+from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.quarantine import STATE_KEY, Quarantine, QuarantinedRow
 from actrep_ray.driver.restarts import run_with_restarts
@@ -69,6 +70,7 @@ def prepare_sft(
     """
     check_this_machine(recipe)
     remember_notice(recipe.run.preemption_notice or "")
+    BestStep(recipe)
     check_deepspeed(recipe)
     model = resolve_model(recipe.model.path)
     data = SftData.load(recipe, model, is_resumed=resume)
@@ -285,7 +287,8 @@ def _train(
 ) -> Checkpoint:
     cfg = recipe.sft
     checkpoints = RunCheckpoints(recipe, learners, cfg.num_steps, start)
-    step = checkpoints.restore()
+    step, best = checkpoints.restore(), BestStep(recipe)
+    best.restore(step)
     quarantine = Quarantine(recipe, len(data.train))
     quarantine.load_state(start.driver_state().get(STATE_KEY, ()) if start else ())
     with (
@@ -299,7 +302,7 @@ def _train(
         step_progress("SFT", start=step, total=cfg.num_steps) as report,
         checkpoints,
     ):
-        while step < cfg.num_steps:
+        while step < cfg.num_steps and not best.is_over:
             stop.check()
             step += 1
             draw = partial(data.batch, step, quarantine)
@@ -314,11 +317,13 @@ def _train(
                         metrics |= _prefixed("sft/validation_", learners.sft_loss(rows))
             logger.log(step, metrics | checkpoints.look() | quarantine.metrics())
             report(step, {name: metrics[key] for name, key in _SHOWN.items() if key in metrics})
-            if checkpoints.is_due(step):
-                checkpoints.save(step, {STATE_KEY: quarantine.state()})
+            is_best = best.look(step, metrics)
+            if is_best or best.is_over or checkpoints.is_due(step):
+                checkpoints.save(step, {STATE_KEY: quarantine.state()}, is_best=is_best)
             checkpoints.reached(step, {STATE_KEY: quarantine.state()})
-    if told := quarantine.describe():
-        console().print(as_text(told), soft_wrap=True)
+    for told in (quarantine.describe(), best.describe()):
+        if told:
+            console().print(as_text(told), soft_wrap=True)
     return checkpoints.last
 
 

@@ -148,6 +148,16 @@ class CheckpointConfig(Section):
 
     every: Whole = Field(50, description="Steps between them; 0: at the end.")
     keep: Count = Field(2, description="How many of the newest are kept, beside the best.")
+    best_by: str | None = Field(
+        None,
+        description="Figure of the evaluation by which the best step is written and kept, for "
+        "example obo or mae; of SFT: validation_loss. null: none is.",
+    )
+    patience: Count | None = Field(
+        None,
+        description="Evaluations in a row that may find nothing better by best_by; then the run "
+        "ends. null: it never ends early.",
+    )
     in_background: bool = Field(
         True,
         description="Steps go on while files are written, from a copy in the memory of the node of "

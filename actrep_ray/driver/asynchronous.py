@@ -86,7 +86,7 @@ class AsynchronousDriver:
             self.finish_push()
             if step == 0:
                 phases.log_start(logger)
-            while step < phases.num_steps and not phases.alarm.has_rung:
+            while step < phases.num_steps and not phases.is_over:
                 step += 1
                 with logger.timer("wait"):
                     slots = self.batch_of(step)
@@ -112,9 +112,10 @@ class AsynchronousDriver:
                 log_details(logger, step, groups, trainable, self.labels, phases.task)
                 # before the checkpoint: a run goes on from one, and its rows must be there
                 logger.log(step, metrics)
-                if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
+                is_best = phases.best.look(step, metrics)
+                if phases.is_save_due(step, is_best=is_best):
                     with logger.timer("checkpoint"):
-                        self.save(step)
+                        self.save(step, is_best=is_best)
                 phases.checkpoints.reached(step, self.state())
         self.finish_push()
         self.in_flight.ledger.check(self.in_flight.num_groups)
@@ -313,9 +314,10 @@ class AsynchronousDriver:
 
     # ---------------------------------------------------------------- saving
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, is_best: bool) -> None:
         """Begin to write a checkpoint of this step, with the slots in flight."""
-        self.while_working("save", partial(self.phases.checkpoints.save, step, self.state()))
+        save = self.phases.checkpoints.save
+        self.while_working("save", partial(save, step, self.state(), is_best=is_best))
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on, as JSON-able values; between two steps."""

@@ -45,6 +45,7 @@ class RunCheckpoints:
         self._last = start
         self._saving: Saving[Checkpoint] | None = None
         self._asked: tuple[int, dict[str, Any]] | None = None  # what was saved last, or is to be
+        self._best_step: int | None = None  # is marked when it is written
         self._failures: list[str] = []
         self._num_asked = 0
         self._reached: tuple[int, dict[str, Any]] | None = None  # what a stop would save
@@ -85,18 +86,21 @@ class RunCheckpoints:
         """Whether one is written after a step: every `checkpoint.every` steps and at the end."""
         return is_due(self.recipe.checkpoint.every or self.num_steps, step, self.num_steps)
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], *, is_best: bool = False) -> None:
         """Begin to write a checkpoint; at most one is under way.
 
         Args:
             step: Steps that were finished.
             state: What the driver needs to go on, as JSON-able values.
+            is_best: Keep it whatever its age, until another one is the best.
 
         Raises:
             SaveError: if one cannot be written and none is safe.
         """
         self._wait()
         self._asked = (step, state)
+        if is_best:
+            self._best_step = step
         self._num_asked += 1
         try:
             self._saving = self.store.begin(step, self.recipe, state, self.learners)
@@ -181,6 +185,8 @@ class RunCheckpoints:
                 self.learners.finish_save()
             self._last = self._saving.finish()
             self._saving = None
+            if self._last.step == self._best_step:
+                self.store.mark_best(self._last)
         except SaveError as error:
             self._give_up(error)
 

@@ -12,6 +12,7 @@ from actrep_ray.cluster.supervision import Budget, WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.driver.asynchronous import AsynchronousDriver
+from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.in_flight import check_in_flight
 from actrep_ray.driver.phases import GrpoData, Phases
 from actrep_ray.driver.pools import Pools, start_pools
@@ -48,6 +49,7 @@ def prepare_grpo(
     check_this_machine(recipe)
     remember_notice(recipe.run.preemption_notice or "")
     make_spec(recipe)
+    BestStep(recipe)
     check_deepspeed(recipe)
     data = GrpoData.load(recipe, is_resumed=resume)
     CountSampler(data.train, recipe.sampling, seed=recipe.seed)

@@ -14,6 +14,7 @@ from actrep_ray.cluster.stopping import StopError, StopRequest
 from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.config import Recipe
 from actrep_ray.driver.alarms import UntrainedSteps
+from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
 from actrep_ray.driver.groups import row_of, split_trainable
@@ -106,6 +107,7 @@ class Phases:
         self.timeline = pools.rollouts.timeline
         self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
         self.alarm = UntrainedSteps(recipe)
+        self.best = BestStep(recipe)
         self.task = load_task(recipe.task)
         self.source = source_for(recipe, pools.rollouts, pools.rewards)
         self.quarantine = Quarantine(recipe, len(data.train))
@@ -123,6 +125,7 @@ class Phases:
             self.sampler.load_state_dict(state["sampler"])
             if "alarm" in state:  # not in checkpoints of before
                 self.alarm.load_state_dict(state["alarm"])
+        self.best.restore(step)
         self.quarantine.load_state(state.get(STATE_KEY, ()))
         for row in self.quarantine.rows:
             self.sampler.exclude(row)
@@ -136,9 +139,14 @@ class Phases:
             STATE_KEY: self.quarantine.state(),
         }
 
-    def save(self, step: int) -> None:
-        """Begin to write a checkpoint of this step."""
-        self.checkpoints.save(step, self.state())
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ends before its last step: it learns nothing, or gets no better."""
+        return self.alarm.has_rung or self.best.is_over
+
+    def is_save_due(self, step: int, *, is_best: bool) -> bool:
+        """Whether a step ends with a checkpoint."""
+        return is_best or self.is_over or self.checkpoints.is_due(step)
 
     def abandoning(self) -> AbstractContextManager[None]:
         """Do what a run that is asked to stop gives up: waiting for answers and for scores."""
@@ -159,11 +167,13 @@ class Phases:
         metrics = {f"data/{name}": float(number) for name, number in num_clips.items()}
         if self.recipe.eval.every:
             metrics |= self.evaluate(0)
+            self.best.look(0, metrics)
         logger.log(0, metrics)
 
     def tell_end(self) -> None:
-        """Say at the end of a run what was left out of it, and what was lost and made good."""
-        for told in (self.quarantine.describe(), self.pools.faults.sums.describe()):
+        """Say at the end of a run what was left out, what was lost, and which step was the best."""
+        lost = self.pools.faults.sums.describe()
+        for told in (self.quarantine.describe(), lost, self.best.describe()):
             if told:
                 console().print(as_text(told), soft_wrap=True)
 

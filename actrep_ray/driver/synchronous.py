@@ -35,7 +35,7 @@ class SynchronousDriver:
         with phases.stop, phases.open_log(step) as logger, phases.checkpoints:
             if step == 0:
                 phases.log_start(logger)
-            while step < phases.num_steps and not phases.alarm.has_rung:
+            while step < phases.num_steps and not phases.is_over:
                 step += 1
                 with phases.abandoning():
                     groups, labels, metrics, refused = self.collect(step, logger)
@@ -57,9 +57,10 @@ class SynchronousDriver:
                 log_details(logger, step, groups, trainable, labels, phases.task)
                 # before the checkpoint: a run goes on from one, and its rows must be there
                 logger.log(step, metrics)
-                if phases.checkpoints.is_due(step) or phases.alarm.has_rung:
+                is_best = phases.best.look(step, metrics)
+                if phases.is_save_due(step, is_best=is_best):
                     with logger.timer("checkpoint"):
-                        phases.save(step)
+                        phases.checkpoints.save(step, phases.state(), is_best=is_best)
                 phases.checkpoints.reached(step, phases.state())
         phases.tell_end()
         phases.alarm.end_run()

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from actrep_ray.cli.main import main
-from actrep_ray.driver.asynchronous import AsynchronousDriver
+from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.phases import Phases
 from actrep_ray.driver.sources import GroupSource
 from actrep_ray.records import RolloutGroup
@@ -91,10 +91,9 @@ def watch(notes: Path, victim: str, at: tuple[int, str]) -> None:
 
     wrap(Phases, "update", learn)
     wrap(Phases, "push", nothing)
-    wrap(Phases, "save", nothing)
+    wrap(RunCheckpoints, "save", nothing)
     # Of the asynchronous driver:
     wrap(WeightSync, "start_delivery", nothing, "push")
-    wrap(AsynchronousDriver, "save", nothing)
 
 
 if __name__ == "__main__":
