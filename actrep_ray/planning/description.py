@@ -17,6 +17,7 @@ from actrep_ray.config import ConfigError, Recipe, load_recipe
 from actrep_ray.models.architecture import Architecture, find_config, read_architecture
 from actrep_ray.planning.memory import plan_memory
 from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory
+from actrep_ray.planning.parameters import check_adapters
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from actrep_ray.planning.training import describe_training
 from actrep_ray.run.model_folder import model_folder
@@ -58,6 +59,7 @@ def check_recipe(recipe: Recipe, path: Path, gpus: str | None = None) -> Check:
     if not source:
         return Check((*lines, "memory: not planned, since model.path is not set"), None)
     model = read_architecture(str(model_folder(source)))
+    check_adapters(recipe, model)
     prompt, of_data = _prompt_of(recipe, model)
     where, nodes = find_hardware(path, gpus, is_cpu=recipe.device == "cpu")
     plan = plan_memory(recipe, model, prompt, nodes)

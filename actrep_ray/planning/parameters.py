@@ -1,6 +1,6 @@
 """How many parameters are trained, and how many bytes of them go to the engines."""
 
-from actrep_ray.config import Recipe
+from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.models.architecture import Architecture
 from actrep_ray.planning.memory_plan import value_bytes
 
@@ -17,6 +17,21 @@ def trainable_parameters(recipe: Recipe, model: Architecture) -> tuple[int, int]
         for name in set(lora.target_modules)
     )
     return trained, model.total_parameters
+
+
+def check_adapters(recipe: Recipe, model: Architecture) -> None:
+    """Refuse adapters for which the model has no layer, before anything of it is loaded.
+
+    Raises:
+        ConfigError: naming the layers that there are.
+    """
+    lora = recipe.model.lora
+    known = {name for component in lora.components for name in model.linear_widths[component]}
+    if lora.rank and not known & set(lora.target_modules):
+        raise ConfigError(
+            f"model.lora.target_modules={list(lora.target_modules)}: no such linear layer in "
+            f"{', '.join(lora.components)}, which has {', '.join(sorted(known))}"
+        )
 
 
 def push_bytes(recipe: Recipe, model: Architecture) -> int:

@@ -333,3 +333,12 @@ def test_an_engine_that_could_not_wake_up_is_told() -> None:
         PromptSize(4096, 42),
         parse_gpus("1x80GB"),
     ).fits
+
+
+def test_adapters_beside_no_layer_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    lora = ["model.lora.rank=8", "model.lora.components=[language_model]"]
+    wrong = recipe(*lora, "model.lora.target_modules=[query, qkv]")
+    with pytest.raises(ConfigError, match=r"\['query', 'qkv'\]: no such .*has down_proj.*v_proj"):
+        check_recipe(wrong, tmp_path / "r.yaml", "8x80GB")
+    known = recipe(*lora, "model.lora.target_modules=[query, q_proj]")
+    assert check_recipe(known, tmp_path / "r.yaml", "8x80GB").plan is not None
