@@ -15,9 +15,10 @@ from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.scores import Figures, Metrics
 from actrep_ray.run.console import as_text
 from actrep_ray.run.faults import ROLES, FaultSums
-from actrep_ray.tasks.base import FigureSpec, Task
+from actrep_ray.tasks.base import PARSE_RATE, FigureSpec, Task
 
 _MOST_READINGS = 12  # rows of the table of predictions
+_MOSTLY_READ = 0.5  # share of answers; a predictor below it is marked
 _COLLAPSE_SHARE = 0.5  # of one reading among the predictions: worth a word
 _DONE_AGAIN = {"rollout": "prompts", "reward": "groups", "learner": "steps"}
 
@@ -59,15 +60,20 @@ class TableData:
 
 def comparison_table(predictors: pd.DataFrame, task: Task) -> TableData:
     """One row for each predictor, with intervals, of `predictors_frame`."""
-    figures = _of_answers(task)
-    return TableData(
-        f"{task.title} on {predictors['clips'].iloc[0]} held-out clips",
-        ("", *_headers(figures)),
-        tuple((row["predictor"], *_cells(row, figures)) for row in _rows(predictors)),
+    figures, found = _of_answers(task), _rows(predictors)
+    note = (
         f"Below each figure: its 95% interval ({intervals_told(figures)}). An answer that cannot "
-        "be parsed is wrong.",
-        is_main=True,
+        "be parsed is wrong."
     )
+    is_unread = [row[PARSE_RATE.name] < _MOSTLY_READ for row in found]
+    if any(is_unread):
+        note += " * Most answers cannot be parsed, and stand for none: a mean error says little."
+    rows = tuple(
+        (row["predictor"] + (" *" if unread else ""), *_cells(row, figures))
+        for row, unread in zip(found, is_unread, strict=True)
+    )
+    title = f"{task.title} on {predictors['clips'].iloc[0]} held-out clips"
+    return TableData(title, ("", *_headers(figures)), rows, note, is_main=True)
 
 
 def claims_table(predictors: pd.DataFrame, task: Task) -> TableData | None:

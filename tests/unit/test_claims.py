@@ -46,7 +46,7 @@ from actrep_ray.evaluation.scores import (
     remarks_on,
     score_predictions,
 )
-from actrep_ray.evaluation.tables import claims_table, counts_table, gain_table
+from actrep_ray.evaluation.tables import claims_table, comparison_table, counts_table, gain_table
 from actrep_ray.scoring.worker import GroupTexts, RewardWorker, make_spec
 from actrep_ray.tasks.counting import Counting, is_consistent
 from actrep_ray.tasks.loading import load_task
@@ -366,6 +366,20 @@ def test_claims_stand_one_below_the_other() -> None:
     assert [row[4][:5] for row in table.rows] == ["0.429", "", ""]
     del metrics["m"]
     assert claims_table(predictors_frame(metrics), TASK) is None
+
+
+def test_a_predictor_whose_answers_cannot_be_read_is_marked() -> None:
+    """An unread answer stands for 0, whose error is below 1: a wild guess can look worse."""
+    from actrep_ray.evaluation.frames import predictors_frame
+
+    unread = [prediction_of_text(i, "rep rep rep", TASK) for i in TRUE]
+    metrics = {"untrained": scored(unread), "m": scored(EDITIONS[0])}
+    assert metrics["untrained"].values["mae"].value < 1.0
+    table = comparison_table(predictors_frame(metrics), TASK)
+    assert [row[0] for row in table.rows] == ["untrained *", "m"]
+    assert "* Most answers cannot be parsed" in table.note
+    del metrics["untrained"]
+    assert "*" not in comparison_table(predictors_frame(metrics), TASK).note
 
 
 def test_a_count_is_shown_with_what_it_rests_on() -> None:
