@@ -7,7 +7,7 @@ reward; that is checked before anything starts. Loss is on the answer's tokens a
 The order of clips is a function of (seed, step): epochs are seeded permutations laid end to end,
 and step s takes the clips s * B to (s + 1) * B of that line. A resumed run therefore goes on with
 the clips that the killed one would have seen. In place of a clip that turns out unusable comes the
-next one of its count stratum in that line (`driver.quarantine`).
+next one of its stratum in that line (`driver.quarantine`).
 """
 
 import logging
@@ -28,6 +28,7 @@ from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.quarantine import STATE_KEY, Quarantine, QuarantinedRow
 from actrep_ray.driver.restarts import run_with_restarts
+from actrep_ray.driver.strata import strata_of
 from actrep_ray.driver.text_lists import text_lists
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -44,8 +45,7 @@ from actrep_ray.run.progress import step_progress
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.cot import read_answers
 from data_prep.files import DataError
-from data_prep.schema import Clip
-from data_prep.strata import make_strata, stratum_of
+from data_prep.rows import Row
 from data_prep.video import FileState
 
 _log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class SftData:
         validation: Rows of the validation loss; may be empty.
         clips_per_step: B.
         seed: Decides the order.
-        strata: Name of the count stratum of each row to train on.
+        strata: Name of the stratum of each row to train on.
         texts: Rows without a video that a step learns from beside its clips.
     """
 
@@ -187,10 +187,10 @@ class SftData:
         )
         inputs = QwenVLInputs(model)
         inputs.check_dialect(recipe.data.dialect)
-        pairs, strata = answered(train, recipe), make_strata(recipe.sampling.bins)
+        pairs = answered(train, recipe)
         rows = [
             [
-                row_of(clip, answer, recipe, inputs, FileState.of(clip.video) if share else None)
+                row_of(clip, answer, recipe, inputs, FileState.of(clip.file) if share else None)
                 for clip, answer in some
             ]
             for some in (pairs, answered(validation, recipe))
@@ -199,7 +199,7 @@ class SftData:
             *rows,
             clips_per_step=recipe.sft.clips_per_step,
             seed=recipe.seed,
-            strata=[stratum_of(clip.count, strata).name for clip, _ in pairs],
+            strata=strata_of([clip for clip, _ in pairs], recipe),
             texts=partial(text_lists, recipe, inputs),
         )
 
@@ -234,7 +234,7 @@ class SftData:
         return np.random.default_rng((self._seed, epoch)).permutation(len(self.train))
 
 
-def answered(clips: Sequence[Clip], recipe: Recipe) -> list[tuple[Clip, str]]:
+def answered(clips: Sequence[Row], recipe: Recipe) -> list[tuple[Row, str]]:
     """Each clip with the answer that it is to teach: from `data.answers`, or from its marks.
 
     Raises:
@@ -265,7 +265,7 @@ def answered(clips: Sequence[Clip], recipe: Recipe) -> list[tuple[Clip, str]]:
 
 
 def row_of(
-    clip: Clip,
+    clip: Row,
     answer: str,
     recipe: Recipe,
     inputs: QwenVLInputs,

@@ -349,13 +349,14 @@ def measure_quickstart(clips_path: Path, repeats: int) -> dict[str, Any]:
     from actrep_ray.sft import row_of
     from actrep_ray.tasks.loading import load_clips
     from data_prep.cot import render_answer
+    from data_prep.rows import clips_among
 
     recipe_path = Path(__file__).parents[1] / "recipes" / "quickstart_grpo.yaml"
     settings = [f"data.path={clips_path}", "device=cpu", "learner.num_threads=1"]
     base = load_recipe(recipe_path, settings)
     model = base_model_folder()
     inputs = QwenVLInputs(model)
-    clips = load_clips(base, "train", limit=base.train.prompts_per_step)
+    clips = clips_among(load_clips(base, "train", limit=base.train.prompts_per_step))
     answers = [
         inputs.encode_answer(render_answer(clip, dialect=base.data.dialect)) for clip in clips
     ]

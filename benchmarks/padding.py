@@ -159,14 +159,14 @@ def quickstart(clips: Path, model: Path, num_batches: int) -> list[dict[str, Any
 
 def sampled(recipe: Recipe, model: Path, num_batches: int) -> list[list[PackedRow]]:
     """Rows of mini-batches: clips by the recipe's sampler, answers by the checkpoint."""
-    from actrep_ray.driver.sampling import CountSampler
     from actrep_ray.driver.sources import training_settings
+    from actrep_ray.driver.strata import make_sampler
     from actrep_ray.records import Prompt
     from actrep_ray.rollout.hf_engine import HfEngine
     from actrep_ray.tasks.loading import load_clips, load_task
 
     engine = HfEngine(model, recipe.rollout, recipe.video, device="cpu", seed=0)
-    sampler = CountSampler(load_clips(recipe, "train"), recipe.sampling, seed=recipe.seed)
+    sampler = make_sampler(load_clips(recipe, "train"), recipe)
     size = recipe.answers_per_optimizer_step // recipe.train.group_size
     batches = []
     for step in range(num_batches):

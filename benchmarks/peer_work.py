@@ -14,6 +14,7 @@ from actrep_ray.driver.sampling import CountSampler
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_task
+from data_prep.rows import clips_among
 from data_prep.schema import Clip
 from data_prep.video import FramePlan
 from rewards.compute_score import compute_score
@@ -32,7 +33,8 @@ class Work:
     @classmethod
     def of(cls, recipe: Recipe) -> "Work":
         """The clips that our driver draws, in its order."""
-        sampler = CountSampler(GrpoData.load(recipe).train, recipe.sampling, seed=recipe.seed)
+        clips = clips_among(GrpoData.load(recipe).train)
+        sampler = CountSampler(clips, recipe.sampling, seed=recipe.seed)
         train = recipe.train
         steps = [
             [drawn.clip for drawn in sampler.take(train.prompts_per_step)]

@@ -18,10 +18,10 @@ model sees the clip.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 from data_prep.files import DataError, read_jsonl, write_lines
 from data_prep.roots import VideoRoots
@@ -94,11 +94,21 @@ class Clip:
     flags: tuple[str, ...] = ()
 
     @property
+    def kind(self) -> str:
+        """Which kind of row it is, and the key of its file."""
+        return "video"
+
+    @property
+    def file(self) -> str:
+        """Path of what is shown."""
+        return self.video
+
+    @property
     def duration_s(self) -> float:
         """Length of the clip in seconds."""
         return self.end_s - self.start_s
 
-    def with_video_root(self, root: Path) -> "Clip":
+    def with_root(self, root: Path) -> "Clip":
         """The same clip with `video` made absolute against `root`, `..` taken out as text."""
         return replace(self, video=os.path.normpath(root.absolute() / self.video))
 
@@ -150,6 +160,8 @@ def parse_clip(row: dict[str, Any], where: str) -> Clip:
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise RowError(where, "", kind, "an object", f"expected a JSON object, got {kind}")
+    if "kind" in row:
+        raise RowError(where, "kind", repr(row["kind"]), "a clip of a video, which has no such key")
     if unknown := sorted(set(row) - set(_FIELDS)):
         key, known = unknown[0], ", ".join(_FIELDS)
         told = f"unknown key {key!r}; known keys: {known}"
@@ -181,6 +193,14 @@ def parse_clip(row: dict[str, Any], where: str) -> Clip:
     values["flags"] = tuple(flags)
     clip = Clip(**values)
     _check(clip, where)
+    return clip
+
+
+def parse_plausible(row: dict[str, Any], where: str) -> Clip:
+    """As `parse_clip`, and no number that no video has."""
+    clip = parse_clip(row, where)
+    for key, value, expected in implausible(clip):
+        raise RowError(where, key, repr(value), expected)
     return clip
 
 
@@ -217,6 +237,23 @@ def _check(clip: Clip, where: str) -> None:
         raise RowError(where, "video_fps", repr(clip.video_fps), "a number above 0")
 
 
+class _Line(Protocol):
+    """What lines of all kinds have."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    def with_root(self, root: Path) -> Self: ...
+
+
+_LineT = TypeVar("_LineT", bound=_Line)
+
+
 def read_clips(
     path: str | Path, *, split: str | None = None, allow_outside: Sequence[str] = ()
 ) -> Iterator[Clip]:
@@ -230,20 +267,29 @@ def read_clips(
     Raises:
         DataError: naming the file and line of the first bad row.
     """
+    yield from read_lines_of(path, parse_plausible, split=split, allow_outside=allow_outside)
+
+
+def read_lines_of(
+    path: str | Path,
+    parse: Callable[[dict[str, Any], str], _LineT],
+    *,
+    split: str | None,
+    allow_outside: Sequence[str],
+) -> Iterator[_LineT]:
+    """As `read_clips`, of whatever `parse` makes of a line."""
     path = Path(path)
     roots = VideoRoots(path.parent, allow_outside)
     seen: dict[str, int] = {}
     for row in read_jsonl(path, "a JSONL file of clips"):
-        clip = parse_clip(row.values, row.where)
-        for key, value, expected in implausible(clip):
-            raise RowError(row.where, key, repr(value), expected)
-        if clip.id in seen:
-            raise DataError(f"{row.where}: id={clip.id!r} was used in line {seen[clip.id]} already")
-        seen[clip.id] = row.number
-        if outside := roots.problem(clip.video):
-            raise RowError(row.where, "video", outside, roots.expected)
-        if split is None or clip.split == split:
-            yield clip.with_video_root(path.parent)
+        line = parse(row.values, row.where)
+        if line.id in seen:
+            raise DataError(f"{row.where}: id={line.id!r} was used in line {seen[line.id]} already")
+        seen[line.id] = row.number
+        if outside := roots.problem(line.file):
+            raise RowError(row.where, line.kind, outside, roots.expected)
+        if split is None or line.split == split:
+            yield line.with_root(path.parent)
 
 
 def write_clips(path: str | Path, clips: Iterable[Clip]) -> int:

@@ -15,7 +15,7 @@ from data_prep.schema import SPLITS
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
     from actrep_ray.tasks.base import Task
-    from data_prep.schema import Clip
+    from data_prep.rows import Row
 
 
 def add_evaluate(commands: Any) -> None:
@@ -119,15 +119,16 @@ def _data_of(args: argparse.Namespace) -> str:
     return f"data.path={json.dumps(str(args.data))}"
 
 
-def _add_baseline(clips: Sequence["Clip"], out_dir: Path, task: "Task", *, wanted: bool) -> None:
+def _add_baseline(clips: Sequence["Row"], out_dir: Path, task: "Task", *, wanted: bool) -> None:
     """Put the detector's predictions beside a model's, or take out those of an earlier call."""
     from actrep_ray.evaluation.periodicity import drop_baseline, write_baseline
+    from data_prep.rows import clips_among
 
     if not wanted:
         drop_baseline(out_dir)
         return
     with _showing_progress(len(clips)) as progress:
-        write_baseline(clips, out_dir, task, progress=progress)
+        write_baseline(clips_among(clips), out_dir, task, progress=progress)
 
 
 @contextmanager

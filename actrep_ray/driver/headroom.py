@@ -1,6 +1,6 @@
 """What reinforcement could win, asked before a run: its engines, sampler, rewards and filter alone.
 
-    CountSampler ─ N clips ─► engines ─ K / G groups each ─► reward workers ─► drop_reason ─► Probe
+    sampler ─ N clips ─► engines ─ K / G groups each ─► reward workers ─► drop_reason ─► Probe
 
 The prompts are those of the run's first steps (same seed, same Random Count Sampling, same ids),
 asked in batches of a step's size. No learner is started and no weight moves.
@@ -16,10 +16,11 @@ import numpy as np
 
 from actrep_ray.cluster.session import cluster
 from actrep_ray.config import ConfigError, Recipe
+from actrep_ray.driver.dealing import Sampler
 from actrep_ray.driver.groups import FLAT, drop_reason
 from actrep_ray.driver.phases import make_prompt, prompt_name, source_for
-from actrep_ray.driver.sampling import CountSampler
 from actrep_ray.driver.sources import GroupSource
+from actrep_ray.driver.strata import make_sampler
 from actrep_ray.evaluation.answer_figures import Answers, answers_of
 from actrep_ray.evaluation.headroom import Headroom, Probe, Start, headroom_of
 from actrep_ray.evaluation.predictors import with_whole_weights
@@ -32,6 +33,7 @@ from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.scoring.worker import make_spec
 from actrep_ray.tasks.base import Task, labels_of, step_accuracy
 from actrep_ray.tasks.loading import load_clips, load_task
+from data_prep.rows import Row
 from rewards.reference import Reference
 
 MIN_PROMPTS = 8
@@ -80,7 +82,7 @@ def prepare_headroom(
         )
     make_spec(recipe)
     clips = load_clips(recipe, "train", limit=recipe.data.max_train_clips)
-    sampler = CountSampler(clips, recipe.sampling, seed=recipe.seed)
+    sampler = make_sampler(clips, recipe)
     model = resolve_model(recipe.model.path)
     inputs = QwenVLInputs(model)
     inputs.check_dialect(recipe.data.dialect)
@@ -103,7 +105,7 @@ class HeadroomJob:
     recipe: Recipe
     model: Path
     inputs: QwenVLInputs
-    sampler: CountSampler
+    sampler: Sampler[Row]
     num_prompts: int
     num_groups: int
 

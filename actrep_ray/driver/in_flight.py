@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actrep_ray.config import ConfigError, Recipe
-from actrep_ray.driver.sampling import SampledClip
+from actrep_ray.driver.dealing import SampledClip
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint
-from data_prep.schema import parse_clip
+from data_prep.rows import Row, parse_row
 
 STATE_KEY = "pipeline"  # in a checkpoint's driver.json
 
@@ -58,7 +58,7 @@ class Slot:
     """
 
     number: int
-    sampled: SampledClip
+    sampled: SampledClip[Row]
     num_refills: int = 0
     policy_version: int = 0
     prompt: Prompt | None = None
@@ -96,7 +96,7 @@ class InFlight:
         """The step that a slot was issued for."""
         return slot.number // self.prompts_per_step + 1
 
-    def open_step(self, drawn: Sequence[SampledClip]) -> list[Slot]:
+    def open_step(self, drawn: Sequence[SampledClip[Row]]) -> list[Slot]:
         """Slots for the clips of the next step that has none."""
         first = self.num_steps_issued * self.prompts_per_step
         self.num_steps_issued += 1
@@ -228,6 +228,6 @@ def _slot_to_json(slot: Slot) -> dict[str, Any]:
 
 
 def _slot_of_json(row: dict[str, Any]) -> Slot:
-    clip = parse_clip(row["clip"], "prompt in flight of the checkpoint")
+    clip = parse_row(row["clip"], "prompt in flight of the checkpoint")
     sampled = SampledClip(clip, row["stratum"], row["source_id"])
     return Slot(row["number"], sampled, num_refills=row["round"])

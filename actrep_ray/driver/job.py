@@ -17,7 +17,7 @@ from actrep_ray.driver.in_flight import check_in_flight
 from actrep_ray.driver.phases import GrpoData, Phases
 from actrep_ray.driver.pools import Pools, start_pools
 from actrep_ray.driver.restarts import run_with_restarts
-from actrep_ray.driver.sampling import CountSampler
+from actrep_ray.driver.strata import make_sampler
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
@@ -52,7 +52,7 @@ def prepare_grpo(
     BestStep(recipe)
     check_deepspeed(recipe)
     data = GrpoData.load(recipe, is_resumed=resume)
-    CountSampler(data.train, recipe.sampling, seed=recipe.seed)
+    make_sampler(data.train, recipe)
     model = resolve_model(recipe.model.path)
     inputs = QwenVLInputs(model)
     inputs.check_dialect(recipe.data.dialect)

@@ -17,12 +17,13 @@ from actrep_ray.driver.alarms import UntrainedSteps
 from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
+from actrep_ray.driver.dealing import SampledClip
 from actrep_ray.driver.groups import row_of, split_trainable
 from actrep_ray.driver.metrics import log_histograms
 from actrep_ray.driver.pools import Pools
 from actrep_ray.driver.quarantine import STATE_KEY, Quarantine, QuarantinedRow
-from actrep_ray.driver.sampling import CountSampler, SampledClip, describe_strata
 from actrep_ray.driver.sources import GroupSource, training_settings
+from actrep_ray.driver.strata import describe_strata, make_sampler
 from actrep_ray.evaluation.predictors import evaluate
 from actrep_ray.learner.loss.algorithms import compute_advantages
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -34,7 +35,7 @@ from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
-from data_prep.schema import Clip
+from data_prep.rows import Row
 from data_prep.video import FileState, FramePlan
 from rewards.reference import Reference
 
@@ -53,8 +54,8 @@ class GrpoData:
         files: What each video was when the run began, or went on.
     """
 
-    train: list[Clip]
-    evaluation: list[Clip]
+    train: list[Row]
+    evaluation: list[Row]
     files: dict[str, FileState] = field(default_factory=dict)
 
     @classmethod
@@ -75,7 +76,7 @@ class GrpoData:
             evaluation = load_clips(
                 recipe, recipe.eval.split, limit=recipe.eval.num_clips, max_unreadable_share=share
             )
-        files = {clip.video: FileState.of(clip.video) for clip in (*train, *evaluation)}
+        files = {clip.file: FileState.of(clip.file) for clip in (*train, *evaluation)}
         return cls(train, evaluation, files)
 
 
@@ -105,7 +106,7 @@ class Phases:
         self.prompts_per_step = recipe.train.prompts_per_step
         self.num_steps = recipe.train.num_steps
         self.timeline = pools.rollouts.timeline
-        self.sampler = CountSampler(data.train, recipe.sampling, seed=recipe.seed)
+        self.sampler = make_sampler(data.train, recipe)
         self.alarm = UntrainedSteps(recipe)
         self.best = BestStep(recipe)
         self.task = load_task(recipe.task)
@@ -162,7 +163,7 @@ class Phases:
         references = (self.task.reference(clip) for clip in self.data.train)
         log_histograms(logger, 0, "data", references, self.task)
         num_clips = self.sampler.num_clips
-        strata = describe_strata(num_clips, self.sampler.weights)
+        strata = describe_strata(num_clips, self.sampler.weights, self.task.reading_name)
         console().print(as_text(strata))
         metrics = {f"data/{name}": float(number) for name, number in num_clips.items()}
         if self.recipe.eval.every:
@@ -187,7 +188,7 @@ class Phases:
     # ---------------------------------------------------------------- prompts
 
     def issue(self, step: int) -> tuple[list[Prompt], dict[str, Reference]]:
-        """The prompts of a step, drawn by Random Count Sampling, and the labels of their clips.
+        """The prompts of a step, drawn as the task has it, and the labels of their clips.
 
         Labels are of the clips as issued: a crop has labels of its own.
         """
@@ -212,7 +213,7 @@ class Phases:
         ]
         return prompts, labels_of([sampled.clip for sampled in drawn], self.task)
 
-    def prompt(self, name: str, sampled: SampledClip, num_refills: int = 0) -> Prompt:
+    def prompt(self, name: str, sampled: SampledClip[Row], num_refills: int = 0) -> Prompt:
         """What is asked about a drawn clip; the clip's id is added to the prompt's name."""
         plan = self.plan(sampled.clip)
         return make_prompt(name, sampled, self.recipe, plan, num_refills)
@@ -222,9 +223,9 @@ class Phases:
         drawn = self.sampler.peek(self.prompts_per_step)
         self.pools.rollouts.prefetch([self.plan(sampled.clip) for sampled in drawn])
 
-    def plan(self, clip: Clip) -> FramePlan:
+    def plan(self, clip: Row) -> FramePlan:
         """The frames to show of a clip, of its video as it was when the run began."""
-        state = self.data.files.get(clip.video) or FileState.of(clip.video)
+        state = self.data.files.get(clip.file) or FileState.of(clip.file)
         return self.inputs.plan(clip, self.recipe.video, state)
 
     def put_aside(self, refused: Sequence[Refusal], step: int) -> "Counter[str]":
@@ -320,7 +321,7 @@ class Phases:
 
 
 def make_prompt(
-    name: str, sampled: SampledClip, recipe: Recipe, plan: FramePlan, num_refills: int = 0
+    name: str, sampled: SampledClip[Row], recipe: Recipe, plan: FramePlan, num_refills: int = 0
 ) -> Prompt:
     """What a recipe asks about a drawn clip; the clip's id is added to the prompt's name."""
     clip = sampled.clip

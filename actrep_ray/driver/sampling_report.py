@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actrep_ray.config import SamplingConfig
-from actrep_ray.driver.sampling import CountSampler, SampledClip
+from actrep_ray.driver.dealing import SampledClip
+from actrep_ray.driver.sampling import CountSampler
 from data_prep.schema import Clip
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def rcs_report(
     )
 
 
-def _num_zero_crops(drawn: Sequence[SampledClip], counts: Mapping[str, int]) -> int:
+def _num_zero_crops(drawn: Sequence[SampledClip[Clip]], counts: Mapping[str, int]) -> int:
     """Crops of count 0 out of clips whose own count is another."""
     return sum(s.is_crop and s.clip.count == 0 and counts[s.source_id] > 0 for s in drawn)
 
@@ -182,7 +183,7 @@ def plot_report(report: RcsReport, path: Path) -> None:
 
 def _draw(
     clips: Sequence[Clip], config: SamplingConfig, seed: int, num: int
-) -> tuple[CountSampler, list[SampledClip]]:
+) -> tuple[CountSampler, list[SampledClip[Clip]]]:
     if num < 1:
         raise ValueError(f"{num} draws, expected at least 1")
     sampler = CountSampler(clips, config, seed)

@@ -27,7 +27,7 @@ from actrep_ray.evaluation.predictions import Prediction, claims_of
 from actrep_ray.evaluation.scores import Figures, Metrics, reading_histogram, score_cells
 from actrep_ray.tasks.base import FigureSpec, Task, labels_of
 from actrep_ray.tasks.counting import ANSWER, LIST
-from data_prep.schema import Clip
+from data_prep.rows import Row
 from rewards.reference import Reference
 
 ENDS = ("_low", "_high")
@@ -155,7 +155,7 @@ def readings_frame(
 
 def breakdown_frame(
     sets: Mapping[str, Sequence[Prediction]],
-    clips: Sequence[Clip],
+    clips: Sequence[Row],
     task: Task,
     *,
     num_bootstrap: int = 2000,

@@ -10,7 +10,7 @@ from actrep_ray.evaluation.run_results import write_results
 from actrep_ray.evaluation.scores import Metrics
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.tasks.loading import load_clips
-from data_prep.schema import Clip
+from data_prep.rows import Row
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class EvaluationJob:
 
     recipe: Recipe
     model: Path
-    clips: list[Clip]
+    clips: list[Row]
     inputs: QwenVLInputs
     out_dir: Path
 

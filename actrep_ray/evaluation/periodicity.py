@@ -16,6 +16,7 @@ from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.processes import die_with
+from data_prep.rows import clips_among
 from data_prep.schema import Clip
 
 FILE = f"predictions-{DETECTOR}.jsonl"
@@ -171,6 +172,6 @@ def prepare_periodicity(recipe: Recipe, *, split: str, out_dir: Path) -> Periodi
     """
     if not load_task(recipe.task).is_counting:
         raise ConfigError(f"task={recipe.task}: the periodicity detector can count, nothing else")
-    clips = load_clips(recipe, split, limit=recipe.eval.num_clips)
+    clips = clips_among(load_clips(recipe, split, limit=recipe.eval.num_clips))
     out_dir.mkdir(parents=True, exist_ok=True)
     return PeriodicityJob(recipe, clips, out_dir)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from actrep_ray.evaluation.run_results import ReportInput
 from actrep_ray.evaluation.scores import Metrics
+from data_prep.rows import Row, clips_among
 from data_prep.schema import Clip
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ class _Picture:
     draw: "Callable[[FigureBase], None]"
 
 
-def choose_clip(clips: Sequence[Clip]) -> Clip | None:
+def choose_clip(clips: Sequence[Row]) -> Clip | None:
     """The clip to show: the first with at least three annotated cycles, whatever was answered."""
     for clip in clips:
-        if clip.cycles and len(clip.cycles) >= _MIN_SHOWN_CYCLES:
+        if isinstance(clip, Clip) and clip.cycles and len(clip.cycles) >= _MIN_SHOWN_CYCLES:
             return clip
     return None
 
@@ -78,7 +79,7 @@ def _pictures(given: ReportInput, metrics: Mapping[str, Metrics]) -> list[_Pictu
         return pictures
     shown = dict(list(given.sets.items())[-_MOST_SETS:])
     if given.task.is_counting:
-        truth = {clip.id: clip.count for clip in given.clips}
+        truth = {clip.id: clip.count for clip in clips_among(given.clips)}
         pictures.append(
             _Picture("counts", 3.9, lambda figure: plots.draw_counts(figure, shown, truth, metrics))
         )

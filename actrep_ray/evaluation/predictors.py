@@ -21,6 +21,7 @@ from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import start_engine, with_own_device
 from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_task
+from data_prep.rows import Row
 from data_prep.schema import Clip
 from data_prep.video import FileState
 
@@ -34,7 +35,7 @@ class Generator(Protocol):
 
 
 def predict(
-    clips: Sequence[Clip],
+    clips: Sequence[Row],
     generator: Generator,
     inputs: QwenVLInputs,
     recipe: Recipe,
@@ -59,7 +60,7 @@ def predict(
             prompt_id=f"eval-{i:06d}-{clip.id}",
             clip_id=clip.id,
             question=task.question(clip, recipe.data),
-            plan=inputs.plan(clip, recipe.video, known.get(clip.video)),
+            plan=inputs.plan(clip, recipe.video, known.get(clip.file)),
             row_id=clip.id,
         )
         for i, clip in enumerate(clips)
@@ -83,7 +84,7 @@ def prediction_of(group: RolloutGroup, task: Task, dialect: str) -> Prediction:
 
 
 def evaluate(
-    clips: Sequence[Clip],
+    clips: Sequence[Row],
     generator: Generator,
     inputs: QwenVLInputs,
     recipe: Recipe,

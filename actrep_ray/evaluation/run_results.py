@@ -22,7 +22,7 @@ from actrep_ray.run.provenance import provenance
 from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.loading import chosen_clips, load_task
 from data_prep.files import DataError, write_json
-from data_prep.schema import Clip
+from data_prep.rows import Row
 
 DETECTOR = "periodicity"
 """The predictor that is a baseline, which nothing trains."""
@@ -78,7 +78,7 @@ class ReportInput:
 
     title: str
     task: Task
-    clips: Sequence[Clip]
+    clips: Sequence[Row]
     sets: Mapping[str, Sequence[Prediction]]
     stages: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     train_truths: Sequence[Reading] = ()
@@ -163,7 +163,7 @@ def _same_clips(sets: dict[str, list[Prediction]]) -> dict[str, list[Prediction]
 
 def _read_answered(
     recipe: Recipe, sets: Mapping[str, Sequence[Prediction]], task: Task
-) -> tuple[list[Clip], list[Reading]]:
+) -> tuple[list[Row], list[Reading]]:
     """The clips that the predictions are about, and the right answers of the train split."""
     if not sets:
         return [], []

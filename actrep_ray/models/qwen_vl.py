@@ -20,6 +20,7 @@ from actrep_ray.models.answers import after_opened, check_opened, opened_in, rea
 from actrep_ray.models.families import read_family
 from actrep_ray.models.torch_names import dtype_named
 from data_prep.files import read_object
+from data_prep.rows import Row
 from data_prep.schema import Clip
 from data_prep.video import FileState, FramePlan, plan_frames, plan_image
 
@@ -89,8 +90,10 @@ class QwenVLInputs:
         """Height and width of a frame are multiples of this, pixels."""
         return self.patch_size * self.merge_size
 
-    def plan(self, clip: Clip, video: VideoConfig, state: FileState | None = None) -> FramePlan:
-        """The frames that this model is shown of a clip; `state`: see `plan_frames`."""
+    def plan(self, clip: Row, video: VideoConfig, state: FileState | None = None) -> FramePlan:
+        """The frames that this model is shown of a clip or image; `state`: see `plan_frames`."""
+        if not isinstance(clip, Clip):
+            return self.plan_image(clip.image, (clip.height, clip.width), video, state)
         return plan_frames(
             clip,
             state,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from actrep_ray.config import Recipe
 from actrep_ray.models.architecture import Architecture
+from data_prep.rows import Row
 from data_prep.schema import Clip
 from data_prep.video import fit_size, plan_times
 
@@ -55,12 +56,14 @@ def prompt_size(
     return PromptSize(num_visual, text, is_of_data)
 
 
-def clip_size(clip: Clip, recipe: Recipe, model: Architecture) -> PromptSize:
-    """Tokens of a clip from its metadata alone; the video need not be here."""
-    video = recipe.video
-    times_s, _ = plan_times(
-        clip, fps=video.fps, min_frames=video.min_frames, max_frames=video.max_frames
-    )
+def clip_size(clip: Row, recipe: Recipe, model: Architecture) -> PromptSize:
+    """Tokens of a clip or an image from its metadata alone; the file need not be here."""
+    video, num_frames = recipe.video, 1
+    if isinstance(clip, Clip):
+        times_s, _ = plan_times(
+            clip, fps=video.fps, min_frames=video.min_frames, max_frames=video.max_frames
+        )
+        num_frames = len(times_s)
     height, width = fit_size(
         clip.height,
         clip.width,
@@ -68,6 +71,6 @@ def clip_size(clip: Clip, recipe: Recipe, model: Architecture) -> PromptSize:
         min_pixels=video.min_pixels,
         max_pixels=video.max_pixels,
     )
-    pairs = -(-len(times_s) // model.temporal_patch_size)
-    tokens = model.num_visual_tokens(len(times_s), height, width)
+    pairs = -(-num_frames // model.temporal_patch_size)
+    tokens = model.num_visual_tokens(num_frames, height, width)
     return prompt_size(recipe, model, num_visual=tokens, num_pairs=pairs, is_of_data=True)

@@ -62,6 +62,7 @@ from actrep_ray.sft import prepare_sft
 from actrep_ray.tasks.loading import load_clips, load_task
 from actrep_ray.weights.sync import WeightSync
 from data_prep.files import write_lines
+from data_prep.rows import clips_among
 
 _KEY = "quickstart-key"  # file in a run's folder that tells which run it is
 BASE = "base"  # folder of the shipped base model inside the run folder
@@ -163,7 +164,9 @@ class Quickstart:
         self.keys = self.find_keys()
         self.inputs = QwenVLInputs(resolve_model(self.sft.model.path))
         self.clips = {
-            recipe.stage: load_clips(recipe, recipe.eval.split, limit=recipe.eval.num_clips)
+            recipe.stage: clips_among(
+                load_clips(recipe, recipe.eval.split, limit=recipe.eval.num_clips)
+            )
             for recipe in (self.sft, self.grpo)
         }
         if any(self.is_needed(name) for name in self.keys if name != BASELINE):

@@ -19,7 +19,7 @@ import numpy as np
 
 from actrep_ray.config import DataConfig
 from actrep_ray.records import Claims, Reading
-from data_prep.schema import Clip
+from data_prep.rows import Row
 from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
 
@@ -89,7 +89,10 @@ class Breakdown:
 
 
 class Task(Protocol):
-    """What is asked about clips, and how answers are read and judged."""
+    """What is asked about clips, and how answers are read and judged.
+
+    A `clip` here is a row of a kind that the task asks about: a still image too, where it does.
+    """
 
     @property
     def name(self) -> str:
@@ -117,6 +120,11 @@ class Task(Protocol):
         ...
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of rows that it asks about, of `data_prep.rows.KINDS`; it is given no others."""
+        ...
+
+    @property
     def figures(self) -> tuple[FigureSpec, ...]:
         """What answers are judged by, the most important first."""
         ...
@@ -128,11 +136,11 @@ class Task(Protocol):
 
     # --- what is asked and taught
 
-    def question(self, clip: Clip, cfg: DataConfig) -> str:
+    def question(self, clip: Row, cfg: DataConfig) -> str:
         """The text asked about a clip."""
         ...
 
-    def target(self, clip: Clip, cfg: DataConfig, seed: int) -> str:
+    def target(self, clip: Row, cfg: DataConfig, seed: int) -> str:
         """The answer that SFT teaches where no file of answers is given.
 
         Raises:
@@ -140,13 +148,13 @@ class Task(Protocol):
         """
         ...
 
-    def rejection(self, text: str, clip: Clip, cfg: DataConfig) -> str | None:
+    def rejection(self, text: str, clip: Row, cfg: DataConfig) -> str | None:
         """Why a text may not be taught as the answer about a clip; None if it may."""
         ...
 
     # --- what is right
 
-    def reference(self, clip: Clip) -> Reference:
+    def reference(self, clip: Row) -> Reference:
         """What rewards and scoring know about a clip; never given to a predictor."""
         ...
 
@@ -212,7 +220,7 @@ class Task(Protocol):
         ...
 
 
-def labels_of(clips: Iterable[Clip], task: Task) -> dict[str, Reference]:
+def labels_of(clips: Iterable[Row], task: Task) -> dict[str, Reference]:
     """What a task's rewards and scoring know about each clip, by its id."""
     return {clip.id: task.reference(clip) for clip in clips}
 

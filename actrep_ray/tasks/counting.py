@@ -25,6 +25,7 @@ from actrep_ray.records import Claims, Reading
 from actrep_ray.tasks.base import PARSE_RATE, Breakdown, FigureSpec
 from data_prep.cot import rejection, render_answer
 from data_prep.references import reference_of
+from data_prep.rows import Row
 from data_prep.schema import Clip
 from data_prep.strata import BINS, stratum_of
 from rewards.claims import model_count, num_listed
@@ -85,6 +86,11 @@ def _judged(numbers: Sequence[Reading | None], truth: np.ndarray) -> dict[str, n
     }
 
 
+def _video(row: Row) -> Clip:
+    assert isinstance(row, Clip), "nothing repeats in a still image, and counting is given none"
+    return row
+
+
 def _count_of(reference: Reference) -> int:
     assert reference.count is not None, "a clip to count in has a count"
     return reference.count
@@ -107,6 +113,7 @@ class Counting:
     reading_name: str = "count"
     reading_form: str = "an integer of at least 0"
     is_counting: bool = True
+    kinds: tuple[str, ...] = ("video",)
     figures: tuple[FigureSpec, ...] = (
         *(_MAE, _OBO, _OBZ, _RMSE, PARSE_RATE, _CONSISTENT),
         *(_beside(figure, claim) for claim in (LIST, TOTAL) for figure in (_MAE, _OBO, _OBZ)),
@@ -116,19 +123,21 @@ class Counting:
         Breakdown("actions", "by action", "action", _action_of),
     )
 
-    def question(self, clip: Clip, cfg: DataConfig) -> str:
+    def question(self, clip: Row, cfg: DataConfig) -> str:
         """`data.question` about the clip's action."""
-        return cfg.question.replace("{action}", clip.action.replace("_", " "))
+        return cfg.question.replace("{action}", _video(clip).action.replace("_", " "))
 
-    def target(self, clip: Clip, cfg: DataConfig, seed: int) -> str:
+    def target(self, clip: Row, cfg: DataConfig, seed: int) -> str:
         """The answer that the clip's marks are rendered to."""
-        return render_answer(clip, dialect=cfg.dialect, variety=cfg.wording_variety, seed=seed)
+        return render_answer(
+            _video(clip), dialect=cfg.dialect, variety=cfg.wording_variety, seed=seed
+        )
 
-    def rejection(self, text: str, clip: Clip, cfg: DataConfig) -> str | None:
+    def rejection(self, text: str, clip: Row, cfg: DataConfig) -> str | None:
         """Why a text does not agree with the clip's marks, or earns less than the full reward."""
-        return rejection(text, clip, dialect=cfg.dialect)
+        return rejection(text, _video(clip), dialect=cfg.dialect)
 
-    def reference(self, clip: Clip) -> Reference:
+    def reference(self, clip: Row) -> Reference:
         """Count, marks that agree with it, length and action."""
         return reference_of(clip)
 

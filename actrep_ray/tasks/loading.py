@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.counting import Counting
 from data_prep.files import DataError
-from data_prep.schema import Clip, read_clips
+from data_prep.rows import Row, read_rows
 from data_prep.video import check_videos, unreadable_videos
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def _told(error: Exception) -> str:
 
 def load_clips(
     recipe: Recipe, split: str, *, limit: int | None = None, max_unreadable_share: float = 0.0
-) -> list[Clip]:
+) -> list[Row]:
     """Clips of one split, checked.
 
     Args:
@@ -91,20 +91,21 @@ def load_clips(
             need not open; they are told.
 
     Raises:
-        ConfigError: if `data.path` is not set.
+        ConfigError: if `data.path` is not set, or for an image that engines have no room for.
         DataError: for a bad row, a video that cannot be opened, a data set that no row is of, or a
             split without clips.
     """
     if not recipe.data.path:
         raise ConfigError("data.path is not set: give the JSONL file of clips")
     clips = clips_of_split(recipe, split)[:limit]
+    _check_room_for_images(clips, recipe)
     if not recipe.data.check_videos:
         return clips
     if not max_unreadable_share:
         check_videos(clips)
         return clips
     problems = unreadable_videos(clips)
-    num_rows = sum(clip.video in problems for clip in clips)
+    num_rows = sum(clip.file in problems for clip in clips)
     if num_rows > most_rows(max_unreadable_share, len(clips)):
         raise DataError(
             f"{next(iter(problems.values()))}; {num_rows} of {len(clips)} rows cannot be used, "
@@ -115,12 +116,23 @@ def load_clips(
     return clips
 
 
+def _check_room_for_images(clips: Sequence[Row], recipe: Recipe) -> None:
+    """Refuse images that the recipe's engines would refuse one by one."""
+    if recipe.rollout.engine != "vllm" or recipe.rollout.takes_images:
+        return
+    if image := next((clip for clip in clips if clip.kind == "image"), None):
+        raise ConfigError(
+            f"rollout.takes_images=false: row {image.id!r} of {recipe.data.path} is an image, for "
+            "which rollout.engine=vllm has no room; set rollout.takes_images=true"
+        )
+
+
 def most_rows(share: float, num_clips: int) -> int:
     """How many unusable rows a run bears: a share of its clips, at least one unless that is 0."""
     return max(math.floor(share * num_clips + 1e-9), 1) if share > 0 else 0
 
 
-def clips_of_split(recipe: Recipe, split: str) -> list[Clip]:
+def clips_of_split(recipe: Recipe, split: str) -> list[Row]:
     """Clips of one split that are of the data sets that the recipe names, as they are listed.
 
     Raises:
@@ -133,17 +145,23 @@ def clips_of_split(recipe: Recipe, split: str) -> list[Clip]:
     return clips
 
 
-def chosen_clips(recipe: Recipe) -> Iterator[Clip]:
+def chosen_clips(recipe: Recipe) -> Iterator[Row]:
     """Clips of all splits that are of the data sets that the recipe names.
 
     Raises:
         DataError: for a bad row, or, after the last clip, for a data set that no row is of.
     """
-    data, found = recipe.data, set()
-    for clip in read_clips(data.path, allow_outside=data.allow_outside):
+    data, found, kinds = recipe.data, set(), load_task(recipe.task).kinds
+    for clip in read_rows(data.path, allow_outside=data.allow_outside):
         found.add(clip.dataset)
-        if not data.datasets or clip.dataset in data.datasets:
-            yield clip
+        if data.datasets and clip.dataset not in data.datasets:
+            continue
+        if clip.kind not in kinds:
+            raise DataError(
+                f"{data.path}: row {clip.id!r} is of kind {clip.kind!r}, and task={recipe.task} "
+                f"asks about {' or '.join(map(repr, kinds))}"
+            )
+        yield clip
     if missing := sorted(set(data.datasets) - found):
         raise DataError(
             f"data.datasets: {data.path} has no clip of data set {missing[0]!r}, "

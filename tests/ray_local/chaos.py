@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from actrep_ray.config import Recipe, load_recipe, override
-from actrep_ray.driver.sampling import CountSampler
+from actrep_ray.driver.strata import make_sampler
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.tasks.loading import load_clips
@@ -134,11 +134,11 @@ class Chaos:
         Each is drawn later: a deck of clips is dealt to its end before it is shuffled anew.
         """
         recipe = override(self.recipe, ["data.check_videos=false"])
-        sampler = CountSampler(load_clips(recipe, "train"), recipe.sampling, seed=recipe.seed)
+        sampler = make_sampler(load_clips(recipe, "train"), recipe)
         steps = [sampler.take(SIZE) for _ in range(self.num_steps)]
         first = max(self.num_steps // 3, 3)
         early = {one.source_id for step in steps[:first] for one in step}
-        late = {one.source_id: one.clip.video for step in steps[first:-2] for one in step}
+        late = {one.source_id: one.clip.file for step in steps[first:-2] for one in step}
         rest = sorted((row, path) for row, path in late.items() if row not in early)
         num = max(self.num_clips // 20, 1)
         return random.Random(self.seed).sample(rest, num)

@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from actrep_ray.config import Recipe, load_recipe, override
+from actrep_ray.driver.dealing import SampledClip, Sampler
 from actrep_ray.driver.job import prepare_grpo
-from actrep_ray.driver.sampling import CountSampler, SampledClip
+from actrep_ray.driver.strata import make_sampler
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import RolloutGroup
 from actrep_ray.rollout.pool import RolloutPool
@@ -21,6 +22,7 @@ from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.tasks.loading import load_clips
 from actrep_ray.weights.sync import WeightSync
+from data_prep.rows import Row
 from data_prep.synthetic.dataset import write_dataset
 from rewards.reference import Reference
 from tests.ray_local.test_asynchronous import OneRank, RealHandle, Threads
@@ -62,12 +64,12 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     return load_recipe(tmp_path / "recipe.yaml")
 
 
-def sampler_of(recipe: Recipe) -> CountSampler:
+def sampler_of(recipe: Recipe) -> Sampler[Row]:
     unchecked = override(recipe, ["data.check_videos=false"])  # some are broken by now
-    return CountSampler(load_clips(unchecked, "train"), recipe.sampling, seed=recipe.seed)
+    return make_sampler(load_clips(unchecked, "train"), recipe)
 
 
-def draws(recipe: Recipe, num_steps: int) -> list[list[SampledClip]]:
+def draws(recipe: Recipe, num_steps: int) -> list[list[SampledClip[Row]]]:
     """What the steps of a run ask about if nothing happens to it."""
     sampler = sampler_of(recipe)
     return [sampler.take(SIZE) for _ in range(num_steps)]
@@ -115,9 +117,9 @@ def test_videos_that_vanish_are_served_from_the_cache_or_replaced_from_their_str
 
     def break_videos(policy_version: int) -> dict[str, float]:
         if policy_version == 1:
-            Path(shown.video).unlink()
-            Path(gone.video).unlink()
-            cut(short.video)
+            Path(shown.file).unlink()
+            Path(gone.file).unlink()
+            cut(short.file)
         return push(policy_version)
 
     def empty_cache(
@@ -125,7 +127,7 @@ def test_videos_that_vanish_are_served_from_the_cache_or_replaced_from_their_str
     ) -> list[RolloutGroup]:
         if any(group.prompt.prompt_id.startswith("000003-0000") for group in groups):
             assert groups[0].prompt.row_id == third.id
-            Path(third.video).unlink()
+            Path(third.file).unlink()
             for path in Path(recipe.video.cache_dir).iterdir():
                 path.unlink()
         return score(groups, labels)
@@ -137,7 +139,7 @@ def test_videos_that_vanish_are_served_from_the_cache_or_replaced_from_their_str
     found = quarantined(recipe)
     reasons = {one["row"]: (one["path"], one["reason"]) for one in found}
     assert {gone.id, short.id, third.id} <= set(reasons)
-    assert reasons[third.id] == (third.video, "unreadable_video")
+    assert reasons[third.id] == (third.file, "unreadable_video")
     assert next(one["step"] for one in found if one["row"] == third.id) == 3
     assert set(reasons) <= {gone.id, short.id, third.id, shown.id}  # its cache was emptied, too
     rows = read_metrics(recipe.run_dir / "metrics.jsonl")
@@ -176,7 +178,7 @@ def test_a_killed_worker_of_each_kind_and_broken_videos_end_no_run_by_default(
     arguments = [part for setting in settings for part in ("--set", setting)]
     with train(tmp_path / "recipe.yaml", *arguments) as run:
         wait_for_step(run, recipe, 1)
-        Path(gone.video).unlink()
+        Path(gone.file).unlink()
         kill(run, "RewardWorker")
         wait_for_step(run, recipe, 2)
         kill(run, "RolloutWorker")

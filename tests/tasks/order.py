@@ -27,6 +27,7 @@ class Order:
     reading_name: str = "action"
     reading_form: str = "the name of an action"
     is_counting: bool = False
+    kinds: tuple[str, ...] = ("video",)
     figures: tuple[FigureSpec, ...] = (FigureSpec("accuracy", "right", "share"), PARSE_RATE)
     breakdowns: tuple[Breakdown, ...] = (
         Breakdown("actions", "by the first action", "action", _first),

@@ -23,6 +23,7 @@ from actrep_ray.records import LearnerRow, Prompt, Refusal, RolloutGroup, Rollou
 from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.profile import Timeline
+from data_prep.rows import clips_among
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 from rewards.reference import Reference
@@ -247,7 +248,7 @@ def test_a_step_is_as_it_was_forecast(recipe: Recipe, tmp_path: Path) -> None:
             useful, _ = split_trainable(groups, recipe)
             real.append((len(useful), len(groups)))
     num_useful, num_asked = np.mean(real, axis=0)
-    drawn = CountSampler(driver.phases.data.train, recipe.sampling, seed=9).take(400)
+    drawn = CountSampler(clips_among(driver.phases.data.train), recipe.sampling, seed=9).take(400)
     is_useful = [crc32(sampled.clip.id.encode()) % 2 != 0 for sampled in drawn]
     shape = (len(drawn), 1)
     probed = ProbedGroups(

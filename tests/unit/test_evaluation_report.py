@@ -190,7 +190,7 @@ MARKUP = "[red]push[/red] [/red] $\\frac$ :smile:"
 
 def test_names_and_answers_of_others_are_shown_as_they_are(tmp_path: Path, folder: Path) -> None:
     clips = [
-        replace(clip, action=action).with_video_root(folder)
+        replace(clip, action=action).with_root(folder)
         for clip, action in zip(
             (clip for clip in make_clips() if clip.split == "test"),
             (HOSTILE, MARKUP, HOSTILE, MARKUP, "half \ud83d", "clear \x1b[2J"),
@@ -312,7 +312,7 @@ class Verdicts(Counting):
 
 def test_a_task_that_counts_nothing_is_reported_as_well(tmp_path: Path, folder: Path) -> None:
     task = Verdicts()
-    clips = [clip.with_video_root(folder) for clip in make_clips() if clip.split == "test"]
+    clips = [clip.with_root(folder) for clip in make_clips() if clip.split == "test"]
     words = ("no", "yes", "yes", "no", None, "yes")
     given = [Prediction(f"test-{i}", word, "", ((1.0, 2.0),)) for i, word in enumerate(words)]
     path = tmp_path / "predictions.jsonl"
@@ -377,7 +377,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, folder: Path) -> None:
 
 
 def test_predictions_alone_are_a_report_and_collapse_is_said(tmp_path: Path, folder: Path) -> None:
-    clips = [clip.with_video_root(folder) for clip in make_clips() if clip.split == "test"]
+    clips = [clip.with_root(folder) for clip in make_clips() if clip.split == "test"]
     given = ReportInput("x", TASK, clips, {"model": answers(*[4] * 6)}, num_bootstrap=20)
     report = write_report(given, tmp_path)
     assert set(report.pictures) == {"counts", "clip", "summary"}
@@ -396,7 +396,7 @@ def test_the_clip_that_is_shown_does_not_depend_on_the_answers() -> None:
 
 
 def test_frames_come_from_the_middle_of_their_share_of_the_time(folder: Path) -> None:
-    clip = next(make_clips()).with_video_root(folder)
+    clip = next(make_clips()).with_root(folder)
     strip = plots.read_strip(clip, {}, num_frames=4)
     assert strip.times_s == (1.0, 3.0, 5.0, 7.0)
     grey = strip.frames.mean(axis=(1, 2, 3))

@@ -16,7 +16,7 @@ from actrep_ray.cli.main import main
 from actrep_ray.config import ConfigError, Recipe, load_recipe
 from actrep_ray.driver.headroom import HeadroomJob, Scored, prepare_headroom
 from actrep_ray.driver.phases import GrpoData, source_for
-from actrep_ray.driver.sampling import CountSampler
+from actrep_ray.driver.strata import make_sampler
 from actrep_ray.evaluation.answer_figures import Answers
 from actrep_ray.evaluation.figure_style import save
 from actrep_ray.evaluation.headroom import Probe, Start, headroom_of
@@ -39,6 +39,7 @@ from actrep_ray.rollout.engine import SamplingSettings, make_rollout
 from actrep_ray.scoring.dispatch import with_scores
 from actrep_ray.scoring.worker import GroupScores, RewardWorker, make_spec, texts_of
 from actrep_ray.tasks.loading import load_task
+from data_prep.rows import clips_among
 from data_prep.synthetic.dataset import write_dataset
 from data_prep.video import FramePlan
 from rewards.reference import Reference
@@ -378,14 +379,14 @@ def test_a_job_asks_the_prompts_of_the_first_steps_and_judges_them_by_the_recipe
     # 8 prompts of two groups each, in batches of 3; the first group's name is the run's own.
     assert [len(batch) for batch in workers.batches] == [3, 3, 3, 3, 3, 1]
     asked = [name for batch in workers.batches for name in batch]
-    drawn = CountSampler(GrpoData.load(recipe).train, recipe.sampling, seed=recipe.seed).take(8)
+    drawn = make_sampler(GrpoData.load(recipe).train, recipe).take(8)
     assert asked[::2] == [
         f"{i // 3 + 1:06d}-{i % 3:04d}-{sampled.clip.id}" for i, sampled in enumerate(drawn)
     ]
     assert len(set(asked)) == 16
     assert told == list(range(1, 17))
     # By hand: a count of 12 is told by every answer but the first of two groups in three.
-    truths = [sampled.clip.count for sampled in drawn]
+    truths = [clip.count for clip in clips_among(sampled.clip for sampled in drawn)]
     is_whole = [sum(map(ord, name)) % 3 == 0 for name in asked]
     for i, (one, reasons) in enumerate(zip(found.asked, found.drop_reasons, strict=True)):
         whole = is_whole[2 * i : 2 * i + 2]

@@ -11,8 +11,8 @@ import pytest
 
 from actrep_ray.config import ConfigError, load_recipe
 from actrep_ray.driver.asynchronous import groups_of
+from actrep_ray.driver.dealing import SampledClip
 from actrep_ray.driver.in_flight import InFlight, Slot, check_in_flight, refused_of
-from actrep_ray.driver.sampling import SampledClip
 from actrep_ray.records import Prompt, RolloutGroup
 from actrep_ray.run.checkpoint import Checkpoint
 from data_prep.schema import Clip

@@ -380,11 +380,11 @@ def test_frames_that_are_cached_are_asked_for_whatever_became_of_their_video(
     before = [phases.plan(clip) for clip in clips]
     cache = FrameCache.of(recipe.video)
     frames = [cache.get(plan).copy() for plan in before[:2]]
-    Path(clips[0].video).unlink()
-    content = Path(clips[1].video).read_bytes()
+    Path(clips[0].file).unlink()
+    content = Path(clips[1].file).read_bytes()
     for clip in clips[1:3]:
-        Path(clip.video).write_bytes(content[: len(content) // 2])
-    Path(clips[3].video).unlink()
+        Path(clip.file).write_bytes(content[: len(content) // 2])
+    Path(clips[3].file).unlink()
 
     after = [phases.plan(clip) for clip in clips]
     assert after == before  # the driver looks at no file any more
@@ -402,7 +402,7 @@ def test_a_resumed_run_leaves_as_many_broken_videos_to_be_found_as_it_bears(
     sizes = {"train": 8}
     path = write_dataset(tmp_path / "own", level="easy", num_clips=sizes, seed=1, num_processes=1)
     recipe = changed(recipe, "data", path=str(path))  # 0.25 of 8 are two
-    videos = [Path(clip.video) for clip in GrpoData.load(recipe).train]
+    videos = [Path(clip.file) for clip in GrpoData.load(recipe).train]
     videos[0].unlink()
     with pytest.raises(VideoError, match="no such video"):
         GrpoData.load(recipe)

@@ -394,7 +394,7 @@ def test_the_estimate_is_the_number_of_tokens_of_the_real_processor(
     from actrep_ray.models.qwen_vl import QwenVLInputs
     from data_prep.video import read_frames
 
-    clip = replace(CLIP, end_s=3.8).with_video_root(folder)  # 15 frames: 8 patches
+    clip = replace(CLIP, end_s=3.8).with_root(folder)  # 15 frames: 8 patches
     for family in ("qwen3_vl", "qwen2_5_vl"):
         model = write_tiny_model(tmp_path / family, family=family)
         recipe = override(load_recipe(None), [f"model.path={model}"])

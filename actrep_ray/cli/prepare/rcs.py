@@ -30,9 +30,11 @@ def read_split(path: Path, split: str, recipe: "Recipe") -> "list[Clip]":
         DataError: if there is none.
     """
     from actrep_ray.tasks.loading import clips_of_split
+    from data_prep.rows import clips_among
 
     data = recipe.data.model_copy(update={"path": str(path)})
-    return clips_of_split(recipe.model_copy(update={"data": data}), split)
+    rows = clips_of_split(recipe.model_copy(update={"data": data}), split)
+    return clips_among(rows)
 
 
 def check_draws(num: int) -> None:

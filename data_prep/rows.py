@@ -1,0 +1,67 @@
+"""A line of a data file: a clip of a video (`schema`) or a still image (`images`).
+
+A line is a clip unless its `kind` says "image". What shows, asks and judges goes by what both have:
+`id`, `dataset`, `split`, `file`, `width` and `height`. Who can only use clips reads `read_clips`,
+or takes them out of rows by `clips_among`, which refuses images by name.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import DataError, write_lines
+from data_prep.images import LabelledImage, parse_image
+from data_prep.schema import Clip, RowError, parse_plausible, read_lines_of
+
+Row = Clip | LabelledImage
+"""One line of a data file."""
+
+KINDS = ("video", "image")
+
+
+def parse_row(row: dict[str, Any], where: str) -> Row:
+    """Build a clip or an image from a decoded JSON object, by its `kind`.
+
+    Raises:
+        RowError: naming `where`, the key, its value and what was expected.
+    """
+    if not isinstance(row, dict) or "kind" not in row:
+        return parse_plausible(row, where)
+    if row["kind"] != "image":
+        raise RowError(where, "kind", repr(row["kind"]), "'image', or no such key for a clip")
+    return parse_image(row, where)
+
+
+def read_rows(
+    path: str | Path, *, split: str | None = None, allow_outside: Sequence[str] = ()
+) -> Iterator[Row]:
+    """Yield the rows of a JSONL file, in order, with absolute paths of their files.
+
+    Args:
+        path: The JSONL file; blank lines are allowed, anything else must be a clip or an image.
+        split: Only rows of this split; None yields all of them.
+        allow_outside: Folders, other than the file's own, that videos and images may lie in.
+
+    Raises:
+        DataError: naming the file and line of the first bad row.
+    """
+    yield from read_lines_of(path, parse_row, split=split, allow_outside=allow_outside)
+
+
+def clips_among(rows: Iterable[Row]) -> list[Clip]:
+    """The same rows, all of which have to be clips.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    clips = []
+    for row in rows:
+        if not isinstance(row, Clip):
+            raise DataError(f"row {row.id!r}: kind={row.kind!r}, expected a clip of a video")
+        clips.append(row)
+    return clips
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> int:
+    """Write rows as JSONL, atomically; returns how many were written."""
+    return write_lines(path, (row.to_json() for row in rows))

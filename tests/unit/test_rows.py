@@ -1,0 +1,191 @@
+"""Rows by kind: an image need not pretend to be a clip, and clips are read as before."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actrep_ray.config import ConfigError, Recipe, SamplingConfig, load_recipe
+from actrep_ray.driver.dealing import SampledClip
+from actrep_ray.driver.strata import ReadingSampler, make_sampler, strata_of
+from actrep_ray.tasks.loading import load_clips, load_task
+from data_prep.files import DataError
+from data_prep.images import LabelledImage
+from data_prep.references import reference_of
+from data_prep.rows import clips_among, parse_row, read_rows, write_rows
+from data_prep.schema import Clip, RowError, read_clips
+from data_prep.video import VideoError, check_videos
+from rewards.reference import Reference
+from tests.images import draw_image
+from tests.unit.test_schema import CLIP
+
+ORDER = f"{Path(__file__).parents[1] / 'tasks' / 'order.py'}:Order"
+IMAGE = LabelledImage(
+    id="i",
+    dataset="test",
+    split="train",
+    image="images/i.png",
+    width=128,
+    height=96,
+    label="arms_up",
+    aliases=("hands up",),
+    description="Both arms point up.",
+)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(IMAGE.to_json())
+    return values | changes
+
+
+def test_clips_and_images_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert write_rows(path, [CLIP, IMAGE]) == 2
+    clip, image = read_rows(path)
+    assert clip == replace(CLIP, video=str(tmp_path / "videos/a.mp4"))
+    assert image == replace(IMAGE, image=str(tmp_path / "images/i.png"))
+    assert [one.file for one in (clip, image)] == [
+        str(tmp_path / "videos/a.mp4"),
+        str(tmp_path / "images/i.png"),
+    ]
+    assert [one.kind for one in (clip, image)] == ["video", "image"]
+    assert clips_among([clip]) == [clip]
+    with pytest.raises(DataError, match=r"row 'i': kind='image', expected a clip of a video"):
+        clips_among([clip, image])
+    with pytest.raises(DataError, match=r"jsonl:2: kind='image', expected a clip of a video"):
+        list(read_clips(path))
+
+
+def test_a_row_of_a_checkpoint_is_read_back() -> None:
+    for one in (CLIP, IMAGE):
+        assert parse_row(json.loads(json.dumps(vars(one))), "checkpoint") == one
+
+
+def test_what_may_be_left_out_is() -> None:
+    short = {key: row()[key] for key in ("kind", "id", "dataset", "split", "image", "label")}
+    assert parse_row(short | {"width": 8, "height": 8}, "a") == LabelledImage(
+        "i", "test", "train", "images/i.png", 8, 8, "arms_up"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "sound"}, "kind='sound', expected 'image', or no such key for a clip"),
+        ({"count": 3}, "unknown key 'count' of an image"),
+        ({"label": " "}, "label=' ', expected a string of more than blanks"),
+        ({"label": None}, "label=None, expected a string"),
+        ({"split": "dev"}, "split='dev', expected one of train, validation, test"),
+        ({"width": 0}, "width=0, expected an integer from 1 to 65536"),
+        ({"height": True}, "height=True, expected an integer"),
+        ({"aliases": "up"}, "aliases='up', expected a list of strings"),
+        ({"aliases": [""]}, "expected a list of strings of more than blanks"),
+        ({"description": 3}, "description=3, expected a string of more than blanks, or null"),
+    ],
+)
+def test_a_bad_image_is_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        parse_row(row(**changes), "a")
+    without = row()
+    del without["width"]
+    with pytest.raises(RowError, match="key 'width' is missing"):
+        parse_row(without, "a")
+
+
+def test_an_image_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [replace(IMAGE, image="../i.png")])
+    with pytest.raises(RowError, match=r"jsonl:1: image='../i.png', expected a path in"):
+        list(read_rows(tmp_path / "rows.jsonl"))
+
+
+def test_images_are_opened_and_measured(tmp_path: Path) -> None:
+    path = draw_image(tmp_path / "i.png", 0, (96, 128))
+    image = replace(IMAGE, image=str(path))
+    check_videos([image])
+    with pytest.raises(VideoError, match=r"is 128x96 pixels, its row says 96x128 \[clip 'i'\]"):
+        check_videos([replace(image, width=96, height=128)])
+    path.unlink()
+    with pytest.raises(VideoError, match="no such image"):
+        check_videos([image])
+
+
+def test_the_labels_of_an_image() -> None:
+    assert reference_of(IMAGE) == Reference(label="arms_up", aliases=("hands up",))
+
+
+def recipe_of(folder: Path, rows: list[Clip | LabelledImage], *settings: str) -> Recipe:
+    write_rows(folder / "rows.jsonl", rows)
+    return load_recipe(None, [f"data.path={folder / 'rows.jsonl'}", *settings])
+
+
+def test_a_task_is_given_rows_of_its_kinds_alone(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, [CLIP, IMAGE])
+    told = r"row 'i' is of kind 'image', and task=counting asks about 'video'"
+    with pytest.raises(DataError, match=told):
+        load_clips(recipe, "train")
+
+
+def test_images_without_room_in_the_engine_are_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    source = Path(ORDER.removesuffix(":Order")).read_text(encoding="utf-8")
+    (tmp_path / "shown.py").write_text(source.replace('("video",)', '("video", "image")'))
+    task = f"task={tmp_path / 'shown.py'}:Order"
+    draw_image(tmp_path / "i.png", 0, (96, 128))
+    rows: list[Clip | LabelledImage] = [replace(IMAGE, image="i.png")]
+    with pytest.raises(ConfigError, match=r"rollout\.takes_images=false: row 'i' of .* image"):
+        load_clips(recipe_of(tmp_path, rows, task), "train")
+    for setting in ("rollout.takes_images=true", "rollout.engine=hf"):
+        assert len(load_clips(recipe_of(tmp_path, rows, task, setting), "train")) == 1
+
+
+def clips_of(actions: dict[str, int]) -> list[Clip]:
+    return [
+        replace(CLIP, id=f"{action}-{i}", action=action, video=f"{action}-{i}.mp4")
+        for action, number in actions.items()
+        for i in range(number)
+    ]
+
+
+FIRST = {"squat_then_jump": 30, "jump up_then_squat": 5, "wave_then_jump": 1}
+
+
+def test_a_task_that_does_not_count_is_drawn_for_by_its_right_readings(tmp_path: Path) -> None:
+    clips = clips_of(FIRST)
+    recipe = load_recipe(None, [f"task={ORDER}", "sampling.power=0"])
+    sampler = make_sampler(clips, recipe)
+    assert isinstance(sampler, ReadingSampler)
+    assert sampler.num_clips == {"jump_up": 5, "squat": 30, "wave": 1}
+    assert strata_of(clips[29:31], recipe) == ["squat", "jump_up"]
+    drawn = sampler.take(600)
+    shares = Counter(one.stratum for one in drawn)
+    assert all(150 < number < 250 for number in shares.values()), shares  # a third each
+    rare = [one.clip.id for one in drawn if one.stratum == "jump_up"][:10]
+    assert Counter(rare) == {clip.id: 2 for clip in clips[30:35]}  # dealt once a pass
+    assert not any(one.is_crop for one in drawn)
+    assert {one.stratum for one in sampler.take_from("wave", 3)} == {"wave"}
+    assert sampler.histogram == {name: shares[name] + 3 * (name == "wave") for name in shares}
+
+
+def test_a_sampler_of_readings_goes_on_where_it_was() -> None:
+    clips, task = clips_of(FIRST), load_task(ORDER)
+
+    def make(clips: list[Clip], power: float = 1.0) -> ReadingSampler[Clip]:
+        return ReadingSampler(clips, SamplingConfig(power=power), 3, task)
+
+    def ids(drawn: list[SampledClip[Clip]]) -> list[str]:
+        return [one.clip.id for one in drawn]
+
+    first = make(clips)
+    first.take(7)
+    again = make(clips)
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert ids(again.take(20)) == ids(first.take(20))
+    for other in (make(clips[1:]), make([*clips[:-1], replace(clips[-1], action="a_then_b")])):
+        with pytest.raises(ConfigError, match="sampler state: fingerprint="):
+            other.load_state_dict(first.state_dict())
+    with pytest.raises(ConfigError, match="sampler state: fingerprint="):
+        make(clips, power=0.5).load_state_dict(first.state_dict())
