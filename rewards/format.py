@@ -11,13 +11,17 @@ from rewards.cycles import valid_cycles
 from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
 
+REASONING: Final = ("before", "none", "after")
+"""Where `think_answer` may want it, seen from the answer."""
+
 _REASONING: Final = ("observation", "definition", "check")
 _MIN_CHARACTERS: Final = 3  # letters or digits that make a section more than a mark
 _MIN_COPIED_WORDS: Final = 6  # shorter overlaps with the prompt are ordinary language
 _MAX_CHARACTERS: Final = 65_536  # of prose that the guards look at
-_STRUCTURE_PROBLEMS: Final = (
+_ANSWER_FIRST: Final = "answer_first"
+_STRUCTURE_PROBLEMS: Final[tuple[str, ...]] = (
     "text_outside",
-    "answer_first",
+    _ANSWER_FIRST,
     "mixed_dialect",
     "wrong_dialect",
     "special_token",
@@ -82,15 +86,28 @@ def strict_format(response: ParsedResponse, reference: Reference) -> float | Non
     return float(response.is_well_formed and _STRICT.fullmatch(response.text) is not None)
 
 
-def think_answer(response: ParsedResponse, reference: Reference) -> float | None:
+def think_answer(
+    response: ParsedResponse, reference: Reference, *, reasoning: str = "before"
+) -> float | None:
     """1 for reasoning that is not empty, then one answer that is not, and nothing else; else 0.
 
     The format reward of R1-style trainers, for answers that are not counts or have no sections.
+    With `reasoning` "after" it has to follow the answer, with "none" there may be none.
+
+    Raises:
+        ValueError: for another `reasoning`.
     """
-    problems = (*_THINK_PROBLEMS, *_STRUCTURE_PROBLEMS)
-    has_reasoning = bool(response.observation or response.definition or response.check)
+    if reasoning not in REASONING:
+        raise ValueError(f"reasoning={reasoning!r}, expected one of {', '.join(REASONING)}")
+    if reasoning == "none":
+        has_its_form, problems = response.dialect is None, _STRUCTURE_PROBLEMS
+    else:
+        has_reasoning = bool(response.observation or response.definition or response.check)
+        is_after = response.has_problem(_ANSWER_FIRST)
+        has_its_form = has_reasoning and is_after == (reasoning == "after")
+        problems = (*_THINK_PROBLEMS, *(p for p in _STRUCTURE_PROBLEMS if p != _ANSWER_FIRST))
     return float(
-        has_reasoning and bool(response.answer_text) and not response.has_problem(*problems)
+        has_its_form and bool(response.answer_text) and not response.has_problem(*problems)
     )
 
 

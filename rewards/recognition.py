@@ -18,9 +18,13 @@ def recognition(response: ParsedResponse, reference: Reference) -> float | None:
     """1 if the answer is the label or one of its aliases, else 0; None without a label."""
     if reference.label is None:
         return None
-    answer = normalize_label(response.answer_text or "")
-    names = {normalize_label(name) for name in (reference.label, *reference.aliases)}
-    return float(bool(answer) and answer in names)
+    return float(normalize_label(response.answer_text or "") in names_of(reference))
+
+
+def names_of(reference: Reference) -> frozenset[str]:
+    """All names that are right, normalised; none of them is empty."""
+    names = (reference.label or "", *reference.aliases)
+    return frozenset(filter(None, map(normalize_label, names)))
 
 
 def normalize_label(label: str) -> str:

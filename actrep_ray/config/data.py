@@ -26,7 +26,25 @@ class DataConfig(Section):
     )
     question: str = Field(
         "How many times is the action repeated? List each repetition.",
-        description="Text after the video; `{action}` is replaced by the clip's action.",
+        description="Text after the video; `{action}` is replaced by the clip's action. Of "
+        "recognition `Which activity is shown? {candidates} {form}` by default.",
+    )
+    classes: tuple[str, ...] = Field(
+        (),
+        description="Classes that recognition offers; if empty, those of all rows of the file.",
+    )
+    candidates: Literal["closed", "truncated", "open"] = Field(
+        "closed",
+        description="What recognition puts in the place of `{candidates}`: all classes, some with "
+        "the right one among them in an order of the row's own, or nothing.",
+    )
+    num_candidates: Annotated[Integer, Field(ge=2)] = Field(
+        5, description="Classes of a truncated list, the right one included."
+    )
+    reasoning: Literal["before", "none", "after"] = Field(
+        "before",
+        description="Where an answer of recognition reasons, in tags of the dialect: before the "
+        "class, nowhere or behind it; `{form}` in the question says so.",
     )
     dialect: Literal["think", "thinking"] = Field("think", description="Tag of the reasoning.")
     answers: str = Field(

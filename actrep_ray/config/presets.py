@@ -56,5 +56,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What `algorithm.preset` stands for; a key that the recipe gives itself wins."""
 
+RECOGNITION_QUESTION = "Which activity is shown? {candidates} {form}"
+
+
+def task_defaults(task: str, reasoning: str) -> dict[str, dict[str, Any]]:
+    """What a task of ours has for defaults in place of those of counting, by section.
+
+    Args:
+        task: Its name.
+        reasoning: The recipe's `data.reasoning`.
+    """
+    if task != "recognition":
+        return {}
+    form = {"weight": 0.1, "reasoning": reasoning}
+    return {
+        "data": {"question": RECOGNITION_QUESTION},
+        "reward": {"weights": {"recognition": 0.9, "think_answer": form}},
+        "rollout": {"takes_images": True},
+    }
+
+
 PRESET_PENALTIES: dict[str, dict[str, float]] = {"dapo": {"overlong": 1.0}}
 """What a preset adds to the default `reward.weights`."""

@@ -12,7 +12,7 @@ from actrep_ray.config.data import DataConfig, SamplingConfig, VideoConfig
 from actrep_ray.config.generation import RewardConfig, RolloutConfig
 from actrep_ray.config.learner import LearnerConfig
 from actrep_ray.config.model import ModelConfig
-from actrep_ray.config.presets import PRESET_PENALTIES
+from actrep_ray.config.presets import PRESET_PENALTIES, task_defaults
 from actrep_ray.config.run import (
     LOG_PROB_GAP_LIMITS,
     CheckpointConfig,
@@ -31,7 +31,7 @@ from actrep_ray.config.section import (
     Section,
 )
 
-TASKS = ("counting",)
+TASKS = ("counting", "recognition")
 """Names of our own tasks; any other is a class of a file."""
 
 
@@ -41,8 +41,8 @@ class Recipe(Section):
     stage: Literal["sft", "grpo"] = Field("grpo", description="What the recipe is for.")
     task: str = Field(
         "counting",
-        description="What is asked about clips, and how answers are judged: `counting`, or "
-        "`FILE.py:CLASS`, a task of your own.",
+        description="What is asked about clips, and how answers are judged: `counting`, "
+        "`recognition` (docs/recognition.md), or `FILE.py:CLASS`, a task of your own.",
     )
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run."
@@ -81,18 +81,27 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _add_preset_penalties(cls, values: Any) -> Any:
-        algorithm = values.get("algorithm") if isinstance(values, dict) else None
-        preset = str(algorithm.get("preset")) if isinstance(algorithm, dict) else ""
-        reward = values.get("reward", {}) if preset in PRESET_PENALTIES else None
-        if not isinstance(reward, dict) or "weights" in reward:
+    def _add_defaults(cls, values: Any) -> Any:
+        """Those of the task, and to rewards that nobody chose the penalties of the preset."""
+        if not isinstance(values, dict):
             return values
-        weights = {**RewardConfig().weights, **PRESET_PENALTIES[preset]}
-        return {**values, "reward": {**reward, "weights": weights}}
+        sections = {name: _mapping(values, name) for name in ("data", "reward", "algorithm")}
+        reasoning = (sections["data"] or {}).get("reasoning", "before")
+        defaults = task_defaults(str(values.get("task")), str(reasoning))
+        preset = str((sections["algorithm"] or {}).get("preset"))
+        if preset in PRESET_PENALTIES:
+            weights = defaults.get("reward", RewardConfig().model_dump())["weights"]
+            defaults["reward"] = {"weights": {**weights, **PRESET_PENALTIES[preset]}}
+        for name, section in defaults.items():
+            if (given := _mapping(values, name)) is not None:
+                values = {**values, name: {**section, **given}}
+        return values
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Sections that do not fit together, of those that the stage uses."""
         yield from rules.attention(self.learner, self.model, self.device)
+        if self.task == "recognition":
+            yield from rules.recognition(self.data, self.reward)
         if self.stage == "sft":
             yield from rules.sft_batch(self.sft, self.learner)
             yield from rules.sft_text_lists(self.sft, self.learner)
@@ -126,6 +135,12 @@ class Recipe(Section):
     def run_dir(self) -> Path:
         """The folder of this run."""
         return Path(self.runs_dir) / self.name
+
+
+def _mapping(values: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """A section as it was given, {} if it was not; None for what is no section."""
+    given = values.get(name, {})
+    return given if isinstance(given, dict) else None
 
 
 def check_attention(recipe: Recipe) -> None:

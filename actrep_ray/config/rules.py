@@ -7,7 +7,8 @@ import importlib.util
 from collections.abc import Iterator
 
 from actrep_ray.config.algorithm import AlgorithmConfig
-from actrep_ray.config.generation import RolloutConfig
+from actrep_ray.config.data import DataConfig
+from actrep_ray.config.generation import RewardConfig, RolloutConfig
 from actrep_ray.config.learner import LearnerConfig
 from actrep_ray.config.model import ModelConfig
 from actrep_ray.config.run import PlacementConfig, SftConfig, TrainConfig
@@ -83,6 +84,26 @@ def nucleus(rollout: RolloutConfig, algorithm: AlgorithmConfig) -> Iterator[Cont
             f"rollout.top_p={top_p:g} makes tokens up to {1 / top_p:.4g} times likelier in the "
             f"engine than in the learner, and algorithm.rollout_correction={what} would leave them "
             f"out: set {key} to at least that, or rollout.top_p=1",
+        )
+
+
+def recognition(data: DataConfig, reward: RewardConfig) -> Iterator[Contradiction]:
+    """A question that leaves out what is to be offered, a form that is not the one asked for."""
+    if data.candidates != "open" and "{candidates}" not in data.question:
+        yield Contradiction(
+            ("data.candidates", "data.question"),
+            f"data.candidates={data.candidates}, and data.question={data.question!r} has no place "
+            "for them: write {candidates} where they belong, or set data.candidates=open",
+        )
+    part = reward.weights.get("think_answer")
+    if part is None:
+        return
+    asked = part.get("reasoning", "before") if isinstance(part, dict) else "before"
+    if asked != data.reasoning:
+        yield Contradiction(
+            ("reward.weights", "data.reasoning"),
+            f"reward.weights.think_answer pays for reasoning={asked}, and data.reasoning="
+            f"{data.reasoning}: set think_answer: {{weight: 0.1, reasoning: {data.reasoning}}}",
         )
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.tasks import loading
+from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.counting import Counting
+from actrep_ray.tasks.recognition import Recognition
 from tests.unit import test_tasks as contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,8 +97,11 @@ def test_the_task_of_the_page_keeps_the_contract(
     monkeypatch.setitem(sys.modules, "presence", module)
     spec.loader.exec_module(module)
     # The two lines that the page says it takes.
-    assert "_TASKS = {task.name: task for task in (Counting(), Presence())}" in PAGE
-    tasks = {task.name: task for task in (Counting(), module.Presence())}
+    ours = "(Counting(), Recognition(), Presence())"
+    assert f"_TASKS: dict[str, Task] = {{task.name: task for task in {ours}}}" in PAGE
+    tasks: dict[str, Task] = {
+        task.name: task for task in (Counting(), Recognition(), module.Presence())
+    }
     monkeypatch.setattr(loading, "_TASKS", tasks)
     contract.test_a_task_keeps_the_contract(tasks["presence"])
 
