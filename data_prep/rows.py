@@ -62,6 +62,20 @@ def clips_among(rows: Iterable[Row]) -> list[Clip]:
     return clips
 
 
+def images_among(rows: Iterable[Row]) -> list[LabelledImage]:
+    """The same rows, all of which have to be images.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    images = []
+    for row in rows:
+        if not isinstance(row, LabelledImage):
+            raise DataError(f"row {row.id!r}: kind={row.kind!r}, expected an image")
+        images.append(row)
+    return images
+
+
 def write_rows(path: str | Path, rows: Iterable[Row]) -> int:
     """Write rows as JSONL, atomically; returns how many were written."""
     return write_lines(path, (row.to_json() for row in rows))

@@ -5,6 +5,7 @@ from typing import Any
 from actrep_ray.cli.prepare.converters import add_converters
 from actrep_ray.cli.prepare.rcs_export import add_rcs_export
 from actrep_ray.cli.prepare.rcs_report import add_rcs_report
+from actrep_ray.cli.prepare.recognition import add_recognition
 from actrep_ray.cli.prepare.synthetic import add_synthetic
 from actrep_ray.cli.prepare.tiny_model import add_tiny_model
 from actrep_ray.cli.prepare.verl import add_verl
@@ -24,3 +25,4 @@ def add_prepare(commands: Any) -> None:
     add_rcs_report(kinds)
     add_rcs_export(kinds)
     add_verl(kinds)
+    add_recognition(kinds)

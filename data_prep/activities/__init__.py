@@ -1,0 +1,1 @@
+"""Rows of still images of activities: drawn ones, a user's own, few shots of either."""
