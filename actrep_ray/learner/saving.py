@@ -6,6 +6,7 @@
 Nothing in a snapshot is touched by training, so the thread needs no lock. One at a time.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -113,8 +114,15 @@ class BackgroundSave:
                     write_listing(folder, rank, entries)
             except BaseException as error:  # noqa: BLE001 - raised by `finish`
                 self._error = error
+            _give_back_freed()
 
         return write
+
+
+def _give_back_freed() -> None:
+    """Return freed memory to the system: the allocator of glibc keeps it, and a rank would grow."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _write_tensors(

@@ -18,14 +18,18 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from actrep_ray.config import load_recipe
+from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.driver.job import GrpoJob, prepare_grpo
+from actrep_ray.driver.phases import prompt_name
+from actrep_ray.driver.strata import make_sampler
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.tiny import base_model_folder
 from actrep_ray.records import LearnerRow
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.faults import read_faults
+from actrep_ray.run.metrics import read_metrics
+from actrep_ray.tasks.loading import load_clips
 from actrep_ray.weights.sync import WeightSync
 from data_prep.synthetic.dataset import write_dataset
 from tests.ray_local.conftest import free_port
@@ -243,14 +247,28 @@ def prompts_of(run: Run) -> Counter[str]:
     return Counter(row["id"] for rows in last.values() for row in rows)
 
 
+def prompts_drawn(recipe: Recipe) -> Counter[str]:
+    """Ids of what a run asks, drawn by its sampler alone."""
+    sampler = make_sampler(load_clips(recipe, "train"), recipe)
+    return Counter(
+        f"{prompt_name(step, i)}-{drawn.clip.id}"
+        for step in range(1, NUM_STEPS + 1)
+        for i, drawn in enumerate(sampler.take(recipe.train.prompts_per_step))
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.timeout(1800)
 def test_with_more_workers_and_staleness_the_same_prompts_are_trained(folder: Path) -> None:
-    """The driver is killed, and in its continuation an engine: no prompt is lost or done twice."""
+    """The driver is killed, and in its continuation an engine: no prompt is lost or done twice.
+
+    Who answers beside whom depends on time, and with it the last bits of the weights and now and
+    then a token: a group may be flat in one of the runs alone, and is dropped there.
+    """
     two = [f"{role}.num_workers=2" for role in ("rollout", "reward", "learner")]
-    settings = (*two, "train.max_staleness=1", "train.mini_batch_size=24")
-    whole, cut = Run(folder, "whole-of-more", *settings), Run(folder, "cut-of-more", *settings)
+    more = ("train.max_staleness=1", "train.mini_batch_size=24", "train.max_refill_factor=0")
+    whole, cut = Run(folder, "whole-of-more", *two, *more), Run(folder, "cut-of-more", *two, *more)
     whole.finish()
     code, output = cut.process("driver@3:update")
     assert code == -signal.SIGKILL, output
@@ -258,6 +276,11 @@ def test_with_more_workers_and_staleness_the_same_prompts_are_trained(folder: Pa
     assert code == 0, output
     assert read_faults(folder / "cut-of-more").lost["rollout"] == 1
     assert len(cut.trained()) > NUM_STEPS  # some steps were done again
-    expected = prompts_of(whole)
-    assert expected.total() == len(expected) >= NUM_STEPS * 5
-    assert prompts_of(cut) == expected
+    drawn = prompts_drawn(load_recipe(folder / "recipe.yaml"))
+    assert drawn.total() == len(drawn) == 6 * NUM_STEPS
+    for run in (whole, cut):
+        rows = read_metrics(run.folder / "metrics.jsonl")
+        num_dropped = sum(row.get("dropped/groups", 0) for row in rows)
+        assert num_dropped <= 3
+        assert (drawn - prompts_of(run)).total() == num_dropped
+        assert prompts_of(run) <= drawn  # each at most once, and no other
