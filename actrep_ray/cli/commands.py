@@ -62,7 +62,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+def add_overwrite(parser: argparse._ActionsContainer, what: str) -> None:
     """Add `--overwrite`; `what` is written over then."""
     parser.add_argument(
         "--overwrite", action="store_true", help=f"write over {what}, which is refused otherwise"

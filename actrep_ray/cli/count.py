@@ -1,21 +1,38 @@
-"""`actrep count`: the repetitions in one video, by a model or by the periodicity detector."""
+"""`actrep count`: the repetitions in videos, by a model or by the periodicity detector."""
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
-from actrep_ray.cli.commands import UsageError, add_command, picture_file, show
+from actrep_ray.cli.commands import (
+    UsageError,
+    add_command,
+    add_overwrite,
+    complain,
+    picture_file,
+    show,
+)
 
 if TYPE_CHECKING:
-    from actrep_ray.evaluation.predictions import Prediction
-    from actrep_ray.records import Claims
-    from data_prep.periodicity.detector import Detection
-    from data_prep.schema import Clip
+    from actrep_ray.config import Recipe
+    from actrep_ray.counting.batch import Batch, Count
+    from actrep_ray.counting.outputs import Outputs
+    from actrep_ray.counting.record import VideoCount
+    from actrep_ray.counting.videos import Failure
 
+EXIT_FAILED = 1
+"""Some of many videos could not be counted in."""
 EXIT_NOT_SURE = 3
-"""The detector doubts what it sees; 2 is a wrong input."""
+"""Model or detector doubt what they see; 2 is a wrong input."""
+
+_ANY = "unknown"  # action
+_FEW = 8  # videos up to which transformers has answered before vLLM has started
+_MOST_ANSWERS = 256
+_SHORTEST_S, _LONGEST_S = 2.0, 3600.0  # of a window
 
 
 def add_count(commands: Any) -> None:
@@ -28,183 +45,312 @@ def add_count(commands: Any) -> None:
         commands,
         "count",
         _count,
-        "count the repetitions in one video",
-        "actrep count squats.mp4 --checkpoint runs/tiny_grpo --json",
+        "count the repetitions in videos",
+        "actrep count squats.mp4 --checkpoint runs/tiny_grpo --samples 5\n"
+        "  actrep count clips/ --method periodicity --out counts.jsonl --csv counts.csv",
     )
-    parser.add_argument("video", type=Path, metavar="VIDEO")
     parser.add_argument(
-        "--plot",
-        type=picture_file,
-        metavar="FILE.png",
-        help="draw self-similarity, signal and cycles of the periodicity detector",
+        "video",
+        type=Path,
+        nargs="+",
+        metavar="VIDEO",
+        help="a file, a folder (all videos in it), or a pattern as 'clips/*.mp4'",
+    )
+    parser.add_argument(
+        "--samples",
+        type=_number_of_answers,
+        default=1,
+        metavar="N",
+        help="ask the model N times and take the median; says how far the answers agree",
+    )
+    parser.add_argument(
+        "--window",
+        type=_seconds,
+        metavar="SECONDS",
+        help="show the model at most this much at a time; longer videos are cut in their pauses "
+        "(default: video.max_frames / video.fps)",
     )
     parser.add_argument(
         "--cross-check",
         action="store_true",
         help="compare the model's cycles with those of the periodicity detector",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--action", default="unknown", help="name for {action} in data.question")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a video")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--action", default=_ANY, metavar="NAME", help="name for {action} in data.question"
+    )
+    asked.add_argument(
+        "--actions",
+        type=_names,
+        default=[],
+        metavar="NAME,NAME",
+        help="count each of several actions of one video",
+    )
+    _add_outputs(parser)
     add_checkpoint_arguments(parser)
 
 
-def _count(args: argparse.Namespace) -> int:
-    from data_prep.video import clip_of_video
-
-    if args.plot and args.method == "model" and not args.cross_check:
-        raise UsageError("--plot shows the detector: use --method periodicity or --cross-check")
-    if args.method == "periodicity":
-        return _count_periodicity(clip_of_video(args.video, action=args.action), args)
-    model = read_model(args)
-    recipe = recipe_for(args, model)
-    clip = clip_of_video(args.video, action=args.action)
-    from actrep_ray.evaluation.predictions import claims_of
-    from actrep_ray.evaluation.predictors import count_in
-    from actrep_ray.tasks.loading import load_task
-
-    prediction = count_in(clip, model, recipe)
-    claims = claims_of(prediction, load_task(recipe.task))
-    check = cross_check(clip, prediction, args) if args.cross_check else None
-    if args.json:
-        show(json.dumps(_as_record(prediction, claims, check, args.video, model)))
-        return 0
-    answer = "no readable count" if prediction.reading is None else _repetitions(prediction.reading)
-    show(f"{args.video}: {answer}")
-    for i, (start, end) in enumerate(prediction.cycles, start=1):
-        show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
-    show(describe_claims(claims))
-    show(f"\n{prediction.text}")
-    if check is not None:
-        show(f"\n{describe_cross_check(check, args.plot)}")
-    return 0
-
-
-def describe_claims(claims: "Claims") -> str:
-    """Whether list, total and answer are one number, in words."""
-    from actrep_ray.tasks.counting import ANSWER, is_consistent
-
-    if is_consistent(claims):
-        return "consistent: list, total and answer are the same number"
-    if not any(number for name, number in claims.items() if name != ANSWER):
-        return "no list and no total beside the answer"
-    told = ", ".join(f"{name} {'none' if n is None else n}" for name, n in claims.items())
-    return f"NOT consistent: {told}; the count is the answer's"
-
-
-def _as_record(
-    prediction: "Prediction",
-    claims: "Claims",
-    check: dict[str, Any] | None,
-    video: Path,
-    model: Path,
-) -> dict[str, Any]:
-    from actrep_ray.tasks.counting import is_consistent
-
-    record: dict[str, Any] = {
-        "video": str(video),
-        "checkpoint": str(model),
-        "count": prediction.reading,
-        "cycles": prediction.cycles,
-        "claims": dict(claims),
-        "consistent": is_consistent(claims),
-        "text": prediction.text,
-    }
-    return record if check is None else {**record, "cross_check": check}
-
-
-def _count_periodicity(clip: "Clip", args: argparse.Namespace) -> int:
-    from data_prep.periodicity.detector import detect_cycles
-    from data_prep.periodicity.verdict import NOT_SURE
-
-    found = detect_cycles(clip)
-    if args.plot:
-        _plot(found, args)
-    code = EXIT_NOT_SURE if found.verdict == NOT_SURE else 0
-    if args.json:
-        record = {"video": str(args.video), "method": "periodicity", **_as_json(found)}
-        show(json.dumps(record))
-        return code
-    show(f"{args.video}: {_answer_of(found)}")
-    for i, (start, end) in enumerate(found.cycles, start=1):
-        show(f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s")
-    if len(found.shots) > 1:
-        for shot in found.shots:
-            told = shot.judgement.reason or _repetitions(len(shot.cycles))
-            show(f"  shot {shot.start_s:6.1f} s  to {shot.end_s:6.1f} s: {told}")
-    period = found.period.period_s
-    length = "none that repeats" if period is None else f"{period:.2f} s"
-    show(f"periodicity {found.score:.2f} of 1, typical period: {length}")
-    show(f"confidence {found.confidence:.2f} of 1")
-    if args.plot:
-        show(f"picture: {args.plot}")
-    return code
-
-
-def _answer_of(found: "Detection") -> str:
-    if found.verdict == "count":
-        return _repetitions(found.count)
-    seen = f", {_repetitions(len(found.rejected))} seen" if found.rejected else ""
-    return f"{found.verdict}: {found.reason}{seen}"
-
-
-def cross_check(clip: "Clip", prediction: "Prediction", args: argparse.Namespace) -> dict[str, Any]:
-    """Compare a model's cycles with the detector's; JSON values, and the picture if asked for."""
-    from data_prep.periodicity.detector import agreement, detect_cycles
-
-    found = detect_cycles(clip)
-    if args.plot:
-        _plot(found, args, model=prediction)
-    return {"agreement": round(agreement(prediction.cycles, found.cycles), 3), **_as_json(found)}
-
-
-def describe_cross_check(check: dict[str, Any], plot: Path | None) -> str:
-    """The cross-check in words."""
-    text = (
-        f"cross-check: agreement {check['agreement']:.2f} of 1 with the periodicity detector, "
-        f"which finds {_found(check)} (periodicity {check['score']:.2f})"
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("files", "of several videos, folders with a file each")
+    files.add_argument("--csv", type=Path, metavar="FILE.csv", help="a table, one row a video")
+    files.add_argument(
+        "--srt", type=Path, metavar="FILE.srt", help="subtitles, one cue a repetition"
     )
-    return f"{text}\npicture: {plot}" if plot else text
+    files.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="FILE.mp4",
+        help="the video with a counter and a bar of the repetitions, its sound kept",
+    )
+    files.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the cycles, and what the periodicity detector saw where it looked",
+    )
+    files.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="write each count as it is done: --resume leaves out what is there",
+    )
+    goes_on = files.add_mutually_exclusive_group()
+    goes_on.add_argument("--resume", action="store_true", help="go on with the file of --out")
+    add_overwrite(goes_on, "files of these names")
 
 
-def _found(check: dict[str, Any]) -> str:
-    if check["count"] is None:
-        return f"nothing that it is sure of: {check['reason']}"
-    return _repetitions(check["count"])
+def _number_of_answers(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= _MOST_ANSWERS:
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer of 1 to {_MOST_ANSWERS}")
+    return number
 
 
-def _repetitions(count: int | str) -> str:
-    return f"{count} repetition{'' if str(count) == '1' else 's'}"
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text}: expected names with commas between, each once")
+    return names
 
 
-def _as_json(found: "Detection") -> dict[str, Any]:
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not _SHORTEST_S <= seconds <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a number of seconds, {_SHORTEST_S:g} to {_LONGEST_S:g}"
+        )
+    return seconds
+
+
+def _count(args: argparse.Namespace) -> int:
+    from actrep_ray.counting.videos import are_many, find_videos
+
+    is_model = args.method == "model"
+    if not is_model:
+        _refuse_of_model(args)
+    if args.resume and args.out is None:
+        raise UsageError("--resume goes on with a file of results: give --out FILE.jsonl")
+    many = are_many(args.video)
+    outputs = _outputs_of(args, are_folders=many)
+    model = read_model(args) if is_model else None
+    recipe = recipe_for(args, model) if model else None
+    if recipe is not None:
+        _check_actions(args, recipe, many=many or args.out is not None)
+    videos = find_videos(args.video)
+    outputs.check(videos, overwrite=args.overwrite or args.resume)
+    if many or args.out is not None:
+        return _count_many(videos, args, outputs, model, recipe)
+    return _count_one(videos[0], args, outputs, model, recipe)
+
+
+def _refuse_of_model(args: argparse.Namespace) -> None:
+    """What only a model can be asked."""
+    asked = {
+        "--samples": args.samples > 1,
+        "--window": args.window is not None,
+        "--cross-check": args.cross_check,
+        "--action": args.action != _ANY,
+        "--actions": bool(args.actions),
+    }
+    for option, is_given in asked.items():
+        if is_given:
+            raise UsageError(f"{option} is for a model: leave it out, or --method periodicity")
+
+
+def _check_actions(args: argparse.Namespace, recipe: "Recipe", *, many: bool) -> None:
+    """Refuse names that the question would not say, and several where one is written down."""
+    is_named = bool(args.actions) or args.action != _ANY
+    if is_named and recipe.task == "counting" and "{action}" not in recipe.data.question:
+        raise UsageError(
+            f"the question of this checkpoint names no action (data.question="
+            f"{recipe.data.question!r}): leave out --action and --actions, or --set data.question"
+        )
+    if args.actions and (many or args.srt or args.overlay or args.plot):
+        raise UsageError("--actions counts in one video, without --out, --srt, --overlay or --plot")
+
+
+def _outputs_of(args: argparse.Namespace, *, are_folders: bool) -> "Outputs":
+    from actrep_ray.counting.outputs import Outputs
+
+    if not are_folders:
+        for given, suffix in ((args.srt, ".srt"), (args.overlay, ".mp4")):
+            if given is not None and given.suffix.lower() != suffix:
+                raise UsageError(f"{given}: expected a name that ends in {suffix}")
+        if args.plot is not None:
+            try:
+                picture_file(str(args.plot))
+            except argparse.ArgumentTypeError as error:
+                raise UsageError(f"--plot {error}") from error
+    return Outputs(args.csv, args.srt, args.overlay, args.plot, are_folders)
+
+
+def _count_one(
+    video: Path,
+    args: argparse.Namespace,
+    outputs: "Outputs",
+    model: Path | None,
+    recipe: "Recipe | None",
+) -> int:
+    from actrep_ray.counting.panel import describe
+    from actrep_ray.counting.videos import Failure, Source
+    from data_prep.periodicity.verdict import NOT_SURE
+    from data_prep.video import VideoError, clip_of_video
+
+    sources = [
+        Source(video, clip_of_video(video, action=action))
+        for action in args.actions or [args.action]
+    ]
+    with _counter(args, model, recipe, num_videos=len(sources)) as count:
+        found = count(sources)
+    records = []
+    for counted in found:
+        if isinstance(counted, Failure):
+            raise VideoError(counted.reason)
+        with _telling_of_plot(args):
+            outputs.write(counted)
+        records.append(counted.to_json())
+        show(json.dumps(records[-1]) if args.json else describe(counted))
+    outputs.write_table(records)
+    return 0 if all(record["verdict"] != NOT_SURE for record in records) else EXIT_NOT_SURE
+
+
+def _count_many(
+    videos: Sequence[Path],
+    args: argparse.Namespace,
+    outputs: "Outputs",
+    model: Path | None,
+    recipe: "Recipe | None",
+) -> int:
+    from actrep_ray.counting.batch import AT_A_TIME, Journal, count_all
+    from actrep_ray.run.console import error_console, progress_bar
+
+    journal = Journal(
+        args.out, _asked(args, model, recipe), goes_on=args.resume, overwrite=args.overwrite
+    )
+    num_waiting = sum(not journal.holds(video) for video in videos)
+    with (
+        journal,
+        _counter(args, model, recipe, num_videos=num_waiting) as count,
+        progress_bar(on=error_console()) as bar,
+    ):
+        task = bar.add_task("videos", total=num_waiting)
+
+        def told(done: "VideoCount | Failure") -> None:
+            bar.advance(task)
+            _show_done(done, journal.records[str(done.video)], as_json=args.json)
+
+        batch = count_all(
+            videos, count, outputs, journal, action=args.action, told=told,
+            at_a_time=AT_A_TIME if args.method == "model" else 1,
+        )  # fmt: skip
+    _complain_of(batch, len(videos))
+    if batch.failures:
+        return EXIT_FAILED
+    return EXIT_NOT_SURE if batch.num_unsure else 0
+
+
+def _show_done(done: "VideoCount | Failure", record: dict[str, Any], *, as_json: bool) -> None:
+    from actrep_ray.counting.panel import headline
+    from actrep_ray.counting.videos import Failure
+
+    if as_json:
+        show(json.dumps({key: value for key, value in record.items() if key != "of"}))
+    elif not isinstance(done, Failure):
+        show(headline(done))
+
+
+def _complain_of(batch: "Batch", num_videos: int) -> None:
+    """How many were counted, and the list of those that were not."""
+    kept = f", {batch.num_kept} counted before" if batch.num_kept else ""
+    unsure = f", {batch.num_unsure} not sure" if batch.num_unsure else ""
+    share = sum(batch.consistent) / len(batch.consistent) if batch.consistent else None
+    consistent = "" if share is None else f", consistent {share:.2f} of 1"
+    failed = f", {len(batch.failures)} failed:" if batch.failures else ""
+    complain(f"{batch.num_done} of {num_videos} videos counted{kept}{unsure}{consistent}{failed}")
+    for failure in batch.failures:
+        complain(f"  {failure.reason}")
+
+
+def _asked(args: argparse.Namespace, model: Path | None, recipe: "Recipe | None") -> dict[str, Any]:
+    """All that a count depends on, beside the video."""
+    asked: dict[str, Any] = {"method": args.method, "action": args.action}
+    if model is None or recipe is None:
+        return asked
+    settings = recipe.model_dump_json(include={"task", "seed", "data", "video", "rollout"})
     return {
-        "count": found.reading,
-        "verdict": found.verdict,
-        "reason": found.reason,
-        "confidence": round(found.confidence, 3),
-        "cycles": [[round(start, 3), round(end, 3)] for start, end in found.cycles],
-        "score": round(found.score, 3),
-        "period_s": None if found.period.period_s is None else round(found.period.period_s, 3),
-        "rejected": [[round(start, 3), round(end, 3)] for start, end in found.rejected],
-        "shots": [
-            {
-                "start_s": round(shot.start_s, 3),
-                "end_s": round(shot.end_s, 3),
-                "count": len(shot.cycles),
-                "verdict": shot.judgement.verdict,
-                "reason": shot.judgement.reason,
-                "confidence": round(shot.judgement.confidence, 3),
-            }
-            for shot in found.shots
-        ],
+        **asked,
+        "checkpoint": str(model),
+        "samples": args.samples,
+        "window": args.window,
+        "cross_check": args.cross_check,
+        "settings": json.loads(settings),
     }
 
 
-def _plot(found: "Detection", args: argparse.Namespace, model: "Prediction | None" = None) -> None:
-    from actrep_ray.evaluation.periodicity_figure import plot_detection
+@contextmanager
+def _counter(
+    args: argparse.Namespace, model: Path | None, recipe: "Recipe | None", *, num_videos: int
+) -> "Iterator[Count]":
+    """What counts; the engine of a model is started only if there is something to count."""
+    if model is None or recipe is None:
+        from actrep_ray.counting.by_detector import count_by_detector
 
-    others = {} if model is None else {"model": model.cycles}
+        yield count_by_detector
+        return
+    if not num_videos:
+        yield lambda sources: []
+        return
+    from actrep_ray.counting.by_model import ModelCounter
+
+    with ModelCounter(
+        model,
+        _with_engine(recipe, args.set, num_videos),
+        num_answers=args.samples,
+        is_checked=args.cross_check,
+        window_s=args.window,
+    ) as counter:
+        yield counter.count
+
+
+def _with_engine(recipe: "Recipe", chosen: Sequence[str], num_videos: int) -> "Recipe":
+    """The recipe with the engine that is sooner done, unless --set names one."""
+    is_chosen = any(one.partition("=")[0].strip() == "rollout.engine" for one in chosen)
+    if is_chosen or num_videos > _FEW or recipe.rollout.tensor_parallel_size > 1:
+        return recipe
+    rollout = recipe.rollout.model_copy(update={"engine": "hf"})
+    return recipe.model_copy(update={"rollout": rollout})
+
+
+@contextmanager
+def _telling_of_plot(args: argparse.Namespace) -> Iterator[None]:
+    """Name the option whose folder may not be written."""
     try:
-        plot_detection(found, args.plot, title=args.video.name, others=others)
-    except OSError as error:  # a folder that may not be written
+        yield
+    except OSError as error:
+        if args.plot is None or not isinstance(error.filename, str | Path):
+            raise
         raise UsageError(f"--plot {args.plot}: {error.strerror}") from error

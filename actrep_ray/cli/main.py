@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        Its exit code: 0, 1 (failed), 2 (wrong input), 3 (the detector is not sure), or 128 and the
+        Its exit code: 0, 1 (failed), 2 (wrong input), 3 (not sure of a count), or 128 and the
         number of the signal that ended it: 130 (ctrl-C), 138 (SIGUSR1), 143 (SIGTERM, or a
         preemption notice).
     """

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictions import (
     Prediction,
@@ -18,11 +17,9 @@ from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
-from actrep_ray.rollout.worker import start_engine, with_own_device
 from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_task
 from data_prep.rows import Row
-from data_prep.schema import Clip
 from data_prep.video import FileState
 
 
@@ -53,9 +50,23 @@ def predict(
     Raises:
         RefusedError: if a clip cannot be read, or its prompt is too long.
     """
+    prompts = prompts_of(clips, inputs, recipe, files)
+    settings = SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
+    groups = generator.generate(prompts, settings)
+    task = load_task(recipe.task)
+    return [predictions_of(group, task, recipe.data.dialect)[0] for group in groups]
+
+
+def prompts_of(
+    clips: Sequence[Row],
+    inputs: QwenVLInputs,
+    recipe: Recipe,
+    files: Mapping[str, FileState] | None = None,
+) -> list[Prompt]:
+    """What is asked about each clip; arguments as in `predict`."""
     known: Mapping[str, FileState] = files or {}
     task = load_task(recipe.task)
-    prompts = [
+    return [
         Prompt(
             prompt_id=f"eval-{i:06d}-{clip.id}",
             clip_id=clip.id,
@@ -65,22 +76,21 @@ def predict(
         )
         for i, clip in enumerate(clips)
     ]
-    settings = SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
-    groups = generator.generate(prompts, settings)
-    return [prediction_of(group, task, recipe.data.dialect) for group in groups]
 
 
-def prediction_of(group: RolloutGroup, task: Task, dialect: str) -> Prediction:
-    """What the one answer of a group says."""
-    (rollout,) = group.rollouts
-    return prediction_of_text(
-        group.prompt.clip_id,
-        rollout.text,
-        task,
-        dialect=dialect,
-        num_tokens=len(rollout.token_ids),
-        is_truncated=rollout.status is RolloutStatus.TRUNCATED,
-    )
+def predictions_of(group: RolloutGroup, task: Task, dialect: str) -> list[Prediction]:
+    """What each answer of a group says."""
+    return [
+        prediction_of_text(
+            group.prompt.clip_id,
+            rollout.text,
+            task,
+            dialect=dialect,
+            num_tokens=len(rollout.token_ids),
+            is_truncated=rollout.status is RolloutStatus.TRUNCATED,
+        )
+        for rollout in group.rollouts
+    ]
 
 
 def evaluate(
@@ -112,16 +122,3 @@ def with_whole_weights(recipe: Recipe) -> Recipe:
     """
     lora = recipe.model.lora.model_copy(update={"rank": 0})
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": lora})})
-
-
-def count_in(clip: Clip, model: Path, recipe: Recipe) -> Prediction:
-    """Count in one clip with an engine in this process."""
-    alone = recipe.rollout.model_copy(update={"num_workers": 1})
-    check_this_machine(recipe.model_copy(update={"rollout": alone}), ("rollout",))
-    inputs = QwenVLInputs(model)
-    inputs.check_dialect(recipe.data.dialect)
-    engine = start_engine(with_own_device(with_whole_weights(recipe)), model)
-    try:
-        return predict([clip], engine, inputs, recipe)[0]
-    finally:
-        engine.shutdown()

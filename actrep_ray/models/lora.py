@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
 from actrep_ray.config import ConfigError, LoraConfig
 from actrep_ray.models.qwen_vl import component_of
+
+if TYPE_CHECKING:  # peft takes a second to load, and many engines never get an adapter
+    from peft import LoraConfig as PeftConfig
 
 _ADAPTER = "default"
 _BASE = ".base_layer."
@@ -50,6 +50,8 @@ def add_adapters(model: nn.Module, cfg: LoraConfig) -> None:
             f"model.lora.target_modules={list(cfg.target_modules)}: no such linear layer in "
             f"{', '.join(cfg.components)}"
         )
+    from peft import inject_adapter_in_model
+
     inject_adapter_in_model(_peft_config(cfg, names), model, _ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name))
@@ -161,10 +163,14 @@ def base_fingerprint(model: nn.Module) -> int:
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
 
 
-def _peft_config(cfg: LoraConfig, names: list[str]) -> PeftConfig:
+def _peft_config(cfg: LoraConfig, names: list[str]) -> "PeftConfig":
+    from peft import LoraConfig as PeftConfig
+
     return PeftConfig(
         r=cfg.rank,
         lora_alpha=cfg.alpha,

@@ -13,8 +13,6 @@ from actrep_ray.config import Recipe
 from actrep_ray.models.torch_names import device_named
 from actrep_ray.records import Prompt, Refusal, RolloutGroup
 from actrep_ray.rollout.engine import Engine, SamplingSettings
-from actrep_ray.rollout.hf_engine import HfEngine
-from actrep_ray.rollout.vllm_engine import VllmEngine
 from actrep_ray.weights.buckets import WeightBucket, unpack_weights
 from data_prep.locks import BusyError
 from data_prep.video import FramePlan, VideoError
@@ -150,6 +148,8 @@ def start_engine(recipe: Recipe, model_path: str | Path) -> Engine:
     assert recipe.device != "auto", "the pool resolves the device"
     lora = recipe.model.lora if recipe.sends_adapters else None
     if recipe.rollout.engine == "hf":
+        from actrep_ray.rollout.hf_engine import HfEngine
+
         return HfEngine(
             model_path,
             recipe.rollout,
@@ -159,6 +159,8 @@ def start_engine(recipe: Recipe, model_path: str | Path) -> Engine:
             dtype=recipe.model.dtype,
             lora=lora,
         )
+    from actrep_ray.rollout.vllm_engine import VllmEngine
+
     return VllmEngine(
         model_path,
         recipe.rollout,

@@ -74,6 +74,26 @@ def is_consistent(claims: Claims) -> bool:
     return answer is not None and answer == claims.get(TOTAL) == claims.get(LIST)
 
 
+def is_bare(claims: Claims) -> bool:
+    """Whether nothing beside the answer tells a number: neither a list nor a total."""
+    return claims.get(TOTAL) is None and not claims.get(LIST)
+
+
+def contradicts_itself(claims: Claims) -> bool:
+    """Whether an answer holds two numbers that differ, or a list and a total without an answer."""
+    return not is_bare(claims) and not is_consistent(claims)
+
+
+def describe_claims(claims: Claims) -> str:
+    """Whether list, total and answer are one number, in words."""
+    if is_consistent(claims):
+        return "consistent: list, total and answer are the same number"
+    if is_bare(claims):
+        return "no list and no total beside the answer"
+    told = ", ".join(f"{name} {'none' if n is None else n}" for name, n in claims.items())
+    return f"NOT consistent: {told}; the count is the answer's"
+
+
 def _judged(numbers: Sequence[Reading | None], truth: np.ndarray) -> dict[str, np.ndarray]:
     """What N numbers add to each figure, given the true ones. [N] each"""
     is_made = np.array([number is not None for number in numbers])

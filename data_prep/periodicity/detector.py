@@ -1,6 +1,6 @@
 """From a clip to its repetitions: shots, the signals that are tried for each, and the answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,6 +199,24 @@ def _join(found: list[tuple[Found, float]], spans: list[Cycle]) -> Detection:
         times_s=times_s,
         distances=distances,
         signal=signal,
+        judgement=judge_all(shots),
+        rejected=tuple(cycle for shot in shots for cycle in shot.rejected),
+        shots=tuple(shots),
+    )
+
+
+def join_windows(shots: list[Shot]) -> Detection:
+    """One answer for the shots of a file that was looked at window by window, without pictures."""
+    cycles = tuple(cycle for shot in shots for cycle in shot.cycles)
+    lengths = [end - start for start, end in cycles]
+    none = np.zeros(0, np.float32)
+    return Detection(
+        cycles=cycles,
+        score=_mean_score(shots),
+        period=replace(NO_PERIOD, period_s=float(np.median(lengths))) if cycles else NO_PERIOD,
+        times_s=none,
+        distances=np.zeros((0, 0), np.float32),
+        signal=none,
         judgement=judge_all(shots),
         rejected=tuple(cycle for shot in shots for cycle in shot.rejected),
         shots=tuple(shots),

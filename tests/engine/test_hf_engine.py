@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig, load_recipe
-from actrep_ray.evaluation.predictors import count_in
+from actrep_ray.counting.by_model import ModelCounter
+from actrep_ray.counting.votes import Vote
 from actrep_ray.models.lora import adapter_weights, add_adapters, merged_weights
 from actrep_ray.models.qwen_vl import load_model
 from actrep_ray.models.tiny import FAMILIES
@@ -52,12 +53,13 @@ def test_a_checkpoint_is_asked_without_the_adapters_of_its_recipe(
     settings = ["stage=grpo", "rollout.engine=hf", "rollout.max_response_tokens=8", "device=cpu"]
     settings += ["model.dtype=float32", f"video.cache_dir={video.cache_dir}"]
     lora = ["model.lora.rank=4", "model.lora.target_modules=[elsewhere]"]
-    found = [
-        count_in(clips[0], checkpoint("qwen3_vl", 0, True), load_recipe(None, [*settings, *more]))
-        for more in ([], lora)
-    ]
+    model, found = checkpoint("qwen3_vl", 0, True), []
+    for more in ([], lora):
+        with ModelCounter(model, load_recipe(None, [*settings, *more])) as counter:
+            found += counter.votes(clips[:1])
     assert found[0] == found[1]
-    assert found[0].text
+    assert isinstance(found[0], Vote)
+    assert found[0].shown.text
 
 
 def test_adapters_alone_are_the_merged_model(

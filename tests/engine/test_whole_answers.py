@@ -215,3 +215,52 @@ def test_count_says_what_the_model_counted(
     assert record["claims"] == dict.fromkeys(("answer", "total", "list"), clip.count)
     assert record["consistent"] is True
     assert len(record["cycles"]) == clip.count
+
+
+def test_several_answers_and_windows_of_a_model(
+    taught: Taught, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = taught.clips[0]
+    words = ["count", clip.video, "--checkpoint", str(taught.model), "--json"]
+    assert main([*words, "--samples", "5", "--set", "rollout.temperature=0.1"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["answers"] == [clip.count] * 5
+    assert (record["agreement"], record["consistent_share"]) == (1.0, 1.0)
+    assert record["confidence"] == pytest.approx(6 / 7, abs=1e-3)
+
+    asked = "--set=data.question=How many times is {action} done? List each repetition."
+    main([*words, asked, "--actions", "squat,lunge"])
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["action"] for one in told] == ["squat", "lunge"]
+
+    code = main([*words, "--window", "4", "--srt", str(tmp_path / "a.srt")])
+    record = json.loads(capsys.readouterr().out)
+    assert code == (3 if record["reason"] else 0)
+    assert len(record["windows"]) > 1
+    counts = [window["count"] for window in record["windows"] if window["count"] is not None]
+    assert record["count"] == (sum(counts) if counts else None)
+    assert [record["windows"][0]["start_s"], record["windows"][-1]["end_s"]] == [
+        0.0,
+        pytest.approx(clip.duration_s, abs=0.2),
+    ]
+    assert (tmp_path / "a.srt").read_text().count("-->") == len(record["cycles"])
+
+
+@pytest.mark.engine
+def test_both_engines_count_alike_and_a_bad_file_leaves_the_others_done(
+    taught: Taught, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = [clip.video for clip in taught.clips]
+    (tmp_path / "text.mp4").write_text("no video")
+    told = []
+    for engine in ("hf", "vllm"):
+        words = [*videos, str(tmp_path / "text.mp4"), "--checkpoint", str(taught.model), "--json"]
+        assert main(["count", *words, "--set", f"rollout.engine={engine}"]) == 1
+        out, err = capsys.readouterr()
+        told.append([json.loads(line) for line in out.splitlines()])
+        assert f"{len(videos)} of {len(videos) + 1} videos counted, consistent 1.00 of 1" in err
+        assert "text.mp4: cannot be opened as a video" in err
+    assert told[0] == told[1]
+    assert [record.get("count") for record in told[0]] == [
+        *(clip.count for clip in taught.clips), None,
+    ]  # fmt: skip

@@ -15,7 +15,7 @@ from actrep_ray.cli.main import main
 from actrep_ray.config import ConfigError, Recipe, load_recipe
 from actrep_ray.driver.groups import row_of
 from actrep_ray.driver.job import prepare_grpo
-from actrep_ray.evaluation.predictors import prediction_of
+from actrep_ray.evaluation.predictors import predictions_of
 from actrep_ray.learner.batch.packing import collate, split_row
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import FAMILIES, write_tiny_model
@@ -165,7 +165,7 @@ def test_a_perfect_answer_earns_everything_under_every_template(
     assert group.rollouts[0].text == answer
     assert rewards_of(group, clip, recipe) == [1.0, 1.0]
     single = replace(group, rollouts=group.rollouts[:1])
-    prediction = prediction_of(single, load_task("counting"), recipe.data.dialect)
+    (prediction,) = predictions_of(single, load_task("counting"), recipe.data.dialect)
     assert (prediction.reading, prediction.text) == (clip.count, answer)
     assert prediction.cycles
     assert not prediction.is_truncated

@@ -24,7 +24,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from actrep_ray.cli.count import describe_claims
 from actrep_ray.cli.main import main
 from actrep_ray.config import load_recipe
 from actrep_ray.driver.metrics import rollout_metrics
@@ -48,7 +47,11 @@ from actrep_ray.evaluation.scores import (
 )
 from actrep_ray.evaluation.tables import claims_table, comparison_table, counts_table, gain_table
 from actrep_ray.scoring.worker import GroupTexts, RewardWorker, make_spec
-from actrep_ray.tasks.counting import Counting, is_consistent
+from actrep_ray.tasks.counting import (
+    Counting,
+    describe_claims,
+    is_consistent,
+)
 from actrep_ray.tasks.loading import load_task
 from rewards import cycles as cycle_rewards
 from rewards.grammar.read import ParsedResponse, parse

@@ -1,6 +1,5 @@
 """The periodicity detector: hand-built trajectories, rendered clips, and what uses it."""
 
-import argparse
 import json
 import os
 from dataclasses import replace
@@ -12,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from actrep_ray.cli.count import cross_check, describe_cross_check
 from actrep_ray.cli.main import main
+from actrep_ray.counting.panel import describe_cross_check
+from actrep_ray.counting.record import cross_check
 from actrep_ray.evaluation.periodicity import (
     FILE,
     begin_baselines,
@@ -436,22 +436,18 @@ def test_count_on_the_command_line(
 
 
 @pytest.mark.lengthy
-def test_a_model_is_cross_checked(clips: list[Clip], tmp_path: Path) -> None:
+def test_a_model_is_cross_checked(clips: list[Clip]) -> None:
     clip = clips[0]
     found = detect_cycles(clip)
-    same = Prediction(clip.id, found.count, cycles=found.cycles)
-    args = argparse.Namespace(plot=tmp_path / "check.png", video=Path(clip.video))
-    check = cross_check(clip, same, args)
+    check = cross_check(found.cycles, found)
     assert (check["agreement"], check["count"]) == (1.0, found.count)
-    assert args.plot.is_file()
-    text = describe_cross_check(check, args.plot)
+    text = describe_cross_check(check)
     assert f"agreement 1.00 of 1 with the periodicity detector, which finds {found.count}" in text
-    args.plot = None
-    half = replace(same, cycles=found.cycles[::2])
-    num_same = len(half.cycles)
+    half = found.cycles[::2]
+    num_same = len(half)
     expected = 2 * num_same / (num_same + found.count)
-    assert cross_check(clip, half, args)["agreement"] == pytest.approx(expected, abs=1e-3)
-    assert cross_check(clip, replace(same, cycles=()), args)["agreement"] == 0.0
+    assert cross_check(half, found)["agreement"] == pytest.approx(expected, abs=1e-3)
+    assert cross_check((), found)["agreement"] == 0.0
 
 
 @pytest.mark.lengthy
@@ -525,7 +521,7 @@ def test_not_sure_is_exit_code_3(
     command = ["count", str(video), "--method", "periodicity"]
     for found, answer in ((once, "not sure: one event"), (unbelieved, f"not sure: {REJECTED}")):
         monkeypatch.setattr(
-            "data_prep.periodicity.detector.detect_cycles", lambda *_, found=found, **__: found
+            "data_prep.periodicity.long.detect_cycles", lambda *_, found=found, **__: found
         )
         assert main(command) == 3
         assert answer in capsys.readouterr().out

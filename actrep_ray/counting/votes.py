@@ -1,0 +1,115 @@
+"""One count out of n answers to the same question, and how far to trust it.
+
+    answers   10, 11, 10, -, 10          "-" cannot be read
+    count     median of those that can: 10, and of two in the middle the lower, as somebody said it
+    agreement share of all answers that say it: 3 / 5
+    confidence (3 + 1) / (5 + 2)         Laplace's rule of succession: the chance that one more
+                                         answer says it too; halved where the answer that is shown
+                                         contradicts itself
+
+In each answer the count is what `rewards.claims.model_count` says, so answers without a list are
+counted by the same rule. The confidence is of the model with itself: no truth was looked at.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actrep_ray.evaluation.predictions import Prediction, claims_of
+from actrep_ray.records import Claims, Reading
+from actrep_ray.tasks.base import Task
+from actrep_ray.tasks.counting import CLAIMS, contradicts_itself, is_consistent
+from data_prep.periodicity.verdict import COUNT, NOT_SURE, Verdict
+
+_OF_CONTRADICTION = 0.5  # of the confidence that is left
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What n answers come to.
+
+    Attributes:
+        count: The reading that they come to; None where none can be read.
+        verdict: "count", or "not sure".
+        reason: Why it is not sure; empty for a count.
+        agreement: Share of the answers that say `count`, 0 to 1.
+        confidence: Chance that one more answer says it, 0 to 1; see above.
+        shown: The answer that stands for them: it says `count`, and does not contradict itself if
+            one of those that say it does not.
+        claims: Of `shown`.
+        readings: Of each answer, in order.
+        consistent: Share of the answers whose list, total and answer are one number.
+    """
+
+    count: Reading | None
+    verdict: Verdict
+    reason: str
+    agreement: float
+    confidence: float
+    shown: Prediction
+    claims: Claims
+    readings: tuple[Reading | None, ...]
+    consistent: float
+
+
+def vote(predictions: Sequence[Prediction], task: Task) -> Vote:
+    """What the answers to one question come to.
+
+    Args:
+        predictions: One for each answer, at least one.
+        task: Which was asked.
+    """
+    readings = tuple(one.reading for one in predictions)
+    claims = [claims_of(one, task) for one in predictions]
+    count = _middle([one for one in readings if one is not None])
+    saying = [i for i, one in enumerate(readings) if one == count]
+    place = min(saying, key=lambda i: (contradicts_itself(claims[i]), i))
+    num_same = 0 if count is None else len(saying)
+    confidence = (num_same + 1) / (len(readings) + 2) if num_same else 0.0
+    if contradicts_itself(claims[place]):
+        confidence *= _OF_CONTRADICTION
+    reason = _doubt(predictions[place], claims[place], num_same, readings)
+    return Vote(
+        count=count,
+        verdict=NOT_SURE if reason else COUNT,
+        reason=reason,
+        agreement=num_same / len(readings),
+        confidence=confidence,
+        shown=predictions[place],
+        claims=claims[place],
+        readings=readings,
+        consistent=sum(map(is_consistent, claims)) / len(claims),
+    )
+
+
+def _middle(readings: Sequence[Reading]) -> Reading | None:
+    """The lower median of numbers, the most frequent of anything else (of equals, the first)."""
+    if not readings:
+        return None
+    numbers = [one for one in readings if isinstance(one, int)]
+    if len(numbers) == len(readings):
+        return sorted(numbers)[(len(numbers) - 1) // 2]
+    return Counter(readings).most_common(1)[0][0]
+
+
+def _doubt(
+    shown: Prediction, claims: Claims, num_same: int, readings: Sequence[Reading | None]
+) -> str:
+    """Why the count is not to be trusted; empty if nothing speaks against it."""
+    if not num_same:
+        cut = "cut off at rollout.max_response_tokens, " if shown.is_truncated else ""
+        return f"{cut}no readable count ({shown.problem})"
+    if 2 * num_same <= len(readings):
+        return f"{num_same} of {len(readings)} answers say {readings_of(readings)}"
+    if contradicts_itself(claims):
+        told = (f"{name} {claims.get(name)}" for name in CLAIMS if claims.get(name) is not None)
+        return f"the answer contradicts itself: {', '.join(told)}"
+    return ""
+
+
+def readings_of(readings: Sequence[Reading | None]) -> str:
+    """What n answers say, in words: "10 (3 times), 11"."""
+    number = Counter("nothing readable" if one is None else str(one) for one in readings)
+    return ", ".join(
+        name if times == 1 else f"{name} ({times} times)" for name, times in number.most_common()
+    )
