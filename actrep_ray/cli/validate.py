@@ -148,6 +148,7 @@ def _progress(is_quick: bool) -> Iterator["Progress"]:
 def view_of(recipe: "Recipe") -> tuple["View", str]:
     """How a recipe's model is shown clips, and a remark on where its patches come from."""
     from actrep_ray.config import ConfigError
+    from actrep_ray.models.families import max_distinct_fps
     from actrep_ray.run.model_folder import resolve_model
     from data_prep.files import read_object
     from data_prep.validation.view import View
@@ -171,6 +172,7 @@ def view_of(recipe: "Recipe") -> tuple["View", str]:
         factor=patch * vision.get("spatial_merge_size", _MERGE),
         frames_per_patch=vision.get("temporal_patch_size", _FRAMES),
         max_visual_tokens=rollout.max_model_len - rollout.max_response_tokens,
+        max_distinct_fps=max_distinct_fps(config),
     )
     return view, note
 

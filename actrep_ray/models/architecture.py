@@ -40,6 +40,7 @@ class Architecture:
             adapter of rank 1 beside each of them has of parameters.
         hidden: Width of the decoder.
         intermediate: Width of its MLP; of all experts that one token uses, in a MoE.
+        expert_width: Width of one expert; of the whole MLP where there are no experts.
         num_layers: Decoder layers.
         num_heads: Query heads.
         num_key_heads: Key and value heads.
@@ -50,6 +51,7 @@ class Architecture:
         max_positions: Longest sequence that the model was made for.
         vision_hidden: Width of the vision tower.
         vision_intermediate: Width of its MLP.
+        num_vision_heads: Its heads.
         num_blocks: Vision blocks.
         patch_size: Pixels.
         merge_size: Patches of one visual token along each side.
@@ -68,6 +70,7 @@ class Architecture:
     linear_widths: Mapping[str, Mapping[str, int]]
     hidden: int
     intermediate: int
+    expert_width: int
     num_layers: int
     num_heads: int
     num_key_heads: int
@@ -78,6 +81,7 @@ class Architecture:
     max_positions: int
     vision_hidden: int
     vision_intermediate: int
+    num_vision_heads: int
     num_blocks: int
     patch_size: int
     merge_size: int
@@ -213,6 +217,7 @@ def _measure(name: str, config_json: str) -> Architecture:
         linear_widths=_linear_widths(model),
         hidden=text.hidden_size,
         intermediate=width * experts_used if num_experts else width,
+        expert_width=width,
         num_layers=len(layers),
         num_heads=text.num_attention_heads,
         num_key_heads=text.num_key_value_heads,
@@ -223,6 +228,7 @@ def _measure(name: str, config_json: str) -> Architecture:
         max_positions=text.max_position_embeddings,
         vision_hidden=block.attn.proj.out_features,
         vision_intermediate=max(widths),
+        num_vision_heads=vision.num_heads,
         num_blocks=len(blocks),
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,

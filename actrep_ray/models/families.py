@@ -4,8 +4,9 @@ Imports neither torch nor transformers, so that a wrong checkpoint is told befor
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from actrep_ray.config import ConfigError
 from actrep_ray.models.weights_files import tensor_names
@@ -57,6 +58,22 @@ def read_family(path: str | Path) -> str:
             "config.json and *.safetensors of one checkpoint into the folder"
         )
     return str(family)
+
+
+def max_distinct_fps(config: Mapping[str, Any]) -> float | None:
+    """Frame rate up to which each temporal patch has a position of its own; None: at any rate.
+
+    Qwen2.5-VL gives a patch the whole number at or below `tokens_per_second` times its time; the
+    other families number patches, or write times as text.
+
+    Args:
+        config: Of a checkpoint.
+    """
+    if config.get("model_type") != "qwen2_5_vl":
+        return None
+    vision = config.get("vision_config", {})
+    rate = float(vision.get("tokens_per_second", 1.0))  # as `QwenVLInputs` reads it
+    return rate * float(vision.get("temporal_patch_size", 2))
 
 
 def family_of_names(names: Iterable[str]) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 from actrep_ray.cluster.placement import Node, parse_gpus
 from actrep_ray.config import ConfigError, Recipe, load_recipe
 from actrep_ray.models.architecture import Architecture, find_config, read_architecture
+from actrep_ray.models.families import max_distinct_fps
 from actrep_ray.planning.memory import plan_memory
 from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory
 from actrep_ray.planning.parameters import check_adapters
@@ -63,8 +64,21 @@ def check_recipe(recipe: Recipe, path: Path, gpus: str | None = None) -> Check:
     prompt, of_data = _prompt_of(recipe, model)
     where, nodes = find_hardware(path, gpus, is_cpu=recipe.device == "cpu")
     plan = plan_memory(recipe, model, prompt, nodes)
+    lines += _time_warning(recipe, source)
     lines = [_describe_model(model, source, recipe), of_data, *lines, *_describe_roles(plan)]
     return Check((*lines, *_verdict(plan, where)), plan)
+
+
+def _time_warning(recipe: Recipe, source: str) -> list[str]:
+    """A line where temporal patches of a clip share a position in time."""
+    limit = max_distinct_fps(find_config(str(model_folder(source)))[1])
+    if limit is None or recipe.video.fps <= limit:
+        return []
+    return [
+        f"warning: video.fps={recipe.video.fps:g}: Qwen2.5-VL has positions in time for "
+        f"{limit:g} fps, above it temporal patches share one and their order is lost: set "
+        f"video.fps={limit:g} or take Qwen3-VL"
+    ]
 
 
 def model_source(recipe: Recipe, path: Path) -> str:

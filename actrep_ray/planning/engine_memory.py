@@ -9,6 +9,7 @@ from actrep_ray.planning.prompts import PromptSize
 _ENGINE_CUDA_GIB = 0.9
 _CUDA_GRAPHS_GIB = 1.2
 _ENGINE_BATCH_TOKENS = {True: 16384, False: 8192}  # vLLM's default on GPUs of 70 GiB and more
+# is a batch's least size, see `rollout.vllm_start`; its encoder cache holds one batch
 
 
 def plan_rollout(
@@ -30,7 +31,7 @@ def plan_rollout(
     cfg, size = recipe.rollout, value_bytes(recipe)
     shards = cfg.tensor_parallel_size
     is_gpu = recipe.device != "cpu"
-    tokens = max(_ENGINE_BATCH_TOKENS[gpu_gib >= 66], 0)
+    tokens = max(_ENGINE_BATCH_TOKENS[gpu_gib >= 66], cfg.max_model_len)
     width = 6 * model.hidden + 3 * model.intermediate / shards
     patches = min(cfg.max_model_len, prompt.num_visual) * model.merge_size**2
     vision = patches * size * (10 * model.vision_hidden + 3 * model.vision_intermediate)
@@ -39,6 +40,7 @@ def plan_rollout(
     items = [
         ("weights", size * model.total_parameters / shards),
         ("profiled forward pass", max(tokens * size * width, vision) + logits),
+        ("encoder cache", tokens * size * model.hidden * (1 + model.num_deepstack)),
         ("CUDA and graphs", engine_overhead(recipe) if is_gpu else 0.0),
         ("KV cache of one sequence", cfg.max_model_len * kv),
     ]

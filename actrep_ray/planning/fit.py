@@ -134,10 +134,27 @@ def _turn_problems(recipe: Recipe, model: Architecture, gpu_gib: float) -> list[
 
 
 def _engine_problems(recipe: Recipe, model: Architecture) -> list[str]:
+    """What vLLM cannot split over the GPUs of an engine; it finds out in a process of its own."""
     shards = recipe.rollout.tensor_parallel_size
-    if model.num_heads % shards:
-        return [
-            f"rollout.tensor_parallel_size={shards} does not divide the {model.num_heads} "
-            f"attention heads of {model.name}"
-        ]
-    return []
+    split = {
+        "attention heads": model.num_heads,
+        "columns of the MLP": model.expert_width,
+        "attention heads of the vision tower": model.num_vision_heads,
+        "columns of the MLP in the vision tower": model.vision_intermediate,
+    }
+    problems = [f"{number} {what}" for what, number in split.items() if number % shards]
+    if model.num_key_heads % shards and shards % model.num_key_heads:  # else they are repeated
+        problems.append(f"{model.num_key_heads} key heads, nor they it")
+    return [
+        f"rollout.tensor_parallel_size={shards} does not divide the {problem} of {model.name}: "
+        f"take {_largest_split(model, shards)}"
+        for problem in problems[:1]
+    ]
+
+
+def _largest_split(model: Architecture, below: int) -> int:
+    """The most GPUs, fewer than `below`, that everything can be split over."""
+    widths = (model.num_heads, model.expert_width, model.num_vision_heads)
+    common = math.gcd(*widths, model.vision_intermediate)
+    keys = model.num_key_heads
+    return max(n for n in range(1, below) if common % n == 0 and (keys % n == 0 or n % keys == 0))

@@ -7,7 +7,7 @@ from actrep_ray.models.architecture import Architecture
 from actrep_ray.planning.activations import activation_bytes, micro_batch
 from actrep_ray.planning.engine_memory import engine_overhead
 from actrep_ray.planning.memory_plan import GIB, RoleMemory, value_bytes
-from actrep_ray.planning.parameters import trainable_parameters
+from actrep_ray.planning.parameters import checkpoint_bytes, trainable_parameters
 from actrep_ray.planning.prompts import PromptSize
 
 _CUDA_GIB = 1.5  # context and NCCL buffers of a learner rank
@@ -102,7 +102,10 @@ def _learner_notes(recipe: Recipe, model: Architecture, prompt: PromptSize) -> l
     trained, frozen = trainable_parameters(recipe, model)
     on, off = (activation_bytes(recipe, model, prompt, checkpointing=c)[0] for c in (True, False))
     batch = micro_batch(recipe, prompt, recipe.rollout.max_response_tokens)
+    folders, state = checkpoint_bytes(recipe, model)
     return [
+        f"a checkpoint is {(folders + state) / GIB:.2f} GiB (model {folders / GIB:.2f}, training "
+        f"state {state / GIB:.2f}), gathered in the host memory of rank 0's node",
         f"{trained / 1e6:,.0f}M parameters trained, {frozen / 1e6:,.0f}M frozen",
         f"micro-batch of {batch.num_answers} longest answers: {batch.num_tokens} tokens; "
         f"activations {on / GIB:.1f} GiB with checkpointing, {off / GIB:.1f} GiB without",

@@ -34,6 +34,20 @@ def check_adapters(recipe: Recipe, model: Architecture) -> None:
         )
 
 
+def checkpoint_bytes(recipe: Recipe, model: Architecture) -> tuple[int, int]:
+    """(model, training state) of one checkpoint, bytes.
+
+    The model folder is in the dtype of computation, and there is one more of the moving average;
+    the state has AdamW's two moments, the average, and float32 weights where the folder has less.
+    """
+    trained, _ = trainable_parameters(recipe, model)
+    is_averaged = recipe.learner.ema_decay is not None
+    is_exact = recipe.model.dtype == "float32" and not recipe.model.lora.rank
+    folders = value_bytes(recipe) * model.total_parameters * (1 + is_averaged)
+    adapter = 4 * trained if recipe.model.lora.rank else 0
+    return folders, trained * (8 + 4 * is_averaged + 4 * (not is_exact)) + adapter
+
+
 def push_bytes(recipe: Recipe, model: Architecture) -> int:
     """Bytes that each push brings to every engine: all weights, or the adapters alone."""
     trained, _ = trainable_parameters(recipe, model)

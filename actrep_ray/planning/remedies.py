@@ -86,6 +86,8 @@ def _changes(recipe: Recipe, missed: set[str], prompt: PromptSize) -> list[str]:
             *(f"placement.mode=colocated rollout.gpu_memory_utilization={u}" for u in (0.5, 0.3)),
             "learner.strategy=fsdp2",
             f"rollout.max_model_len={needed}",
+            f"rollout.tensor_parallel_size={max(1, rollout.tensor_parallel_size // 2)} "
+            f"rollout.num_workers={2 * rollout.num_workers}",
             f"learner.micro_batch_tokens={needed}",
             f"video.max_frames={max(recipe.video.min_frames, recipe.video.max_frames // 2)}",
             f"rollout.num_workers={max(1, rollout.num_workers // 2)}",

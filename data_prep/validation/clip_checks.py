@@ -72,6 +72,16 @@ def check_view(clip: Clip, estimate: Estimate, view: View, make: RowFindings) ->
             f"{patches:.2f} after merging {view.frames_per_patch} frames",
             f"{SAMPLES_PER_CYCLE:g} samples, so {needed:.3g} fps",
         )
+    num_patches = math.ceil(estimate.num_frames / view.frames_per_patch)
+    num_distinct = view.num_distinct_patches(estimate.num_frames, estimate.fps)
+    if num_distinct < num_patches:
+        yield make.make(
+            "shared_positions",
+            "video.fps",
+            f"{estimate.fps:.3g}, so {num_distinct} positions in time for {num_patches} temporal "
+            "patches",
+            f"at most {view.max_distinct_fps:g} fps",
+        )
     if view.max_visual_tokens is not None and estimate.visual_tokens > view.max_visual_tokens:
         size = f"{estimate.num_frames} frames of {estimate.width}x{estimate.height}"
         yield make.make(

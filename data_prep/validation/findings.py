@@ -39,6 +39,7 @@ ERRORS = {
 }
 WARNINGS = {
     "below_nyquist": "cycles too short for the rate at which the clip is shown",
+    "shared_positions": "temporal patches share a position in time, at the rate of the clip",
     "too_many_tokens": "the visual tokens do not fit into the model's context",
     "repeated_frames": "the clip has fewer frames than it is shown with",
     "duplicate_clip": "an earlier row has the same window, video and action",

@@ -22,6 +22,8 @@ class View:
         factor: Side of a merged patch (one visual token), pixels.
         frames_per_patch: Frames that a visual token spans; Qwen-VL merges 2.
         max_visual_tokens: Room in the context; None where it is not known.
+        max_distinct_fps: Rate above which temporal patches share a position in time (Qwen2.5-VL,
+            whose positions are whole numbers); None where they never do.
     """
 
     fps: float
@@ -32,6 +34,17 @@ class View:
     factor: int
     frames_per_patch: int
     max_visual_tokens: int | None
+    max_distinct_fps: float | None = None
+
+    def num_distinct_patches(self, num_frames: int, fps: float) -> int:
+        """Temporal patches of a clip that have a position of their own.
+
+        Of 24 frames at 5 fps in Qwen2.5-VL, 12 patches, they lie 4 / 5 apart: positions
+        0 0 1 2 3 4 4 5 6 7 8 8, of which 9 are distinct.
+        """
+        num_patches = math.ceil(num_frames / self.frames_per_patch)
+        step = 1.0 if self.max_distinct_fps is None else self.max_distinct_fps / fps
+        return len({int(i * step) for i in range(num_patches)})
 
 
 @dataclass(frozen=True)

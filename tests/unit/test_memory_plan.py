@@ -24,7 +24,11 @@ from actrep_ray.planning.engine_memory import plan_rollout
 from actrep_ray.planning.learner_memory import plan_learner, resting_bytes
 from actrep_ray.planning.memory import plan_memory
 from actrep_ray.planning.memory_plan import GIB
-from actrep_ray.planning.parameters import push_bytes, trainable_parameters
+from actrep_ray.planning.parameters import (
+    checkpoint_bytes,
+    push_bytes,
+    trainable_parameters,
+)
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from data_prep.schema import Clip
 
@@ -144,6 +148,34 @@ def test_a_push_brings_the_adapters_or_all_weights() -> None:
     assert "a push brings 136.74 GiB to each engine: all weights" in whole.notes
 
 
+def test_a_checkpoint_has_the_model_and_what_training_goes_on_from() -> None:
+    model = read_architecture(MODEL)
+    total = model.total_parameters
+    assert checkpoint_bytes(recipe(), model) == (2 * total, 12 * total)  # 2 moments and float32
+    exact = recipe("model.dtype=float32", "learner.ema_decay=0.999")
+    assert checkpoint_bytes(exact, model) == (2 * 4 * total, (8 + 4) * total)
+    adapted = recipe("model.lora.rank=16")
+    trained, _ = trainable_parameters(adapted, model)
+    assert checkpoint_bytes(adapted, model) == (2 * total, (8 + 4 + 4) * trained)
+    plan = plan_learner(recipe(), model, PromptSize(4096, 42))
+    assert plan.notes[0] == (
+        "a checkpoint is 108.12 GiB (model 15.45, training state 92.67), gathered in the host "
+        "memory of rank 0's node"
+    )
+
+
+@pytest.mark.parametrize(("fps", "is_told"), [(4.0, False), (5.0, True)])
+def test_check_tells_of_positions_that_temporal_patches_share(
+    fps: float, is_told: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"# hardware: 8x80GB\nname: r\nmodel: {{path: {MODEL}}}\n")
+    for name, told in ((MODEL, is_told), ("Qwen3-VL-8B-Instruct", False)):
+        asked = load_recipe(path, [f"model.path={name}", f"video.fps={fps}"])
+        lines = check_recipe(asked, path).lines
+        assert any("video.fps=5: Qwen2.5-VL has positions" in line for line in lines) == told
+
+
 def test_checkpointing_and_freezing_lower_the_plan() -> None:
     model, prompt = read_architecture(MODEL), PromptSize(4096, 42)
     sizes = [
@@ -212,6 +244,45 @@ def test_a_prompt_longer_than_the_engine_takes_is_told() -> None:
     only_allowed = plan_memory(asked, model, PromptSize(4096, 42), parse_gpus("8x141GB"))
     assert only_allowed.fits
     assert "rollout.max_model_len=2048" in only_allowed.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "shards", "problem"),
+    [
+        # 16 heads of both kinds and 11008 columns divide by 8, 3420 only by 4
+        ("Qwen2.5-VL-3B-Instruct", 8, "3420 columns of the MLP in the vision tower"),
+        ("Qwen2.5-VL-3B-Instruct", 4, ""),
+        ("Qwen2.5-VL-7B-Instruct", 8, "28 attention heads"),
+        ("Qwen2.5-VL-72B-Instruct", 8, ""),  # 3456 = 8 * 432
+        ("Qwen3-VL-30B-A3B-Instruct", 8, ""),  # 768 columns of an expert; 4 key heads, repeated
+        ("Qwen3-VL-8B-Instruct", 16, ""),  # 4304 = 16 * 269
+    ],
+)
+def test_what_vllm_cannot_split_is_refused(name: str, shards: int, problem: str) -> None:
+    model = read_architecture(name)
+    asked = recipe(f"rollout.tensor_parallel_size={shards}", "rollout.num_workers=1")
+    plan = plan_memory(asked, model, PromptSize(1024, 42))
+    found = [line for line in plan.problems if "tensor_parallel_size" in line]
+    if not problem:
+        assert not found
+        return
+    assert found == [
+        f"rollout.tensor_parallel_size={shards} does not divide the {problem} of {name}: take 4"
+    ]
+
+
+def test_a_batch_of_an_engine_holds_the_longest_prompt() -> None:
+    """vLLM's cache of what the vision tower made has as many places as a batch has tokens."""
+    model, prompt = read_architecture("Qwen3-VL-8B-Instruct"), PromptSize(18816, 4400)
+    short = recipe("rollout.max_model_len=8192", "rollout.enforce_eager=true")
+    long = override(short, ["rollout.max_model_len=32768"])
+    sizes = [dict(plan_rollout(one, model, prompt, gpu_gib=134.0).items) for one in (short, long)]
+    held = 2 * 4096 * (1 + 3)  # bytes a token: bfloat16, the decoder's width, 3 DeepStack levels
+    assert [one["encoder cache"] for one in sizes] == [16384 * held, 32768 * held]
+    needs = 2 * (6 * 4096 + 3 * 12288)
+    logits = 2 * 4 * short.rollout.max_num_seqs * 151936
+    vision = 4 * 18816 * 2 * (10 * 1152 + 3 * 4304)
+    assert sizes[1]["profiled forward pass"] == max(32768 * needs, vision) + logits
 
 
 def test_hardware_in_words() -> None:

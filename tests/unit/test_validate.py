@@ -24,7 +24,7 @@ from data_prep import validation
 from data_prep.files import DataError
 from data_prep.printable import printable
 from data_prep.schema import Clip
-from data_prep.validation.clip_checks import check_cycles
+from data_prep.validation.clip_checks import check_cycles, check_view
 from data_prep.validation.decoder_processes import check_in_processes
 from data_prep.validation.findings import KINDS, RowFindings
 from data_prep.validation.report import Report, write_report
@@ -186,6 +186,23 @@ def test_what_is_wrong_with_a_row(folder: Path, tmp_path: Path) -> None:
     for row, (changes, kinds) in enumerate(CASES, start=1):
         assert found.get(row, set()) == kinds, changes
     check_rows_are_all_there(report)
+
+
+@pytest.mark.parametrize(
+    ("fps", "value"),
+    [
+        (4.0, None),  # 4 / 4: every patch has the next position
+        (5.0, "5, so 8 positions in time for 10 temporal patches"),  # 0 0 1 2 3 4 4 5 6 7
+        (8.0, "8, so 8 positions in time for 16 temporal patches"),
+    ],
+)
+def test_patches_that_share_a_position_are_told(fps: float, value: str | None) -> None:
+    view = replace(VIEW, fps=fps, max_distinct_fps=4.0)
+    estimate = estimate_view(CLIP, 1, view)
+    findings = [f for f in check_view(CLIP, estimate, view, RowFindings(1, "a", "a.mp4"))
+                if f.kind == "shared_positions"]  # fmt: skip
+    assert [f.value for f in findings] == ([value] if value else [])
+    assert all(f.expected == "at most 4 fps" for f in findings)
 
 
 def test_a_bad_line_is_a_finding_and_not_the_end(folder: Path) -> None:
