@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from actrep_ray.learner.batch.attention import PrefixLayout, block_mask, use_packed_attention
 from actrep_ray.learner.batch.packing import PackedBatch
+from actrep_ray.learner.output_layer import OutputLayer
 
 CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
 # As a logit: probability exactly 0, and the entropy and its gradient stay finite (-inf: NaN).
@@ -71,9 +72,10 @@ class Policy(nn.Module):
         mask = batch.target_mask
         chosen, targets = hidden.flatten(0, 1)[batch.predictors[mask]], batch.targets[mask]
         size = max(1, self.chunk_logits // self.model.config.get_text_config().vocab_size)
+        output_layer = OutputLayer(self.model.lm_head)
         log_probs, entropies = [], []
         for chunk, wanted in zip(chosen.split(size), targets.split(size), strict=True):
-            arguments = chunk, wanted, temperature, with_entropy_grad
+            arguments = output_layer, chunk, wanted, temperature, with_entropy_grad
             # Above one chunk, logits are recomputed in backward rather than all kept.
             if len(chosen) > size and torch.is_grad_enabled():
                 log_prob, entropy = checkpoint(self._score, *arguments, use_reentrant=False)
@@ -85,13 +87,14 @@ class Policy(nn.Module):
 
     def _score(
         self,
+        output_layer: OutputLayer,
         hidden: torch.Tensor,
         targets: torch.Tensor,
         temperature: float,
         with_entropy_grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy, float32 [N] each, from hidden states [N, H]."""
-        logits = self.model.lm_head(hidden).float()  # [N, V]
+        logits = output_layer(hidden).float()  # [N, V]
         if temperature != 1.0:
             logits = logits / temperature
         logits = logits + self._suppression(logits)

@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from actrep_ray.config import ConfigError
 from actrep_ray.learner.batch.attention import (
@@ -31,6 +33,7 @@ from actrep_ray.learner.batch.packing import (
     packed_length,
     split_row,
 )
+from actrep_ray.learner.output_layer import OutputLayer
 from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.strategies.optimizer import freeze
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs, load_model
@@ -115,6 +118,85 @@ def test_attention_equals_a_masked_product(lengths: list[list[int]]) -> None:
     blocks = block_mask(batch.layout, *batch.input_ids.shape)
     found, _ = flex_attention(_Layer(), query, key, value, None, layout=blocks)
     torch.testing.assert_close(found[owner >= 0], expected[owner >= 0])
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 300), min_size=2, max_size=5)),
+        min_size=1,
+        max_size=2,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_blocks_of_the_mask_are_those_of_the_whole_mask(
+    rows: list[tuple[int, list[int]]],
+) -> None:
+    """Against PyTorch, which fills the L x L mask and looks."""
+    packed = [
+        split_row(i, "r", _prompt(size), [np.ones(n + 1, int) for n in answers], budget=9999,
+                  shares_prefix=True)[0]
+        for i, (size, answers) in enumerate(rows)
+    ]  # fmt: skip
+    batch = collate(packed)
+    assert batch.layout is not None
+    num_rows, length = batch.input_ids.shape
+    found = block_mask(batch.layout, num_rows, length)
+    expected = create_block_mask(found.mask_mod, num_rows, None, length, length, device="cpu")
+    assert found.shape == expected.shape
+    for name in ("kv", "full_kv", "q", "full_q"):
+        numbers = [getattr(mask, f"{name}_num_blocks") for mask in (found, expected)]
+        assert torch.equal(*numbers)
+        is_used = torch.arange(numbers[0].shape[-1]) < numbers[0][..., None]
+        blocks = [getattr(mask, f"{name}_indices")[is_used] for mask in (found, expected)]
+        assert torch.equal(*blocks)
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the most numbers of a tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numel = max(self.numel, made.numel())
+        return made
+
+
+def test_a_mask_of_blocks_takes_no_square_of_the_row() -> None:
+    answers = [np.ones(501, int)] * 8
+    [row] = split_row(0, "r", _prompt(4192), answers, budget=9999, shares_prefix=True)
+    batch = collate([row])
+    assert batch.layout is not None
+    make: Any = _Largest
+    with make() as seen:
+        block_mask(batch.layout, *batch.input_ids.shape)
+    assert row.num_tokens == 8192
+    assert 0 < seen.numel <= 8192  # PyTorch's own makes tensors of 8192 x 8192
+
+
+def test_gradients_of_the_output_layer_add_up_in_float32() -> None:
+    """64 chunks; against float64 from the same bfloat16 numbers."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(32, 40, bias=False, dtype=torch.bfloat16)
+    hidden = (torch.rand(64, 16, 32, generator=generator)).bfloat16()
+    wanted = torch.zeros(40, 32, dtype=torch.float64)
+    for chunk in hidden:
+        wanted += chunk.double().sum(0).expand(40, -1)
+
+    def error(call: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        layer.weight.grad = None
+        torch.stack([call(chunk).float().sum() for chunk in hidden]).sum().backward()
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.dtype == torch.bfloat16
+        return float(((layer.weight.grad - wanted) / wanted).abs().max())
+
+    output_layer = OutputLayer(layer)
+    assert torch.equal(output_layer(hidden[0]), layer(hidden[0]))
+    assert error(layer) > 0.02
+    assert error(OutputLayer(layer)) < 2**-8 * 1.2  # one rounding to 8 bits
+    with torch.no_grad():
+        assert torch.equal(OutputLayer(layer)(hidden[0]), layer(hidden[0]))
 
 
 def test_segments_of_any_length() -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import flex_attention as flex
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -37,6 +37,7 @@ _DECODERS = {
 }
 # transformers hands segment bounds (in place of one call for each frame) to names with "flash".
 _VISION = "actrep_segments_not_flash"
+_BLOCK = 128  # of queries and keys, FlexAttention's own
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,54 @@ def block_mask(layout: PrefixLayout, num_rows: int, length: int) -> BlockMask:
         seen = answers[row, key]
         return (key <= query) & ((seen == 0) | (seen == answers[row, query]))
 
-    return create_block_mask(sees, num_rows, None, length, length, device=device)
+    partial, full = _visible_blocks(functional.pad(answers, (0, -length % _BLOCK), value=-1))
+    return BlockMask.from_kv_blocks(
+        *_ordered(partial),
+        *_ordered(full),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=sees,
+        seq_lengths=(length, length),
+    )
+
+
+def _visible_blocks(answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks of the mask of which some, and of which all products are needed.
+
+    PyTorch's own `create_block_mask` finds them by filling the whole L x L mask. Here they follow
+    from what each block of tokens holds: answers lie one behind the other, so a block holds a range
+    of them.
+
+    Args:
+        answers: int32 [B, n * _BLOCK], number of each token's answer, rising; 0: the prompt, or
+            padding, which nobody looks at; -1: behind the row.
+
+    Returns:
+        bool [B, 1, n, n] twice, [..., i, j] of queries in block i and keys in block j.
+    """
+    blocks = answers.unflatten(1, (-1, _BLOCK))  # [B, n, _BLOCK]
+    is_answer, highest = blocks > 0, torch.iinfo(blocks.dtype).max
+    first = torch.where(is_answer, blocks, highest).amin(-1)  # [B, n]; the highest if none
+    last = torch.where(is_answer, blocks, 0).amax(-1)
+    has_prompt, is_prompt = (blocks == 0).any(-1), (blocks == 0).all(-1)
+    is_whole = (blocks >= 0).all(-1)
+    is_one_answer = is_answer.all(-1) & (first == last)
+    shares = first[:, :, None] <= last[:, None, :]
+    some = has_prompt[:, None, :] | shares
+    same = is_one_answer[:, :, None] & (last[:, None, :] == last[:, :, None])
+    same &= (is_whole & ((first == last) | is_prompt))[:, None, :]
+    every = is_whole[:, :, None] & (is_prompt[:, None, :] | same)
+    number = torch.arange(blocks.shape[1], device=blocks.device)
+    is_before = number[None, :] < number[:, None]  # keys before all queries
+    is_diagonal = torch.eye(len(number), dtype=torch.bool, device=blocks.device)
+    full = (every & is_before)[:, None]
+    return ((some & is_before) | is_diagonal)[:, None] & ~full, full
+
+
+def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks each block of queries needs, and which, those first: int32."""
+    numbers = blocks.sum(-1, dtype=torch.int32)
+    indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
+    return numbers, indices.to(torch.int32)
 
 
 def flash_attention(
