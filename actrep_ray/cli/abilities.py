@@ -16,7 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from actrep_ray.cli.machine import Finding, check_driver, examine_machine
+from actrep_ray.cli.machine import Finding, check_driver, driver_version, examine_machine
 from actrep_ray.run.provenance import installed_version, read_versions
 
 
@@ -102,7 +102,12 @@ def _driver() -> Finding:
     import torch
 
     has_gpu = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").is_dir()
-    return check_driver(torch.version.cuda, has_device=_has_cuda(), has_gpu=has_gpu)
+    return check_driver(
+        torch.version.cuda,
+        has_device=_has_cuda(),
+        has_gpu=has_gpu,
+        installed=driver_version(),
+    )
 
 
 class _UnavailableError(Exception):

@@ -4,11 +4,13 @@ Asked of the system alone, without torch or Ray, so that it is known before they
 """
 
 import os
+import re
 import resource
 import shutil
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +24,7 @@ _PYTHON = (3, 11)
 _DISK_FAILS_BYTES = 1024**3  # the quickstart's videos, models and checkpoints take about half
 _DISK_IS_SCARCE_BYTES = 10 * 1024**3
 _OPEN_FILES = 4096  # Ray raises its own limit up to the hard one and uses some thousands
+_DRIVERS = {"12": 525, "13": 580}  # the oldest that runs a CUDA of this major version
 _PROCESSES = 2048  # threads count too; Ray and BLAS start hundreds
 
 State = Literal["ok", "note", "fails"]
@@ -144,13 +147,16 @@ def check_ports() -> Finding:
     return Finding("ports", "ok", "127.0.0.1 can be listened at")
 
 
-def check_driver(built_for: str | None, *, has_device: bool, has_gpu: bool) -> Finding:
+def check_driver(
+    built_for: str | None, *, has_device: bool, has_gpu: bool, installed: str = ""
+) -> Finding:
     """Whether torch can use the GPU that the machine has.
 
     Args:
         built_for: CUDA version of torch; None: a build for the CPU.
         has_device: Whether torch sees a device.
         has_gpu: Whether the machine says that it has one.
+        installed: Version of the driver; empty if it is not known.
     """
     if has_device or not has_gpu:
         return Finding("GPU driver", "ok", "torch sees the GPU" if has_device else "no GPU here")
@@ -158,7 +164,23 @@ def check_driver(built_for: str | None, *, has_device: bool, has_gpu: bool) -> F
         seen = "this machine has a GPU, and torch is built for the CPU"
         return Finding("GPU driver", "note", seen, "./launch.sh setup --gpu")
     seen = f"torch is built for CUDA {built_for} and sees no device"
-    return Finding("GPU driver", "fails", seen, f"a driver that supports CUDA {built_for}")
+    needed = _DRIVERS.get(built_for.partition(".")[0])
+    if needed is None:
+        return Finding("GPU driver", "fails", seen, f"a driver that supports CUDA {built_for}")
+    if installed:
+        seen += f"; the driver is {installed}"
+    remedy = f"driver {needed} or newer, which CUDA {built_for} needs"
+    if installed.partition(".")[0].isdecimal() and int(installed.partition(".")[0]) >= needed:
+        remedy = "the driver is new enough: make the device visible (CUDA_VISIBLE_DEVICES, --gpus)"
+    return Finding("GPU driver", "fails", seen, remedy)
+
+
+def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Version of NVIDIA's kernel module, as 580.65.06; empty where there is none."""
+    with suppress(OSError):
+        found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", path.read_text(errors="replace"))
+        return found[1] if found else ""
+    return ""
 
 
 def _check_cache() -> Finding:

@@ -3,6 +3,8 @@
 import os
 import resource
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from actrep_ray.cli.machine import (
     check_ports,
     check_python,
     check_shared_memory,
+    driver_version,
     examine_machine,
 )
 from actrep_ray.run.console import make_console
@@ -104,7 +107,7 @@ def test_ports_that_cannot_be_listened_at(monkeypatch: pytest.MonkeyPatch) -> No
         (None, False, False, "ok", ""),
         ("13.0", True, True, "ok", ""),
         (None, False, True, "note", "./launch.sh setup --gpu"),
-        ("13.0", False, True, "fails", "a driver that supports CUDA 13.0"),
+        ("13.0", False, True, "fails", "driver 580 or newer, which CUDA 13.0 needs"),
     ],
 )
 def test_a_gpu_that_torch_does_not_see(
@@ -112,6 +115,48 @@ def test_a_gpu_that_torch_does_not_see(
 ) -> None:
     found = check_driver(built_for, has_device=has_device, has_gpu=has_gpu)
     assert (found.state, found.remedy) == (state, remedy)
+
+
+@pytest.mark.parametrize(
+    ("built_for", "installed", "remedy"),
+    [
+        ("13.0", "570.86.10", "driver 580 or newer, which CUDA 13.0 needs"),
+        ("12.9", "470.57.02", "driver 525 or newer, which CUDA 12.9 needs"),
+        ("13.0", "", "driver 580 or newer, which CUDA 13.0 needs"),
+        ("13.0", "580.65.06", "the driver is new enough: make the device visible"),
+        ("11.8", "470.57.02", "a driver that supports CUDA 11.8"),
+    ],
+)
+def test_a_driver_that_is_too_old_is_named_with_the_one_it_takes(
+    built_for: str, installed: str, remedy: str
+) -> None:
+    found = check_driver(built_for, has_device=False, has_gpu=True, installed=installed)
+    assert found.state == "fails"
+    assert found.remedy.startswith(remedy)
+    assert (f"the driver is {installed}" in found.seen) == (built_for != "11.8" and installed != "")
+
+
+def test_the_driver_is_read_from_the_kernel_module(tmp_path: Path) -> None:
+    path = tmp_path / "version"
+    assert driver_version(path) == ""
+    path.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build\n"
+        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
+    )
+    assert driver_version(path) == "570.86.10"
+
+
+def test_a_python_without_the_environment_says_which_it_is() -> None:
+    """As a job that was submitted to a Ray of another environment; -S leaves all packages out."""
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-S", "-m", "actrep_ray", "doctor"],
+        cwd=root, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode != 0
+    assert "Traceback" not in ran.stderr
+    assert f"actrep: error: {sys.executable} has no module" in ran.stderr
+    assert ".venv/bin/ray start" in ran.stderr
 
 
 def test_what_fails_is_shown_with_its_remedy_and_decides() -> None:
