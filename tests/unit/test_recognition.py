@@ -5,17 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from actrep_ray.config import ConfigError, DataConfig, load_recipe
 from actrep_ray.evaluation.predictions import Prediction
+from actrep_ray.evaluation.report import write_report
+from actrep_ray.evaluation.run_results import ReportInput
 from actrep_ray.evaluation.scores import score_predictions
 from actrep_ray.scoring.worker import GroupScores, GroupTexts, RewardWorker, make_spec
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_task
 from actrep_ray.tasks.recognition import candidates
+from data_prep.activities.dataset import write_activities
 from data_prep.files import DataError
-from data_prep.rows import write_rows
+from data_prep.rows import read_rows, write_rows
 from rewards.format import think_answer
 from rewards.grammar.read import parse
 from rewards.reference import Reference
@@ -203,6 +207,25 @@ def test_accuracy_is_over_all_rows_by_class() -> None:
     assert TASK.constant(["sit", "bow", "wave", "bow", "sit"]) == "bow"
     with pytest.raises(ValueError, match="none is the most frequent"):
         TASK.constant([])
+
+
+def test_a_report_is_about_classes(tmp_path: Path) -> None:
+    path = write_activities(tmp_path, style="line", num_images={"train": 1, "test": 1}, seed=0)
+    rows = [row for row in read_rows(path) if row.split == "test"]
+    before = [Prediction(row.id, "bow", text="<answer>bow</answer>") for row in rows]
+    after = [
+        Prediction(row.id, TASK.truth(TASK.reference(row)) if i % 2 else None)
+        for i, row in enumerate(rows)
+    ]
+    sets = {"sft": before, "grpo": after}
+    truths = [TASK.truth(TASK.reference(row)) for row in rows]
+    given = ReportInput("r", TASK, rows, sets, train_truths=truths, num_bootstrap=20)
+    report = write_report(given, tmp_path / "report")
+    page = report.page.read_text(encoding="utf-8")
+    assert "accuracy" in page
+    assert "hands on hips" in page
+    table = pd.read_csv(tmp_path / "report" / "tables" / "breakdown.csv")
+    assert len(set(table["class"])) == 16
 
 
 # All files of the product that know of this task. A new one of a user's own needs none of them
