@@ -20,6 +20,7 @@ from data_prep.schema import SPLITS
 from data_prep.teachers.settings import ApiSettings
 
 if TYPE_CHECKING:
+    from actrep_ray.run.progress import StepCallback
     from data_prep.schema import Clip
     from data_prep.teachers.answers import CotReport
 
@@ -135,17 +136,19 @@ def _from_periodicity(args: argparse.Namespace, clips: "Iterator[Clip]") -> "Cot
     from actrep_ray.driver.sampling_report import portable
     from data_prep.schema import write_clips
     from data_prep.teachers.answers import write_answers
-    from data_prep.teachers.periodicity import propose_answers
+    from data_prep.teachers.journal import Journal
+    from data_prep.teachers.periodicity import found_path, propose_answers
 
     wanted = list(clips)
-    with _progress("looking") as progress:
+    with _progress("looking", len(wanted)) as progress, Journal(found_path(args.out)) as journal:
         outcomes = list(
             propose_answers(
                 wanted,
                 dialect=args.dialect,
                 variety=args.variety,
                 seed=args.seed,
-                progress=lambda done, accepted: progress(done, len(wanted), accepted),
+                journal=journal,
+                progress=lambda done, accepted: progress(done, {"accepted": accepted}),
             )
         )
     report = write_answers(args.out, outcomes, "periodicity")
@@ -164,19 +167,24 @@ def _from_api(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
         if not getattr(args, name):
             raise UsageError(f"--teacher api needs --{name.replace('_', '-')}")
     given = {f.name: getattr(args, f.name) for f in fields(ApiSettings) if hasattr(args, f.name)}
-    with _progress("asking") as progress:
-        return ask_api(list(clips), args.out, ApiSettings(**given), progress=progress)
+    wanted = list(clips)
+    with _progress("asking", len(wanted)) as progress:
+        return ask_api(
+            wanted,
+            args.out,
+            ApiSettings(**given),
+            progress=lambda done, _, accepted: progress(done, {"accepted": accepted}),
+        )
 
 
 @contextmanager
-def _progress(title: str) -> "Iterator[Callable[[int, int, int], None]]":
-    from actrep_ray.run.console import error_console, progress_bar
+def _progress(title: str, total: int) -> "Iterator[StepCallback]":
+    """A bar, or lines in a log, on standard error."""
+    from actrep_ray.run.console import error_console
+    from actrep_ray.run.progress import step_progress
 
-    with progress_bar(on=error_console(), shows="accepted") as bar:
-        task = bar.add_task(title, total=None, accepted="0 accepted")
-        yield lambda done, total, accepted: bar.update(
-            task, completed=done, total=total, accepted=f"{accepted} accepted"
-        )
+    with step_progress(title, start=0, total=total, on=error_console()) as progress:
+        yield progress
 
 
 def _show(report: "CotReport", out: Path) -> None:

@@ -44,6 +44,9 @@ SURE_SCORE = 0.5  # from it on no other signal is tried
 LEAST_BETTER = 0.05  # of the score of a signal that is tried later
 FALLBACK_SCORE = 0.5  # of the signals that are tried last
 
+VERSION = 1
+"""Of what is found: raise it when the same clip may give other cycles, so that none are re-used."""
+
 UNJUDGED = Judgement(NO_REPETITION)
 _MOST_MOMENTS = 2400  # of the matrix of a whole file
 
@@ -277,9 +280,21 @@ def propose_cycles(clip: Clip, *, flow: bool = False) -> Proposal:
         VideoError: if the video cannot be read.
     """
     found = detect_cycles(clip, flow=flow)
-    reason = "not_sure" if found.verdict == NOT_SURE else ""
-    reason = reason or ("count_differs" if found.count != clip.count else "")
-    return Proposal(found.cycles, found.score, not reason, reason)
+    return proposal_of(clip, found.cycles, found.score, is_sure=found.verdict != NOT_SURE)
+
+
+def proposal_of(clip: Clip, cycles: tuple[Cycle, ...], score: float, *, is_sure: bool) -> Proposal:
+    """What the cycles that the detector found are worth for a clip of a known count.
+
+    Args:
+        clip: The clip; its count is what the cycles must agree with.
+        cycles: What was found.
+        score: Its periodicity.
+        is_sure: Whether the detector does not doubt it.
+    """
+    reason = "" if is_sure else "not_sure"
+    reason = reason or ("count_differs" if len(cycles) != clip.count else "")
+    return Proposal(cycles, score, not reason, reason)
 
 
 def agreement(first: tuple[Cycle, ...], second: tuple[Cycle, ...]) -> float:

@@ -1,19 +1,31 @@
 """The teacher for clips that have a count and no marks: it proposes cycles from the pixels.
 
 Cycles are kept where the detector, which never sees the count, finds as many; the answer is then
-written from them as from annotated ones, and carries `cycles_source: periodicity`.
+written from them as from annotated ones, and carries `cycles_source: periodicity`. What it found in
+a clip is kept in a journal at once: a run that is stopped goes on where it was.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
 
 from data_prep.cot import AnswerError, render_answer
-from data_prep.periodicity.detector import propose_cycles
+from data_prep.periodicity.detector import VERSION, Proposal, detect_cycles, proposal_of
+from data_prep.periodicity.verdict import NOT_SURE
 from data_prep.schema import Clip
 from data_prep.teachers.answers import Outcome
-from data_prep.video import VideoError
+from data_prep.teachers.journal import Journal
+from data_prep.video import FileState, VideoError
 
 SOURCE = "periodicity"
+
+
+def found_path(out: Path) -> Path:
+    """Path of what the detector found, of a run that writes `out`."""
+    return out.with_name(f"{out.name}.found.jsonl")
 
 
 def propose_answers(
@@ -22,6 +34,7 @@ def propose_answers(
     dialect: str = "think",
     variety: int = 1,
     seed: int = 0,
+    journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Outcome]:
     """An answer for each clip, in order, or why there is none.
@@ -34,23 +47,26 @@ def propose_answers(
         dialect: As in `render_answer`.
         variety: As in `render_answer`.
         seed: As in `render_answer`.
+        journal: What was found before, and where what is found now is kept.
         progress: Called with (clips done, answers accepted).
     """
     num_accepted = 0
     for done, clip in enumerate(clips, start=1):
-        outcome = _propose(clip, dialect=dialect, variety=variety, seed=seed)
+        outcome = _propose(clip, journal, dialect=dialect, variety=variety, seed=seed)
         num_accepted += outcome.text is not None
         yield outcome
         if progress:
             progress(done, num_accepted)
 
 
-def _propose(clip: Clip, *, dialect: str, variety: int, seed: int) -> Outcome:
+def _propose(
+    clip: Clip, journal: Journal | None, *, dialect: str, variety: int, seed: int
+) -> Outcome:
     if clip.cycles is not None:
         detail = f"clip {clip.id!r}: has cycle marks already; --teacher annotations uses them"
         return Outcome(clip, reason="has_marks", detail=detail)
     try:
-        proposal = propose_cycles(clip)
+        proposal = _find(clip, journal)
     except VideoError as error:
         return Outcome(clip, reason="unreadable_video", detail=str(error))
     if not proposal.agrees:
@@ -65,3 +81,29 @@ def _propose(clip: Clip, *, dialect: str, variety: int, seed: int) -> Outcome:
     except AnswerError as error:
         return Outcome(marked, reason=error.reason, detail=str(error))
     return Outcome(marked, text)
+
+
+def _find(clip: Clip, journal: Journal | None) -> Proposal:
+    """What the detector finds in a clip, or found in the same file before."""
+    key = _key_of(clip)
+    row: dict[str, Any] | None = journal.get(key) if journal is not None else None
+    if row is None:
+        found = detect_cycles(clip)
+        row = {
+            "key": key,
+            "id": clip.id,
+            "cycles": [list(cycle) for cycle in found.cycles],
+            "score": found.score,
+            "is_sure": found.verdict != NOT_SURE,
+        }
+        if journal is not None:
+            journal.add(row)
+    cycles = tuple((start, end) for start, end in row["cycles"])
+    return proposal_of(clip, cycles, row["score"], is_sure=row["is_sure"])
+
+
+def _key_of(clip: Clip) -> str:
+    """Of everything that the detector's answer depends on."""
+    state = astuple(FileState.of(clip.video))
+    about = (VERSION, clip.id, clip.start_s, clip.end_s, clip.video_fps, *state)
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -1,0 +1,99 @@
+"""The teacher that looks for cycles: what it found outlives a stop; a log shows how far it is."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actrep_ray.cli.main import main
+from data_prep.periodicity.detector import Detection, detect_cycles
+from data_prep.schema import Clip, write_clips
+from data_prep.teachers.journal import Journal
+from data_prep.teachers.periodicity import found_path, propose_answers
+from data_prep.video_writer import encode_mp4
+
+COUNT, PERIOD_S, FPS = 4, 1.0, 15
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Clip]:
+    """Three files of a square that goes down and up four times."""
+    duration_s = COUNT * PERIOD_S + 1.0
+    times = np.arange(int(duration_s * FPS)) / FPS
+    phase = np.clip((times - 0.5) / PERIOD_S, 0.0, COUNT)
+    tops = (4 + 16 * (0.5 - 0.5 * np.cos(2 * np.pi * phase))).round().astype(int)
+    frames = np.full((len(times), 32, 32, 3), 40, np.uint8)
+    for frame, top in zip(frames, tops, strict=True):
+        frame[top : top + 8, 12:20] = 220
+    made = []
+    for name in ("a", "b", "c"):
+        path = tmp_path / f"{name}.mp4"
+        encode_mp4(path, frames, FPS)
+        made.append(
+            Clip(
+                *(name, "set", "train", str(path), 0.0, duration_s, float(FPS), len(frames)),
+                *(32, 32, "squat", COUNT),
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the clips that the detector looks at."""
+    seen: list[str] = []
+
+    def look(clip: Clip) -> Detection:
+        seen.append(clip.id)
+        return detect_cycles(clip)
+
+    monkeypatch.setattr("data_prep.teachers.periodicity.detect_cycles", look)
+    return seen
+
+
+def test_a_run_that_is_stopped_goes_on_where_it_was(
+    clips: list[Clip], looked_at: list[str], tmp_path: Path
+) -> None:
+    path = found_path(tmp_path / "cot.jsonl")
+    with Journal(path) as journal:
+        first = list(islice(propose_answers(clips, journal=journal), 2))
+    assert looked_at == ["a", "b"]
+    with Journal(path) as journal:
+        again = list(propose_answers(clips, journal=journal))
+    assert looked_at == ["a", "b", "c"]
+    assert again[:2] == first
+    assert [one.clip.cycles == detect_cycles(one.clip).cycles for one in again] == [True] * 3
+    with Journal(path) as journal:  # another count is judged anew, without another look
+        other = list(propose_answers([Clip(**{**vars(clips[0]), "count": 9})], journal=journal))
+    assert looked_at == ["a", "b", "c"]
+    assert other[0].reason == "count_differs"
+
+
+def test_another_file_or_detector_is_looked_at_anew(
+    clips: list[Clip], looked_at: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = found_path(tmp_path / "cot.jsonl")
+    with Journal(path) as journal:
+        list(propose_answers(clips[:1], journal=journal))
+        encode_mp4(Path(clips[0].video), np.zeros((75, 32, 32, 3), np.uint8), FPS)
+        assert next(propose_answers(clips[:1], journal=journal)).reason == "count_differs"
+        monkeypatch.setattr("data_prep.teachers.periodicity.VERSION", -1)
+        list(propose_answers(clips[:1], journal=journal))
+    assert looked_at == ["a", "a", "a"]
+
+
+def test_a_log_shows_how_far_it_is(
+    clips: list[Clip], looked_at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "clips.jsonl", tmp_path / "out" / "cot.jsonl"
+    write_clips(data, clips)
+    command = ["cot", str(data), "--teacher", "periodicity", "--out", str(out)]
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "looking 1/3 accepted 1 left" in told
+    assert "looking 3/3 accepted 3 left" in told
+    assert main([*command, "--overwrite"]) == 0
+    assert looked_at == ["a", "b", "c"]
+    assert len([json.loads(line) for line in out.read_text().splitlines()]) == 3
