@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.files import DataError
 from data_prep.schema import SPLITS, Clip
 from data_prep.synthetic.levels import LEVELS, Level
+from data_prep.synthetic.real_like import Scene, draw_scene, flags_of
 from data_prep.synthetic.timeline import Timeline, Track, draw_timeline
 
 
@@ -24,6 +25,7 @@ class ClipSpec:
         timeline: Action and cycles.
         track: The track at the times of the frames.
         look_seed: Seeds colours, scenery, light, camera and noise.
+        scene: What happens beside the timeline, in a real-like clip.
     """
 
     level: Level
@@ -32,6 +34,7 @@ class ClipSpec:
     timeline: Timeline
     track: Track
     look_seed: np.random.SeedSequence
+    scene: Scene | None = None
 
 
 def clip_spec(level: str, seed: int, split: str, index: int) -> ClipSpec:
@@ -47,7 +50,8 @@ def clip_spec(level: str, seed: int, split: str, index: int) -> ClipSpec:
     rng = np.random.default_rng(time_seed)
     fps = int(rng.choice(ranges.frame_rates))
     size = int(rng.choice(ranges.sizes))
-    timeline = draw_timeline(rng, ranges, fps)
+    scene = draw_scene(rng, ranges, fps) if ranges.is_real_like else None
+    timeline = scene.timeline if scene else draw_timeline(rng, ranges, fps)
     num_frames = round(timeline.duration_s * fps)
     clip = Clip(
         id=f"{level}-{seed}-{split}-{index:05d}",
@@ -64,9 +68,10 @@ def clip_spec(level: str, seed: int, split: str, index: int) -> ClipSpec:
         count=len(timeline.cycles),
         cycles=timeline.cycles,
         cycles_source="synthetic",
+        flags=flags_of(scene) if scene else (),
     )
     track = timeline.track_at(np.arange(num_frames) / fps)
-    return ClipSpec(ranges, fps, clip, timeline, track, look_seed)
+    return ClipSpec(ranges, fps, clip, timeline, track, look_seed, scene)
 
 
 def check_request(level: str, num_clips: dict[str, int], seed: int, num_processes: int) -> None:

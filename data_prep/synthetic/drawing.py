@@ -27,16 +27,26 @@ class Look:
 
 
 class Pen:
-    """Draws in fractions of the frame, anti-aliased, with 1/16 pixel precision."""
+    """Draws in fractions of the frame, anti-aliased, with 1/16 pixel precision.
 
-    def __init__(self, image: Image, mirror: bool) -> None:
+    Args:
+        image: What is drawn on, in place. [H, W, 3]
+        mirror: Whether left and right are exchanged.
+        box: Left, top and side, in pixels, of the square whose fractions are meant; None: the
+            whole of a square image.
+    """
+
+    def __init__(
+        self, image: Image, mirror: bool, *, box: tuple[float, float, float] | None = None
+    ) -> None:
         self.image = image
-        self.size = image.shape[0]
+        self.left, self.top, self.size = box or (0.0, 0.0, float(image.shape[0]))
         self.mirror = mirror
 
     def _at(self, point: Point) -> tuple[int, int]:
         x = 1.0 - point[0] if self.mirror else point[0]
-        return round(x * self.size * 16), round(point[1] * self.size * 16)
+        left, top = self.left + x * self.size, self.top + point[1] * self.size
+        return round(left * 16), round(top * 16)
 
     def line(self, a: Point, b: Point, width: float, colour: Colour) -> None:
         """Draw a line from `a` to `b` with round ends."""

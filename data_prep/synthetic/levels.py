@@ -1,6 +1,7 @@
-"""What the levels easy, medium, hard and long draw from, and how often each count occurs.
+"""What each level draws from, and how often each count occurs.
 
-Long clips are as easy to see as easy ones, and last as long as medium ones.
+Long clips are as easy to see as easy ones, and last as long as medium ones. Real-like clips have
+what real footage has: rooms, cuts, moving cameras, changing light (`real_like`, `footage`).
 """
 
 import math
@@ -30,6 +31,7 @@ class Level:
     jitter: float  # standard deviation of the camera's shift, fraction of the frame
     num_distractors: tuple[int, int]
     num_bars: tuple[int, int]  # bars in front of the figure
+    is_real_like: bool = False  # kinds of `real_like` in rooms of `footage`
 
 
 LEVELS = {
@@ -80,6 +82,22 @@ LEVELS = {
     ),
 }
 LEVELS["long"] = replace(LEVELS["easy"], duration_s=LEVELS["medium"].duration_s, max_count=16)
+LEVELS["real-like"] = Level(
+    frame_rates=(24, 25, 30),
+    sizes=(128, 160),
+    duration_s=(6.0, 18.0),
+    period_s=(0.8, 3.0),
+    max_count=14,
+    count_spread=0.9,
+    tempo_factor=1.5,
+    pause_probability=0.10,
+    noise=(2, 8),
+    lighting=0.05,
+    jitter=0.0,
+    num_distractors=(0, 0),
+    num_bars=(0, 0),
+    is_real_like=True,
+)
 
 
 def count_weights(level: Level) -> NDArray[np.float64]:

@@ -108,3 +108,49 @@ MOTIONS = {
     "arm_raise": Motion(_raised_cosine, _draw_arm_raise),
     "arm_rotation": Motion(_constant_speed, _draw_arm_rotation),
 }
+
+
+def _draw_jumping_jack(pen: Pen, look: Look, position: float) -> None:
+    """Arms and legs open and close, left as right."""
+    x, hips = 0.5 + 2.0 * look.shift[0], 0.62
+    shoulders, lift = hips - 0.24 * look.scale, 0.03 * math.sin(math.pi * position)
+    arm = math.radians(12.0 + (140.0 + 15.0 * look.amplitude) * position)
+    leg = math.radians(4.0 + 26.0 * position)
+    for side in (-1.0, 1.0):
+        top, bottom = (x + 0.04 * side, shoulders - lift), (x + 0.03 * side, hips - lift)
+        hand = (top[0] + 0.28 * side * math.sin(arm), top[1] + 0.28 * math.cos(arm))
+        foot = (bottom[0] + 0.33 * side * math.sin(leg), bottom[1] + 0.33 * math.cos(leg))
+        pen.line(top, hand, look.limb, look.colour)
+        pen.line(bottom, foot, look.limb, look.colour)
+    pen.line((x, hips - lift), (x, shoulders - lift), 1.3 * look.limb, look.colour)
+    pen.disc((x, shoulders - lift - 0.11), 0.085, look.accent)
+
+
+def _draw_bar_turn(pen: Pen, look: Look, position: float) -> None:
+    """A bar with one marked end goes around its middle: half a turn gives nearly the same."""
+    x, y, half = 0.5 + 0.5 * look.shift[0], 0.5 + 0.5 * look.shift[1], 0.36 * look.scale
+    angle = 2.0 * math.pi * position
+    dx, dy = half * math.cos(angle), half * math.sin(angle)
+    pen.line((x - dx, y - dy), (x + dx, y + dy), look.limb, look.colour)
+    pen.disc((x + 0.8 * dx, y + 0.8 * dy), 0.7 * look.limb, look.dim)
+
+
+def _draw_hand_wave(pen: Pen, look: Look, position: float) -> None:
+    """A standing figure of which one forearm moves."""
+    shoulders = (0.5 + 2.0 * look.shift[0], 0.42 + 0.5 * look.shift[1])
+    _draw_standing(pen, look, look.colour, shoulders, 0.66)
+    elbow = (shoulders[0] + 0.13, shoulders[1] + 0.06)
+    pen.line(shoulders, elbow, look.limb, look.colour)
+    angle = math.radians(-20.0 + (65.0 + 15.0 * look.amplitude) * position)
+    hand = (elbow[0] + 0.17 * math.sin(angle), elbow[1] - 0.17 * math.cos(angle))
+    pen.line(elbow, hand, 0.7 * look.limb, look.colour)
+    pen.disc(hand, 0.05, look.accent)
+
+
+# Drawn for clips of `real_like` alone: the other levels draw from `MOTIONS`.
+FIGURE_MOTIONS = {
+    "jumping_jack": Motion(_raised_cosine, _draw_jumping_jack),
+    "bar_turn": Motion(_constant_speed, _draw_bar_turn),
+    "hand_wave": Motion(_raised_cosine, _draw_hand_wave),
+}
+ALL_MOTIONS = MOTIONS | FIGURE_MOTIONS

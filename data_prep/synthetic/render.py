@@ -5,6 +5,7 @@ import numpy as np
 
 from data_prep.synthetic.clip import ClipSpec
 from data_prep.synthetic.drawing import Pen, draw_look
+from data_prep.synthetic.footage import draw_footage
 from data_prep.synthetic.levels import Level
 from data_prep.synthetic.motions import MOTIONS
 from data_prep.synthetic.scenery import draw_gains, draw_scenery, draw_shifts
@@ -14,11 +15,17 @@ from data_prep.video_writer import Frames
 def draw_clip(spec: ClipSpec) -> Frames:
     """All frames of a clip, uint8 [T, H, W, 3]."""
     rng = np.random.default_rng(spec.look_seed)
+    frames = draw_footage(rng, spec) if spec.scene else _draw_figure(rng, spec)
+    _add_noise(rng, spec.level, frames)
+    return frames
+
+
+def _draw_figure(rng: np.random.Generator, spec: ClipSpec) -> Frames:
     size, num_frames = spec.clip.width, spec.clip.num_frames
     look = draw_look(rng)
     scenery = draw_scenery(rng, spec.level, look, spec.clip.duration_s)
-    gains = draw_gains(rng, spec.level, spec.track.times_s)
-    shifts = draw_shifts(rng, spec.level, num_frames, spec.fps) * size
+    gains = draw_gains(rng, spec.level.lighting, spec.track.times_s)
+    shifts = draw_shifts(rng, spec.level.jitter, num_frames, spec.fps) * size
     draw = MOTIONS[spec.timeline.action].draw
     frames = np.empty((num_frames, size, size, 3), dtype=np.uint8)
     frames[:] = look.background
@@ -34,7 +41,6 @@ def draw_clip(spec: ClipSpec) -> Frames:
             )
         if spec.level.lighting:
             frames[i] = cv2.convertScaleAbs(frames[i], alpha=float(gains[i]))
-    _add_noise(rng, spec.level, frames)
     return frames
 
 

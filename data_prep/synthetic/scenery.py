@@ -78,22 +78,35 @@ def draw_scenery(rng: np.random.Generator, level: Level, look: Look, duration_s:
 
 
 def draw_gains(
-    rng: np.random.Generator, level: Level, times_s: NDArray[np.float64]
+    rng: np.random.Generator, lighting: float, times_s: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Brightness factor of each frame [T]: two slow waves that are no multiple of one another."""
+    """Brightness factor of each frame [T]: two slow waves that are no multiple of one another.
+
+    Args:
+        rng: Drawn from.
+        lighting: Peak relative change.
+        times_s: Times of the frames. [T]
+    """
     gains = np.ones(len(times_s))
     for weight in (0.6, 0.4):
         period, phase = rng.uniform(3.0, 9.0), rng.uniform(0.0, 2.0 * np.pi)
-        gains += level.lighting * weight * np.sin(2.0 * np.pi * times_s / period + phase)
+        gains += lighting * weight * np.sin(2.0 * np.pi * times_s / period + phase)
     return gains
 
 
 def draw_shifts(
-    rng: np.random.Generator, level: Level, num_frames: int, fps: int
+    rng: np.random.Generator, jitter: float, num_frames: int, fps: int
 ) -> NDArray[np.float64]:
-    """Shift of the camera in each frame [T, 2], fractions of the frame: a pulled-back walk."""
+    """Shift of the camera in each frame [T, 2], fractions of the frame: a pulled-back walk.
+
+    Args:
+        rng: Drawn from.
+        jitter: Standard deviation of a shift.
+        num_frames: T.
+        fps: Frames per second.
+    """
     keep = math.exp(-1.0 / (0.35 * fps))  # forgets a shift after about a third of a second
-    steps = rng.normal(size=(num_frames, 2)) * level.jitter * math.sqrt(1.0 - keep**2)
+    steps = rng.normal(size=(num_frames, 2)) * jitter * math.sqrt(1.0 - keep**2)
     for i in range(1, num_frames):
         steps[i] += keep * steps[i - 1]
     return steps

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.synthetic.levels import Level, count_weights
-from data_prep.synthetic.motions import MOTIONS
+from data_prep.synthetic.motions import ALL_MOTIONS, MOTIONS
 from rewards.grammar.layout import Cycle
 
-_LEAD_S = 0.3  # shortest lead-in and lead-out
+LEAD_S = 0.3  # shortest lead-in and lead-out
 _DURATION_STEP_S = 0.5
 _PAUSE_S = (0.4, 1.5)
 
@@ -44,7 +44,7 @@ class Timeline:
     """What moves when, without any pixels.
 
     Attributes:
-        action: A key of `MOTIONS`.
+        action: A key of `ALL_MOTIONS`.
         duration_s: Length of the clip.
         cycles: (start, end) in seconds, rounded to milliseconds; neighbours share their boundary
             unless a pause lies between.
@@ -66,7 +66,7 @@ class Timeline:
             cycle = np.maximum(np.searchsorted(starts, times_s, side="right") - 1, 0)
             phase = (times_s - starts[cycle]) / (ends[cycle] - starts[cycle])
             is_moving = (phase >= 0) & (phase < 1)
-            position[is_moving] = MOTIONS[self.action].profile(phase[is_moving])
+            position[is_moving] = ALL_MOTIONS[self.action].profile(phase[is_moving])
         elif self.one_way:
             start, end, reached = self.one_way
             phase = np.clip((times_s - start) / (end - start), 0.0, 1.0)
@@ -80,18 +80,23 @@ def draw_timeline(rng: np.random.Generator, level: Level, fps: int) -> Timeline:
     action = str(rng.choice(list(MOTIONS)))
     weights = count_weights(level)
     count = int(rng.choice(len(weights), p=weights))
-    # only durations with a whole number of frames: 15 fps rules out the half seconds
-    steps = np.arange(level.duration_s[0], level.duration_s[1] + 1e-6, _DURATION_STEP_S)
-    durations = steps[np.isclose(steps * fps % 1.0, 0.0)]
-    if count == 0:
-        duration = float(rng.choice(durations))
-        return Timeline(action, duration, (), _draw_one_way(rng, duration))
-    room = level.duration_s[1] - 2 * _LEAD_S
+    if count:
+        return draw_repetitions(rng, level, fps, action, count)
+    duration = float(rng.choice(_durations(level, fps)))
+    return Timeline(action, duration, (), _draw_nothing(rng, duration))
+
+
+def draw_repetitions(
+    rng: np.random.Generator, level: Level, fps: int, action: str, count: int
+) -> Timeline:
+    """Draw a clip of a count of at least 1."""
+    durations = _durations(level, fps)
+    room = level.duration_s[1] - 2 * LEAD_S
     periods = _draw_periods(rng, level, count, room)
     gaps = _draw_pauses(rng, level, count, room - periods.sum())
     active = periods.sum() + gaps.sum()
-    duration = float(rng.choice(durations[durations >= active + 2 * _LEAD_S - 1e-9]))
-    lead_in = _LEAD_S + rng.uniform(0.0, max(0.0, duration - active - 2 * _LEAD_S))
+    duration = float(rng.choice(durations[durations >= active + 2 * LEAD_S - 1e-9]))
+    lead_in = LEAD_S + rng.uniform(0.0, max(0.0, duration - active - 2 * LEAD_S))
     starts = lead_in + np.concatenate([[0.0], np.cumsum(periods[:-1] + gaps)])
     ends = starts + periods
     ends[:-1] = np.where(gaps == 0.0, starts[1:], ends[:-1])  # shared to the last bit
@@ -99,11 +104,20 @@ def draw_timeline(rng: np.random.Generator, level: Level, fps: int) -> Timeline:
     return Timeline(action, duration, cycles)
 
 
-def _draw_one_way(rng: np.random.Generator, duration: float) -> tuple[float, float, float] | None:
+def _durations(level: Level, fps: int) -> NDArray[np.float64]:
+    """Those with a whole number of frames: 15 fps rules out the half seconds."""
+    steps = np.arange(level.duration_s[0], level.duration_s[1] + 1e-6, _DURATION_STEP_S)
+    return np.asarray(steps[np.isclose(steps * fps % 1.0, 0.0)])
+
+
+def _draw_nothing(rng: np.random.Generator, duration: float) -> tuple[float, float, float] | None:
     """Half of the clips without a repetition stand still, half move once and never return."""
-    if rng.random() < 0.5:
-        return None
-    start = rng.uniform(_LEAD_S, 0.4 * duration)
+    return None if rng.random() < 0.5 else draw_one_way(rng, duration)
+
+
+def draw_one_way(rng: np.random.Generator, duration: float) -> tuple[float, float, float]:
+    """Draw a motion that never returns: `Timeline.one_way`."""
+    start = rng.uniform(LEAD_S, 0.4 * duration)
     end = start + rng.uniform(1.5, 0.5 * duration)
     return round(start, 3), round(end, 3), float(rng.uniform(0.6, 0.95))
 

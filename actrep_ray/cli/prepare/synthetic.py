@@ -21,7 +21,8 @@ def add_synthetic(kinds: Any) -> None:
         "render mp4 videos of repeated motions with exact cycle marks",
         "actrep prepare synthetic --level hard --train 600 --test 200",
     )
-    synthetic.add_argument("--level", choices=("easy", "medium", "hard", "long"), default="easy")
+    levels = ("easy", "medium", "hard", "long", "real-like")
+    synthetic.add_argument("--level", choices=levels, default="easy")
     for split, number in zip(SPLITS, (600, 64, 200), strict=True):
         synthetic.add_argument(f"--{split}", type=int, default=number, metavar="N")
     synthetic.add_argument("--seed", type=int, default=0)
