@@ -49,13 +49,13 @@ def predict_periodicity(
     # spawn: the caller may hold threads (Ray, torch), which a forked child must not inherit
     with (
         ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool,
-        _one_thread_each(),
+        one_thread_each(),
     ):
         return _collect(pool.map(_predict, unlabelled, chunksize=4), progress)
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Processes that start meanwhile have one thread for matrices: theirs are small.
 
     With more, two processes on two cores took twice the processor time for 60 clips.
@@ -123,7 +123,7 @@ def begin_baselines(clips: Mapping[Path, Sequence[Clip]], task: Task) -> BasePro
     process = get_context("spawn").Process(
         target=_write_baselines, args=(os.getpid(), dict(clips), task), name=DETECTOR, daemon=True
     )
-    with _one_thread_each():
+    with one_thread_each():
         process.start()
     return process
 
