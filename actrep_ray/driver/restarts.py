@@ -56,7 +56,8 @@ def run_with_restarts(
                 raise
             store = CheckpointStore(recipe.run_dir, keep=recipe.checkpoint.keep)
             start = store.newest_or_none_begun()
-            faults.lost(loss, _last_step(recipe.run_dir) - (start.step if start else 0))
+            num_again = max(0, _last_step(recipe.run_dir) - (start.step if start else 0))
+            faults.lost(loss, num_again)
             pause_s = budget.pause_s
             _log.warning(
                 "%s; restart %s, after %g s, from %s",
@@ -70,6 +71,7 @@ def run_with_restarts(
 
 
 def _last_step(run_dir: Path) -> int:
-    """The last finished step of a run."""
+    """The last finished step of a run; 0 where it has finished none."""
     path = run_dir / "metrics.jsonl"
-    return int(read_metrics(path)[-1]["step"]) if path.is_file() else 0
+    rows = read_metrics(path) if path.is_file() else []
+    return int(rows[-1]["step"]) if rows else 0

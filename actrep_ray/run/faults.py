@@ -90,8 +90,13 @@ class FaultLog:
         self.sums = read_faults(run_dir) if run_dir else FaultSums()
 
     def lost(self, loss: Loss, num_given_again: int) -> None:
-        """Note a worker that is to be replaced."""
-        self._missing[loss.role].append(self._clock())
+        """Note a worker that is to be replaced.
+
+        All ranks are started anew together: one that is lost before they are at work again adds no
+        time to that for which the run stands still.
+        """
+        if loss.role != "learner" or not self._missing["learner"]:
+            self._missing[loss.role].append(self._clock())
         self.sums.add_loss(loss.role, loss.kind.value, num_given_again)
         self._write(
             event="lost",
@@ -125,11 +130,13 @@ class FaultLog:
 def read_faults(run_dir: Path) -> FaultSums:
     """Sums of a run's events; zeros if it lost no worker.
 
+    A last line that the end of a killed run cut off is left out, with a warning.
+
     Raises:
         DataError: naming the line that is no event.
     """
     sums, path = FaultSums(), run_dir / FAULTS
-    for row in read_jsonl(path, "events") if path.is_file() else ():
+    for row in read_jsonl(path, "events", on_cut=_log.warning) if path.is_file() else ():
         event = row.values
         try:
             if event["event"] == "lost":

@@ -67,6 +67,34 @@ def test_losses_are_matched_with_what_replaces_them_and_counted_on_by_the_next_p
     )
 
 
+def test_a_rank_that_is_lost_while_ranks_start_anew_adds_no_time(tmp_path: Path) -> None:
+    clock = Clock()
+    log = FaultLog(tmp_path, clock)
+    log.lost(loss("learner"), 2)
+    clock.now = 110.0
+    log.lost(loss("learner"), 2)  # of those that were started in their place
+    clock.now = 120.0
+    log.replaced("learner")  # the run stood still for 20 s
+    clock.now = 500.0
+    log.lost(loss("learner"), 1)
+    clock.now = 505.0
+    log.replaced("learner")  # and for 5 s
+    assert log.sums.lost["learner"] == 3
+    assert log.sums.lost_s == {"learner": 25.0} == read_faults(tmp_path).lost_s
+
+
+def test_a_line_that_a_killed_run_cut_off_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    FaultLog(tmp_path).lost(loss("rollout"), 3)
+    with (tmp_path / FAULTS).open("a") as file:
+        file.write('{"at": "2026-01-01T00:00')
+    log = FaultLog(tmp_path)
+    assert "cut short" in caplog.text
+    log.lost(loss("rollout"), 2)
+    assert read_faults(tmp_path).given_again == {"rollout": 5}
+
+
 def test_without_a_loss_nothing_is_written(tmp_path: Path) -> None:
     log = FaultLog(tmp_path)
     log.replaced("learner")

@@ -78,3 +78,17 @@ def test_a_run_ends_at_once_where_another_start_is_no_help(
         run_with_restarts(recipe, attempt, None)
     assert caught.value is error
     assert len(attempts) == num_attempts
+
+
+@pytest.mark.usefixtures("pauses")
+def test_a_rank_may_be_lost_before_the_first_step_is_finished(recipe: Recipe) -> None:
+    """The file of the metrics is there by then, without a row."""
+
+    def attempt(start: Checkpoint | None, faults: FaultLog) -> float:
+        if not faults.sums.lost:
+            recipe.run_dir.mkdir(parents=True)
+            (recipe.run_dir / "metrics.jsonl").touch()
+            raise lost("learner", KILLED)
+        return faults.sums.metrics()["faults/given_again"]
+
+    assert run_with_restarts(recipe, attempt, None) == 0.0
