@@ -289,6 +289,7 @@ def _train(
     checkpoints = RunCheckpoints(recipe, learners, cfg.num_steps, start)
     step, best = checkpoints.restore(), BestStep(recipe)
     best.restore(step)
+    checkpoints.keep_best(best.step)
     quarantine = Quarantine(recipe, len(data.train))
     quarantine.load_state(start.driver_state().get(STATE_KEY, ()) if start else ())
     with (

@@ -40,16 +40,24 @@ class BestStep:
             if row["step"] <= step:
                 self.look(row["step"], row)
 
-    def look(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Whether a step is better than all before; False where it was not evaluated."""
-        value = metrics.get(self._key, math.nan) if self._name else math.nan
-        if math.isnan(value):
+    def look(self, step: int, metrics: Mapping[str, float | None]) -> bool:
+        """Whether a step is better than all before; False where it was not evaluated.
+
+        A figure that is not finite (null in the file of the metrics) is no better than any other.
+        """
+        if not self._name or self._key not in metrics:
             return False
-        if self.step is not None and not self._sign * value > self._sign * self._value:
+        value = metrics[self._key]
+        figure = math.nan if value is None else value
+        if math.isfinite(figure) and (self.step is None or self._is_better(figure)):
+            self.step, self._value, self._num_since = step, figure, 0
+            return True
+        if self.step is not None:
             self._num_since += 1
-            return False
-        self.step, self._value, self._num_since = step, value, 0
-        return True
+        return False
+
+    def _is_better(self, figure: float) -> bool:
+        return self._sign * figure > self._sign * self._value
 
     @property
     def is_over(self) -> bool:
@@ -62,7 +70,8 @@ class BestStep:
             return ""
         found = f"best by {self._name}: {self._value:.4g} at step {self.step}"
         folder = self._recipe.run_dir / "checkpoints" / f"step-{self.step:06d}"
-        told = f"{found}, kept as {folder}" if self.step else f"{found}, the model at the start"
+        kept = f"kept as {folder}" if folder.is_dir() else "whose checkpoint could not be kept"
+        told = f"{found}, {kept if self.step else 'the model at the start'}"
         if self.is_over:
             told += f"; none of the {self._num_since} evaluations since was better"
             told += f" (checkpoint.patience={self._patience})"
@@ -80,8 +89,6 @@ def _key_and_sign(recipe: Recipe) -> tuple[str, int]:
     if recipe.stage == "sft":
         if name != _LOSS:
             raise ConfigError(f"{where}: expected {_LOSS!r}, which SFT evaluates")
-        if not recipe.sft.validate_every:
-            raise ConfigError(f"{where}: nothing is evaluated, set sft.validate_every")
         return f"sft/{_LOSS}", -1
     figures = {figure.name: figure for figure in load_task(recipe.task).figures}
     if name not in figures:

@@ -16,6 +16,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore, is_due
 from actrep_ray.run.saving import SaveError, Saving
+from data_prep.files import DataError
 
 _GRACE_S = 5.0  # that a run which ends early waits for what is nearly written
 _log = logging.getLogger(__name__)
@@ -81,6 +82,14 @@ class RunCheckpoints:
             return 0
         self.learners.load_state(self.start.learner_folder)
         return self.start.step
+
+    def keep_best(self, step: int | None) -> None:
+        """Mark the checkpoint of the start if it is the best step's.
+
+        A run that was cut short between the last file of it and its mark did not do so.
+        """
+        if self.start is not None and self.start.step == step:
+            self._mark_best(self.start)
 
     def is_due(self, step: int) -> bool:
         """Whether one is written after a step: every `checkpoint.every` steps and at the end."""
@@ -185,10 +194,18 @@ class RunCheckpoints:
                 self.learners.finish_save()
             self._last = self._saving.finish()
             self._saving = None
-            if self._last.step == self._best_step:
-                self.store.mark_best(self._last)
         except SaveError as error:
             self._give_up(error)
+            return
+        if self._last.step == self._best_step:
+            self._mark_best(self._last)
+
+    def _mark_best(self, checkpoint: Checkpoint) -> None:
+        """A disk that does not take the mark ends no run: the one marked before stays."""
+        try:
+            self.store.mark_best(checkpoint)
+        except (OSError, DataError) as error:
+            _log.error("%s; the best checkpoint, of step %d, is not kept", error, checkpoint.step)
 
     def _give_up(self, error: SaveError) -> None:
         assert self._saving is not None

@@ -127,6 +127,7 @@ class Phases:
             if "alarm" in state:  # not in checkpoints of before
                 self.alarm.load_state_dict(state["alarm"])
         self.best.restore(step)
+        self.checkpoints.keep_best(self.best.step)
         self.quarantine.load_state(state.get(STATE_KEY, ()))
         for row in self.quarantine.rows:
             self.sampler.exclude(row)

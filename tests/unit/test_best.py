@@ -50,6 +50,33 @@ def test_steps_without_an_evaluation_do_not_use_up_patience() -> None:
     assert told.startswith("best by obo: 0.5 at step 0, the model at the start; none of the 2")
 
 
+def test_a_figure_that_was_not_finite_is_no_better_when_a_run_goes_on(tmp_path: Path) -> None:
+    """It is null in the file of the metrics."""
+    sft = settings("stage=sft", "checkpoint.best_by=validation_loss", f"runs_dir={tmp_path}")
+    key = "sft/validation_loss"
+    rows = [{"step": 1, key: None}, {"step": 2, key: 0.5}, {"step": 3, key: None}, {"step": 4}]
+    sft.run_dir.mkdir(parents=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (sft.run_dir / "metrics.jsonl").write_text(lines)
+    best = BestStep(override(sft, ["checkpoint.patience=1"]))
+    best.restore(2)
+    assert (best.step, best.is_over) == (2, False)
+    best = BestStep(override(sft, ["checkpoint.patience=1"]))
+    best.restore(4)
+    assert (best.step, best.is_over) == (2, True)
+    inf = {1: float("inf"), 2: 0.5, 3: float("inf")}
+    assert best_of(override(sft, ["checkpoint.patience=1"]), inf, key).is_over
+
+
+def test_it_is_not_told_that_a_checkpoint_is_kept_that_is_not_there(tmp_path: Path) -> None:
+    recipe = settings("checkpoint.best_by=obo", f"runs_dir={tmp_path}")
+    best = best_of(recipe, {1: 0.5})
+    assert best.describe() == "best by obo: 0.5 at step 1, whose checkpoint could not be kept"
+    folder = recipe.run_dir / "checkpoints" / "step-000001"
+    folder.mkdir(parents=True)
+    assert best.describe() == f"best by obo: 0.5 at step 1, kept as {folder}"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -111,3 +138,12 @@ def test_a_run_that_goes_on_knows_the_best_and_how_long_ago_it_was(drive: Drive)
     # With more of it, it goes on to the better one.
     longer = drive(VALUES, "checkpoint.patience=6", resume=True)
     assert CheckpointStore(longer.run_dir, keep=1).best().step == 8  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_killed_before_it_marked_the_best_step_does_so_when_it_goes_on(
+    drive: Drive,
+) -> None:
+    recipe = drive(VALUES, "checkpoint.every=0", "train.num_steps=3")
+    (recipe.run_dir / "checkpoints" / "best.json").unlink()
+    drive(VALUES, "checkpoint.every=1", "train.num_steps=6", resume=True)
+    assert kept(recipe) == ["step-000003", "step-000006"]

@@ -287,3 +287,15 @@ def test_a_second_ctrl_c_does_not_wait_for_what_is_being_written(recipe: Recipe)
     assert time.monotonic() - began < 3
     assert not isinstance(raised.value, StopError)
     assert raised.value.saved_step is None
+
+
+def test_a_disk_that_does_not_take_the_mark_of_the_best_ends_no_run(
+    recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = loop(recipe, Learners())
+    (recipe.run_dir / "checkpoints" / "best.json" / "in the way").mkdir(parents=True)
+    with checkpoints:
+        checkpoints.save(2, {}, is_best=True)
+        checkpoints.save(4, {})
+    assert checkpoints.last.step == 4
+    assert "the best checkpoint, of step 2, is not kept" in caplog.text
