@@ -40,8 +40,9 @@ def take_apart(
         w = weights[:, None, None]
         num_left = int((np.maximum.accumulate(weights) < _MOST_FOREIGN).sum())
         left = (mixed - w * after)[:num_left] / (1.0 - w[:num_left])
-        start, _, own = shots[k]
-        own = np.concatenate([own[: first - start], _as_grey(left)])
+        start, stop, own = shots[k]
+        # The fade may begin after the end that was told of its shot.
+        own = np.concatenate([own[: first - start], frames[stop:first], _as_grey(left)])
         shots[k] = (start, first + num_left, own)
         num_right = int((np.minimum.accumulate(weights[::-1]) > 1.0 - _MOST_FOREIGN).sum())
         right = (mixed - (1.0 - w) * before)[len(w) - num_right :] / w[len(w) - num_right :]

@@ -21,7 +21,6 @@ NO_PERIOD = Period(None, None, None, 0.0, False)
 _SMOOTH_S = 0.035  # of the trajectory, standard deviation
 _FINER = 2  # points for each frame: a frame seldom falls on the moment of return
 _AMPLITUDE_PERCENTILE = 95.0  # of the distances of all pairs of moments
-_LEAST_LOCAL = 0.15  # of the whole amplitude, for that of a few seconds
 _NUM_PHASES = 16  # at which two repetitions are compared
 _PHASE_SLACK = 2  # phases by which one may run ahead of the other
 
@@ -68,13 +67,12 @@ class Found:
     signal: Array
 
 
-def search(features: Features, limits: Limits, *, scale_s: float = 0.0) -> Found:
+def search(features: Features, limits: Limits) -> Found:
     """The best chain of repetitions in a signal.
 
     Args:
         features: The signal.
         limits: Of the length of a repetition.
-        scale_s: Measure the amplitude within so many seconds; 0: over all of the signal.
     """
     values, is_hidden, noise = _refine(features)
     fps = features.fps * _FINER
@@ -88,8 +86,6 @@ def search(features: Features, limits: Limits, *, scale_s: float = 0.0) -> Found
         nothing = np.zeros_like(squares)
         return Found((), 0.0, NO_PERIOD, False, times_s, nothing, signal)
     distances = np.sqrt(squares) / amplitude
-    if scale_s:
-        distances *= amplitude / _local_amplitudes(squares, round(scale_s * fps), amplitude)
     times = {"min_s": limits.min_s, "max_s": limits.max_s}
     period = estimate_period(values, distances, fps, **times)
     chain = find_chain(distances, is_hidden, fps, **times)
@@ -97,19 +93,6 @@ def search(features: Features, limits: Limits, *, scale_s: float = 0.0) -> Found
     score = _score(distances, borders, chain.gains)
     cycles = close_gaps([(round(int(i) / fps, 3), round(int(j) / fps, 3)) for i, j in borders])
     return Found(tuple(cycles), score, period, True, times_s, distances, signal)
-
-
-def _local_amplitudes(squares: Array, size: int, amplitude: float) -> Array:
-    """The amplitude at both moments of a pair, each within a window of `size` moments. [T, T]"""
-    num = len(squares)
-    local = np.empty(num, np.float32)
-    step = max(1, size // 8)
-    for start in range(0, num, step):
-        low, high = max(0, start - size // 2), min(num, start + size // 2)
-        block = squares[low:high:2, low:high:2]
-        local[start : start + step] = np.percentile(block, _AMPLITUDE_PERCENTILE)
-    local = np.sqrt(np.maximum(local, (_LEAST_LOCAL * amplitude) ** 2))
-    return np.asarray(np.sqrt(local[:, None] * local[None]), np.float32)
 
 
 def _refine(features: Features) -> tuple[Array, NDArray[np.bool_], float]:

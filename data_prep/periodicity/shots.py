@@ -114,7 +114,7 @@ def _least_shares(shares: Array, gap: int) -> Array:
 
 
 def _peaks(least: Array) -> list[int]:
-    """The middle of the highest part of each run above the threshold."""
+    """The highest moment of each run above the threshold, the first of several."""
     above = np.concatenate([[0], (least > _CHANGED_SHARE).astype(int), [0]])
     starts, ends = np.flatnonzero(np.diff(above) == 1), np.flatnonzero(np.diff(above) == -1)
     return [int(a + np.argmax(least[a:b])) for a, b in zip(starts, ends, strict=True)]

@@ -23,7 +23,6 @@ EVENTS = "one event in each shot, no repetition"
 _RIGHT_BY_SCORE = ((0.25, 0.45, 0.55, 0.65, 0.75, 1.0), (0.4, 0.45, 0.55, 0.75, 0.93, 0.97))
 
 ONE_EVENT = "one event, no repetition"
-WEAK = "motion too weak"
 REJECTED = "repetitions seen, but too little alike or too little of the motion"
 PERIOD_ONLY = "period seen, but no chain of repetitions"
 STILL = "nothing moves"

@@ -116,6 +116,17 @@ def test_a_fade_is_taken_apart() -> None:
     assert detect_in_frames(both, FPS).count == 8
 
 
+def test_no_frame_is_lost_where_a_fade_begins_after_the_end_of_its_shot() -> None:
+    first, second = (np.repeat(place(seed)[None], 60, axis=0) for seed in (1, 2))
+    w = np.array([0.2, 0.4, 0.6, 0.8])[:, None, None]
+    mixed = (1 - w) * first[-1] + w * second[0]
+    both = film(np.concatenate([first, mixed, second]))
+    left, right = take_apart(both, [(0, 58), (66, 124)], FPS)  # mixed are 60 to 63
+    assert (left[:2], len(left[2])) == ((0, 63), 63)
+    assert (right[:2], len(right[2])) == ((61, 124), 63)
+    assert np.array_equal(left[2][:60], both[:60])
+
+
 # --- cameras
 
 
