@@ -19,10 +19,17 @@ from actrep_ray.config.section import ContradictionError, Section
 
 
 class Mistake(NamedTuple):
-    """What is wrong, and the dotted keys that are not to be relied on because of it."""
+    """What is wrong with some settings.
+
+    Attributes:
+        keys: Their dotted keys, which are not to be relied on.
+        message: What is wrong, in one line.
+        meant: A key that may have been meant, which is not to be relied on either.
+    """
 
     keys: tuple[str, ...]
     message: str
+    meant: tuple[str, ...] = ()
 
     def is_about(self, key: str) -> bool:
         """Whether a setting, one within it or one around it, has to do with it."""
@@ -44,7 +51,7 @@ def explain(
     while True:
         found = [mistake for details in error.errors() for mistake in _mistakes(details, faulty)]
         told += found
-        faulty.update(*(mistake.keys for mistake in found))
+        faulty.update(*(mistake.keys + mistake.meant for mistake in found))
         rest = _without(values, faulty)
         if rest == values:  # nothing is left that could be put back
             return told
@@ -84,8 +91,8 @@ def _unknown_key(location: tuple[str, ...]) -> Mistake:
     known = list(_section_at(sections).model_fields)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-    keys = tuple(".".join([*sections, key]) for key in (name, *near))
-    return Mistake(keys, f"unknown key {keys[0]!r}{hint}")
+    key, *meant = (".".join([*sections, one]) for one in (name, *near))
+    return Mistake((key,), f"unknown key {key!r}{hint}", tuple(meant))
 
 
 def _settings_at(location: tuple[str, ...]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class SftConfig(Section):
     clips_per_step: Count = Field(32, description="Clips of one optimiser step, over all ranks.")
     validate_every: Count = Field(50, description="Steps between validation losses.")
     num_validation_clips: Count = Field(64, description="Clips of the validation loss.")
-    text_lists: Annotated[int, Field(ge=0)] = Field(
+    text_lists: Whole = Field(
         0,
         description="Right lists of random repetitions that are read beside the clips of each "
         "step, as text without a video; learned is all but their times. For models so small that "

@@ -75,6 +75,7 @@ def test_any_learning_rate_survives_the_command_line(value: float) -> None:
             r"reward.weights.obo.evidence=\['a'\]: expected a number, a string or a boolean",
         ),
         ("rollout: {engine: sglang}", "rollout.engine='sglang'"),
+        ("sft: {text_lists: true}", "sft.text_lists=True: expected a number, got a boolean"),
         ("name: ../elsewhere", "name='../elsewhere'"),
         ("- a\n- b", "expected a mapping of settings, got list"),
         ("a: [", "not YAML"),
@@ -107,6 +108,15 @@ def test_a_wrong_override_is_quoted(tmp_path: Path, text: str, message: str) -> 
     with pytest.raises(ConfigError, match=message) as error:
         load_recipe(path, [text])
     assert repr(text) in str(error.value)
+
+
+def test_an_override_is_not_blamed_for_a_key_of_the_recipe_that_is_like_its_own(
+    tmp_path: Path,
+) -> None:
+    path = recipe_file(tmp_path, "learner: {lrr: 1.0e-5}")
+    with pytest.raises(ConfigError) as error:
+        load_recipe(path, ["learner.lr=1e-5"])
+    assert str(error.value) == f"{path}: unknown key 'learner.lrr'; did you mean 'lr'?"
 
 
 def mistakes_in(path: Path | None, overrides: list[str] | None = None) -> list[str]:
