@@ -93,7 +93,10 @@ def check_folder(
         remedy: What to do where it cannot be written to, or is full.
         free_bytes: Free room of the disk of a folder, in bytes; default: asked of the system.
     """
-    there = next(one for one in (folder, *folder.parents) if one.exists())
+    try:
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+    except OSError as error:  # a folder on the way that may not be entered, or a name too long
+        return Finding(name, "fails", f"{folder}: {error.strerror}", remedy)
     if not there.is_dir():
         return Finding(name, "fails", f"{there} is no folder", remedy)
     if not os.access(there, os.W_OK | os.X_OK):

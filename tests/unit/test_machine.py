@@ -62,6 +62,8 @@ def test_a_folder_that_takes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "file").write_text("")
     found = check_folder("disk", tmp_path / "file" / "below", "go elsewhere")
     assert (found.state, found.seen) == ("fails", f"{tmp_path / 'file'} is no folder")
+    found = check_folder("disk", tmp_path / ("x" * 300), "go elsewhere")
+    assert (found.state, found.seen) == ("fails", f"{tmp_path / ('x' * 300)}: File name too long")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     found = check_folder("disk", tmp_path, "go elsewhere")
     assert (found.state, found.seen) == ("fails", f"{tmp_path} cannot be written to")
