@@ -79,7 +79,8 @@ def _rendered(
 def _kept(marked: Sequence[Clip], num: int) -> list[Clip]:
     """Clips of the marked set's train split, evenly spread over it, as clips with a mere count."""
     train = [clip for clip in marked if clip.split == "train"]
-    chosen = [train[i * len(train) // num] for i in range(min(num, len(train)))]
+    num = min(num, len(train))
+    chosen = [train[i * len(train) // num] for i in range(num)]
     return [
         _without_marks(replace(clip, id=f"{clip.id}-counted", dataset=COUNTED)) for clip in chosen
     ]

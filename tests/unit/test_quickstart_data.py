@@ -40,6 +40,15 @@ def test_a_quarter_of_what_is_practised_on_is_of_the_marked_kind(tmp_path: Path)
     assert all(clip.count == marked[clip.video] and clip.cycles is None for clip in kept)
 
 
+def test_no_clip_is_taken_twice_where_few_are_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actrep_ray.quickstart.data.KEPT", 0.6)  # 3 of 5, and 2 are there
+    path = tmp_path / "clips.jsonl"
+    write_data(path, {MARKED: {"train": 2}, COUNTED: {"train": 2}}, overwrite=False)
+    assert len({clip.id for clip in read_clips(path)}) == 6
+
+
 def test_marked_clips_are_easy_and_a_few_are_long() -> None:
     assert of_levels(MARKED, {"train": 2400, "test": 240, "validation": 3}) == {
         "easy": {"train": 2280, "test": 228, "validation": 3},
