@@ -1,8 +1,9 @@
 """The record of a run, `config.resolved.json`: what it is made of, and how a resumed one differs.
 
-Settings are compared by value; data, answers and model by content, wherever they lie; a reward of
-one's own by the file that it is in. What decides no number that is trained may change freely
-(`_FREE`). A longer run is the same run so long as the learning rate does not depend on its length.
+Settings are compared by value; data, answers, model and a task of one's own by content, wherever
+they lie; a reward of one's own by the file that it is in. What decides no number that is trained
+may change freely (`_FREE`). A longer run is the same run so long as the learning rate does not
+depend on its length.
 """
 
 import hashlib
@@ -97,6 +98,10 @@ def fingerprints(recipe: Recipe, model: Path) -> dict[str, str]:
     found = {"data.path": file_hash(Path(recipe.data.path)), "model.path": model_fingerprint(model)}
     if recipe.data.answers:
         found["data.answers"] = file_hash(Path(recipe.data.answers))
+    file, colon, class_name = recipe.task.rpartition(":")
+    if colon:
+        text = f"{file_hash(Path(file))}:{class_name}"
+        found["task"] = hashlib.sha256(text.encode()).hexdigest()
     for name in recipe.reward.weights:
         if ":" in name and (source := _source_of(name)) is not None:
             found[f"reward.weights {name}"] = file_hash(source)

@@ -257,6 +257,20 @@ def test_a_reward_of_ones_own_is_told_by_its_source(recipe: Recipe) -> None:
     begin(recipe, resume=True, allow_changes=["reward.weights"]).lock.release()
 
 
+def test_a_task_of_ones_own_is_told_by_its_source_and_class(recipe: Recipe) -> None:
+    folder = Path(recipe.runs_dir).parent
+    path = folder / "tasks.py"
+    path.write_text("class Mine: ...\nclass Other: ...\n")
+    mine = override(recipe, [f"task={path}:Mine"])
+    with_steps(mine, 2)
+    assert "task: content " in refused(override(recipe, [f"task={path}:Other"]), resume=True)
+    shutil.copy(path, folder / "moved.py")  # as the code of a job that is submitted again
+    begin(override(recipe, [f"task={folder}/moved.py:Mine"]), resume=True).lock.release()
+    path.write_text("class Mine: pass\nclass Other: ...\n")
+    assert "task: content " in refused(mine, resume=True)
+    begin(mine, resume=True, allow_changes=["task"]).lock.release()
+
+
 def test_of_sampling_the_strata_decide_in_sft_too(recipe: Recipe) -> None:
     sft = override(recipe, ["stage=sft"])
     with_steps(sft, 2)
