@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from actrep_ray.cli.prepare.activities import add_activities
 from actrep_ray.cli.prepare.converters import add_converters
 from actrep_ray.cli.prepare.rcs_export import add_rcs_export
 from actrep_ray.cli.prepare.rcs_report import add_rcs_report
@@ -26,3 +27,4 @@ def add_prepare(commands: Any) -> None:
     add_rcs_export(kinds)
     add_verl(kinds)
     add_recognition(kinds)
+    add_activities(kinds)

@@ -1,7 +1,6 @@
-"""`actrep prepare recognition` and `activities`: rows of images with their classes."""
+"""`actrep prepare recognition`: rows of a user's images with their classes, few shots of each."""
 
 import argparse
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,14 @@ from actrep_ray.cli.commands import (
     outside_note,
     show,
 )
-from data_prep.schema import SPLITS
+from actrep_ray.cli.prepare.activities import describe_images
 
 if TYPE_CHECKING:
     from data_prep.activities.sources import Images
-    from data_prep.images import LabelledImage
 
 
 def add_recognition(kinds: Any) -> None:
-    """Add `actrep prepare recognition` and `actrep prepare activities`.
+    """Add `actrep prepare recognition`.
 
     Args:
         kinds: The sub-parsers of `prepare`.
@@ -45,27 +43,11 @@ def add_recognition(kinds: Any) -> None:
         "--classes",
         choices=("all", "base", "new"),
         default="all",
-        help="of the sorted names",
+        help="base: the first half of the sorted names; new: the others",
     )
     own.add_argument("--dataset", metavar="NAME", help="default: the folder's or the table's name")
     own.add_argument("--out", type=Path, required=True, metavar="FILE", help="rows to write")
     add_overwrite(own, "FILE")
-    drawn = add_command(
-        kinds,
-        "activities",
-        _activities,
-        "draw stick figures of activities, in one of two styles",
-        "actrep prepare activities --style line --train 40 --test 20 --out data/sticks-line",
-    )
-    drawn.add_argument("--style", choices=("line", "block"), default="line")
-    for split, number in zip(SPLITS, (40, 4, 20), strict=True):
-        drawn.add_argument(
-            f"--{split}", type=int, default=number, metavar="N", help="images of each class"
-        )
-    drawn.add_argument("--seed", type=int, default=0)
-    drawn.add_argument("--size", type=int, default=64, help="pixels of a side")
-    drawn.add_argument("--out", type=Path, help="folder (default: data/sticks-STYLE)")
-    add_overwrite(drawn, "what is in the folder")
 
 
 def _recognition(args: argparse.Namespace) -> None:
@@ -84,7 +66,9 @@ def _recognition(args: argparse.Namespace) -> None:
     write_rows(args.out, rows)
     for line in describe(images):
         complain(line)
-    show(f"{args.out}: {_summary_of(rows)}{outside_note(args.out, [row.image for row in rows])}")
+    show(
+        f"{args.out}: {describe_images(rows)}{outside_note(args.out, [row.image for row in rows])}"
+    )
 
 
 def _images_of(args: argparse.Namespace) -> "Images":
@@ -97,24 +81,3 @@ def _images_of(args: argparse.Namespace) -> "Images":
     else:
         found, name = sources.images_of_table(args.csv), args.csv.stem
     return sources.read_images(found, dataset=args.dataset or name, out=args.out)
-
-
-def _activities(args: argparse.Namespace) -> None:
-    from data_prep.activities.dataset import write_activities
-    from data_prep.rows import images_among, read_rows
-
-    path = write_activities(
-        args.out or Path("data") / f"sticks-{args.style}",
-        style=args.style,
-        num_images={split: getattr(args, split) for split in SPLITS if getattr(args, split)},
-        seed=args.seed,
-        size=args.size,
-        overwrite=args.overwrite,
-    )
-    show(f"{path}: {_summary_of(images_among(read_rows(path)))}")
-
-
-def _summary_of(rows: "list[LabelledImage]") -> str:
-    splits = Counter(row.split for row in rows)
-    of_split = ", ".join(f"{splits[split]} {split}" for split in SPLITS if splits[split])
-    return f"{len(rows)} images of {len({row.label for row in rows})} classes ({of_split})"
