@@ -48,7 +48,7 @@ def list_lesson(
 
 
 def _random_cycles(rng: random.Random, length: int) -> tuple[tuple[float, float], ...]:
-    """Repetitions of at least 0.2 s within 30 s, contiguous or with gaps between."""
+    """Repetitions of at least 0.2 s, contiguous or with gaps; in some 30 s if they fit."""
     gap_share = rng.choice((0.0, 0.3, 0.8))
     longest = max(2, min(30, 290 // max(1, length) - 2))
     cycles, at = [], rng.randrange(20)

@@ -54,6 +54,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _check_recipe(args: argparse.Namespace) -> "tuple[Check, list[RewardCheck]]":
     """Show a recipe's settings and what they come to; test the rewards that are not only ours."""
+    from actrep_ray.driver.best import BestStep
     from actrep_ray.planning.description import check_recipe
     from actrep_ray.scoring.worker import make_spec
     from actrep_ray.tasks.loading import load_task
@@ -61,6 +62,7 @@ def _check_recipe(args: argparse.Namespace) -> "tuple[Check, list[RewardCheck]]"
     recipe = read_recipe(args)
     load_task(recipe.task)  # of a file, it may not be one
     parts = make_spec(recipe).parts
+    BestStep(recipe)
     _print_settings(recipe)
     found = check_recipe(recipe, args.recipe, args.gpus)
     show("\n" + "\n".join(found.lines))

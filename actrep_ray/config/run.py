@@ -165,6 +165,14 @@ class CheckpointConfig(Section):
         "an average; false: they wait, and the copy lasts as long.",
     )
 
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Patience with nothing to be patient for."""
+        if self.patience is not None and self.best_by is None:
+            yield Contradiction(
+                ("checkpoint.patience", "checkpoint.best_by"),
+                f"checkpoint.patience={self.patience}: by which figure? set checkpoint.best_by",
+            )
+
 
 class PlacementConfig(Section):
     """Settings of where in the cluster workers run."""

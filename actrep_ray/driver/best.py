@@ -82,9 +82,6 @@ def _key_and_sign(recipe: Recipe) -> tuple[str, int]:
     """The key of the figure in the metrics, and 1 where more is better, else -1."""
     name, where = recipe.checkpoint.best_by, f"checkpoint.best_by={recipe.checkpoint.best_by!r}"
     if name is None:
-        if recipe.checkpoint.patience is not None:
-            patience = f"checkpoint.patience={recipe.checkpoint.patience}"
-            raise ConfigError(f"{patience}: by which figure? set checkpoint.best_by")
         return "", 1
     if recipe.stage == "sft":
         if name != _LOSS:

@@ -67,7 +67,7 @@ def comparison_table(predictors: pd.DataFrame, task: Task) -> TableData:
     )
     is_unread = [row[PARSE_RATE.name] < _MOSTLY_READ for row in found]
     if any(is_unread):
-        note += " * Most answers cannot be parsed, and stand for none: a mean error says little."
+        note += " * Most answers give no count, and stand for none: a mean error says little."
     rows = tuple(
         (row["predictor"] + (" *" if unread else ""), *_cells(row, figures))
         for row, unread in zip(found, is_unread, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from actrep_ray.cli.main import main
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
 from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.job import prepare_grpo
@@ -147,3 +148,12 @@ def test_a_run_that_was_killed_before_it_marked_the_best_step_does_so_when_it_go
     (recipe.run_dir / "checkpoints" / "best.json").unlink()
     drive(VALUES, "checkpoint.every=1", "train.num_steps=6", resume=True)
     assert kept(recipe) == ["step-000003", "step-000006"]
+
+
+def test_check_tells_of_a_figure_that_there_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("eval: {every: 1}\ncheckpoint: {best_by: accuracy}\n")
+    assert main(["check", str(recipe)]) == 2
+    assert "best_by='accuracy': expected a figure of the task" in capsys.readouterr().err
