@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import GenerationConfig
-from transformers.core_model_loading import revert_weight_conversion
 
 from actrep_ray.learner.saving import Snapshot
+from actrep_ray.models.layout import published
 from data_prep import files
 
 _MAX_FILE = "50GB"  # as transformers splits what it saves
@@ -75,7 +75,7 @@ def model_folder(
         # Those of the source are kept as they are, which transformers may refuse to write.
         GenerationConfig.from_model_config(config).save_pretrained(folder)
         own = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    named = revert_weight_conversion(model, weights)
+    named = published(model, weights)
     split = split_torch_state_dict_into_shards(
         named, filename_pattern="model{suffix}.safetensors", max_shard_size=_MAX_FILE
     )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.core_model_loading import revert_weight_conversion
 
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.learner.folders import complete_folder, model_folder, read_processor_files
@@ -22,6 +21,7 @@ from actrep_ray.learner.strategies import fsdp, optimizer
 from actrep_ray.learner.strategies.base import Strategy
 from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.models import loading, lora
+from actrep_ray.models.layout import published
 from actrep_ray.models.torch_names import dtype_named
 from actrep_ray.run.manifest import TRAINING
 from data_prep import files
@@ -136,9 +136,9 @@ class ModelIO:
         for name, weight in self._model_weights():
             bucket[name], size = weight, size + weight.nbytes
             if size >= bucket_bytes:
-                yield from revert_weight_conversion(self._model, bucket).items()
+                yield from published(self._model, bucket).items()
                 bucket, size = {}, 0
-        yield from revert_weight_conversion(self._model, bucket).items()
+        yield from published(self._model, bucket).items()
 
     def save_model(self, folder: Path) -> None:
         """Write a Hugging Face folder, the moving average as another one in it: `ema`."""

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from actrep_ray.config import ConfigError, VideoConfig
 from actrep_ray.models.answers import after_opened, check_opened, opened_in, read_end_ids
 from actrep_ray.models.families import read_family
+from actrep_ray.models.layout import check_experts
 from actrep_ray.models.torch_names import dtype_named
 from data_prep.files import read_object
 from data_prep.rows import Row
@@ -305,6 +306,7 @@ def mrope_positions(
 def load_model(path: str | Path, *, dtype: str, attention: str = "sdpa") -> PreTrainedModel:
     """The checkpoint's model on the CPU, in training dtype, from safetensors only."""
     read_family(path)
+    check_experts(AutoConfig.from_pretrained(str(path), trust_remote_code=False), path)
     model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
         str(path),
         dtype=dtype_named(dtype),

@@ -31,12 +31,13 @@ from transformers import (
 )
 
 from actrep_ray.config import ConfigError
+from actrep_ray.models import layout
 from actrep_ray.models.architecture import build_config
 from data_prep.cot import wording
 from data_prep.files import complete_folder
 from data_prep.synthetic.motions import MOTIONS
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 _MAX_TIME_S = 30
 MAX_COUNT = 60
@@ -144,7 +145,7 @@ def write_tiny_model(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     with complete_folder(folder, replaces=overwrite) as partial:
-        model.save_pretrained(partial)
+        layout.save(model, partial)
         _processor(config, tokenizer).save_pretrained(partial)
     return folder
 
@@ -173,7 +174,7 @@ def write_random_model(
     model.generation_config.eos_token_id = tokenizer.eos_token_id  # not the published tokenizer's
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     with complete_folder(folder) as partial:
-        model.save_pretrained(partial)
+        layout.save(model, partial)
         _processor(built, tokenizer).save_pretrained(partial)
     return Path(folder)
 
@@ -280,7 +281,15 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
     }
     sections: dict[str, Any] = {"mrope_section": [8, 4, 4], "rope_type": "default"}
     vision: dict[str, Any] = {"depth": 2, "num_heads": 4, "spatial_merge_size": 2}
-    if family == "qwen3_vl":
+    if family == "qwen3_vl_moe":  # not square, so that a transposed expert shows
+        text |= {
+            "hidden_size": 64,
+            "moe_intermediate_size": 96,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,  # transformers always does; vLLM asks
+        }
+    if family.startswith("qwen3_vl"):
         text |= {"head_dim": 32}
         sections["mrope_interleaved"] = True
         # Patches of 8 x 8, merged 4 x 4: a frame of 32 x 32 is one token, as with the family's own
@@ -289,7 +298,7 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Any:
             "hidden_size": 32,
             "num_heads": 2,
             "intermediate_size": 96,
-            "out_hidden_size": 128,
+            "out_hidden_size": text["hidden_size"],
             "patch_size": 8,
             "spatial_merge_size": 4,
             "temporal_patch_size": 2,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from actrep_ray.models import layout
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from data_prep.files import complete_folder, write_lines
 
@@ -55,7 +56,7 @@ def save_base(
         logs: Lines of each log file beside them.
     """
     with complete_folder(out, replaces=True) as partial:
-        model.save_pretrained(partial)
+        layout.save(model, partial)
         inputs.processor.save_pretrained(partial)
         for name, lines in logs.items():
             write_lines(partial / name, lines)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from actrep_ray.config import ConfigError, LoraConfig, RolloutConfig, VideoConfig
+from actrep_ray.models import layout
 from actrep_ray.models.lora import add_adapters, check_adapter, is_adapter
 from actrep_ray.models.qwen_vl import EncodedPrompt, load_model
 from actrep_ray.records import Prompt, RolloutGroup
@@ -94,7 +95,8 @@ class HfEngine(QwenVLEngine):
 
     def replace_weights(self, weights: Weights) -> None:
         """Copy the weights into the model; see `Engine.load_weights`."""
-        held, given = self._held_weights(), self._by_module_name(weights)
+        held = self._held_weights()
+        given = layout.as_computed(self._model, self._by_module_name(weights))
         if unknown := given.keys() - held.keys():
             raise ValueError(f"{min(unknown)}: the model has no such weight")
         if missing := held.keys() - given.keys():

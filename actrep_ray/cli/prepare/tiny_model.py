@@ -21,7 +21,9 @@ def add_tiny_model(kinds: Any) -> None:
         "actrep prepare tiny-model --family qwen2_5_vl --random --out data/tiny",
     )
     tiny.add_argument(
-        "--family", choices=("qwen3_vl", "qwen2_5_vl", "qwen2_vl"), default="qwen3_vl"
+        "--family",
+        choices=("qwen3_vl", "qwen2_5_vl", "qwen2_vl", "qwen3_vl_moe"),
+        default="qwen3_vl",
     )
     tiny.add_argument(
         "--random", action="store_true", help="random weights instead of the pretrained base"
