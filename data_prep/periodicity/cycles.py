@@ -35,6 +35,7 @@ TEMPO_COST = 0.6
 STILL = 0.06  # share of the amplitude: less is no motion
 COVERAGE = 0.05  # gain for each amplitude of the way that a repetition explains
 GAP = 0.2  # share of a repetition: a shorter gap to its neighbour is no pause
+MOST_UNEVEN = 1.5  # ratio of a repetition's length to that of the others
 HIDDEN_MISMATCH = 0.3  # of a moment that cannot be seen: neither proof nor disproof
 
 # Neighbours of a moment at these distances tell its direction; longer ones for longer cycles.
@@ -109,6 +110,26 @@ def close_gaps(cycles: list[tuple[float, float]]) -> list[tuple[float, float]]:
             border = round((end + next_start) / 2.0, 3)
             closed[k - 1], closed[k] = (start, border), (border, next_end)
     return closed
+
+
+def whole_clip(distances: Array, borders: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The chain that begins and ends with the clip, where the motion at both ends is one more.
+
+    Someone who never stands twice in quite the same pose is counted from one lowest point to the
+    next, and half a repetition is left over at each end. The new borders are the moments in each
+    repetition that are most like both ends of the clip. None where those are no repetitions of
+    about the same length.
+    """
+    if len(borders) < 2:
+        return None
+    ends = distances[[0, -1]].max(axis=0)  # [T]
+    inner = [i + int(ends[i : j + 1].argmin()) for i, j in borders]
+    marks = np.array([0, *inner, len(distances) - 1])
+    lengths = np.diff(marks)
+    typical = float(np.median(borders[:, 1] - borders[:, 0]))
+    if lengths.min() < typical / MOST_UNEVEN or lengths.max() > typical * MOST_UNEVEN:
+        return None
+    return np.stack([marks[:-1], marks[1:]], axis=1)
 
 
 def cycle_gains(distances: Array, is_hidden: NDArray[np.bool_], fps: float) -> Array:

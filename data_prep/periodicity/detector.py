@@ -44,7 +44,7 @@ SURE_SCORE = 0.5  # from it on no other signal is tried
 LEAST_BETTER = 0.05  # of the score of a signal that is tried later
 FALLBACK_SCORE = 0.5  # of the signals that are tried last
 
-VERSION = 1
+VERSION = 2
 """Of what is found: raise it when the same clip may give other cycles, so that none are re-used."""
 
 UNJUDGED = Judgement(NO_REPETITION)
@@ -164,7 +164,8 @@ def _look(frames: Array, fps: float, limits: Limits, *, flow: bool) -> tuple[Fou
     """
     features = features_of_grey(frames, fps, flow=flow)
     best = search(features, limits)
-    is_sure = len(best.cycles) > 1 and best.score >= SURE_SCORE and not features.is_far
+    is_plain = not features.is_far and not features.is_hidden.any()
+    is_sure = len(best.cycles) > 1 and best.score >= SURE_SCORE and is_plain
     if not best.moves or is_sure:
         return best, MIN_SCORE
     followed = search(features_of_followed(frames, fps), limits)

@@ -31,6 +31,9 @@ _FAR = 0.9  # of the largest shift
 _ROUNDS = 3  # of the registration
 _MAX_SHIFT = 0.08  # of a frame's side, for the camera
 _LEAST_MOTION = 1.0  # grey values over the whole frame; compression alone changes it by up to 0.7
+_LEAST_CHANGE = (
+    3.0  # of the pixel that changes most, standard deviation: light changes all a little
+)
 _LEAST_FOLLOWED = 2.5  # likewise: sampling between pixels changes a still room by up to 1.4
 _OTHER = 25.0  # grey values: a pixel that shows something else than the background
 _LIGHT_S = 1.0  # before and after: within it brightness changes by less than the jump
@@ -103,7 +106,8 @@ def features_of_grey(grey: Array, fps: float, *, flow: bool = False) -> Features
     flat = _flat(still)
     if flow:
         flat = np.concatenate([flat, _flow(still)], axis=1)
-    found = features_of_signals(flat, fps, least_motion=_LEAST_MOTION, is_hidden=is_hidden)
+    least = _least_motion(flat, is_hidden, _LEAST_MOTION)
+    found = features_of_signals(flat, fps, least_motion=least, is_hidden=is_hidden)
     return replace(found, is_far=is_far)
 
 
@@ -112,7 +116,8 @@ def features_of_followed(grey: Array, fps: float) -> Features:
     followed = follow_camera(_blur(grey))
     is_hidden = followed.is_lost | _jumps(followed.gains, fps)
     flat = _flat(followed.frames)
-    return features_of_signals(flat, fps, least_motion=_LEAST_FOLLOWED, is_hidden=is_hidden)
+    least = _least_motion(flat, is_hidden, _LEAST_FOLLOWED)
+    return features_of_signals(flat, fps, least_motion=least, is_hidden=is_hidden)
 
 
 def features_of_subject(grey: Array, fps: float) -> Features:
@@ -120,12 +125,19 @@ def features_of_subject(grey: Array, fps: float) -> Features:
     still, background, gains, _ = _stabilise(grey)
     is_hidden = _hidden(still, background, gains, fps)
     flat = _flat(_go_along(still - background, fps))
-    return features_of_signals(flat, fps, least_motion=_LEAST_MOTION, is_hidden=is_hidden)
+    least = _least_motion(flat, is_hidden, _LEAST_MOTION)
+    return features_of_signals(flat, fps, least_motion=least, is_hidden=is_hidden)
 
 
 def _hidden(still: Array, background: Array, gains: Array, fps: float) -> NDArray[np.bool_]:
     covered = (np.abs(still - background) > _OTHER).mean(axis=(1, 2)) > _HIDDEN_SHARE
     return np.asarray(covered | _jumps(gains, fps))
+
+
+def _least_motion(flat: Array, is_hidden: NDArray[np.bool_], least: float) -> float:
+    """The least motion, or infinity where no pixel of [T, P] changes as what moves does."""
+    seen = flat if is_hidden.all() else flat[~is_hidden]
+    return least if float(seen.std(axis=0).max()) >= _LEAST_CHANGE else float("inf")
 
 
 def _flat(frames: Array) -> Array:

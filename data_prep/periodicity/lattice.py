@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from data_prep.periodicity.cycles import LEAST_GAIN, close_gaps, find_chain, trim_rest
+from data_prep.periodicity.cycles import (
+    LEAST_GAIN,
+    close_gaps,
+    find_chain,
+    trim_rest,
+    whole_clip,
+)
 from data_prep.periodicity.features import Features
 from data_prep.periodicity.similarity import Period, estimate_period, squared_distances
 from rewards.grammar.layout import Cycle
@@ -91,6 +97,10 @@ def search(features: Features, limits: Limits) -> Found:
     chain = find_chain(distances, is_hidden, fps, **times)
     borders = trim_rest(chain.borders, distances)
     score = _score(distances, borders, chain.gains)
+    if (whole := whole_clip(distances, borders)) is not None:
+        score_of_whole = _score(distances, whole, chain.gains)
+        if score_of_whole > score:
+            borders, score = whole, score_of_whole
     cycles = close_gaps([(round(int(i) / fps, 3), round(int(j) / fps, 3)) for i, j in borders])
     return Found(tuple(cycles), score, period, True, times_s, distances, signal)
 

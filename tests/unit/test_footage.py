@@ -1,22 +1,29 @@
 """Footage that nobody rendered: cuts, fades, cameras that move, and what is made of the shots."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from data_prep.periodicity.camera import follow_camera
-from data_prep.periodicity.detector import detect_in_frames
+from data_prep.periodicity.detector import agreement, detect_cycles, detect_in_frames
 from data_prep.periodicity.fades import take_apart
 from data_prep.periodicity.shots import find_shots, likeness
 from data_prep.periodicity.verdict import (
     EVENTS,
     NEVER_RETURNS,
     ONE_EVENT,
+    STILL,
     Judgement,
     Shot,
     judge_all,
 )
+from data_prep.synthetic.clip import clip_spec
+from data_prep.synthetic.render import draw_clip
+from data_prep.video import clip_of_video
+from data_prep.video_writer import encode_mp4
 
 FPS = 15.0
 Frames = NDArray[np.uint8]
@@ -184,3 +191,26 @@ def test_the_answer_for_all_shots_by_hand() -> None:
     assert judge_all([once, nothing]) == Judgement("not sure", ONE_EVENT, 0.4)
     assert judge_all([once, once]) == Judgement("not sure", EVENTS, 0.4)
     assert judge_all([nothing, nothing]) == nothing.judgement
+
+
+# --- what real-like clips showed
+
+
+def test_light_that_changes_everything_a_little_is_no_motion() -> None:
+    times = np.arange(int(12 * FPS)) / FPS
+    side = np.where(np.arange(64) < 32, 2.0, -2.0)  # one lamp goes up as another goes down
+    lit = film(np.repeat(place(1)[None], len(times), axis=0)).astype(float)
+    lit += side * np.sin(2 * np.pi * times / 3.0)[:, None, None]
+    found = detect_in_frames(np.clip(lit, 0, 255).astype(np.uint8), FPS)
+    assert (found.verdict, found.reason) == ("no repetition", STILL)
+
+
+def test_a_camera_that_is_put_down_is_no_repetition(tmp_path: Path) -> None:
+    spec = clip_spec("real-like", 5, "train", 46)
+    assert spec.scene is not None
+    assert spec.scene.jerk_s == (0.0, 1.2)
+    path = tmp_path / "a.mp4"
+    encode_mp4(path, draw_clip(spec), spec.fps)
+    found = detect_cycles(clip_of_video(path))
+    assert found.count == spec.clip.count
+    assert agreement(found.cycles, spec.clip.cycles or ()) == 1.0

@@ -24,7 +24,13 @@ from actrep_ray.evaluation.periodicity_figure import plot_detection
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.evaluation.scores import reading_histogram
 from actrep_ray.tasks.loading import load_task
-from data_prep.periodicity.cycles import best_chain, close_gaps, excursions, trim_rest
+from data_prep.periodicity.cycles import (
+    best_chain,
+    close_gaps,
+    excursions,
+    trim_rest,
+    whole_clip,
+)
 from data_prep.periodicity.detector import (
     Detection,
     agreement,
@@ -233,6 +239,28 @@ def test_rest_is_trimmed_and_touching_borders_stay() -> None:
     distances = np.abs(place[:, None] - place[None]).astype(np.float32)
     borders = np.array([[0, 5], [5, 9]])
     assert trim_rest(borders, distances).tolist() == [[2, 5], [5, 7]]
+
+
+def test_what_is_left_over_at_both_ends_is_one_more_by_hand() -> None:
+    place = np.array([0.0, 1.0, 0.3, 1.0, 0.1, 1.0, 0.2])
+    distances = np.abs(place[:, None] - place[None]).astype(np.float32)
+    from_top_to_top = np.array([[1, 3], [3, 5]])
+    # Most like both ends (0.0 and 0.2): 0.3 at moment 2, 0.1 at moment 4.
+    whole = whole_clip(distances, from_top_to_top)
+    assert whole is not None
+    assert whole.tolist() == [[0, 2], [2, 4], [4, 6]]
+    longer = np.pad(distances, ((0, 4), (0, 4)), mode="edge")  # rests at its end: 6 and not 2
+    assert whole_clip(longer, from_top_to_top) is None
+    assert whole_clip(distances, from_top_to_top[:1]) is None
+
+
+def test_somebody_who_never_stands_twice_in_the_same_pose_is_counted_once_a_squat() -> None:
+    cycles = in_a_row(0.0, [2.0] * 4)
+    knees = course(cycles, 8.0)
+    upright = np.interp(np.arange(len(knees)) / FPS, [0, 2, 4, 6, 8], [0.0, 0.5, 0.1, 0.6, 0.2])
+    found = find(np.stack([knees, 1.2 * upright * (1.0 - knees)], axis=1))
+    assert found.count == 4
+    assert agreement(found.cycles, tuple(cycles)) == 1.0
 
 
 def test_a_gap_too_short_for_a_pause_is_shared() -> None:
