@@ -5,6 +5,8 @@ answers by heart, is saved by the learner and then asked, by each engine.
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,18 +250,26 @@ def test_several_answers_and_windows_of_a_model(
 
 @pytest.mark.engine
 def test_both_engines_count_alike_and_a_bad_file_leaves_the_others_done(
-    taught: Taught, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    taught: Taught, tmp_path: Path
 ) -> None:
     videos = [clip.video for clip in taught.clips]
     (tmp_path / "text.mp4").write_text("no video")
     told = []
     for engine in ("hf", "vllm"):
         words = [*videos, str(tmp_path / "text.mp4"), "--checkpoint", str(taught.model), "--json"]
-        assert main(["count", *words, "--set", f"rollout.engine={engine}"]) == 1
-        out, err = capsys.readouterr()
-        told.append([json.loads(line) for line in out.splitlines()])
-        assert f"{len(videos)} of {len(videos) + 1} videos counted, consistent 1.00 of 1" in err
-        assert "text.mp4: cannot be opened as a video" in err
+        words += ["--set", f"rollout.engine={engine}"]
+        # A process of its own: vLLM wants a real standard output, and must write nothing to it.
+        run = subprocess.run(
+            [sys.executable, "-m", "actrep_ray", "count", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 1, run.stderr
+        told.append([json.loads(line) for line in run.stdout.splitlines()])
+        most = f"{len(videos)} of {len(videos) + 1} videos counted, consistent 1.00 of 1, 1 failed"
+        assert most in run.stderr
+        assert "text.mp4: cannot be opened as a video" in run.stderr
     assert told[0] == told[1]
     assert [record.get("count") for record in told[0]] == [
         *(clip.count for clip in taught.clips), None,
