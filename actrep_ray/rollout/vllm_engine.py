@@ -315,6 +315,20 @@ def _lora_options(cfg: LoraConfig) -> dict[str, Any]:
     return options | {"enable_tower_connector_lora": True}
 
 
+def _batch_tokens(cfg: RolloutConfig) -> int:
+    """Most tokens of a forward pass: vLLM's own number here, and the longest prompt at least.
+
+    vLLM's cache of what the vision tower has computed has room for as many, and it refuses a video
+    that does not fit into it; a prompt that `rollout.max_model_len` allows so always does.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    defaults, _ = EngineArgs.get_batch_defaults(cfg.tensor_parallel_size)
+    own: int = defaults[UsageContext.LLM_CLASS]
+    return max(cfg.max_model_len, own)
+
+
 def _engine_options(
     model_path: str, family: str, cfg: RolloutConfig, device: str
 ) -> dict[str, Any]:
@@ -338,6 +352,7 @@ def _engine_options(
         return options | {
             "gpu_memory_utilization": cfg.gpu_memory_utilization,
             "enforce_eager": cfg.enforce_eager,
+            "max_num_batched_tokens": _batch_tokens(cfg),
         }
     options |= {
         "enforce_eager": True,  # compiling costs minutes
