@@ -251,6 +251,7 @@ def single_options() -> list[Case]:
             ("rloo", "2402.14740", BOUNDS, replace(BASE, advantage="dr_grpo")),
             ("opo", "2505.23585", BOUNDS, replace(BASE, advantage="dr_grpo")),
             ("grpo_passk", "2503.19595", ("above+", "below+"), BASE),
+            ("raft", "2304.06767", ("above+",), BASE),
             ("reinforce_plus_plus_baseline", "2501.03262", BOUNDS, BASE),
             ("gdpo", "2601.05242", BOUNDS, BASE),
         )
@@ -409,6 +410,7 @@ def combinations() -> list[Case]:
             loss="kl_cov", cov_fraction=0.1, kl_coef=0.05, kl_type="k1",
             rollout_correction="token_truncate",
         ),
+        _case("raft, vanilla", "", "above+", advantage="raft"),
         _one_step("vanilla", without=_BY_ANSWER),
         _one_step(
             "clip_cov", *_PICKED, without=BASE, cov_fraction=0.1, clip_cov_range=(0.2, 2.0)

@@ -172,6 +172,9 @@ def one_group(rewards: np.ndarray, lengths: np.ndarray, name: str) -> np.ndarray
         if best > second:
             found[rewards.argmax()] = (best - second) / (rewards.std(ddof=1) + 1e-6)
         return found
+    if name == "raft":  # 2304.06767: what rejection sampling keeps; of a flat group nothing
+        kept: np.ndarray = (rewards == rewards.max()) * float(np.ptp(rewards) > 0)
+        return kept
     raise ValueError(name)
 
 
