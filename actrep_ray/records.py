@@ -24,6 +24,10 @@ class PromptTooLongError(DataError):
     """A prompt and its answer do not fit into what the engine takes; the message names the clip."""
 
 
+class PromptRefusedError(DataError):
+    """The engine's library does not take a prompt; the message names the clip and says why."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One video clip and one question about it.
@@ -50,7 +54,11 @@ class Prompt:
     row_id: str = ""
 
 
-BAD_DATA = {VideoError: "unreadable_video", PromptTooLongError: "prompt_too_long"}
+BAD_DATA = {
+    VideoError: "unreadable_video",
+    PromptTooLongError: "prompt_too_long",
+    PromptRefusedError: "prompt_refused",
+}
 """What is wrong with a row of the data, by the error that tells it."""
 
 

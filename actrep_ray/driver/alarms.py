@@ -26,6 +26,7 @@ _REMEDIES = {
     "best_truncated": "raise rollout.max_response_tokens",
     "unreadable_video": "videos cannot be read: see quarantine.jsonl in the run's folder",
     "prompt_too_long": "prompts do not fit: see quarantine.jsonl in the run's folder",
+    "prompt_refused": "the engine refuses prompts: see quarantine.jsonl in the run's folder",
 }
 _UNREAD = (
     "answers cannot be read: compare some (`rollout/` in TensorBoard) with data.dialect, or begin "

@@ -36,7 +36,7 @@ class QuarantinedRow:
         row: Id of its clip in the data file.
         path: Its video.
         step: Of the run, in which that was found; 0 before the first.
-        reason: "unreadable_video" or "prompt_too_long".
+        reason: A value of `BAD_DATA`.
         message: In words.
     """
 

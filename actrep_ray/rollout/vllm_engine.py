@@ -22,9 +22,10 @@ from PIL import Image
 
 from actrep_ray.config import VLLM_LORA_RANKS, ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.records import Prompt, PromptTooLongError, RolloutGroup
+from actrep_ray.records import Prompt, PromptRefusedError, PromptTooLongError, RolloutGroup
 from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
+from actrep_ray.rollout.vllm_start import telling_what_workers_wrote
 from actrep_ray.weights import vllm_load
 from actrep_ray.weights.buckets import Weights
 from data_prep.video import FramePlan
@@ -33,6 +34,7 @@ _GIB = 2**30
 _CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
 _CPU_BATCH_TOKENS = 4096
 _PROCESSED_CLIPS_GIB = 1.0
+_TEXT_MODELS = {"qwen3_vl": "Qwen3ForCausalLM", "qwen3_vl_moe": "Qwen3MoeForCausalLM"}
 _WORKER_EXTENSION = "actrep_ray.rollout.vllm_sampler.WorkerExtension"
 
 
@@ -66,6 +68,7 @@ class VllmEngine(QwenVLEngine):
         self._takes_images = rollout_cfg.takes_images
         self._adapter: Any = None  # what requests refer to it by, once there is one
         self._running: dict[str, _Running] = {}  # by vLLM's number of the request
+        self._num_pushes = 0
         _set_environment(device, rollout_cfg.num_threads)
         from vllm import LLM  # takes 10-25 s and reads the environment
 
@@ -76,7 +79,8 @@ class VllmEngine(QwenVLEngine):
         if self._can_sleep:
             options["enable_sleep_mode"] = True
         self._seed = seed
-        self.llm: Any = LLM(**options, dtype=self.dtype, seed=seed)
+        with telling_what_workers_wrote(rollout_cfg.tensor_parallel_size):
+            self.llm: Any = LLM(**options, dtype=self.dtype, seed=seed)
         self.llm.collective_rpc("actrep_draw_by_answer")
 
     @property
@@ -123,9 +127,10 @@ class VllmEngine(QwenVLEngine):
         self.forget_prompts()
 
     def verify_weights(self, weights: Weights) -> None:
-        """Compare those that vLLM does not pack; see `Engine.verify_weights`."""
+        """Compare them, of a large model a share each time; see `Engine.verify_weights`."""
         if self.lora is None:
-            vllm_load.verify_all(self.llm, weights, self.dtype)
+            vllm_load.verify_all(self.llm, weights, self.dtype, self._num_pushes)
+            self._num_pushes += 1
         else:
             vllm_load.verify_adapter(self.llm, weights, self.lora, self.dtype)
 
@@ -169,6 +174,7 @@ class VllmEngine(QwenVLEngine):
         Raises:
             VideoError: if the clip cannot be read.
             PromptTooLongError: if vLLM finds it too long, or its video too large.
+            PromptRefusedError: if vLLM refuses it for another reason that lies in it.
         """
         from vllm.exceptions import VLLMValidationError
 
@@ -178,9 +184,10 @@ class VllmEngine(QwenVLEngine):
                 [request], params, use_tqdm=False, lora_request=self._adapter
             )
         except VLLMValidationError as error:
-            if not _is_of_length(error):
+            if hasattr(params, error.parameter or ""):  # settings, which all prompts share
                 raise
-            raise PromptTooLongError(f"clip {prompt.clip_id!r}: vLLM: {error}") from error
+            kind = PromptTooLongError if _is_of_length(error) else PromptRefusedError
+            raise kind(f"clip {prompt.clip_id!r}: vLLM: {error}") from error
         return str(request_id)
 
     def request(self, prompt: Prompt) -> dict[str, Any]:
@@ -361,6 +368,6 @@ def _engine_options(
         "block_size": _CPU_BLOCK_TOKENS,
         "max_num_batched_tokens": max(cfg.max_model_len, _CPU_BATCH_TOKENS),
     }
-    if family == "qwen3_vl":  # the CPU platform looks for the text model by its architecture
-        options["hf_overrides"] = {"text_config": {"architectures": ["Qwen3ForCausalLM"]}}
+    if family in _TEXT_MODELS:  # the CPU platform looks for the text model by its architecture
+        options["hf_overrides"] = {"text_config": {"architectures": [_TEXT_MODELS[family]]}}
     return options

@@ -2,13 +2,13 @@
 
 A bucket holds whole tensors as views of their bytes. Put into Ray's object store, they are copied
 once, each right into shared memory, where readers use them without another copy. A checksum of each
-tensor's bytes proves the transfer. What an engine made of them is compared by sums of magnitudes,
-which survive padding and another device.
+tensor's bytes proves the transfer. What an engine made of them is compared by sums, which survive
+another device: of magnitudes, or of numbers by where they stand in their weight.
 """
 
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ Weights = Mapping[str, torch.Tensor]
 
 _NUM_SUMS = 512
 _PIECE = 2**18  # numbers that are summed at a time
+_GOLDEN, _ROOT_OF_TWO = 0.6180339887498949, 0.41421356237309515  # parts behind the point
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,9 @@ def pack_weights(
 
     Nothing is copied that is contiguous and on the CPU: the caller must leave it as it is.
     """
-    pending: list[tuple[str, torch.Tensor]] = []
-    size = 0
-    for name, weight in weights:
-        if pending and size + weight.nbytes > bucket_bytes:
-            yield _bucket(pending)
-            pending, size = [], 0
-        pending.append((name, weight.detach().cpu().contiguous()))
-        size += weight.nbytes
-    if pending:
-        yield _bucket(pending)
+    ours = ((name, weight.detach().cpu().contiguous()) for name, weight in weights)
+    for group in grouped(ours, bucket_bytes):
+        yield _bucket(group)
 
 
 def unpack_weights(buckets: Iterable[WeightBucket]) -> dict[str, torch.Tensor]:
@@ -105,6 +99,62 @@ def magnitude(weight: torch.Tensor) -> float:
     """Sum of magnitudes in float64, equal to 12 digits wherever it is computed."""
     pieces = weight.detach().reshape(-1).split(_PIECE)  # at once it would be copied whole
     return float(sum(piece.abs().sum(dtype=torch.float64) for piece in pieces))
+
+
+def located_sum(weight: torch.Tensor) -> float:
+    """Sum of numbers, each times a factor of its row and one of its column, in float64.
+
+    As a sum of magnitudes it is equal to about 12 digits wherever it is computed; unlike it, it
+    tells a weight from its transpose, and from one whose rows, columns or experts changed places.
+
+    Args:
+        weight: [..., C]; all dimensions but the last are rows.
+    """
+    rows = weight.detach().reshape(-1, weight.shape[-1] if weight.ndim else 1)
+    of_rows = _factors(len(rows), _GOLDEN, weight.device)
+    of_columns = _factors(rows.shape[1], _ROOT_OF_TWO, weight.device)
+    step = max(1, _PIECE // max(1, rows.shape[1]))
+    pieces = zip(rows.split(step), of_rows.split(step), strict=True)
+    return float(sum(factors @ (piece.double() @ of_columns) for piece, factors in pieces))
+
+
+def _factors(num: int, irrational: float, device: torch.device) -> torch.Tensor:
+    """Numbers between 1 and 2 of which no two are equal: multiples of an irrational one, cut."""
+    return 1 + torch.arange(1, num + 1, dtype=torch.float64, device=device) * irrational % 1
+
+
+def verify_sums(loaded: Sequence[tuple[str, float]], weights: Weights, dtype: torch.dtype) -> int:
+    """As `verify_magnitudes`, of located sums; a name may come more than once.
+
+    Raises:
+        RuntimeError: naming the first weight that differs, or if nothing could be compared.
+    """
+    if not loaded:
+        raise RuntimeError("no weight of the engine could be compared with the one it was given")
+    for name, found in loaded:
+        weight = weights[name].to(dtype)
+        expected, scale = located_sum(weight), magnitude(weight)
+        if not abs(found - expected) <= 1e-11 * max(scale, 1e-6):
+            raise RuntimeError(
+                f"{name}: located sum {found!r} in the engine after loading, {expected!r} was given"
+            )
+    return len(loaded)
+
+
+def grouped(
+    weights: Iterable[tuple[str, torch.Tensor]], num_bytes: int = BUCKET_BYTES
+) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Weights in groups of at most `num_bytes`, or of one larger one."""
+    group: list[tuple[str, torch.Tensor]] = []
+    size = 0
+    for name, weight in weights:
+        if group and size + weight.nbytes > num_bytes:
+            yield group
+            group, size = [], 0
+        group.append((name, weight))
+        size += weight.nbytes
+    if group:
+        yield group
 
 
 def verify_magnitudes(loaded: Mapping[str, float], weights: Weights, dtype: torch.dtype) -> int:

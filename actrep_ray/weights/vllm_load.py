@@ -13,12 +13,15 @@ import torch
 
 from actrep_ray.config import LoraConfig
 from actrep_ray.models.lora import check_adapter, save_adapter
-from actrep_ray.weights.buckets import Weights, verify_magnitudes
+from actrep_ray.weights.buckets import Weights, grouped, verify_magnitudes, verify_sums
 
 OPTIONS: dict[str, Any] = {
     "weight_transfer_config": {"backend": "actrep_memory"},
 }
 """What `vllm.LLM` has to be started with, beside `vllm_transfer.WorkerExtension`."""
+
+VERIFIED_BYTES = 2**30
+"""Of the weights given at a push, how many are compared with those in use."""
 
 _ADAPTER_ID = 1
 
@@ -43,13 +46,16 @@ class Receiver(Protocol):
 
 
 def replace_all(llm: Receiver, weights: Weights) -> None:
-    """Replace all weights.
+    """Replace all weights, a bucket of them at a time.
+
+    With tensor parallelism each worker process makes a copy of what it is given.
 
     Raises:
         ValueError: for a weight that is missing.
     """
     llm.start_weight_update()
-    llm.update_weights({"update_info": {"weights": list(weights.items())}})
+    for group in grouped(weights.items()):
+        llm.update_weights({"update_info": {"weights": group}})
     llm.finish_weight_update()
     for missing in llm.collective_rpc("actrep_missing_weights"):
         if missing:
@@ -58,14 +64,31 @@ def replace_all(llm: Receiver, weights: Weights) -> None:
             )
 
 
-def verify_all(llm: Receiver, weights: Weights, dtype: torch.dtype) -> None:
-    """Compare what every worker uses with what was given.
+def verify_all(llm: Receiver, weights: Weights, dtype: torch.dtype, turn: int = 0) -> None:
+    """Compare what every worker uses with what was given: a stale or a turned weight shows.
+
+    Of a large model a share each time, so that a push does not wait for sums over all of it.
+
+    Args:
+        llm: The engine.
+        weights: What it was given.
+        dtype: What it computes in.
+        turn: Which share: after as many turns as there are, each weight was compared.
 
     Raises:
         RuntimeError: naming a weight that differs.
     """
-    for loaded in llm.collective_rpc("actrep_magnitudes", args=(list(weights),)):
-        verify_magnitudes(loaded, weights, dtype)
+    shares = list(grouped(weights.items(), VERIFIED_BYTES))
+    share = dict(shares[turn % len(shares)]) if shares else {}
+    shapes = {name: tuple(weight.shape) for name, weight in share.items()}
+    for loaded in llm.collective_rpc("actrep_located_sums", args=(shapes,)):
+        verify_sums(loaded, share, dtype)
+    experts = [(name, weight.to(dtype)) for name, weight in share.items() if ".experts." in name]
+    for differing in llm.collective_rpc("actrep_stale_experts", args=(experts,)):
+        if differing:
+            raise RuntimeError(
+                f"{differing[0]}: the experts in use are not those that the engine was given"
+            )
 
 
 def replace_adapter(llm: Receiver, weights: Weights, cfg: LoraConfig) -> Any:

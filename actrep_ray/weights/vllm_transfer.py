@@ -5,11 +5,14 @@ vLLM's own backends move weights over NCCL or CUDA IPC and need CUDA on both sid
 loads and packs each layer again, on a CPU as on a GPU.
 
 Layerwise reload leaves out an output layer that is tied to the token embedding: the packed copy of
-its weight (CPU) stays that of the old weights. It is packed once more at the end.
+its weight (CPU) stays that of the old weights. It is packed once more at the end. So are experts,
+which vLLM packs (CPU) at the first load alone.
 
 vLLM imports this module by name in each of its worker processes, as their extension.
 """
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +33,18 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from actrep_ray.weights.buckets import magnitude
+from actrep_ray.weights.buckets import located_sum, magnitude
+from actrep_ray.weights.vllm_in_use import (
+    pack_again,
+    packed_experts,
+    stale_experts,
+    weights_in_use,
+)
 
 BACKEND = "actrep_memory"
+
+# vLLM tells the weights of experts that it has loaded without the module that holds them.
+_EXPERTS = re.compile(r"\.experts\.(w\d+_\w+)$")
 
 
 @dataclass
@@ -65,13 +77,16 @@ class MemoryWeightTransfer(WeightTransferEngine[MemoryInitInfo, MemoryUpdateInfo
     def receive_weights(self, update_info: MemoryUpdateInfo) -> None:
         """Load some of the weights; a layer is packed when its last one is there."""
         with torch.device(self.device):
-            self.missing -= self.model.load_weights(iter(update_info.weights))
+            loaded = self.model.load_weights(iter(update_info.weights))
+        self.missing -= {_EXPERTS.sub(r".experts.routed_experts.\1", name) for name in loaded}
 
     def finish_weight_update(self) -> None:
         """Pack what is left, tied output layers included."""
         finalize_layerwise_reload(self.model, self.model_config)
         for head in _tied_heads(self.model):
             head.quant_method.process_weights_after_loading(head)
+        for layer in packed_experts(self.model):
+            pack_again(layer)
 
     def shutdown(self) -> None:
         """Nothing is held."""
@@ -98,22 +113,17 @@ class WorkerExtension:
         """Parameters of this worker's model that the last update did not bring."""
         return sorted(self.weight_transfer_engine.missing)
 
-    def actrep_magnitudes(self, names: list[str]) -> dict[str, float]:
-        """Sums of magnitudes of weights in use, by Hugging Face name.
+    def actrep_located_sums(self, shapes: Mapping[str, Sequence[int]]) -> list[tuple[str, float]]:
+        """`located_sum` of weights in use, by their names in the checkpoint: those of these shapes.
 
-        Only of weights that vLLM neither fuses, packs nor splits: norms, and the token embedding
-        where one worker holds all of it (its padding is zero).
+        Where vLLM splits a weight over workers, or has experts packed, it is left out.
         """
         model = self.model_runner.get_model()
-        is_split = self.parallel_config.tensor_parallel_size > 1
-        suffixes = ("norm.weight",) if is_split else ("norm.weight", "embed_tokens.weight")
-        held = dict(model.named_parameters(remove_duplicate=False))
-        sums = {}
-        for name in names:
-            mapped = model.hf_to_vllm_mapper.apply_list([name])
-            if name.endswith(suffixes) and mapped and mapped[0] in held:
-                sums[name] = magnitude(held[mapped[0]])
-        return sums
+        return [(name, located_sum(weight)) for name, weight in weights_in_use(model, shapes)]
+
+    def actrep_stale_experts(self, weights: list[tuple[str, torch.Tensor]]) -> list[str]:
+        """Names of experts that are packed here and are not the given ones."""
+        return stale_experts(self.model_runner.get_model(), weights)
 
     def actrep_adapter_magnitudes(
         self, adapter_id: int, shapes: dict[str, tuple[int, ...]]

@@ -211,7 +211,9 @@ def test_a_weight_that_did_not_arrive_is_noticed(
     case.engine.load_weights(case.weights[0], 4)
     with monkeypatch.context() as patch:
         patch.setattr(case.engine, "replace_weights", lambda w: replace_weights(scaled(w)))
-        with pytest.raises(RuntimeError, match=r"magnitude .* in the engine after loading"):
+        with pytest.raises(
+            RuntimeError, match=r"(magnitude|located sum) .* in the engine after loading"
+        ):
             case.engine.load_weights(case.weights[0], 5)
     with pytest.raises(RuntimeError, match="no weight"):
         case.engine.verify_weights({})
@@ -286,3 +288,27 @@ def test_shutdown_with_work_at_hand(name: str, make_case: Callable[[str], Case])
     case.engine.shutdown()
     case.engine.shutdown()
     assert case.engine.num_unfinished == 0
+
+
+@pytest.mark.engine
+def test_what_vllm_refuses_for_its_own_reasons_is_refused_alone(
+    make_case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that its model does not have; a setting that it refuses is no prompt's fault."""
+    case = make_case("vllm")
+    engine: Any = case.engine
+    try:
+        odd = replace(case.prompts[0], prompt_id="odd")
+        request = engine.request
+        unknown = {"prompt_token_ids": [10**6]}
+        monkeypatch.setattr(
+            engine, "request", lambda one: unknown if one.prompt_id == "odd" else request(one)
+        )
+        engine.add([odd, case.prompts[1]], GREEDY)
+        [answered] = finish(engine)
+        assert answered.prompt.prompt_id == case.prompts[1].prompt_id
+        [refused] = engine.take_refused()
+        assert (refused.prompt.prompt_id, refused.reason) == ("odd", "prompt_refused")
+        assert "out of vocabulary" in refused.message
+    finally:
+        engine.shutdown()

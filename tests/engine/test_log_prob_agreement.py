@@ -18,8 +18,7 @@ pytestmark = pytest.mark.engine
 
 MAX_GAP = 1e-4
 SETTINGS = SamplingSettings(max_tokens=12, group_size=2)
-DENSE = [family for family in FAMILIES if family != "qwen3_vl_moe"]  # not shown in vLLM yet
-CASES = [(family, is_tied) for family in DENSE for is_tied in (True, False)]
+CASES = [(family, is_tied) for family in FAMILIES for is_tied in (True, False)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

@@ -17,10 +17,13 @@ from actrep_ray.weights import vllm_load
 from actrep_ray.weights.buckets import (
     Weights,
     checksum,
+    grouped,
+    located_sum,
     magnitude,
     pack_weights,
     unpack_weights,
     verify_magnitudes,
+    verify_sums,
 )
 from actrep_ray.weights.sync import WeightSync
 
@@ -103,6 +106,30 @@ def test_loaded_weights_are_compared_in_the_engines_dtype() -> None:
         verify_magnitudes({}, weights, torch.float32)
 
 
+def test_located_sums_by_hand_and_what_they_tell_apart() -> None:
+    g = 0.6180339887498949
+    h = 0.41421356237309515
+    rows = (1 + g, 1 + (2 * g - 1))  # 1 and the part behind the point
+    columns = (1 + h, 1 + 2 * h, 1 + (3 * h - 1))
+    weight = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, -1.0]])
+    assert located_sum(weight) == pytest.approx(
+        rows[0] * (columns[0] * 1 + columns[1] * 2) + rows[1] * (columns[2] * -1), rel=1e-14
+    )
+    square = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    turned, moved = square.transpose(1, 2), square[[1, 0, 2]]
+    stale = square.clone()
+    stale[2, 3, 4] += 1e-6
+    flat = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    assert located_sum(flat) != pytest.approx(located_sum(flat.T), rel=1e-6)
+    for other in (turned, moved, stale):
+        assert magnitude(other) == pytest.approx(magnitude(square), rel=1e-6)
+        with pytest.raises(RuntimeError, match="w: located sum"):
+            verify_sums([("w", located_sum(other))], {"w": square}, torch.float32)
+    assert verify_sums([("w", located_sum(square))] * 2, {"w": square}, torch.float32) == 2
+    with pytest.raises(RuntimeError, match="no weight"):
+        verify_sums([], {"w": square}, torch.float32)
+
+
 @dataclass
 class Llm:
     """What `vllm.LLM` does with weights, in two workers; `loses` and `spoils` name its faults."""
@@ -119,7 +146,7 @@ class Llm:
     def update_weights(self, request: dict[str, Any], /) -> None:
         self.calls.append("update")
         given = dict(request["update_info"]["weights"])
-        self.held = {n: w * (2 if n == self.spoils else 1) for n, w in given.items()}
+        self.held |= {n: w * (2 if n == self.spoils else 1) for n, w in given.items()}
 
     def finish_weight_update(self) -> None:
         self.calls.append("finish")
@@ -127,8 +154,10 @@ class Llm:
     def collective_rpc(self, method: str, *, args: tuple[Any, ...] = ()) -> list[Any]:
         if method == "actrep_missing_weights":
             return [[], [self.loses] if self.loses else []]
-        assert method == "actrep_magnitudes"
-        return [{name: magnitude(self.held[name]) for name in args[0]}] * 2
+        if method == "actrep_stale_experts":
+            return [[], []]
+        assert method == "actrep_located_sums"
+        return [[(name, located_sum(self.held[name])) for name in args[0]]] * 2
 
 
 def test_vllm_is_given_all_weights_and_asked_for_what_it_uses() -> None:
@@ -141,8 +170,34 @@ def test_vllm_is_given_all_weights_and_asked_for_what_it_uses() -> None:
         vllm_load.replace_all(Llm(loses="c"), weights)
     spoiled = Llm(spoils="b.norm.weight")
     vllm_load.replace_all(spoiled, weights)
-    with pytest.raises(RuntimeError, match=r"b.norm.weight: magnitude 4.0 in the engine"):
+    with pytest.raises(RuntimeError, match=r"b.norm.weight: located sum .* in the engine"):
         vllm_load.verify_all(spoiled, weights, torch.float32)
+
+
+def test_a_push_goes_bucket_by_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker process of vLLM copies what it is given: at most a bucket, or one weight."""
+    weights = {"a": torch.ones(4), "b": torch.ones(4), "c": torch.ones(30), "d": torch.ones(1)}
+    given = grouped
+
+    def small(weights: Any, num_bytes: int = 32) -> Any:
+        return given(weights, num_bytes)
+
+    monkeypatch.setattr(vllm_load, "grouped", small)
+    llm = Llm()
+    vllm_load.replace_all(llm, weights)
+    assert llm.calls == ["start", "update", "update", "update", "finish"]
+    assert set(llm.held) == set(weights)
+
+
+def test_of_a_large_model_each_push_compares_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"a": torch.ones(4), "b": torch.ones(4), "c": torch.ones(4)}
+    monkeypatch.setattr(vllm_load, "VERIFIED_BYTES", 32)
+    llm = Llm(spoils="c")
+    vllm_load.replace_all(llm, weights)
+    vllm_load.verify_all(llm, weights, torch.float32, turn=0)  # a and b
+    with pytest.raises(RuntimeError, match="c: located sum"):
+        vllm_load.verify_all(llm, weights, torch.float32, turn=1)
+    vllm_load.verify_all(llm, weights, torch.float32, turn=2)  # a and b again
 
 
 class OneEngine:
