@@ -7,7 +7,7 @@ or takes them out of rows by `clips_among`, which refuses images by name.
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_prep.files import DataError, write_lines
 from data_prep.images import LabelledImage, parse_image
@@ -17,6 +17,8 @@ Row = Clip | LabelledImage
 """One line of a data file."""
 
 KINDS = ("video", "image")
+
+RowT = TypeVar("RowT", Clip, LabelledImage)
 
 
 def parse_row(row: dict[str, Any], where: str) -> Row:
@@ -54,12 +56,7 @@ def clips_among(rows: Iterable[Row]) -> list[Clip]:
     Raises:
         DataError: naming the first that is not.
     """
-    clips = []
-    for row in rows:
-        if not isinstance(row, Clip):
-            raise DataError(f"row {row.id!r}: kind={row.kind!r}, expected a clip of a video")
-        clips.append(row)
-    return clips
+    return _all_of(rows, Clip, "a clip of a video")
 
 
 def images_among(rows: Iterable[Row]) -> list[LabelledImage]:
@@ -68,12 +65,16 @@ def images_among(rows: Iterable[Row]) -> list[LabelledImage]:
     Raises:
         DataError: naming the first that is not.
     """
-    images = []
+    return _all_of(rows, LabelledImage, "an image")
+
+
+def _all_of(rows: Iterable[Row], kind: type[RowT], expected: str) -> list[RowT]:
+    found = []
     for row in rows:
-        if not isinstance(row, LabelledImage):
-            raise DataError(f"row {row.id!r}: kind={row.kind!r}, expected an image")
-        images.append(row)
-    return images
+        if not isinstance(row, kind):
+            raise DataError(f"row {row.id!r}: kind={row.kind!r}, expected {expected}")
+        found.append(row)
+    return found
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> int:

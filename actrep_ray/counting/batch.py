@@ -17,6 +17,7 @@ from actrep_ray.counting.record import VideoCount
 from actrep_ray.counting.videos import Failure, Source, open_source
 from data_prep.files import AppendedLines, DataError, read_jsonl, write_lines
 from data_prep.overwriting import refuse_existing
+from data_prep.periodicity.verdict import NOT_SURE
 from data_prep.video import FileState, VideoError
 
 Count = Callable[[Sequence[Source]], Sequence[VideoCount | Failure]]
@@ -171,7 +172,7 @@ def count_all(
                 batch.num_done += 1
     records = [journal.records[str(video)] for video in videos]
     counted = [record for record in records if "failure" not in record]
-    batch.num_unsure = sum(record["verdict"] == "not sure" for record in counted)
+    batch.num_unsure = sum(record["verdict"] == NOT_SURE for record in counted)
     batch.consistent = [record["consistent"] for record in counted if "consistent" in record]
     outputs.write_table(records)
     return batch

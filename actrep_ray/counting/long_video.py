@@ -14,7 +14,7 @@ from actrep_ray.counting.record import VideoCount, WindowCount
 from actrep_ray.counting.videos import Source
 from actrep_ray.counting.votes import Vote
 from actrep_ray.tasks.counting import LIST
-from data_prep.periodicity.long import LEAST_PAUSE_S, between
+from data_prep.periodicity.long import between, last_end, middle_of_pause
 from data_prep.periodicity.verdict import COUNT, NOT_SURE
 from data_prep.schema import Clip
 from rewards.grammar.layout import Cycle
@@ -77,12 +77,8 @@ def plan_windows(cycles: Sequence[Cycle], duration_s: float, longest_s: float) -
 
 def _safe_cut(cycles: Sequence[Cycle], low: float, high: float) -> float | None:
     """Middle of the longest pause between two times, else the last end of a repetition there."""
-    pauses = [(max(a[1], low), min(b[0], high)) for a, b in pairwise(cycles)]
-    first, last = max(pauses, key=lambda one: one[1] - one[0], default=(0.0, 0.0))
-    if last - first >= LEAST_PAUSE_S:
-        return 0.5 * (first + last)
-    ends = [end for _, end in cycles if low <= end <= high]
-    return ends[-1] if ends else None
+    middle = middle_of_pause(((a[1], b[0]) for a, b in pairwise(cycles)), low, high)
+    return last_end(cycles, low, high) if middle is None else middle
 
 
 def add_windows(source: Source, spans: Sequence[Span], votes: Sequence[Vote]) -> VideoCount:

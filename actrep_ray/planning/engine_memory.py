@@ -9,7 +9,7 @@ from actrep_ray.planning.prompts import PromptSize
 _ENGINE_CUDA_GIB = 0.9
 _CUDA_GRAPHS_GIB = 1.2
 _ENGINE_BATCH_TOKENS = {True: 16384, False: 8192}  # vLLM's default on GPUs of 70 GiB and more
-# is a batch's least size, see `rollout.vllm_start`; its encoder cache holds one batch
+# is a batch's least size, see `rollout.vllm_engine`; its encoder cache holds one batch
 
 
 def plan_rollout(

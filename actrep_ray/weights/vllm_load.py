@@ -81,8 +81,9 @@ def verify_all(llm: Receiver, weights: Weights, dtype: torch.dtype, turn: int = 
     shares = list(grouped(weights.items(), VERIFIED_BYTES))
     share = dict(shares[turn % len(shares)]) if shares else {}
     shapes = {name: tuple(weight.shape) for name, weight in share.items()}
-    for loaded in llm.collective_rpc("actrep_located_sums", args=(shapes,)):
-        verify_sums(loaded, share, dtype)
+    by_worker = llm.collective_rpc("actrep_located_sums", args=(shapes,))
+    each_compares = all(by_worker)
+    verify_sums([one for sums in by_worker for one in sums] if each_compares else [], share, dtype)
     experts = [(name, weight.to(dtype)) for name, weight in share.items() if ".experts." in name]
     for differing in llm.collective_rpc("actrep_stale_experts", args=(experts,)):
         if differing:

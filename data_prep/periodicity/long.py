@@ -15,7 +15,7 @@ different sizes, and the smaller are lost beside the larger. So what moves betwe
 looked at once more, alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -149,15 +149,28 @@ def choose_cut(cycles: Sequence[Cycle], start_s: float, end_s: float) -> Cut:
     length = end_s - start_s
     low, high = start_s + 0.5 * length, end_s - _MARGIN * length
     borders = [start_s, *(time for cycle in cycles for time in cycle), end_s]
-    gaps = [(max(a, low), min(b, high)) for a, b in zip(borders[::2], borders[1::2], strict=True)]
-    first, last = max(gaps, key=lambda gap: gap[1] - gap[0])
-    if last - first >= LEAST_PAUSE_S:
-        middle = 0.5 * (first + last)
+    middle = middle_of_pause(zip(borders[::2], borders[1::2], strict=True), low, high)
+    if middle is not None:
         return Cut(middle, middle)
-    ends = [end for _, end in cycles if low <= end <= high]
-    at = ends[-1] if ends else high
+    last = last_end(cycles, low, high)
+    at = high if last is None else last
     usual = float(np.median([end - start for start, end in cycles])) if cycles else 0.0
     return Cut(at, max(at - _OVERLAP * usual, low))
+
+
+def middle_of_pause(
+    gaps: Iterable[tuple[float, float]], low_s: float, high_s: float
+) -> float | None:
+    """Middle of the longest of some gaps, as far as it lies between two times; None if short."""
+    within = [(max(a, low_s), min(b, high_s)) for a, b in gaps]
+    first, last = max(within, key=lambda gap: gap[1] - gap[0], default=(0.0, 0.0))
+    return 0.5 * (first + last) if last - first >= LEAST_PAUSE_S else None
+
+
+def last_end(cycles: Sequence[Cycle], low_s: float, high_s: float) -> float | None:
+    """The last end of a repetition between two times; None without one."""
+    ends = [end for _, end in cycles if low_s <= end <= high_s]
+    return ends[-1] if ends else None
 
 
 def _kept(shot: Shot, offset_s: float, from_s: float, to_s: float) -> Shot | None:
