@@ -96,9 +96,9 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
         folder = Path(job["folder"]) / f"{strategy}-{world_size}"
         parts = gradients_of_cases(worker, job, only=SOME if strategy != "fsdp2" else None)
         parts |= updates(worker, job["rows"], folder)
-        parts |= giving_up(worker, job["rows"])
+        parts |= giving_up(worker, job["rows"], worker.loader, 0)
         parts |= {f"weights/{name}": value for name, value in worker.iter_weights()}
-        parts |= going_on(recipe, job["rows"], folder, rank, world_size, port)
+        parts |= going_on(recipe, job, folder, rank, world_size, port)
         parts |= moving_average(worker, job["rows"])
         parts |= nothing_to_train(worker, job["rows"])
         if strategy == "fsdp2":
@@ -136,16 +136,27 @@ def updates(worker: LearnerWorker, rows: list[Any], folder: Path) -> dict[str, t
     return found
 
 
-def giving_up(worker: LearnerWorker, rows: list[Any]) -> dict[str, torch.Tensor]:
-    """How many weights a step moves that one rank alone wishes to be left: 0, on every rank."""
+def giving_up(
+    worker: LearnerWorker, rows: list[Any], loader: MicroBatchLoader, num_before: int
+) -> dict[str, torch.Tensor]:
+    """How many weights a step moves that one rank alone wishes to be left: 0, on every rank.
+
+    Args:
+        worker: That of this rank.
+        rows: Of the step.
+        loader: Makes its micro-batches, more than `num_before`.
+        num_before: Micro-batches that are done before the wish.
+    """
     before, taken = masters(worker), worker.num_optimizer_steps
     is_last = worker.ranks.rank == worker.ranks.size - 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presence, "is_wished", lambda: is_last)
+        patch.setattr(worker.steps, "_loader", loader)
+        patch.setattr(presence, "is_wished", iter([False] * num_before + [is_last]).__next__)
         with pytest.raises(AbandonedError):
             worker.sft_step(rows)
     assert worker.num_optimizer_steps == taken
-    return {"moved-by-giving-up": torch.tensor(_num_changed(before, masters(worker)))}
+    moved = _num_changed(before, masters(worker))
+    return {f"moved-by-giving-up-after-{num_before}": torch.tensor(moved)}
 
 
 def picking(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str, torch.Tensor]:
@@ -159,15 +170,29 @@ def picking(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[
 
 
 def going_on(
-    recipe: Any, rows: list[Any], folder: Path, rank: int, world_size: int, port: int
+    recipe: Any, job: dict[str, Any], folder: Path, rank: int, world_size: int, port: int
 ) -> dict[str, torch.Tensor]:
-    """Metrics of the second update by a learner that began with what was saved before it."""
-    model = str(folder / "model")
+    """Metrics of the second update by a learner that began with what was saved before it.
+
+    Then a step that is given up with a gradient there already, after which nothing comes but a
+    checkpoint: how many weights of it are other ones.
+    """
+    model, rows = str(folder / "model"), job["rows"]
     worker = LearnerWorker(recipe, model, rank, world_size, 10, base_path=recipe.model.path)
     worker.setup("127.0.0.1", port)
     worker.load_state(folder / "state")
     found = _metrics("resumed-1", worker.update(rows, 1))
     worker.save_model(folder / "resumed")
+    small = job["cases"]["small"][0].learner  # several micro-batches
+    loader = MicroBatchLoader(worker.encoder, worker.ranks, small, worker._give_way)
+    found |= giving_up(worker, rows, loader, 1)
+    worker.save_model(folder / "given-up")
+    worker.save_state(folder / "given-up-state")
+    if worker.ranks.is_first:
+        resumed, saved = (
+            load_file(folder / n / "model.safetensors") for n in ("resumed", "given-up")
+        )
+        found["saved-otherwise"] = torch.tensor(_num_changed(resumed, saved))
     return found | averages_in(folder / "resumed", "resumed-ema")
 
 

@@ -307,7 +307,10 @@ def test_a_mini_batch_without_a_gradient_moves_nothing(
 def test_a_step_that_one_rank_gives_up_is_given_up_by_all_and_moves_nothing(
     strategy: str, world_size: int, everything: dict[int, Found]
 ) -> None:
-    assert int(_case(everything[world_size], strategy)["moved-by-giving-up"]) == 0
+    found = _case(everything[world_size], strategy)
+    assert int(found["moved-by-giving-up-after-0"]) == 0
+    assert int(found["moved-by-giving-up-after-1"]) == 0
+    assert int(found["saved-otherwise"]) == 0
 
 
 def test_a_state_does_not_depend_on_strategy_or_ranks(

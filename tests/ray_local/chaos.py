@@ -1,6 +1,6 @@
 """A run of two workers of each kind whose workers are killed and stopped while videos break.
 
-    python -m tests.ray_local.chaos FOLDER --seed 3     makes data, trains, prints what happened
+    python -m tests.ray_local.chaos FOLDER --seeds 0 1 2    for each: data, a run, and what it came to
 
 What is done, to whom and when is drawn from the seed; the run's own pace decides in which step each
 fault falls. One engine is killed while weights are pushed and one rank while a checkpoint is saved.
@@ -28,6 +28,7 @@ import psutil
 from actrep_ray.config import Recipe, load_recipe, override
 from actrep_ray.driver.strata import make_sampler
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.run.faults import read_faults
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.tasks.loading import load_clips
 from data_prep.files import read_jsonl
@@ -233,12 +234,17 @@ class Chaos:
         rewards = [row["reward/mean"] for row in rows]
         tenth = max(len(rows) // 8, 1)
         faults = Counter(f"{fault.kind} {fault.signal.name}" for fault, _ in self.done)
+        sums = read_faults(self.run_dir)
         return {
             "seed": self.seed,
             "staleness": self.staleness,
             "steps": len(rows),
             "faults": dict(sorted(faults.items())),
             "faults_in_all": len(self.done),
+            "replaced": sums.lost.total(),
+            "given_again": sums.given_again.total() - sums.given_again["learner"],
+            "steps_again": sums.given_again["learner"],
+            "lost_s": round(sum(sums.lost_s.values())),
             "broken": len(self.broken),
             "quarantined": len(self.quarantined()),
             "reward_first": round(sum(rewards[:tenth]) / tenth, 3),
@@ -272,22 +278,79 @@ def strike(process: "subprocess.Popen[bytes]", fault: Fault) -> bool:
     return False
 
 
+def check(chaos: Chaos, code: int, told: str) -> None:
+    """What holds of any run, whatever was done to it.
+
+    Raises:
+        AssertionError: if it does not.
+    """
+    assert code == 0, told[-6000:]
+    assert len(chaos.done) == chaos.num_faults, "the run was over before all faults were done"
+    rows, history = chaos.rows(), chaos.history()
+    assert [row["step"] for row in rows] == list(range(1, chaos.num_steps + 1))
+    # Conservation: what was issued was trained on, or dropped for a reason that was counted.
+    # Of a video that an engine refused there is no group; of one that a rank could not read, one.
+    for row, trained in zip(rows, history, strict=True):
+        groups = sum(row.get(f"sampling/{stratum}", 0) for stratum in ("0-3", "4+"))
+        reasons = [key for key in row if key.startswith("dropped/") and key != "dropped/groups"]
+        assert row["dropped/groups"] == sum(row[key] for key in reasons)
+        num_refused = len(trained) + row["dropped/groups"] - groups
+        assert 0 <= num_refused <= row.get("dropped/unreadable_video", 0)
+    assert sum(row.get("dropped/unreadable_video", 0) for row in rows) == len(chaos.broken)
+    # Nothing is in the history of the final weights twice.
+    ids = [one["id"] for step in history for one in step]
+    assert len(ids) == len(set(ids))
+    strata = ("trained/0-3", "trained/4+")
+    assert sum(row.get(key, 0) for row in rows for key in strata) == len(ids)
+    assert len(ids) >= 0.9 * SIZE * chaos.num_steps
+    # What cannot be used is listed, and nothing else.
+    assert chaos.quarantined() == set(chaos.broken) != set()
+    # What was lost is counted: each fault, but for those that hit a worker as it was replaced.
+    sums = read_faults(chaos.run_dir)
+    assert all(sums.lost[role] for role in ("rollout", "reward", "learner"))
+    assert f"{sums.lost.total()} workers were lost (" in told
+
+
+COLUMNS = {
+    "seed": "seed",
+    "staleness": "`max_staleness`",
+    "faults_in_all": "faults",
+    "replaced": "workers replaced",
+    "given_again": "prompts and groups given again",
+    "steps_again": "steps done again",
+    "lost_s": "a worker less for, s",
+    "quarantined": "videos broken, quarantined",
+    "reward_first": "reward, first eighth",
+    "reward_last": "last eighth",
+    "seconds": "seconds",
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--faults", type=int, default=16)
-    parser.add_argument("--staleness", default="null")
+    parser.add_argument(
+        "--staleness", nargs="+", default=["null", "1"], help="in turn, a seed each"
+    )
     parser.add_argument("--limit-s", type=float, default=1800.0)
     given = parser.parse_args()
-    given.folder.mkdir(parents=True)
-    chaos = Chaos(given.folder.resolve(), given.seed, given.steps, given.faults, given.staleness)
-    chaos.prepare()
-    began = time.monotonic()
-    code, _ = chaos.train(given.limit_s)
-    figures = chaos.describe() | {"exit": code, "seconds": round(time.monotonic() - began)}
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write("| " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * len(COLUMNS) + "|\n")
+    for number, seed in enumerate(given.seeds):
+        folder = given.folder.resolve() / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        staleness = given.staleness[number % len(given.staleness)]
+        chaos = Chaos(folder, seed, given.steps, given.faults, staleness)
+        chaos.prepare()
+        began = time.monotonic()
+        code, told = chaos.train(given.limit_s)
+        check(chaos, code, told)
+        figures = chaos.describe() | {"seconds": round(time.monotonic() - began)}
+        (folder / "figures.json").write_text(json.dumps(figures))
+        sys.stdout.write("| " + " | ".join(str(figures[key]) for key in COLUMNS) + " |\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
