@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from actrep_ray.models.qwen_vl import video_metadata
 from data_prep.schema import Clip
 from data_prep.video import read_frames
 
@@ -173,9 +174,7 @@ class VideoTrainer(TimedTrainer):
         fields = self.processing_class(
             text=[work.inputs.prompt_text(question["text"]) for _, question in contents],
             videos=[material.frames[name] for name in names],
-            video_metadata=[
-                work.inputs.video_metadata(work.plan(material.clips[name])) for name in names
-            ],
+            video_metadata=[video_metadata(work.plan(material.clips[name])) for name in names],
             do_sample_frames=False,
             do_resize=False,
         )

@@ -26,6 +26,7 @@ from actrep_ray.cli.headroom import add_headroom
 from actrep_ray.cli.prepare.command import add_prepare
 from actrep_ray.cli.quickstart import add_quickstart
 from actrep_ray.cli.report import add_report
+from actrep_ray.cli.serve import add_serve
 from actrep_ray.cli.sft import add_sft
 from actrep_ray.cli.train import add_train
 from actrep_ray.cli.validate import add_validate
@@ -34,7 +35,7 @@ from actrep_ray.run.program import program
 
 _ADD = (
     add_prepare, add_validate, add_cot, add_sft, add_headroom, add_train, add_evaluate, add_count,
-    add_check, add_report, add_doctor, add_quickstart,
+    add_serve, add_check, add_report, add_doctor, add_quickstart,
 )  # fmt: skip
 
 

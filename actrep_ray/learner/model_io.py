@@ -20,8 +20,10 @@ from actrep_ray.learner.saving import Snapshot
 from actrep_ray.learner.strategies import fsdp, optimizer
 from actrep_ray.learner.strategies.base import Strategy
 from actrep_ray.learner.strategies.ema import Ema
-from actrep_ray.models import loading, lora
+from actrep_ray.models import card, loading, lora
 from actrep_ray.models.layout import published
+from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.shown_frames import with_frames
 from actrep_ray.models.torch_names import dtype_named
 from actrep_ray.run.manifest import TRAINING
 from data_prep import files
@@ -102,6 +104,7 @@ class ModelIO:
         ema: Its moving average, if there is one.
         checkpoints: What it was loaded from.
         base_fingerprint: Of the base that adapters belong to; None without adapters.
+        inputs: Of the model.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class ModelIO:
         ema: Ema | None,
         checkpoints: Checkpoints,
         base_fingerprint: int | None,
+        inputs: QwenVLInputs,
     ) -> None:
         self._recipe = recipe
         self._ranks = ranks
@@ -124,7 +128,11 @@ class ModelIO:
         self._has_lora = recipe.model.lora.rank > 0
         self._dtype = dtype_named(recipe.model.dtype)
         # Now: by the time of a later checkpoint the folder may be gone.
-        self._processor_files = read_processor_files(checkpoints.model) if ranks.is_first else {}
+        self._other_files: dict[str, bytes] = {}
+        if ranks.is_first:
+            found = with_frames(read_processor_files(checkpoints.model), recipe.video)
+            text = card.card(recipe, inputs.family, inputs.factor)
+            self._other_files = found | {card.FILE: text.encode()}
 
     def iter_weights(self, bucket_bytes: int) -> NamedWeights:
         """See `LearnerWorker.iter_weights`."""
@@ -247,7 +255,7 @@ class ModelIO:
         gathered = dict(weights)
         if not self._ranks.is_first:
             return Snapshot()
-        return model_folder(self._model, gathered, self._processor_files)
+        return model_folder(self._model, gathered, self._other_files)
 
     def _on_rank_0(self, weights: NamedWeights) -> NamedWeights:
         """Whole weights on the CPU in the model's dtype; the other ranks only gather them."""

@@ -99,7 +99,14 @@ class LearnerWorker:
             self.loader,
         )
         self.model_io = ModelIO(
-            recipe, ranks, self.policy, self.strategy, self.ema, checkpoints, fingerprint
+            recipe,
+            ranks,
+            self.policy,
+            self.strategy,
+            self.ema,
+            checkpoints,
+            fingerprint,
+            self.inputs,
         )
         self.reference: Forward | None = None
         if recipe.stage == "grpo":

@@ -158,7 +158,7 @@ class QwenVLInputs:
             inputs = self.processor(
                 text=[text],
                 videos=[frames],
-                video_metadata=[self.video_metadata(plan)],
+                video_metadata=[video_metadata(plan)],
                 do_sample_frames=False,
                 do_resize=False,
                 return_tensors="pt",
@@ -232,18 +232,6 @@ class QwenVLInputs:
         """
         check_opened(self.opened, dialect, self.path)
 
-    def video_metadata(self, plan: FramePlan) -> dict[str, Any]:
-        """What the processors of transformers and vLLM want to know of frames sampled already."""
-        return {
-            "fps": plan.fps,
-            "frames_indices": list(range(plan.num_frames)),
-            "total_num_frames": plan.num_frames,
-            "duration": plan.num_frames / plan.fps,
-            "width": plan.width,
-            "height": plan.height,
-            "video_backend": "pyav",
-        }
-
     def positions(
         self, input_ids: torch.Tensor, grid_thw: torch.Tensor, plan: FramePlan
     ) -> tuple[torch.Tensor, int]:
@@ -263,6 +251,19 @@ class QwenVLInputs:
         ):  # a block for each temporal patch, timestamps between
             return mrope_positions(is_visual, [(1, height, width)] * time, time_step)
         return mrope_positions(is_visual, [(time, height, width)], time_step)
+
+
+def video_metadata(plan: FramePlan) -> dict[str, Any]:
+    """What the processors of transformers and vLLM want to know of frames sampled already."""
+    return {
+        "fps": plan.fps,
+        "frames_indices": list(range(plan.num_frames)),
+        "total_num_frames": plan.num_frames,
+        "duration": plan.num_frames / plan.fps,
+        "width": plan.width,
+        "height": plan.height,
+        "video_backend": "pyav",
+    }
 
 
 def mrope_positions(

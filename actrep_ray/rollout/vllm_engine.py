@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from actrep_ray.config import VLLM_LORA_RANKS, ConfigError, LoraConfig, RolloutConfig, VideoConfig
-from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.qwen_vl import QwenVLInputs, video_metadata
+from actrep_ray.models.serving import TEXT_MODELS
 from actrep_ray.records import Prompt, PromptRefusedError, PromptTooLongError, RolloutGroup
 from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
@@ -34,7 +35,6 @@ _GIB = 2**30
 _CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
 _CPU_BATCH_TOKENS = 4096
 _PROCESSED_CLIPS_GIB = 1.0
-_TEXT_MODELS = {"qwen3_vl": "Qwen3ForCausalLM", "qwen3_vl_moe": "Qwen3MoeForCausalLM"}
 _WORKER_EXTENSION = "actrep_ray.rollout.vllm_sampler.WorkerExtension"
 
 
@@ -207,7 +207,7 @@ class VllmEngine(QwenVLEngine):
         return self._video_request(prompt)
 
     def _video_request(self, prompt: Prompt) -> dict[str, Any]:
-        metadata = self.inputs.video_metadata(prompt.plan)
+        metadata = video_metadata(prompt.plan)
         frames = self.frames.get(prompt.plan)
         video: Any = frames
         options: dict[str, Any] = {"do_sample_frames": False, "do_resize": False}
@@ -368,6 +368,6 @@ def _engine_options(
         "block_size": _CPU_BLOCK_TOKENS,
         "max_num_batched_tokens": max(cfg.max_model_len, _CPU_BATCH_TOKENS),
     }
-    if family in _TEXT_MODELS:  # the CPU platform looks for the text model by its architecture
-        options["hf_overrides"] = {"text_config": {"architectures": [_TEXT_MODELS[family]]}}
+    if family in TEXT_MODELS:  # the CPU platform looks for the text model by its architecture
+        options["hf_overrides"] = {"text_config": {"architectures": [TEXT_MODELS[family]]}}
     return options

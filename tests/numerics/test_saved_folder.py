@@ -44,3 +44,15 @@ def test_generation_settings_and_template_are_kept(
                 assert (folder / name).read_bytes() == (source / name).read_bytes()
         assert QwenVLInputs(folder).end_ids == QwenVLInputs(source).end_ids
         assert QwenVLInputs(folder).opened == "<think>\n"
+
+
+def test_a_saved_model_says_which_frames_it_was_trained_on(
+    tiny_model: Callable[..., Path], make_recipe: Any, make_worker: Any, tmp_path: Path
+) -> None:
+    recipe = make_recipe("learner.ema_decay=0.5", "video.fps=5", "video.max_frames=77")
+    make_worker(recipe, tiny_model()).save_model(tmp_path / "saved")
+    for folder in (tmp_path / "saved", tmp_path / "saved" / "ema"):
+        shown = QwenVLInputs(folder).processor.video_processor
+        assert (shown.fps, shown.max_frames) == (5.0, 77)
+        assert shown.size["longest_edge"] == recipe.video.max_pixels
+        assert "| frames a second | 5," in (folder / "README.md").read_text()
