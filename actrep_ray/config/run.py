@@ -122,6 +122,12 @@ class TrainConfig(Section):
         5, description="Steps in a row without a group to train on, at which a run stops."
     )
     on_untrained: Literal["stop", "log"] = Field("stop", description="What happens then.")
+    alarm_steps: Whole = Field(
+        50,
+        description="Steps without a rise of the reward at which a run warns; the last fifth as "
+        "many are compared with the first for entropy, length, form and variety of the answers "
+        "(docs/reliability.md). 0: no such warnings.",
+    )
 
     def contradictions(self) -> Iterator[Contradiction]:
         """A window of pass rates that is empty."""

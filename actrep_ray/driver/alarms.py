@@ -1,16 +1,24 @@
 """Alarms of learning: what lets a run go on while nothing comes of it.
 
+    UntrainedSteps   no group was trained on; ends the run
+    Decline          what is trained goes wrong, by the curves of the run; warns
+
 An alarm is asked after each step, when that step's metrics are written. What it remembers is part
 of a checkpoint, so that a run which is cut short again and again does not begin to count anew.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from actrep_ray.config import ConfigError, Recipe
-from actrep_ray.records import RolloutGroup, RolloutStatus
+from actrep_ray.records import Reading, RolloutGroup, RolloutStatus
+from actrep_ray.tasks.base import Task
+from rewards.reference import Reference
 
 _REMEDIES = {
     "all_wrong": "the clips are too hard for this model, or its answers are not what the reward "
@@ -33,6 +41,29 @@ _UNREAD = (
     "from SFT"
 )
 _OTHER = "what the messages above say"
+
+_REWARD, _ENTROPY = "reward/mean", "learner/entropy"
+_LENGTH, _PARSED = "rollout/response_tokens", "train/parse_rate"
+_CURVES = (_REWARD, _ENTROPY, _LENGTH, _PARSED)
+
+_LEFT_OF_ENTROPY = 0.1  # of what it was at the start
+_LEFT_OF_LENGTH = 0.5
+_LOST_PARSED = 0.1
+_MOST_ONE = 0.5  # share of answers that say one thing, where half as many clips are so
+_COMPARED = 5  # the start and the end that are compared are this share of the window
+
+_DECLINES = {
+    "reward_flat": "raise learner.lr or train.group_size, see by `actrep headroom` whether the "
+    "clips are too hard or too easy; if it is as good as it gets, checkpoint.patience ends a run",
+    "entropy_gone": "answers hardly differ any more: raise rollout.temperature or "
+    "algorithm.entropy_coef, or lower learner.lr",
+    "answers_shrinking": "reasoning is being left out: raise the weight of the list or the form in "
+    "reward.weights, or algorithm.kl_coef",
+    "one_reading": "the model no longer looks: begin from more SFT, keep sampling.power=0, or show "
+    "more with video.fps",
+    "parse_rate_falling": "raise the weight of the form in reward.weights, or algorithm.kl_coef; "
+    "lower learner.lr",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -138,3 +169,148 @@ class UntrainedSteps:
             if 2 * self._answers["unread"] > self._answers["all"]:
                 return _UNREAD
         return _REMEDIES.get(reason, _OTHER)
+
+
+class Decline:
+    """Curves of a run that say that its learning goes wrong; each is told with its remedy.
+
+        reward_flat          the newer half of the window's rewards is not above the older one by
+                             more than the standard error of their difference
+        entropy_gone         less than a tenth is left of the first steps' entropy
+        answers_shrinking    answers are less than half as long as in the first steps
+        one_reading          most answers say one number (or class), and it is right for less than
+                             half as many
+        parse_rate_falling   the share that can be read is 0.1 below that of the first steps
+
+    The window has `train.alarm_steps` steps; the first and the last steps that are compared are a
+    fifth of it. Steps that trained on nothing have no entropy, and are left out of its curve.
+
+    Args:
+        recipe: Settings.
+        task: Says what is right.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        self._window = recipe.train.alarm_steps
+        self._compared = max(self._window // _COMPARED, 1)
+        self._task = task
+        self._first: dict[str, list[float]] = {key: [] for key in _CURVES}
+        self._last: dict[str, list[float]] = {key: [] for key in _CURVES}
+        self._said: list[dict[str, int]] = []
+        self._true: list[dict[str, int]] = []
+        self._told: dict[str, int] = {}  # the step at which each was told last
+
+    def look(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        groups: Sequence[RolloutGroup],
+        labels: Mapping[str, Reference],
+    ) -> dict[str, float]:
+        """Take in a step and tell what is wrong, again each window for as long as it lasts.
+
+        Args:
+            step: Its number.
+            metrics: Of the step.
+            groups: All groups of the step.
+            labels: Of their clips.
+
+        Returns:
+            `alarms/NAME`, 1 where it rings; {} with `train.alarm_steps=0`.
+        """
+        if not self._window:
+            return {}
+        for key in _CURVES:
+            self._add(key, metrics.get(key, math.nan))
+        readings = [reading for group in groups for reading in group.readings]
+        self._said.append(_histogram(readings))
+        self._true.append(
+            _histogram([self._task.truth(labels[group.prompt.clip_id]) for group in groups])
+        )
+        del self._said[: -self._compared], self._true[: -self._compared]
+        found = self._find()
+        for name, words in found.items():
+            if words and step - self._told.get(name, -self._window) >= self._window:
+                self._told[name] = step
+                _log.warning("step %d: %s. Likely: %s", step, words, _DECLINES[name])
+        return {f"alarms/{name}": float(bool(words)) for name, words in found.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves that it compares, as JSON-able values."""
+        return {
+            "first": self._first,
+            "last": self._last,
+            "said": self._said,
+            "true": self._true,
+            "told": self._told,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on comparing."""
+        self._first, self._last = dict(state["first"]), dict(state["last"])
+        self._said, self._true = list(state["said"]), list(state["true"])
+        self._told = dict(state["told"])
+
+    def _add(self, key: str, value: float) -> None:
+        if not math.isfinite(value):
+            return
+        if len(self._first[key]) < self._compared:
+            self._first[key].append(value)
+        self._last[key].append(value)
+        del self._last[key][: -self._window]
+
+    def _find(self) -> dict[str, str]:
+        """What rings, in words; empty words for what does not."""
+        found = dict.fromkeys(_DECLINES, "")
+        rewards = np.array(self._last[_REWARD])
+        if len(rewards) == self._window and not _rises(rewards):
+            found["reward_flat"] = (
+                f"the reward has not risen for {self._window} steps ({rewards.mean():.3f})"
+            )
+        begin, now = self._ends(_ENTROPY)
+        if now < _LEFT_OF_ENTROPY * begin:
+            found["entropy_gone"] = f"the entropy went from {begin:.3g} to {now:.3g}"
+        begin, now = self._ends(_LENGTH)
+        if now < _LEFT_OF_LENGTH * begin:
+            found["answers_shrinking"] = f"answers went from {begin:.0f} to {now:.0f} tokens"
+        begin, now = self._ends(_PARSED)
+        if now < begin - _LOST_PARSED:
+            found["parse_rate_falling"] = f"of the answers {begin:.0%} could be read, now {now:.0%}"
+        found["one_reading"] = self._one_reading()
+        return found
+
+    def _ends(self, key: str) -> tuple[float, float]:
+        """The means of the first and of the last steps; NaN until they are apart."""
+        if len(self._last[key]) < min(2 * self._compared, self._window):
+            return math.nan, math.nan
+        return float(np.mean(self._first[key])), float(np.mean(self._last[key][-self._compared :]))
+
+    def _one_reading(self) -> str:
+        said, true = (
+            sum(map(Counter, self._said), Counter()),
+            sum(map(Counter, self._true), Counter()),
+        )
+        if len(self._said) < self._compared or not said:
+            return ""
+        [(reading, number)] = said.most_common(1)
+        share, of_clips = number / said.total(), true[reading] / true.total()
+        if share <= _MOST_ONE or of_clips >= share / 2:
+            return ""
+        return (
+            f"{share:.0%} of the answers are {reading}, which is right for {of_clips:.0%} of clips"
+        )
+
+
+def _rises(curve: np.ndarray) -> bool:
+    """Whether the second half of a curve is above the first by more than the standard error."""
+    middle = len(curve) // 2
+    older, newer = curve[:middle], curve[middle:]
+    if not len(older):
+        return True
+    error = math.sqrt(older.var() / len(older) + newer.var() / len(newer))
+    return bool(newer.mean() - older.mean() > error)
+
+
+def _histogram(readings: Sequence[Reading | None]) -> dict[str, int]:
+    """How often each was said, by its text: JSON has no other keys."""
+    return dict(Counter(str(reading) for reading in readings if reading is not None))

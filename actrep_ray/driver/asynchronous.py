@@ -104,6 +104,7 @@ class AsynchronousDriver:
                 metrics |= rollout_metrics(
                     groups, trainable, dropped + refused, self.labels, step, phases.task
                 )
+                metrics |= phases.decline.look(step, metrics, groups, self.labels)
                 if phases.is_evaluation_due(step):
                     with logger.timer("evaluate"):
                         self.finish_push()

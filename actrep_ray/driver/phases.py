@@ -13,7 +13,7 @@ from typing import Any
 from actrep_ray.cluster.stopping import StopError, StopRequest
 from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.config import Recipe
-from actrep_ray.driver.alarms import UntrainedSteps
+from actrep_ray.driver.alarms import Decline, UntrainedSteps
 from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
@@ -110,6 +110,7 @@ class Phases:
         self.alarm = UntrainedSteps(recipe)
         self.best = BestStep(recipe)
         self.task = load_task(recipe.task)
+        self.decline = Decline(recipe, self.task)
         self.source = source_for(recipe, pools.rollouts, pools.rewards)
         self.quarantine = Quarantine(recipe, len(data.train))
         self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
@@ -126,6 +127,8 @@ class Phases:
             self.sampler.load_state_dict(state["sampler"])
             if "alarm" in state:  # not in checkpoints of before
                 self.alarm.load_state_dict(state["alarm"])
+            if "decline" in state:
+                self.decline.load_state_dict(state["decline"])
         self.best.restore(step)
         self.checkpoints.keep_best(self.best.step)
         self.quarantine.load_state(state.get(STATE_KEY, ()))
@@ -138,6 +141,7 @@ class Phases:
         return {
             "sampler": self.sampler.state_dict(),
             "alarm": self.alarm.state_dict(),
+            "decline": self.decline.state_dict(),
             STATE_KEY: self.quarantine.state(),
         }
 

@@ -50,6 +50,7 @@ class SynchronousDriver:
                     metrics |= phases.push(step)
                 phases.pools.rollouts.grow()
                 metrics |= rollout_metrics(groups, trainable, dropped, labels, step, phases.task)
+                metrics |= phases.decline.look(step, metrics, groups, labels)
                 if phases.is_evaluation_due(step):
                     with logger.timer("evaluate"):
                         metrics |= phases.evaluate(step)

@@ -67,7 +67,7 @@ def write_videos(folder: Path, *, is_even: bool, side: int = 0) -> list[Clip]:
         spec = clip_spec("easy", 11, "test", index)
         frames = draw_clip(spec)
         if is_even:
-            frames = frames[: int(4 + 2 * (index % 5)) * spec.fps // 4 * 2, :side, :side]
+            frames = frames[: (2 + index % 6) * spec.fps, :side, :side]  # whole seconds
         else:  # 2.2 s and more, in steps that 4 frames a second do not divide
             frames = np.pad(
                 frames[: 2 * spec.fps + 2 + index], ((0, 0), (16, 16), (48, 48), (0, 0))
@@ -193,7 +193,7 @@ def test_transformers_answers_as_it_is_evaluated(
     assert [ids for ids, _ in found] == prompt_ids(clips, model, recipe)
     answers = evaluated(clips, model, recipe)
     num_equal = sum(a == b for (_, a), b in zip(found, answers, strict=True))
-    print(family, num_equal, len(set(answers)))
+    assert len(set(answers)) > NUM_FILES // 5
     if family != "qwen2_5_vl":  # transformers cuts its positions to whole seconds
         assert num_equal == NUM_FILES
 
