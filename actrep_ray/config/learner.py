@@ -74,6 +74,14 @@ class LearnerConfig(Section):
     attention: Literal["sdpa", "flash_attention_2", "flex"] = Field(
         "sdpa", description="Kernels of the decoder's attention; the last two need a GPU."
     )
+    cache_features: bool = Field(
+        True,
+        description="Run a frozen vision tower once for each clip, and keep what it makes of it. "
+        "Every rank holds the whole tower then. Not with ZeRO-3.",
+    )
+    prompt_cache_gib: Positive = Field(
+        4.0, description="Host memory of a rank for prompts: their pixels, or the tower's features."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     max_restarts: Whole = Field(
         3,

@@ -51,6 +51,10 @@ class ModelConfig(Section):
     freeze: tuple[Component, ...] = Field((), description="Components that are not trained.")
     lora: LoraConfig = LoraConfig()
 
+    def is_frozen(self, component: Component) -> bool:
+        """Whether nothing of a component is trained, adapters included."""
+        return component not in self.lora.components if self.lora.rank else component in self.freeze
+
     def contradictions(self) -> Iterator[Contradiction]:
         """Components that are frozen and get an adapter."""
         both = sorted(set(self.freeze) & set(self.lora.components))

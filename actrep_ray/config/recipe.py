@@ -132,6 +132,13 @@ class Recipe(Section):
         return self.stage == "grpo" and lora.rank > 0 and lora.send == "adapter"
 
     @property
+    def caches_features(self) -> bool:
+        """Whether learners keep what the vision tower makes of a clip, in place of its pixels."""
+        cfg = self.learner
+        is_split = cfg.strategy == "deepspeed" and cfg.zero_stage == 3  # no rank can run it alone
+        return cfg.cache_features and self.model.is_frozen("vision_tower") and not is_split
+
+    @property
     def run_dir(self) -> Path:
         """The folder of this run."""
         return Path(self.runs_dir) / self.name

@@ -25,6 +25,7 @@ from actrep_ray.models.layout import published
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.shown_frames import with_frames
 from actrep_ray.models.torch_names import dtype_named
+from actrep_ray.models.tower import FrozenTower
 from actrep_ray.run.manifest import TRAINING
 from data_prep import files
 
@@ -80,17 +81,30 @@ def load_policy(
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype_named(recipe.model.dtype))
-    return Policy(model, visual_ids, cfg.attention), fingerprint
+    tower = FrozenTower(model) if recipe.caches_features else None
+    return Policy(model, visual_ids, cfg.attention, tower=tower), fingerprint
 
 
-def load_reference(recipe: Recipe, base: Path, visual_ids: tuple[int, ...], ranks: Ranks) -> Policy:
-    """The frozen policy of the KL term, split by FSDP2 whatever the strategy."""
+def load_reference(
+    recipe: Recipe, base: Path, policy: Policy, visual_ids: tuple[int, ...], ranks: Ranks
+) -> Policy:
+    """The frozen policy of the KL term, split by FSDP2 whatever the strategy.
+
+    Where the policy is given features of its tower, so is this, and uses the same one.
+
+    Raises:
+        ConfigError: if the base has another tower then.
+    """
     model: Any = loading.load(base, dtype=recipe.model.dtype, is_reader=ranks.is_first)
     model.requires_grad_(False)
     model.eval()
-    policy = Policy(model, visual_ids, recipe.learner.attention)
-    fsdp.shard(policy, ranks.mesh, recipe)
-    return policy
+    tower = FrozenTower(model) if recipe.caches_features else None
+    reference = Policy(model, visual_ids, recipe.learner.attention, tower=tower)
+    fsdp.shard(reference, ranks.mesh, recipe)
+    if tower is not None:
+        assert policy.tower is not None
+        tower.take(policy.tower)
+    return reference
 
 
 class ModelIO:

@@ -4,6 +4,7 @@ The output layer sees only the hidden states that predict an answer's token, in 
 full vocabulary never exists for prompts, padding or visual tokens.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from actrep_ray.learner.batch.attention import PrefixLayout, block_mask, use_packed_attention
 from actrep_ray.learner.batch.packing import PackedBatch
 from actrep_ray.learner.output_layer import OutputLayer
+from actrep_ray.models.tower import FrozenTower
 
 CHUNK_LOGITS = 1 << 26  # 256 MiB in float32
 # As a logit: probability exactly 0, and the entropy and its gradient stay finite (-inf: NaN).
@@ -28,6 +30,7 @@ class Policy(nn.Module):
         suppressed_ids: Tokens that the engine never samples; they get probability 0 here too.
         attention: `learner.attention`.
         chunk_logits: Most logits that exist at once, of all tokens together.
+        tower: Of the model, if batches hold its features in place of pixels.
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class Policy(nn.Module):
         suppressed_ids: tuple[int, ...],
         attention: str = "sdpa",
         chunk_logits: int = CHUNK_LOGITS,
+        tower: FrozenTower | None = None,
     ) -> None:
         super().__init__()
+        self.tower = tower
         self.model: Any = model
         self.suppressed_ids = suppressed_ids
         self.attention = attention
@@ -61,14 +66,15 @@ class Policy(nn.Module):
         if batch.layout is not None and self.attention == "flex":
             layout = block_mask(batch.layout, *batch.input_ids.shape)
         has_clips = len(batch.grid_thw) > 0
-        hidden = self.model.model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            layout=layout,
-            pixel_values_videos=batch.pixel_values if has_clips else None,
-            video_grid_thw=batch.grid_thw if has_clips else None,
-            use_cache=False,
-        ).last_hidden_state  # [B, L, H]
+        with self._visual_input(batch) as pixels:
+            hidden = self.model.model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                layout=layout,
+                pixel_values_videos=pixels if has_clips else None,
+                video_grid_thw=batch.grid_thw if has_clips else None,
+                use_cache=False,
+            ).last_hidden_state  # [B, L, H]
         mask = batch.target_mask
         chosen, targets = hidden.flatten(0, 1)[batch.predictors[mask]], batch.targets[mask]
         size = max(1, self.chunk_logits // self.model.config.get_text_config().vocab_size)
@@ -84,6 +90,13 @@ class Policy(nn.Module):
             log_probs.append(log_prob)
             entropies.append(entropy)
         return _spread(torch.cat(log_probs), mask), _spread(torch.cat(entropies), mask)
+
+    def _visual_input(self, batch: PackedBatch) -> AbstractContextManager[torch.Tensor]:
+        """What the model is given as pixels: them, or what stands for features."""
+        if batch.features is None:
+            return nullcontext(batch.pixel_values)
+        assert self.tower is not None, "features without the tower that they are of"
+        return self.tower.showing(batch.features)
 
     def _score(
         self,

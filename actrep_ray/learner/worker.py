@@ -83,11 +83,14 @@ class LearnerWorker:
         ranks.join(master_addr, master_port, recipe.learner.timeout_s)
         self.inputs = QwenVLInputs(checkpoints.model)
         frames = FrameCache.of(recipe.video)
-        self.encoder = PromptEncoder(self.inputs, frames)
+        self.encoder = PromptEncoder(
+            self.inputs, frames, int(recipe.learner.prompt_cache_gib * 2**30)
+        )
         self.loader = MicroBatchLoader(self.encoder, ranks, recipe.learner, self._give_way)
         visual_ids = self.inputs.visual_token_ids
         self.policy, fingerprint = load_policy(recipe, checkpoints, visual_ids, ranks)
         self.strategy = make_strategy(self.policy, ranks.mesh, recipe)
+        self.encoder.tower = self.policy.tower
         decay = recipe.learner.ema_decay
         self.ema = None if decay is None else Ema(self.strategy, decay)
         self.steps = OptimizerSteps(
@@ -113,7 +116,9 @@ class LearnerWorker:
             if recipe.algorithm.kl_coef > 0 and recipe.model.lora.rank > 0:
                 self.reference = WithoutAdapters(self.policy, self.strategy)
             elif recipe.algorithm.kl_coef > 0:
-                self.reference = load_reference(recipe, checkpoints.base, visual_ids, ranks)
+                self.reference = load_reference(
+                    recipe, checkpoints.base, self.policy, visual_ids, ranks
+                )
             algorithms.preload()
         self.grpo = GrpoUpdate(
             recipe, ranks, self.loader, self.strategy.forward, self.reference, self.steps

@@ -40,6 +40,8 @@ class EncodedPrompt:
         next_position: Position of the first token of an answer.
         pixel_values: float32 [num_patches, patch_dim]; [0, 0] without a clip
         grid_thw: int64 [1, 3], patches in time, height and width before merging; [0, 3] likewise
+        features: [taps, num_patches, width], what a frozen tower makes of the pixels, which are
+            left out then; see `tower`
     """
 
     input_ids: torch.Tensor
@@ -47,6 +49,7 @@ class EncodedPrompt:
     next_position: int
     pixel_values: torch.Tensor
     grid_thw: torch.Tensor
+    features: torch.Tensor | None = None
 
 
 class QwenVLInputs:

@@ -42,7 +42,7 @@ def _activation_bytes(
     layer = tokens * _layer_bytes(model, size) + _copies_bytes(recipe, model, batch, size)
     backward = tokens * size * (3 * model.intermediate + 2 * model.hidden)
     block = patches * _block_bytes(model, size)
-    is_vision_trained = "vision_tower" not in recipe.model.freeze and not recipe.model.lora.rank
+    is_vision_trained = not recipe.model.is_frozen("vision_tower")
     if is_checkpointed:
         decoder = float(model.num_layers * tokens * size * model.hidden)
         peak = layer + backward
@@ -52,13 +52,19 @@ def _activation_bytes(
         tower = model.num_blocks * block
     merger = batch.num_visual * (1 + model.num_deepstack) * 16 * size * model.vision_hidden
     pixels = patches * model.patch_dim * (4 + (size if size != 4 else 0))
+    features = float(patches * (1 + model.num_deepstack) * size * model.vision_hidden)
     embeddings = tokens * size * model.hidden * (2 + model.num_deepstack)
     chunk = min(_CHUNK_LOGITS, batch.num_targets * model.vocab)
     head = chunk * _LOGIT_BYTES + batch.num_targets * size * model.hidden
     # A layer and the logits are not at their peak at the same time.
-    kept = decoder + tower * is_vision_trained + merger + pixels + embeddings
+    if not recipe.caches_features:
+        features = 0.0
+    kept = decoder + tower * is_vision_trained + merger + (features or pixels) + embeddings
     forward_of_vision = 1.5 * block
-    return max(kept + max(peak - head, 0.0), pixels + forward_of_vision), head
+    of_tower = pixels + forward_of_vision + features
+    if features:  # it takes one clip at a time, before there is a batch
+        of_tower /= batch.num_rows
+    return max(kept + max(peak - head, 0.0), of_tower), head
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,13 @@ def state_bytes(recipe: Recipe, model: Architecture) -> list[tuple[str, float]]:
     items += [("gradients", gradients), ("optimiser", moments)]
     if average:
         items.append(("moving average", average))
-    if _has_reference(recipe):
-        items.append(("reference policy", size * (model.total_parameters / ranks + root)))
+    whole_tower = 0.0
+    if recipe.caches_features and not is_zero:
+        whole_tower = size * model.num_blocks * model.block_parameters
+        items.append(("whole vision tower", whole_tower * (1 - 1 / ranks)))
+    if _has_reference(recipe):  # it uses the same whole tower
+        held = size * (model.total_parameters / ranks + root) - whole_tower / ranks
+        items.append(("reference policy", held))
     return items
 
 

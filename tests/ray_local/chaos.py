@@ -1,6 +1,6 @@
 """A run of two workers of each kind whose workers are killed and stopped while videos break.
 
-    python -m tests.ray_local.chaos FOLDER --seeds 0 1 2    for each: data, a run, and what it came to
+    python -m tests.ray_local.chaos FOLDER --seeds 0 1 2    for each: data, a run, what it came to
 
 What is done, to whom and when is drawn from the seed; the run's own pace decides in which step each
 fault falls. One engine is killed while weights are pushed and one rank while a checkpoint is saved.

@@ -66,6 +66,7 @@ class PackedBatch:
         layout: Who sees whom; None if every row holds one answer, where plain causal attention is
             the same.
         pixel_values: float32 [num_patches, patch_dim], of all rows with a clip
+        features: [taps, num_patches, width] in place of them, if the tower is frozen
         grid_thw: int64 [rows with a clip, 3]
         predictors: int64 [A, T], index in the flat [B * L] of the token that predicts each target
         targets: int64 [A, T], the answers' tokens
@@ -82,6 +83,7 @@ class PackedBatch:
     targets: torch.Tensor
     target_mask: torch.Tensor
     answers: tuple[AnswerKey, ...]
+    features: torch.Tensor | None = None
 
     @property
     def num_targets(self) -> int:
@@ -216,6 +218,7 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
         targets=_pad(targets),
         target_mask=_pad([torch.ones(len(t), dtype=torch.bool) for t in targets]),
         answers=tuple((row.row, answer) for row in rows for answer in row.answers),
+        features=_joined_features([row.prompt.features for row in rows]),
     )
 
 
@@ -234,6 +237,11 @@ def _layout(rows: Sequence[PackedRow], reads: Sequence[torch.Tensor]) -> PrefixL
 def _joined(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
     """Those of all clips; what has no clip has no width either."""
     return torch.cat([part for part in pixels if len(part)] or list(pixels))
+
+
+def _joined_features(of_rows: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    of_clips = [features for features in of_rows if features is not None]
+    return torch.cat(of_clips, dim=1) if of_clips else None
 
 
 def _pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,11 +1,17 @@
-"""Prompts encoded once: the same clip comes back for every epoch, update and reference pass."""
+"""Prompts encoded once: the same clip comes back for every epoch, update and reference pass.
+
+With a frozen vision tower that is what the tower makes of the pixels, and not they, so a clip
+passes through the tower once as long as it is kept.
+"""
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs
+from actrep_ray.models.tower import FrozenTower
 from actrep_ray.records import BAD_DATA, LearnerRow
 from data_prep.video import VideoError
 
@@ -16,10 +22,14 @@ class PromptEncoder:
     Args:
         inputs: Of the checkpoint that is trained.
         frames: The node's frame cache.
-        max_bytes: Size of what is kept, in bytes of pixel values.
+        max_bytes: Size of what is kept, in bytes of pixel values or features.
+
+    Attributes:
+        tower: Whose features take the place of pixels; None: there are pixels.
     """
 
     def __init__(self, inputs: QwenVLInputs, frames: FrameCache, max_bytes: int = 1 << 30) -> None:
+        self.tower: FrozenTower | None = None
         self.inputs = inputs
         self.frames = frames
         self.max_bytes = max_bytes
@@ -49,7 +59,12 @@ class PromptEncoder:
         prompt = self._kept.get(key)
         if prompt is None:
             frames = np.array(self.frames.get(row.plan))  # writable, as torch wants it
-            prompt = self._kept[key] = self.inputs.encode(row.question, row.plan, frames)
+            prompt = self.inputs.encode(row.question, row.plan, frames)
+            if self.tower is not None:
+                features = self.tower.features(prompt.pixel_values, prompt.grid_thw)
+                none = prompt.pixel_values[:0]
+                prompt = replace(prompt, pixel_values=none, features=features)
+            self._kept[key] = prompt
             self._num_bytes += _num_bytes(prompt)
             while self._num_bytes > self.max_bytes and len(self._kept) > 1:
                 self._num_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
@@ -66,4 +81,5 @@ class PromptEncoder:
 
 
 def _num_bytes(prompt: EncodedPrompt) -> int:
-    return prompt.pixel_values.numel() * prompt.pixel_values.element_size()
+    kept = prompt.pixel_values if prompt.features is None else prompt.features
+    return kept.numel() * kept.element_size()

@@ -135,6 +135,9 @@ def shard(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
         receive(module, mesh)
         fully_shard(module, reshard_after_forward=reshard, **options)
     receive(policy, mesh)
+    if policy.tower is not None:  # whole on every rank: each computes what it lacks, alone
+        policy.tower.to(torch.device(mesh.device_type))
+        options["ignored_params"] = set(policy.tower.parameters())
     fully_shard(policy, reshard_after_forward=False, **options)
 
 
@@ -152,10 +155,15 @@ def _split_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _units(policy: Policy) -> Iterator[nn.Module]:
-    """The layers that are gathered on their own: what transformers forbids to split."""
+    """The layers that are gathered on their own: what transformers forbids to split.
+
+    Not the blocks of a tower that stays whole.
+    """
+    whole = set(policy.tower.parameters()) if policy.tower is not None else set()
     names = set(policy.model._no_split_modules or ())
     for module in policy.model.modules():
         names |= set(getattr(module, "_no_split_modules", None) or ())
     for module in policy.model.modules():
-        if type(module).__name__ in names and not isinstance(module, FSDPModule):
+        is_unit = type(module).__name__ in names and not isinstance(module, FSDPModule)
+        if is_unit and whole.isdisjoint(module.parameters()):
             yield module
