@@ -38,7 +38,7 @@ def main() -> None:
         print(json.dumps({"skipped": f"no CUDA device (torch {torch.__version__})"}))
         return
     # Not before: a machine without a GPU has its answer at once.
-    from actrep_ray.models.architecture import find_config
+    from actrep_ray.models.published import find_config
     from actrep_ray.models.tiny import write_random_model
 
     name = args.model or ("Qwen3-VL-2B-Instruct" if args.quick else "Qwen2.5-VL-3B-Instruct")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actrep_ray.cli.commands import UsageError, add_set, with_paths
+from actrep_ray.cli.commands import UsageError, add_download, add_set, with_paths
 from actrep_ray.cli.inputs import check_model
 
 if TYPE_CHECKING:
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--checkpoint`, `--method`, `--recipe` and `--set`."""
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="model or run folder")
+    """Add `--checkpoint`, `--method`, `--recipe`, `--download` and `--set`."""
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="model or run folder, or OWNER/MODEL"
+    )
     parser.add_argument(
         "--method",
         choices=("model", "periodicity"),
@@ -28,6 +30,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="settings (default: those that the checkpoint was trained with)",
     )
+    add_download(parser)
     add_set(parser)
 
 
@@ -40,7 +43,7 @@ def read_model(args: argparse.Namespace) -> Path:
     """
     if args.checkpoint is None:
         raise UsageError("--checkpoint DIR is missing; only --method periodicity needs none")
-    return check_model(args.checkpoint)
+    return check_model(args.checkpoint, may_download=args.download)
 
 
 def recipe_for(args: argparse.Namespace, model: Path, overrides: Sequence[str] = ()) -> "Recipe":

@@ -62,6 +62,16 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_download(parser: argparse.ArgumentParser) -> None:
+    """Add `--download`."""
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch a model that is given as OWNER/MODEL, as Qwen/Qwen3-VL-4B-Instruct, and is not "
+        "in the local hub cache",
+    )
+
+
 def add_overwrite(parser: argparse._ActionsContainer, what: str) -> None:
     """Add `--overwrite`; `what` is written over then."""
     parser.add_argument(

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.commands import UsageError, add_command, add_overwrite, add_set, show
+from actrep_ray.cli.commands import (
+    UsageError,
+    add_command,
+    add_download,
+    add_overwrite,
+    add_set,
+    show,
+)
 from actrep_ray.cli.inputs import check_inputs
 
 if TYPE_CHECKING:
@@ -57,6 +64,7 @@ def add_headroom(commands: Any) -> None:
         "--out", type=Path, metavar="DIR", help="default: headroom/ in the folder of the run"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_download(parser)
     add_overwrite(parser, "what is in DIR")
     add_set(parser)
 
@@ -68,7 +76,7 @@ def _headroom(args: argparse.Namespace) -> None:
     out_dir = args.out or recipe.run_dir / "headroom"
     written = [out_dir / name for name in _FILES]
     refuse_existing(*written, overwrite=args.overwrite)
-    check_inputs(recipe, ("train",))
+    check_inputs(recipe, ("train",), may_download=args.download)
     from actrep_ray.driver.headroom import prepare_headroom
     from actrep_ray.run.lock import FolderLock
 

@@ -32,7 +32,7 @@ def add_sft(commands: Any) -> None:
 
 def _sft(args: argparse.Namespace) -> None:
     recipe = read_training_recipe(args, "sft")
-    check_inputs(recipe, ("train",))
+    check_inputs(recipe, ("train",), may_download=args.download)
     from actrep_ray.sft import prepare_sft
 
     resume = is_resumed(args, recipe)

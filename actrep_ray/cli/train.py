@@ -35,7 +35,7 @@ def add_train(commands: Any) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     recipe = read_training_recipe(args, "grpo")
-    check_inputs(recipe, ("train",))
+    check_inputs(recipe, ("train",), may_download=args.download)
     from actrep_ray.driver.job import prepare_grpo
     from actrep_ray.evaluation.report import print_remarks
     from actrep_ray.evaluation.run_results import remarks_on_training

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actrep_ray.cli.commands import UsageError, add_set, read_recipe, show, with_paths
+from actrep_ray.cli.commands import UsageError, add_download, add_set, read_recipe, show, with_paths
 from actrep_ray.run.program import program
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder that the recipe's relative paths start from (default: the current one)",
     )
+    add_download(parser)
     add_set(parser)
 
 

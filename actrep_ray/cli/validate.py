@@ -147,20 +147,23 @@ def _progress(is_quick: bool) -> Iterator["Progress"]:
 
 def view_of(recipe: "Recipe") -> tuple["View", str]:
     """How a recipe's model is shown clips, and a remark on where its patches come from."""
-    from actrep_ray.config import ConfigError
+    from actrep_ray.config import ConfigError, is_hub_name
     from actrep_ray.models.families import max_distinct_fps
-    from actrep_ray.run.model_folder import resolve_model
-    from data_prep.files import read_object
+    from actrep_ray.models.published import find_config
+    from actrep_ray.run.model_folder import model_folder
     from data_prep.validation.view import View
 
     video, rollout = recipe.video, recipe.rollout
-    try:
-        file = resolve_model(recipe.model.path) / "config.json"
-    except ConfigError:
-        config, note = {}, "patches of Qwen3-VL, as no checkpoint is at model.path"
+    config: dict[str, Any] = {}
+    if not recipe.model.path:
+        note = "patches of Qwen3-VL, as model.path is not set"
     else:
-        config = read_object(file, "settings of a model")
-        note = f"patches of {recipe.model.path}"
+        try:
+            name, config = find_config(str(model_folder(recipe.model.path)))
+        except ConfigError as error:
+            note = f"patches of Qwen3-VL, since {error}"
+        else:
+            note = f"patches of {name if is_hub_name(recipe.model.path) else recipe.model.path}"
     vision = config.get("vision_config", {})
     patch = vision.get("patch_size", _PATCH.get(config.get("model_type", ""), _NEWER_PATCH))
     view = View(

@@ -9,11 +9,13 @@ Neither ray nor torch is imported, so that a recipe is checked in a moment, befo
     rules       what must hold between sections
     recipe      `Recipe`, all sections
     mistakes    all that is wrong with a recipe, in words
+    folders     where relative paths start from
     loading     YAML, `--set`, the settings of a run as JSON
 """
 
 from actrep_ray.config.algorithm import AlgorithmConfig, TemporalContrastConfig
 from actrep_ray.config.data import DataConfig, SamplingConfig, VideoConfig
+from actrep_ray.config.folders import is_hub_name, under_root
 from actrep_ray.config.generation import RewardConfig, RolloutConfig
 from actrep_ray.config.learner import LearnerConfig
 from actrep_ray.config.loading import (
@@ -22,7 +24,6 @@ from actrep_ray.config.loading import (
     read_resolved,
     read_saved,
     recipes_folder,
-    under_root,
     write_resolved,
 )
 from actrep_ray.config.model import LoraConfig, ModelConfig
@@ -64,6 +65,7 @@ __all__ = [
     "TrainConfig",
     "VideoConfig",
     "check_attention",
+    "is_hub_name",
     "load_recipe",
     "override",
     "read_resolved",

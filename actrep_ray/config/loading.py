@@ -52,31 +52,6 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return _build(values, overrides, "settings")
 
 
-def under_root(recipe: Recipe, root: str | Path) -> Recipe:
-    """The same settings with relative paths of the data, model and runs taken from a folder.
-
-    For a submitted job, whose own folder is a copy of the code alone, `root` lies on storage that
-    all nodes share.
-    """
-    base = Path(root).absolute()
-
-    def at_root(path: str) -> str:
-        return str(base / path) if path else path
-
-    return recipe.model_copy(
-        update={
-            "runs_dir": at_root(recipe.runs_dir),
-            "data": recipe.data.model_copy(
-                update={
-                    "path": at_root(recipe.data.path),
-                    "allow_outside": tuple(map(at_root, recipe.data.allow_outside)),
-                }
-            ),
-            "model": recipe.model.model_copy(update={"path": at_root(recipe.model.path)}),
-        }
-    )
-
-
 def read_saved(path: Path) -> Recipe:
     """Settings that were written as JSON, as in the folder of a checkpoint.
 

@@ -10,14 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from actrep_ray.config import ConfigError
-from actrep_ray.models.families import FAMILIES, how_to_get
+from actrep_ray.models.published import find_config
 from actrep_ray.models.qwen_vl import component_of
-from data_prep.files import read_object
 
 COMPONENTS = ("vision_tower", "merger", "language_model")
 
@@ -111,42 +107,6 @@ class Architecture:
         """Tokens of a video as the decoder reads it; frames are counted in pairs."""
         pairs = -(-num_frames // self.temporal_patch_size)
         return pairs * (height // self.frame_factor) * (width // self.frame_factor)
-
-
-def shipped_names() -> list[str]:
-    """Models whose config ships with the package."""
-    return sorted(path.name.removesuffix(".json") for path in _configs().iterdir())
-
-
-def find_config(model_path: str) -> tuple[str, dict[str, Any]]:
-    """(name, config) of a model folder, or of a published model by the last part of its name.
-
-    `models/Qwen3-VL-4B-Instruct` and `Qwen/Qwen3-VL-4B-Instruct` both mean the published one if no
-    such folder exists.
-
-    Raises:
-        ConfigError: if it is neither.
-        DataError: if the folder's config is not JSON.
-    """
-    path = Path(model_path)
-    if (path / "config.json").is_file():
-        config = read_object(path / "config.json", "the config of a model")
-    else:
-        shipped = {name.lower(): name for name in shipped_names()}
-        name = shipped.get(Path(model_path).name.lower())
-        if name is None:
-            raise ConfigError(
-                f"model.path={model_path!r}: no such folder, and not the name of a known model "
-                f"({', '.join(shipped.values())}){how_to_get(model_path)}"
-            )
-        config = json.loads((_configs() / f"{name}.json").read_text(encoding="utf-8"))
-        path = Path(name)
-    if config.get("model_type") not in FAMILIES:
-        raise ConfigError(
-            f"model.path={model_path!r}: model_type={config.get('model_type')!r}, expected one of "
-            f"{', '.join(FAMILIES)}"
-        )
-    return path.name, config
 
 
 def read_architecture(model_path: str) -> Architecture:
@@ -250,7 +210,3 @@ def _linear_widths(model: Any) -> dict[str, dict[str, int]]:
 
 def _size(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _configs() -> Any:
-    return files("actrep_ray") / "models" / "assets" / "configs"

@@ -3,12 +3,11 @@
 Imports neither torch nor transformers, so that a wrong checkpoint is told before they are loaded.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.config import ConfigError
+from actrep_ray.config import ConfigError, is_hub_name
 from actrep_ray.models.weights_files import tensor_names
 from data_prep.files import read_object
 
@@ -16,15 +15,6 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 # Layers of the MLP in a block of the vision tower, by which the families differ.
 _VISION_LAYERS = {"fc1": "qwen2_vl", "gate_proj": "qwen2_5_vl", "linear_fc1": "qwen3_vl"}
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-][\w.-]*")
-_OURS = ("data", "models", "runs")  # folders of recipes
-
-
-def is_hub_name(path: str) -> bool:
-    """Whether a name is OWNER/MODEL, as on the hub, and no path into a folder that is here."""
-    owner = path.partition("/")[0]
-    return bool(_HUB_NAME.fullmatch(path)) and owner not in _OURS and not Path(owner).exists()
 
 
 def how_to_get(path: str) -> str:

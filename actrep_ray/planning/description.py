@@ -14,8 +14,9 @@ import numpy as np
 
 from actrep_ray.cluster.placement import Node, parse_gpus
 from actrep_ray.config import ConfigError, Recipe, load_recipe
-from actrep_ray.models.architecture import Architecture, find_config, read_architecture
+from actrep_ray.models.architecture import Architecture, read_architecture
 from actrep_ray.models.families import max_distinct_fps
+from actrep_ray.models.published import find_config
 from actrep_ray.planning.memory import plan_memory
 from actrep_ray.planning.memory_plan import GIB, MemoryPlan, RoleMemory
 from actrep_ray.planning.parameters import check_adapters

@@ -3,13 +3,15 @@
 import logging
 from pathlib import Path
 
-from actrep_ray.config import ConfigError, Recipe, read_saved
-from actrep_ray.models.families import how_to_get, is_hub_name
+from actrep_ray.config import ConfigError, Recipe, is_hub_name, read_saved
+from actrep_ray.models.families import how_to_get
 from actrep_ray.models.weights_files import check_weights
 from actrep_ray.run import manifest
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.manifest import DamageError
 
+# No other formats of the same weights.
+_FILES_OF_MODEL = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 _log = logging.getLogger(__name__)
 
 
@@ -51,19 +53,47 @@ def _folder_of_name(given: str) -> Path:
     Raises:
         ConfigError: saying how to get what is not there.
     """
-    if is_hub_name(given):
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(given, "config.json")
-        if isinstance(found, str):
-            return Path(found).parent
+    if (found := _cached(given)) is not None:
+        return found
     what = "no such checkpoint, expected a model folder or a run folder"
     raise ConfigError(f"{Path(given).absolute()}: {what}{how_to_get(given)}")
 
 
+def _cached(given: str) -> Path | None:
+    """The folder of a published model in the local hub cache, if it is there."""
+    if not is_hub_name(given):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(given, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def download_model(name: str) -> None:
+    """Fetch a published model, as `Qwen/Qwen3-VL-4B-Instruct`, into the local hub cache.
+
+    Does nothing for a name that is no OWNER/MODEL, or is a folder.
+
+    Raises:
+        ConfigError: if it cannot be fetched, with what the hub or the network said.
+    """
+    if not is_hub_name(name):
+        return
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(name, allow_patterns=list(_FILES_OF_MODEL))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        told = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ConfigError(f"--download: {name} cannot be fetched: {told}") from error
+
+
 def model_folder(path: str | Path) -> Path:
-    """The newest checkpoint of a run folder, by lengths alone; any other path as it is."""
-    path = Path(path)
+    """The newest checkpoint of a run folder, by lengths alone; that of a published model that is
+    in the local hub cache; any other path as it is.
+    """
+    path = _cached(str(path)) or Path(path)
     if not path.is_dir() or (path / "config.json").is_file():
         return path
     newest = CheckpointStore(path, keep=1).newest("lengths")

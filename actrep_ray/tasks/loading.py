@@ -46,12 +46,14 @@ def _task_of_file(path: Path, class_name: str) -> Task:
     make = getattr(_module_of(path, where), class_name, None)
     if not isinstance(make, type):
         raise ConfigError(f"{where}: the file has no class {class_name!r}")
+    names = [name for name in dir(Task) if not name.startswith("_")]
     try:
         task: Task = make()
+        missing = [name for name in names if not hasattr(task, name)]
     except Exception as error:
-        raise ConfigError(f"{where}: cannot be made without arguments ({_told(error)})") from error
-    names = [name for name in dir(Task) if not name.startswith("_")]
-    if missing := [name for name in names if not hasattr(task, name)]:
+        told = "cannot be made without arguments, or a property of it raises"
+        raise ConfigError(f"{where}: {told} ({_told(error)})") from error
+    if missing:
         raise ConfigError(f"{where}: lacks {', '.join(missing)}, expected all of the Task protocol")
     return task
 

@@ -11,7 +11,7 @@ from noise import noise_rows
 
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.learner.worker import LearnerWorker
-from actrep_ray.models.architecture import find_config
+from actrep_ray.models.published import find_config
 from actrep_ray.models.tiny import write_random_model
 from actrep_ray.records import LearnerRow
 from data_prep.schema import Clip

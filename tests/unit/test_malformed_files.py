@@ -19,7 +19,7 @@ import pytest
 from actrep_ray.cli.main import main
 from actrep_ray.config import ConfigError, load_recipe
 from actrep_ray.evaluation.predictions import read_predictions
-from actrep_ray.models.architecture import find_config
+from actrep_ray.models.published import find_config
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.run.checkpoint import Checkpoint
 from actrep_ray.run.metrics import read_metrics

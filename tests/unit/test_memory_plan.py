@@ -14,8 +14,9 @@ from actrep_ray.cluster.placement import (
     share_of_bundle,
 )
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
-from actrep_ray.models.architecture import read_architecture, shipped_names
+from actrep_ray.models.architecture import read_architecture
 from actrep_ray.models.lora import add_adapters
+from actrep_ray.models.published import shipped_names
 from actrep_ray.models.qwen_vl import load_model
 from actrep_ray.models.tiny import FAMILIES, write_tiny_model
 from actrep_ray.planning.activations import micro_batch

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from actrep_ray.models.architecture import find_config
 from actrep_ray.models.families import read_family
+from actrep_ray.models.published import find_config
 from actrep_ray.models.qwen_vl import (
     QwenVLInputs,
     component_of,

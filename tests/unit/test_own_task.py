@@ -85,6 +85,10 @@ def test_a_name_that_is_no_task_is_a_mistake_of_the_recipe(task: str) -> None:
         ("def Own(:", r"cannot be run \(SyntaxError: "),
         ("def Own(): pass", "has no class 'Own'"),
         ("class Own:\n    def __init__(self, a): pass", "cannot be made without arguments"),
+        (
+            "class Own:\n    @property\n    def name(self): return 1 / 0",
+            "a property of it raises \\(ZeroDivisionError: division by zero",
+        ),
         ("class Own:\n    name = 'own'", "lacks breakdowns, cell_means, claims, "),
     ],
 )

@@ -40,6 +40,7 @@ def add_verl(kinds: Any) -> None:
 
 
 def _verl(args: argparse.Namespace) -> None:
+    from actrep_ray.models.families import how_to_get
     from actrep_ray.tasks.verl_rows import write_verl_parquet
     from data_prep.overwriting import refuse_existing
 
@@ -50,18 +51,21 @@ def _verl(args: argparse.Namespace) -> None:
     num_rows = write_verl_parquet(clips, recipe, args.out, opened or "")
     show(f"{args.out}: {num_rows:,} rows for verl, scored by rewards.compute_score.compute_score")
     if opened is None:
+        model = recipe.model.path
+        missing = f"{model} is not here{how_to_get(model)}" if model else "model.path is not set"
         show(
-            "no model in model.path: the rows do not say what its chat template opens; with one "
+            f"{missing}: the rows do not say what the model's chat template opens; with one "
             "that opens <think>, give the reward opened='<think>\\n' (docs/rewards.md)"
         )
 
 
 def _opened_by(recipe: "Recipe") -> str | None:
     """What the chat template of the recipe's model opens; None where the model is not here."""
-    if not recipe.model.path or not Path(recipe.model.path).is_dir():
+    from actrep_ray.run.model_folder import model_folder
+
+    if not recipe.model.path or not model_folder(recipe.model.path).is_dir():
         return None
     from actrep_ray.models.qwen_vl import QwenVLInputs
-    from actrep_ray.run.model_folder import model_folder
 
     inputs = QwenVLInputs(model_folder(recipe.model.path))
     inputs.check_dialect(recipe.data.dialect)
