@@ -18,6 +18,7 @@ import actrep_ray
 from actrep_ray.cli.boundary import words_of_mistake, words_of_stop
 from actrep_ray.cli.check import add_check
 from actrep_ray.cli.commands import complain, show
+from actrep_ray.cli.completion import add_completion
 from actrep_ray.cli.cot import add_cot
 from actrep_ray.cli.count import add_count
 from actrep_ray.cli.doctor import add_doctor
@@ -35,7 +36,7 @@ from actrep_ray.run.program import program
 
 _ADD = (
     add_prepare, add_validate, add_cot, add_sft, add_headroom, add_train, add_evaluate, add_count,
-    add_serve, add_check, add_report, add_doctor, add_quickstart,
+    add_serve, add_check, add_report, add_doctor, add_quickstart, add_completion,
 )  # fmt: skip
 
 
@@ -51,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not typed:
         show(_the_way())
         return 2
-    args = build_parser().parse_args(typed)
-    args.typed = typed
+    parser = build_parser()
+    args = parser.parse_args(typed)
+    args.typed, args.parser = typed, parser
     _quieten_libraries()
     _stay_on_this_machine()
     try:
