@@ -134,6 +134,7 @@ class AsynchronousDriver:
         """
         self.finish_push()
         sync = self.phases.pools.weight_sync
+        self.rollouts.let_go_of_weights()
         refs = self.while_working("export of weights", sync.export)
         if self.max_staleness == 0:
             metrics = sync.deliver(refs, step)

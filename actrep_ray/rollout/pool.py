@@ -8,11 +8,10 @@
 The pool has no thread of its own: results arrive in its `mailbox` and are handled by whoever waits
 there. A worker has two calls at a time, so that it goes on while the first one's result travels.
 
-A worker that is lost gives its prompts back to the others, with `attempt` one higher: what an older
-attempt comes to is refused. It is replaced, at most `rollout.max_restarts` times in an hour, after
-longer pauses the oftener that happens; one that is lost with its node does not count. A new worker
-loads the weights in use before it takes prompts. Every wait has a deadline and says what it waited
-for.
+A worker that is lost gives its prompts back, with `attempt` one higher: what an older attempt comes
+to is refused. It is replaced, at most `rollout.max_restarts` times in an hour, after longer pauses
+the oftener that happens; one that is lost with its node does not count. A new worker loads the
+weights in use before it takes prompts. Every wait has a deadline and says what it waited for.
 """
 
 import itertools
@@ -250,10 +249,9 @@ class RolloutPool:
     # ---------------------------------------------------------------- weights
 
     def load_weights(self, refs: Sequence[Any], policy_version: int) -> None:
-        """Replace every engine's weights, all at the same time.
+        """Replace every engine's weights, all at the same time, between two forward passes.
 
-        An engine loads between two of its forward passes and goes on at once; what it was
-        generating is finished with the new weights.
+        What an engine was generating is finished with the new weights.
 
         Args:
             refs: `WeightBucket`s in the object store; kept for workers that come later.
@@ -264,6 +262,10 @@ class RolloutPool:
         what = f"the engines to load the weights of version {policy_version}"
         self.wait(lambda: arrived, lambda: what)
 
+    def let_go_of_weights(self) -> None:
+        """Drop those in use from the object store, before others enter it; see `Delivery`."""
+        self._delivery.let_go(self._members)
+
     def start_load(
         self,
         refs: Sequence[Any],
@@ -272,9 +274,9 @@ class RolloutPool:
         *,
         at_once: int | None = None,
     ) -> None:
-        """As `load_weights`, but returns at once; `then` is called by whoever waits.
+        """As `load_weights`, `at_once` (None: all) at a time, but returns at once.
 
-        `at_once` is how many engines load at the same time; all by default.
+        `then` is called by whoever waits.
         """
         ready = [m for m in self._members if m.is_ready]
         weights = Weights(refs, policy_version)
@@ -309,8 +311,7 @@ class RolloutPool:
 
     def grow(self) -> int:
         """Start workers up to `rollout.max_workers` where there is room; returns how many."""
-        num_more = (self.recipe.rollout.max_workers or 0) - self.num_workers
-        num = room_for(self.recipe, num_more)
+        num = room_for(self.recipe, (self.recipe.rollout.max_workers or 0) - self.num_workers)
         self.add_workers(num)
         return num
 

@@ -34,6 +34,9 @@ class WeightSink(Protocol):
     def num_workers(self) -> int:
         """Number of engines."""
 
+    def let_go_of_weights(self) -> None:
+        """Hold those that were pushed last no longer: others are to come."""
+
     def load_weights(self, refs: Sequence[Any], policy_version: int) -> None:
         """Replace every engine's weights, all at the same time."""
 
@@ -73,12 +76,16 @@ class WeightSync:
             RuntimeError: if a weight changed on its way, or an engine reports another version.
         """
         start = time.perf_counter()
+        self.rollouts.let_go_of_weights()
         refs = self.export()
         metrics = {"sync/export_s": time.perf_counter() - start}
         return metrics | self.deliver(refs, policy_version)
 
     def export(self) -> Sequence[Any]:
-        """The learners' current weights, for `deliver` or `start_delivery`."""
+        """The learners' current weights, for `deliver` or `start_delivery`.
+
+        Unless the engines let go of the old ones before, the object store holds both for a while.
+        """
         span = self.rollouts.timeline.span
         with span("weights", "sync", "export"), span("learner", "ranks", "export weights"):
             return self.learners.export_weights_refs()

@@ -1,6 +1,8 @@
 """What pools make of lost workers, with handles whose calls end as a test says; without Ray."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -477,6 +479,43 @@ def test_a_new_worker_loads_what_was_pushed_as_the_version_that_it_starts_with()
     assert handles[1].arguments["load_weights"] == [(0, "weights")]
     handles[1].calls["load_weights"][0].set_result(Loaded(0, 0.0, 1.0))
     pool.wait(lambda: "advance" in handles[1].calls, lambda: "the new one")
+
+
+class Bucket:
+    """Something that can be seen to be gone."""
+
+
+def test_old_weights_are_gone_before_new_ones_come_and_a_new_worker_waits_for_these() -> None:
+    """As a worker is lost while the learners give their weights."""
+    pool, handles = make_rollouts(max_restarts=1)
+    old = Bucket()
+    seen = weakref.ref(old)
+    arrived: list[int] = []
+    pool.start_load([old], 1, lambda: arrived.append(1))
+    handles[0].calls["load_weights"][0].set_result(Loaded(1, 0.0, 1.0))
+    pool.wait(lambda: arrived, lambda: "the push")
+    pool.submit([make_group("p").prompt], SETTINGS, lambda group: None)
+    pool.wait(lambda: "advance" in handles[0].calls, lambda: "the first one")
+    pool.let_go_of_weights()
+    handles[0].arguments.clear()
+    handles[0].calls.pop("load_weights")  # as Ray forgets a call that is over
+    del old
+    gc.collect()
+    assert seen() is None
+    handles[0].calls["advance"][0].set_exception(KILLED)
+    pool.wait(lambda: len(handles) == 2, lambda: "a start")
+    waited: list[int] = []
+    pool.mailbox.post_later(0.1, lambda: waited.append(1))  # after what was to come of its start
+    pool.wait(lambda: waited, lambda: "the start")
+    assert handles[1].calls.keys() == {"ready"}
+    arrived.clear()
+    pool.start_load(["new"], 2, lambda: arrived.append(2))
+    pool.wait(lambda: "load_weights" in handles[1].calls, lambda: "the new weights")
+    assert handles[1].arguments["load_weights"] == [(2, "new")]
+    assert arrived == []  # nobody that lives has them
+    handles[1].calls["load_weights"][0].set_result(Loaded(2, 0.0, 1.0))
+    pool.wait(lambda: arrived and "advance" in handles[1].calls, lambda: "the prompt")
+    assert len(handles[1].calls["load_weights"]) == 1
 
 
 # --- who gets which prompt, and whose turn it is to load

@@ -212,6 +212,9 @@ class OneEngine:
     def export_weights_refs(self) -> Sequence[Any]:
         return ()
 
+    def let_go_of_weights(self) -> None:
+        """It keeps none."""
+
     def load_weights(self, refs: Sequence[Any], policy_version: int) -> None:
         self.wall_s, self.monotonic_s = self.wall_s - 3600.0, self.monotonic_s + 1.0
         self.version = policy_version
