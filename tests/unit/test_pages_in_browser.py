@@ -1,0 +1,151 @@
+"""The page of a report and TensorBoard in a browser: nothing is cut off, at any width, dark or not.
+
+Screenshots lie in the folder that ACTREP_SCREENSHOTS names, else in that of the test.
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actrep_ray.evaluation.report import report_run
+from actrep_ray.run.metrics import MetricLogger
+from tests.browser import NAMES, Tab, browser, find_browser
+from tests.unit.test_evaluation_report import folder, runs
+
+__all__ = ["folder", "runs"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_browser() is None, reason=f"no {' or '.join(NAMES)} is installed"),
+]
+
+VIEWS = list(product((390, 1280, 2560), (False, True)))  # width in pixels, dark
+HEIGHT = 900
+
+# What is wider than the window, or than its own box without a way to scroll there.
+CUT_OFF = """(() => {
+  const page = document.documentElement, cut = [];
+  if (page.scrollWidth > page.clientWidth) cut.push(`page ${page.scrollWidth}`);
+  for (const one of document.querySelectorAll("body *")) {
+    const style = getComputedStyle(one), inScroll = one.closest(".scroll");
+    const hides = ["hidden", "clip"].includes(style.overflowX);
+    if (hides && one.scrollWidth > one.clientWidth + 1)
+      cut.push(`${one.tagName} ${one.textContent.slice(0, 40)}: ${one.clientWidth} wide`);
+    if (!inScroll && one.getBoundingClientRect().right > page.clientWidth + 1)
+      cut.push(`${one.tagName} ends at ${one.getBoundingClientRect().right}`);
+  }
+  return cut;
+})()"""
+# Contrast of text and what it stands on, the least of all (WCAG asks for 4.5).
+CONTRAST = """(() => {
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const light = text => { const [r, g, b] = numbers(text).map(v => (v /= 255) <= 0.03928
+    ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ground = one => { for (; one; one = one.parentElement) { const colour =
+    getComputedStyle(one).backgroundColor; if (numbers(colour)[3] !== 0) return colour; }
+    return "rgb(255, 255, 255)"; };
+  let least = 21;
+  const texts = "h1, h2, p, th, td, dt, dd, small, figcaption, pre";
+  for (const one of document.querySelectorAll(texts)) {
+    if (!one.textContent.trim()) continue;
+    const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
+    least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return least;
+})()"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    path = Path(os.environ.get("ACTREP_SCREENSHOTS", tmp_path))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_a_report_is_shown_whole(runs: Path, address: str, pictures: Path) -> None:
+    url = report_run(runs).page.absolute().as_uri()
+
+    async def look() -> dict[tuple[int, bool], dict[str, Any]]:
+        seen = {}
+        async with Tab(address) as tab:
+            for width, is_dark in VIEWS:
+                await tab.show(url, width, HEIGHT, is_dark=is_dark)
+                name = f"report-{width}-{'dark' if is_dark else 'light'}.png"
+                await tab.picture(pictures / name)
+                seen[width, is_dark] = {
+                    "cut": await tab.value(CUT_OFF),
+                    "contrast": await tab.value(CONTRAST),
+                    "ground": await tab.value("getComputedStyle(document.body).backgroundColor"),
+                    "main": await tab.value(
+                        "document.querySelector('main').getBoundingClientRect().width"
+                    ),
+                    "clipped pictures": await tab.value(
+                        "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+                    ),
+                }
+        return seen
+
+    seen = asyncio.run(look())
+    assert [(view, found["cut"]) for view, found in seen.items() if found["cut"]] == []
+    for (width, is_dark), found in seen.items():
+        assert found["contrast"] >= 4.5, (width, is_dark)
+        assert found["clipped pictures"] == 0
+        assert found["main"] <= width
+        brightness = sum(map(int, found["ground"].strip("rgb()").split(","))) / 3
+        assert (brightness < 60) == is_dark
+
+
+def test_tensorboard_shows_curves(tmp_path: Path, address: str, pictures: Path) -> None:
+    """The names of the curves that a run wrote, at every width; the page is no wider than it."""
+    with MetricLogger(tmp_path / "run") as logger:
+        for step in range(1, 6):
+            logger.log(step, {"eval/obo": 0.1 * step, "reward/mean": 0.05 * step})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(tmp_path),
+        "--port",
+        str(port),
+    ]
+    board = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    async def look() -> None:
+        async with Tab(address) as tab:
+            for width, is_dark in VIEWS:
+                for _ in range(60):
+                    await tab.show(f"http://127.0.0.1:{port}/", width, HEIGHT, is_dark=is_dark)
+                    if await tab.value("location.protocol === 'http:'"):
+                        break
+                    await asyncio.sleep(1)
+                await tab.wait("document.body.innerText.includes('eval')")
+                await asyncio.sleep(2)
+                name = f"tensorboard-{width}-{'dark' if is_dark else 'light'}.png"
+                await tab.picture(pictures / name)
+                page = "document.documentElement"  # at 390 its own layout, drawn smaller
+                is_whole = await tab.value(f"{page}.scrollWidth <= {page}.clientWidth")
+                assert is_whole, (width, is_dark)
+
+    try:
+        asyncio.run(look())
+    finally:
+        board.terminate()
+        board.wait(30)
