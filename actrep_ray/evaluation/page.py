@@ -21,6 +21,8 @@ _CAPTIONS = {
     "(shares: Wilson; MAE: bootstrap).",
     "counts": "Predicted against true counts. Blue exact, orange one off, red further off; the "
     "area is the number of clips.",
+    "images": "Held-out images, the first of each class, above what the last predictor answered: "
+    "green is right.",
     "clip": "One held-out clip. Green cycles match a true one, red ones match none.",
 }
 

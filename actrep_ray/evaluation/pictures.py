@@ -69,6 +69,7 @@ def write_pictures(
 
 def _pictures(given: ReportInput, metrics: Mapping[str, Metrics]) -> list[_Picture]:
     from actrep_ray.evaluation import figures as plots
+    from actrep_ray.evaluation import image_figures as image_plots
 
     pictures = []
     if plots.count_panels(given.stages):
@@ -91,4 +92,13 @@ def _pictures(given: ReportInput, metrics: Mapping[str, Metrics]) -> list[_Pictu
         strip = plots.read_strip(clip, answers)
         height = 1.5 + 0.33 * (1 + len(answers))
         pictures.append(_Picture("clip", height, lambda figure: plots.draw_clip(figure, strip)))
+    if images := image_plots.choose_images(given.clips):
+        last = {p.clip_id: p for p in list(shown.values())[-1]}
+        pictures.append(
+            _Picture(
+                "images",
+                image_plots.height_of(images),
+                lambda figure: image_plots.draw_images(figure, images, last, given.task),
+            )
+        )
     return pictures

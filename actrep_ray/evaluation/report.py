@@ -3,7 +3,8 @@
 RUN_DIR/report/curves.png    what was logged in training
 RUN_DIR/report/counts.png    predicted against true counts
 RUN_DIR/report/clip.png      one held-out clip above its true and predicted cycles
-RUN_DIR/report/summary.png   the three on one sheet
+RUN_DIR/report/images.png    held-out images, the first of each class, above the answers
+RUN_DIR/report/summary.png   all of them on one sheet
 RUN_DIR/report/report.html   tables and pictures; needs no other file and no network
 RUN_DIR/tables/*.csv|md|tex  predictors, differences, what gains are the sum of, counts, and the
                              breakdown by data set, action and bin

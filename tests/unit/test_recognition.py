@@ -221,9 +221,11 @@ def test_a_report_is_about_classes(tmp_path: Path) -> None:
     truths = [TASK.truth(TASK.reference(row)) for row in rows]
     given = ReportInput("r", TASK, rows, sets, train_truths=truths, num_bootstrap=20)
     report = write_report(given, tmp_path / "report")
+    assert report.pictures["images"].stat().st_size > 20_000
     page = report.page.read_text(encoding="utf-8")
     assert "accuracy" in page
     assert "hands on hips" in page
+    assert "Held-out images, the first of each class, above what the last predictor" in page
     table = pd.read_csv(tmp_path / "report" / "tables" / "breakdown.csv")
     assert len(set(table["class"])) == 16
 
