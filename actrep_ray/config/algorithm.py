@@ -89,6 +89,17 @@ class AlgorithmConfig(Section):
         2.0, description="Largest learner/engine ratio c; rejection keeps 1/c to c."
     )
 
+    @property
+    def picks_tokens(self) -> bool:
+        """Whether the loss picks tokens of a whole mini-batch before it is computed."""
+        return self.loss in ("clip_cov", "kl_cov")
+
+    @property
+    def needs_old_log_probs(self) -> bool:
+        """Whether something asks for the old policy's log-probabilities before the first step."""
+        kl_in_reward = self.kl_in == "reward" and self.kl_coef > 0
+        return self.rollout_correction != "off" or kl_in_reward or self.picks_tokens
+
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, values: Any) -> Any:

@@ -23,7 +23,7 @@ from actrep_ray.learner.forward import Forward, score_rows
 from actrep_ray.learner.loss import algorithms
 from actrep_ray.learner.loss.algorithms import BatchCounts
 from actrep_ray.learner.loss.correction import apply_kl_penalty, token_weights
-from actrep_ray.learner.loss.covariance import PICKING, pick_tokens
+from actrep_ray.learner.loss.covariance import pick_tokens
 from actrep_ray.learner.loss.objective import LossAndSums, PolicyTargets, count_batch, grpo_loss
 from actrep_ray.learner.optimizer_step import OptimizerSteps
 from actrep_ray.learner.ranks import Ranks
@@ -110,9 +110,7 @@ class GrpoUpdate:
         if self._reference is not None:
             ref = score_rows(self._loader, rows, minis, self._reference, temperature)
         # A single optimiser step sees the old weights itself, if nothing asks for them before.
-        kl_in_reward = cfg.kl_in == "reward" and cfg.kl_coef > 0
-        needs_old = cfg.rollout_correction != "off" or kl_in_reward or cfg.loss in PICKING
-        if not is_single or needs_old:
+        if not is_single or cfg.needs_old_log_probs:
             old = score_rows(self._loader, rows, minis, self._policy, temperature)
         own = {i for mini in minis for i in shard_rows(rows, mini, ranks.size)[ranks.rank]}
         gap = LogProbGap(rows, own)
@@ -161,7 +159,7 @@ class GrpoUpdate:
     ) -> dict[str, float]:
         """One optimiser step on a mini-batch of groups."""
         cfg = self._recipe.algorithm
-        if cfg.loss in PICKING:
+        if cfg.picks_tokens:
             targets = replace(targets, picked=self._pick(mini, targets))
 
         def loss_fn(

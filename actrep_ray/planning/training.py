@@ -1,5 +1,7 @@
 """What training comes to, told from the recipe alone: batch size, optimiser steps, strategy."""
 
+from dataclasses import dataclass
+
 from actrep_ray.config import Recipe
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 
@@ -23,6 +25,7 @@ def describe_training(recipe: Recipe) -> list[str]:
         f"batch: {batch} an optimiser step over {ranks}, micro-batches of at most "
         f"{cfg.micro_batch_tokens} tokens; {steps} optimiser steps",
         f"learner: {_describe_strategy(recipe)}",
+        f"passes of each answer in a step: {_describe_passes(recipe)}",
     ]
     staleness = recipe.train.max_staleness
     if recipe.stage == "grpo" and staleness and recipe.algorithm.rollout_correction == "off":
@@ -46,6 +49,46 @@ def optimizer_steps_per_step(recipe: Recipe) -> int:
     train = recipe.train
     rollouts = train.prompts_per_step * train.group_size
     return train.num_updates_per_batch * (rollouts // (train.mini_batch_size or rollouts))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often a prompt and its answers go through a model in one step of the loop.
+
+    Attributes:
+        reference: Through the reference policy.
+        old: Through the policy, before the first optimiser step.
+        picking: Through the policy again, where the loss picks tokens; a mean over mini-batches.
+        training: Forward and backward.
+    """
+
+    reference: int
+    old: int
+    picking: float
+    training: int
+
+
+def passes(recipe: Recipe) -> Passes:
+    """What `GrpoUpdate` or a step of SFT does.
+
+    Old log-probabilities are skipped where a single optimiser step sees them itself.
+    """
+    if recipe.stage == "sft":
+        return Passes(0, 0, 0.0, 1)
+    cfg, num_steps = recipe.algorithm, optimizer_steps_per_step(recipe)
+    needs_old = num_steps > 1 or cfg.needs_old_log_probs
+    num_passes = recipe.train.num_updates_per_batch
+    picking = num_passes * (num_steps - 1) / num_steps if cfg.picks_tokens else 0.0
+    return Passes(int(cfg.kl_coef > 0), int(needs_old), picking, num_passes)
+
+
+def _describe_passes(recipe: Recipe) -> str:
+    found = passes(recipe)
+    forward = {"reference": found.reference, "old policy": found.old, "picking": found.picking}
+    told = [f"{name} {number:g}" for name, number in forward.items() if number]
+    told.append(f"training {found.training} (forward and backward)")
+    tower = ", without the vision tower, which runs once a clip" if recipe.caches_features else ""
+    return ", ".join(told) + tower
 
 
 def _describe_strategy(recipe: Recipe) -> str:

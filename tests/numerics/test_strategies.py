@@ -117,7 +117,7 @@ def test_settings_that_exclude_each_other(settings: list[str], expected: str) ->
 
 
 def test_the_equivalent_batch_size_is_told() -> None:
-    batch, learner = describe_training(
+    batch, learner, _ = describe_training(
         load_recipe(None, [*GRPO, "train.mini_batch_size=16", "train.num_steps=10"])
     )
     assert batch == (
@@ -126,7 +126,7 @@ def test_the_equivalent_batch_size_is_told() -> None:
     )
     assert learner == "learner: FSDP2, lr 1e-06"
     sft = ["stage=sft", "model.lora.rank=8", "learner.lr_merger=1e-4", "sft.num_steps=7"]
-    batch, learner = describe_training(load_recipe(None, [*sft, "learner.strategy=deepspeed"]))
+    batch, learner, _ = describe_training(load_recipe(None, [*sft, "learner.strategy=deepspeed"]))
     assert batch.startswith("batch: 32 clips an optimiser step over 1 rank,")
     assert batch.endswith("; 7 optimiser steps")
     assert learner == (

@@ -8,7 +8,6 @@ same. (verl's code picks within each micro-batch.)
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from actrep_ray.learner.batch.packing import AnswerKey
 from actrep_ray.learner.batch.rows import TokenValues
 from actrep_ray.learner.loss.correction import Gather
 from actrep_ray.records import LearnerRow
-
-PICKING: Final = frozenset({"clip_cov", "kl_cov"})
-"""Losses that pick tokens."""
 
 
 def pick_tokens(
