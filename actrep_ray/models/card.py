@@ -64,8 +64,9 @@ where the clip's seconds times {fps:g} are an even whole number. Frames that hav
 through another filter in any case.{note}
 """
 
-_POSITIONS = """ transformers gives the frames of Qwen2.5-VL positions by whole
-seconds, vLLM and training by the exact time: its answers can differ with the same prompt."""
+_POSITIONS = """ transformers gives this family other positions
+than vLLM and training: text goes on behind a video as if it had one frame, and Qwen2.5-VL's frames
+have whole seconds. Its answers differ with the same prompt."""
 
 
 def card(recipe: Recipe, family: str, factor: int) -> str:
@@ -97,7 +98,7 @@ def card(recipe: Recipe, family: str, factor: int) -> str:
         folder="FOLDER",
         command=" \\\n".join(command),
         request=request_command(recipe.name, question),
-        note=_POSITIONS if family == "qwen2_5_vl" else "",
+        note="" if family.startswith("qwen3_vl") else _POSITIONS,
     )
 
 

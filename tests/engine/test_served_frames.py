@@ -112,7 +112,8 @@ def serving(recipe: Recipe, model: Path) -> Iterator[str]:
                 has_started.set()
         has_started.set()  # it ended
 
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     try:
         has_started.wait(1200)
         assert any(READY in line for line in output), "".join(output[-30:])
@@ -123,6 +124,9 @@ def serving(recipe: Recipe, model: Path) -> Iterator[str]:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        reader.join(30)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def ask(url: str, clip: Clip, recipe: Recipe, inputs: QwenVLInputs) -> tuple[list[int], str]:
@@ -194,7 +198,7 @@ def test_transformers_answers_as_it_is_evaluated(
     answers = evaluated(clips, model, recipe)
     num_equal = sum(a == b for (_, a), b in zip(found, answers, strict=True))
     assert len(set(answers)) > NUM_FILES // 5
-    if family != "qwen2_5_vl":  # transformers cuts its positions to whole seconds
+    if family.startswith("qwen3_vl"):  # to the others transformers gives positions of its own
         assert num_equal == NUM_FILES
 
 
