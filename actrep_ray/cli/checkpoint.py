@@ -13,10 +13,15 @@ if TYPE_CHECKING:
     from actrep_ray.config import Recipe
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--checkpoint`, `--method`, `--recipe`, `--download` and `--set`."""
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, most: int | None = 1) -> None:
+    """Add `--checkpoint` (None: of any number), `--method`, `--recipe`, `--download`, `--set`."""
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="model or run folder, or OWNER/MODEL"
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="model or run folder, or OWNER/MODEL"
+        + ("" if most == 1 else "; several are compared"),
+        nargs=None if most == 1 else "+",
     )
     parser.add_argument(
         "--method",
@@ -34,16 +39,16 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     add_set(parser)
 
 
-def read_model(args: argparse.Namespace) -> Path:
-    """The model folder of `--checkpoint`.
+def read_model(given: Path | None, *, may_download: bool) -> Path:
+    """The model folder that a `--checkpoint` means.
 
     Raises:
         UsageError: if none was given.
         ConfigError: if there is no model in it.
     """
-    if args.checkpoint is None:
+    if given is None:
         raise UsageError("--checkpoint DIR is missing; only --method periodicity needs none")
-    return check_model(args.checkpoint, may_download=args.download)
+    return check_model(given, may_download=may_download)
 
 
 def recipe_for(args: argparse.Namespace, model: Path, overrides: Sequence[str] = ()) -> "Recipe":

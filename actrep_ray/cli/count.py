@@ -156,7 +156,7 @@ def _count(args: argparse.Namespace) -> int:
         raise UsageError("--resume goes on with a file of results: give --out FILE.jsonl")
     many = are_many(args.video)
     outputs = _outputs_of(args, are_folders=many)
-    model = read_model(args) if is_model else None
+    model = read_model(args.checkpoint, may_download=args.download) if is_model else None
     recipe = recipe_for(args, model) if model else None
     if recipe is not None:
         _check_actions(args, recipe, many=many or args.out is not None)

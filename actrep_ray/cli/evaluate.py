@@ -1,4 +1,4 @@
-"""`actrep evaluate`: count in every clip of a split, by a model or by the periodicity detector."""
+"""`actrep evaluate`: count in every clip of a split, by models or by the periodicity detector."""
 
 import argparse
 import json
@@ -41,8 +41,26 @@ def add_evaluate(commands: Any) -> None:
         action="store_true",
         help="leave out the row of the periodicity detector",
     )
-    add_overwrite(parser, "the evaluation that is in DIR")
-    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="answers of another tool as a row: JSONL with clip_id and count (or text); may be "
+        "given again",
+    )
+    parser.add_argument(
+        "--all-checkpoints",
+        action="store_true",
+        help="of a run folder all checkpoints, not the newest alone",
+    )
+    writing = parser.add_mutually_exclusive_group()
+    add_overwrite(writing, "the evaluation that is in DIR")
+    writing.add_argument(
+        "--resume", action="store_true", help="go on with the evaluation in DIR that was cut short"
+    )
+    add_checkpoint_arguments(parser, most=None)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -53,20 +71,67 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_model(args: argparse.Namespace) -> None:
-    model = read_model(args)
-    recipe = settings_of(args, model)
-    check_inputs(recipe, (args.split,))
+    models = _models_of(args)
+    recipes = [settings_of(args, model) for model in models.values()]
+    check_inputs(recipes[-1], (args.split,))
     from actrep_ray.evaluation.jobs import prepare_evaluation
     from actrep_ray.evaluation.report import report_run
     from actrep_ray.tasks.loading import load_task
 
     out_dir = args.out or Path("runs/evaluation")
-    task = load_task(recipe.task)
-    with _own(out_dir, overwrite=args.overwrite):
-        job = prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir)
-        job.run()
-        _add_baseline(job.clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
+    task = load_task(recipes[-1].task)
+    with _own(out_dir, overwrite=args.overwrite, resume=args.resume):
+        jobs = [
+            prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir, name=name)
+            for (name, model), recipe in zip(models.items(), recipes, strict=True)
+        ]
+        clips = jobs[-1].clips
+        _take_over(args.predictions, clips, out_dir, task)
+        for job in jobs:
+            job.run()
+        _add_baseline(clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
         report_run(out_dir)
+
+
+def _models_of(args: argparse.Namespace) -> dict[str, Path]:
+    """Model folders by the names of their predictors; one alone needs none."""
+    from actrep_ray.run.model_folder import whole_checkpoints
+
+    folders: list[Path] = []
+    for given in args.checkpoint or [None]:
+        if given and args.all_checkpoints and (given / "checkpoints").is_dir():
+            folders += whole_checkpoints(given)
+        else:
+            folders.append(read_model(given, may_download=args.download))
+    if len(folders) == 1:
+        return {"": folders[0]}
+    return {_name_of(folder, folders): folder for folder in folders}
+
+
+def _name_of(folder: Path, others: Sequence[Path]) -> str:
+    """A checkpoint of a run by run and step, another model by its folder.
+
+    Raises:
+        UsageError: if another folder has the same name.
+    """
+
+    def name(of: Path) -> str:
+        return f"{of.parents[1].name}-{of.name}" if of.parent.name == "checkpoints" else of.name
+
+    if [name(one) for one in others].count(name(folder)) > 1:
+        raise UsageError(f"{folder}: two checkpoints would be called {name(folder)}")
+    return name(folder)
+
+
+def _take_over(files: Sequence[Path], clips: Sequence["Row"], out_dir: Path, task: "Task") -> None:
+    """Put what other tools answered beside the models' answers."""
+    from actrep_ray.evaluation.predictions import read_others, write_predictions
+    from actrep_ray.evaluation.run_results import OTHERS
+
+    ids = [clip.id for clip in clips]
+    for path in files:
+        name = f"predictions-{OTHERS}{path.stem}.jsonl"
+        write_predictions(out_dir / name, read_others(path, task, dict.fromkeys(ids)), task)
 
 
 def settings_of(args: argparse.Namespace, model: Path) -> "Recipe":
@@ -95,7 +160,7 @@ def _evaluate_periodicity(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _own(out_dir: Path, *, overwrite: bool) -> Iterator[None]:
+def _own(out_dir: Path, *, overwrite: bool, resume: bool = False) -> Iterator[None]:
     """Hold a folder that no run and no other evaluation is in."""
     from actrep_ray.run.lock import FolderLock
     from data_prep.overwriting import refuse_existing
@@ -103,8 +168,12 @@ def _own(out_dir: Path, *, overwrite: bool) -> Iterator[None]:
     def check() -> list[Path]:
         if (out_dir / "checkpoints").exists():
             raise UsageError(f"{out_dir}: is the folder of a training, give another --out")
-        written = [out_dir / name for name in ("metrics.json", "config.resolved.json")]
-        written += out_dir.glob("predictions*.jsonl")
+        if resume:
+            return []
+        names = ("metrics.json", "config.resolved.json", "begun.json")
+        written = [out_dir / name for name in names]
+        for pattern in ("predictions*.jsonl", "answered*.jsonl"):
+            written += out_dir.glob(pattern)
         refuse_existing(*written, overwrite=overwrite)
         return written
 

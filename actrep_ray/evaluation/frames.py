@@ -8,6 +8,9 @@
     readings       one row for each reading that was given
     breakdown      one row for each predictor, data set and cell of the task's breakdowns (of
                    counting: action and bin of the true count)
+    conditions     one row for each predictor and cell of one property of a clip alone: data set,
+                   length, mean length of a repetition, frames a second of the file
+    errors         one row for each predictor: the mean error in the ways that papers print it
 
 A frame holds texts, then numbers: of figure F its value `F` and the ends of its 95% interval,
 `F_low` and `F_high`. One clip has no bootstrap interval: these ends are NaN, and so is all of a
@@ -16,22 +19,31 @@ figure that cannot be told of a predictor. `tables` renders frames for the conso
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from actrep_ray.evaluation.gain import TERMS, Gain
-from actrep_ray.evaluation.intervals import Interval
+from actrep_ray.evaluation.intervals import Interval, Take, bootstrap_intervals
 from actrep_ray.evaluation.predictions import Prediction, claims_of
 from actrep_ray.evaluation.scores import Figures, Metrics, reading_histogram, score_cells
 from actrep_ray.tasks.base import FigureSpec, Task, labels_of
 from actrep_ray.tasks.counting import ANSWER, LIST
 from data_prep.rows import Row
+from data_prep.schema import Clip
 from rewards.reference import Reference
 
 ENDS = ("_low", "_high")
 VERDICTS = ("better", "worse", "not sure")
+
+ERRORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mae": lambda truth: truth + 0.1,
+    "mae_max1": lambda truth: np.maximum(truth, 1.0),
+    "mae_raw": np.ones_like,
+}
+"""What |p - g| is divided by: as RepCount's MAE, at least 1 (for counts of 0), or nothing."""
 
 
 def method_of(figure: FigureSpec | None) -> str:
@@ -206,6 +218,88 @@ def breakdown_frame(
     front = [*keys, "clips", *(column for column in means.columns if column not in keys)]
     rest = [column for column in frame.columns if column not in front]
     return frame[front + rest].sort_values(keys, ignore_index=True)
+
+
+def conditions_frame(
+    sets: Mapping[str, Sequence[Prediction]],
+    clips: Sequence[Clip],
+    task: Task,
+    *,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Figures by one property of the clips at a time; arguments and errors as `breakdown_frame`."""
+    labels = labels_of(clips, task)
+    rows = []
+    for name, predictions in sets.items():
+        for condition, cell_of in _CONDITIONS.items():
+            cells = {clip.id: cell_of(clip) for clip in clips}
+            found = score_cells(
+                predictions, labels, cells, task, num_bootstrap=num_bootstrap, seed=seed
+            )
+            rows += [
+                {"predictor": clean(name), "by": condition, "cell": cell[1], **_numbers(figures)}
+                for cell, figures in sorted(found.items())
+            ]
+    return pd.DataFrame(rows)
+
+
+def errors_frame(
+    sets: Mapping[str, Sequence[Prediction]],
+    labels: Mapping[str, Reference],
+    *,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mean errors of counts as `ERRORS` divides them; a count that cannot be read is 0."""
+    rows = []
+    for name, predictions in sets.items():
+        truth = np.array([labels[p.clip_id].count for p in predictions], np.float64)
+        answered = np.array([float(p.reading or 0) for p in predictions])
+        errors = np.abs(answered - truth)[:, None] / np.stack(
+            [divisor(truth) for divisor in ERRORS.values()], axis=1
+        )
+
+        def means(take: Take, errors: np.ndarray = errors) -> np.ndarray:
+            found: np.ndarray = take(errors).mean(axis=-2)
+            return found
+
+        intervals = bootstrap_intervals(means, len(errors), num_bootstrap=num_bootstrap, seed=seed)
+        row: dict[str, Any] = {"predictor": clean(name), "clips": len(errors)}
+        for error, interval in zip(ERRORS, intervals, strict=True):
+            row |= _ends(error, interval)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _length_of(clip: Clip) -> tuple[int, str]:
+    return _step_of(clip.duration_s, (5, 10, 20, 40, 80))
+
+
+def _cycle_length_of(clip: Clip) -> tuple[int, str]:
+    """By its marks where they are there, else as if repetitions filled the clip."""
+    if clip.count == 0:
+        return -1, "no repetition"
+    lengths = [end - start for start, end in clip.cycles or ()]
+    return _step_of(
+        float(np.mean(lengths)) if lengths else clip.duration_s / clip.count, (0.5, 1, 2, 4, 8)
+    )
+
+
+def _step_of(seconds: float, ends: Sequence[float]) -> tuple[int, str]:
+    """The number and the name of the step that seconds lie in; an end lies in the one above it."""
+    number = int(np.searchsorted(ends, seconds, side="right"))
+    if number == len(ends):
+        return number, f"{ends[-1]:g} s and more"
+    return number, f"{ends[number - 1] if number else 0:g} to {ends[number]:g} s"
+
+
+_CONDITIONS: dict[str, Callable[[Clip], tuple[int, str]]] = {
+    "data set": lambda clip: (0, clean(clip.dataset)),
+    "length": _length_of,
+    "length of a repetition": _cycle_length_of,
+    "frames a second": lambda clip: (round(clip.video_fps), str(round(clip.video_fps))),
+}
 
 
 def _cell_means(

@@ -1,45 +1,139 @@
-"""The evaluation of a checkpoint that runs alone: checked first, then run, then written down."""
+"""The evaluation of a checkpoint that runs alone: checked first, then run, then written down.
 
+OUT_DIR/answered[-NAME].jsonl       answers as they come, until all are there; a killed evaluation
+                                    goes on from it
+OUT_DIR/predictions[-NAME].jsonl    all of them, in the order of the clips
+OUT_DIR/begun.json                  by name: which checkpoint answers what, so that nothing else is
+                                    gone on with
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actrep_ray.cluster.this_machine import check_this_machine
-from actrep_ray.config import Recipe
-from actrep_ray.evaluation.predictors import evaluate, with_whole_weights
+from actrep_ray.config import ConfigError, Recipe
+from actrep_ray.evaluation.predictions import (
+    Prediction,
+    line_of,
+    read_predictions,
+    write_predictions,
+)
+from actrep_ray.evaluation.predictors import Pool, predict_each, with_whole_weights
 from actrep_ray.evaluation.run_results import write_results
-from actrep_ray.evaluation.scores import Metrics
+from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.tasks.loading import load_clips
+from actrep_ray.tasks.base import labels_of
+from actrep_ray.tasks.loading import load_clips, load_task
+from data_prep.files import AppendedLines, read_object, write_json
 from data_prep.rows import Row
+
+_BEGUN = "begun.json"
 
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """An evaluation whose settings, data and model were checked; nothing has been started."""
+    """An evaluation whose settings, data and model were checked; nothing has been started.
+
+    Attributes:
+        name: Of the predictor, where several are compared; empty for one alone.
+    """
 
     recipe: Recipe
     model: Path
     clips: list[Row]
     inputs: QwenVLInputs
     out_dir: Path
+    name: str = ""
 
-    def run(self) -> Metrics:
-        """Start engines, predict, score; writes what they come to.
+    @property
+    def path(self) -> Path:
+        """The file of its predictions."""
+        return self._file("predictions")
 
-        In `out_dir`: `predictions.jsonl`, `metrics.json` and `config.resolved.json`.
+    def run(self, engines: "Engines | None" = None) -> Metrics:
+        """Answer what was not answered yet, and score; writes what that comes to.
+
+        In `out_dir`: the predictions, `metrics.json` and `config.resolved.json`.
+
+        Args:
+            engines: What answers; by default a pool of rollout workers, started for it.
+
+        Raises:
+            ConfigError: if it was begun with another checkpoint, other settings or other clips.
         """
-        from actrep_ray.cluster.session import cluster
-        from actrep_ray.rollout.pool import RolloutPool
-
-        path = self.out_dir / "predictions.jsonl"
-        with cluster(self.recipe, roles=("rollout",), stacks=self.out_dir / "stacks"):
-            pool = RolloutPool.start(with_whole_weights(self.recipe), self.model)
-            metrics = evaluate(self.clips, pool, self.inputs, self.recipe, path)
+        task = load_task(self.recipe.task)
+        self._begin()
+        if not self.path.is_file():
+            write_predictions(self.path, self._answers(engines or rollout_workers), task)
+            self._file("answered").unlink(missing_ok=True)
+        metrics = score_predictions(
+            read_predictions(self.path, task),
+            labels_of(self.clips, task),
+            task,
+            num_bootstrap=self.recipe.eval.num_bootstrap,
+            seed=self.recipe.seed,
+        )
         write_results(self.out_dir, metrics, self.recipe, str(self.model))
         return metrics
 
+    def _answers(self, engines: "Engines") -> list[Prediction]:
+        """One for each clip: those of the file, then the engines'."""
+        task = load_task(self.recipe.task)
+        with AppendedLines(self._file("answered")) as journal:  # a line that was cut off is gone
+            found = {one.clip_id: one for one in read_predictions(journal.path, task)}
+            left = [clip for clip in self.clips if clip.id not in found]
+            if left:
+                with engines(self) as pool:
+                    for one in predict_each(left, pool, self.inputs, self.recipe):
+                        journal.add(line_of(one, task))
+                        found[one.clip_id] = one
+        return [found[clip.id] for clip in self.clips]
 
-def prepare_evaluation(recipe: Recipe, model: Path, *, split: str, out_dir: Path) -> EvaluationJob:
+    def _begin(self) -> None:
+        """Write down what is begun, or compare it with what was."""
+        path = self.out_dir / _BEGUN
+        known: dict[str, Any] = read_object(path, "begun evaluations") if path.is_file() else {}
+        clips = "\n".join(clip.id for clip in self.clips)
+        own = {
+            "checkpoint": str(self.model),
+            "settings": _digest(json.dumps(self.recipe.model_dump(mode="json"), sort_keys=True)),
+            "clips": _digest(clips),
+        }
+        was = known.get(self.name)
+        if was is not None and was != own:
+            changed = ", ".join(key for key in own if was.get(key) != own[key])
+            raise ConfigError(
+                f"{self.out_dir}: the evaluation in it was begun with another one of: {changed}; "
+                "give --overwrite, or another --out"
+            )
+        write_json(path, {**known, self.name: own})
+
+    def _file(self, what: str) -> Path:
+        return self.out_dir / (f"{what}-{self.name}.jsonl" if self.name else f"{what}.jsonl")
+
+
+Engines = Callable[[EvaluationJob], AbstractContextManager[Pool]]
+"""Starts what answers for an evaluation."""
+
+
+@contextmanager
+def rollout_workers(job: EvaluationJob) -> Iterator[Pool]:
+    """A pool of them, in a cluster of its own or in the one that is joined."""
+    from actrep_ray.cluster.session import cluster
+    from actrep_ray.rollout.pool import RolloutPool
+
+    with cluster(job.recipe, roles=("rollout",), stacks=job.out_dir / "stacks"):
+        yield RolloutPool.start(with_whole_weights(job.recipe), job.model)
+
+
+def prepare_evaluation(
+    recipe: Recipe, model: Path, *, split: str, out_dir: Path, name: str = ""
+) -> EvaluationJob:
     """Check everything that can be checked before an engine starts.
 
     Raises:
@@ -50,4 +144,8 @@ def prepare_evaluation(recipe: Recipe, model: Path, *, split: str, out_dir: Path
     inputs = QwenVLInputs(model)
     inputs.check_dialect(recipe.data.dialect)
     out_dir.mkdir(parents=True, exist_ok=True)
-    return EvaluationJob(recipe, model, clips, inputs, out_dir)
+    return EvaluationJob(recipe, model, clips, inputs, out_dir, name)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

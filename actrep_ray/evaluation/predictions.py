@@ -5,7 +5,7 @@ brings predictions and labels together.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,15 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction], task:
 
     The key of a reading is the task's name for it: "count".
     """
+    return write_lines(path, (line_of(one, task) for one in predictions))
+
+
+def line_of(prediction: Prediction, task: Task) -> str:
+    """A prediction as a line of such a file, without its end."""
     keys = _keys(task)
-    rows = ({keys[name]: value for name, value in asdict(p).items()} for p in predictions)
+    row = {keys[name]: value for name, value in asdict(prediction).items()}
     # ASCII, since a sampled text can hold halves of characters that UTF-8 cannot.
-    return write_lines(path, (json.dumps(row, allow_nan=False) for row in rows))
+    return json.dumps(row, allow_nan=False)
 
 
 def read_predictions(path: str | Path, task: Task) -> list[Prediction]:
@@ -117,6 +122,46 @@ def read_predictions(path: str | Path, task: Task) -> list[Prediction]:
     """
     rows = read_jsonl(path, "a JSONL file of predictions", allows_surrogates=True)
     return [_parse(row.values, row.where, task) for row in rows]
+
+
+def read_others(path: str | Path, task: Task, clip_ids: Collection[str]) -> list[Prediction]:
+    """Predictions of another tool: a JSON object a line, with the clip and what was answered.
+
+    The clip is under `clip_id` or `id`; the reading under the task's name for it ("count"), null
+    where there is none, or a whole answer under `text`, which is read as a model's. Other keys, and
+    lines about other clips, are not looked at.
+
+    Args:
+        path: The file.
+        task: What was asked.
+        clip_ids: Of the clips that are judged.
+
+    Raises:
+        DataError: naming the file, line, key and value that is wrong, or the clip that is missing.
+    """
+    key, found = task.reading_name, dict[str, Prediction]()
+    for row in read_jsonl(path, "a JSONL file of predictions", allows_surrogates=True):
+        values = row.values
+        clip_id = values.get("clip_id", values.get("id"))
+        if not isinstance(clip_id, str) or clip_id not in clip_ids:
+            continue
+        if clip_id in found:
+            raise DataError(f"{row.where}: clip {clip_id!r} a second time, expected one line each")
+        if key in values:
+            value = values[key]
+            if not (value is None or task.is_reading(value)):
+                raise DataError(
+                    f"{row.where}: {key}={value!r}, expected {task.reading_form} or null"
+                )
+            found[clip_id] = Prediction(clip_id, value)
+        elif isinstance(values.get("text"), str):
+            found[clip_id] = prediction_of_text(clip_id, values["text"], task)
+        else:
+            raise DataError(f"{row.where}: neither {key} nor text, expected one of them")
+    if missing := [clip_id for clip_id in clip_ids if clip_id not in found]:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(f"{path}: no line about clip {missing[0]!r}{more}, expected every clip")
+    return [found[clip_id] for clip_id in clip_ids]
 
 
 def _keys(task: Task) -> dict[str, str]:

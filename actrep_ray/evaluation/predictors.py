@@ -3,9 +3,11 @@
 The predictor never sees labels: what it is given of a clip are its frames and its question.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from actrep_ray.config import Recipe
 from actrep_ray.evaluation.predictions import (
@@ -29,6 +31,19 @@ class Generator(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], settings: SamplingSettings
     ) -> list[RolloutGroup]: ...
+
+
+class Pool(Protocol):
+    """What gives each group as soon as it is there: `RolloutPool`."""
+
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        on_group: Callable[[RolloutGroup], None],
+    ) -> None: ...
+
+    def wait(self, is_done: Callable[[], Any], what: Callable[[], str]) -> None: ...
 
 
 def predict(
@@ -55,6 +70,25 @@ def predict(
     groups = generator.generate(prompts, settings)
     task = load_task(recipe.task)
     return [predictions_of(group, task, recipe.data.dialect)[0] for group in groups]
+
+
+def predict_each(
+    clips: Sequence[Row], pool: Pool, inputs: QwenVLInputs, recipe: Recipe
+) -> Iterator[Prediction]:
+    """As `predict`, each answer as soon as it is there, in any order.
+
+    Raises:
+        RefusedError: as `predict` does.
+        TimeoutError: if none came for `rollout.timeout_s`.
+    """
+    task, groups = load_task(recipe.task), deque[RolloutGroup]()
+    settings = SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
+    pool.submit(prompts_of(clips, inputs, recipe), settings, groups.append)
+    for number in range(len(clips)):
+        told = f"{number} of {len(clips)} clips were answered"
+        pool.wait(lambda: groups, partial(str, told))
+        [prediction] = predictions_of(groups.popleft(), task, recipe.data.dialect)
+        yield prediction
 
 
 def prompts_of(

@@ -7,7 +7,8 @@ RUN_DIR/report/images.png    held-out images, the first of each class, above the
 RUN_DIR/report/summary.png   all of them on one sheet
 RUN_DIR/report/report.html   tables and pictures; needs no other file and no network
 RUN_DIR/tables/*.csv|md|tex  predictors, differences, what gains are the sum of, counts, and the
-                             breakdown by data set, action and bin
+                             breakdown by data set, action and bin; of counting, by one
+                             condition at a time, and the errors that papers print
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,10 @@ from actrep_ray.evaluation.frame_files import write_frame
 from actrep_ray.evaluation.frames import (
     breakdown_frame,
     clean,
+    conditions_frame,
     counts_frame,
     differences_frame,
+    errors_frame,
     gains_frame,
     predictors_frame,
     readings_frame,
@@ -54,6 +57,7 @@ from actrep_ray.evaluation.tables import (
 from actrep_ray.run.console import as_text
 from actrep_ray.run.console import console as own_console
 from actrep_ray.tasks.base import labels_of
+from data_prep.rows import clips_among
 from rewards.reference import Reference
 
 
@@ -206,6 +210,10 @@ def _main_tables(
         tables.append(claims_table(frames["predictors"], task))
         options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
         frames["breakdown"] = breakdown_frame(judged.sets, given.clips, task, **options)
+        if task.is_counting:
+            clips = clips_among(given.clips)
+            frames["conditions"] = conditions_frame(judged.sets, clips, task, **options)
+            frames["errors"] = errors_frame(judged.sets, judged.labels, **options)
     if judged.differences:
         frames["differences"] = differences_frame(judged.differences, task)
         tables.append(difference_table(frames["differences"], task))

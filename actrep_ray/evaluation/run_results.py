@@ -27,6 +27,9 @@ from data_prep.rows import Row
 DETECTOR = "periodicity"
 """The predictor that is a baseline, which nothing trains."""
 
+OTHERS = "other-"
+"""Begins the names of predictors that are files of other tools."""
+
 _PREDICTIONS = "predictions"
 _LAST_STEPS = 10  # of a training without evaluations, whose answers a remark is on
 
@@ -146,8 +149,8 @@ def _read_sets(folder: Path, task: Task) -> dict[str, list[Prediction]]:
 
 
 def _order_of(name: str) -> int:
-    """The baseline, models in the order in which they are trained, other names as they come."""
-    order = (DETECTOR, "untrained", "sft", "grpo")
+    """Baselines, models in the order in which they are trained, other names as they come."""
+    order = (DETECTOR, OTHERS, "untrained", "sft", "grpo")
     return next((i for i, known in enumerate(order) if known in name), len(order))
 
 

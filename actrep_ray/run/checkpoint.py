@@ -141,6 +141,18 @@ class CheckpointStore:
                 return candidate, skipped
         return None, skipped
 
+    def whole(self) -> list[Checkpoint]:
+        """All that are whole, by step; what is not is logged."""
+        found = []
+        for one in self._named():
+            try:
+                self.check(one, "model")
+            except DamageError as error:
+                _log.warning("%s", Skipped(one.folder, str(error)))
+            else:
+                found.append(one)
+        return found
+
     def check(self, checkpoint: Checkpoint, depth: Depth) -> None:
         """Refuse a checkpoint that is not whole or not of this run.
 

@@ -89,6 +89,18 @@ def download_model(name: str) -> None:
         raise ConfigError(f"--download: {name} cannot be fetched: {told}") from error
 
 
+def whole_checkpoints(run_dir: Path) -> list[Path]:
+    """All whole checkpoints of a run folder, by step.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    found = [one.folder for one in CheckpointStore(run_dir.absolute(), keep=1).whole()]
+    if not found:
+        raise ConfigError(f"{run_dir}: no whole checkpoint in it, expected the folder of a run")
+    return found
+
+
 def model_folder(path: str | Path) -> Path:
     """The newest checkpoint of a run folder, by lengths alone; that of a published model that is
     in the local hub cache; any other path as it is.

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 import torch
 
-from actrep_ray.config import load_recipe
+from actrep_ray.config import ConfigError, load_recipe
 from actrep_ray.learner.saving import BackgroundSave, Snapshot
 from actrep_ray.run import checkpoint as checkpoint_module
 from actrep_ray.run import manifest
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore
 from actrep_ray.run.lock import LockLostError
 from actrep_ray.run.metrics import read_metrics
-from actrep_ray.run.model_folder import resolve_model
+from actrep_ray.run.model_folder import resolve_model, whole_checkpoints
 from actrep_ray.run.record import RECORD
 from actrep_ray.run.saving import SaveError
 from tests.unit.test_lock import holder, leave
@@ -106,6 +106,17 @@ def names(folder: Path) -> list[str]:
 def step_of(run: Path) -> int:
     found = CheckpointStore(run, keep=3).newest()
     return 0 if found is None else found.step
+
+
+def test_all_whole_checkpoints_of_a_run_are_found(run: Path) -> None:
+    folders = [run / "checkpoints" / f"step-{step:06d}" for step in (10, 20)]
+    assert whole_checkpoints(run) == folders
+    with (folders[1] / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    assert whole_checkpoints(run) == folders[:1]
+    (folders[0] / "config.json").unlink()
+    with pytest.raises(ConfigError, match="no whole checkpoint in it"):
+        whole_checkpoints(run)
 
 
 # --- damage

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import pandas as pd
 import pytest
 
 from actrep_ray.evaluation.frame_files import to_latex, to_markdown, write_frame
-from actrep_ray.evaluation.frames import breakdown_frame, differences_frame, predictors_frame
+from actrep_ray.evaluation.frames import (
+    breakdown_frame,
+    conditions_frame,
+    differences_frame,
+    errors_frame,
+    predictors_frame,
+)
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.evaluation.scores import paired_difference, score_predictions
 from actrep_ray.tasks.base import labels_of
@@ -166,3 +173,38 @@ def test_differences_are_judged_by_what_is_better() -> None:
     assert [verdicts["a", name] for name in ("mae", "obz", "parse_rate")] == ["worse"] * 3
     assert verdicts["b", "parse_rate"] == "not sure"
     assert frame.loc[("a", "parse_rate"), "change"] == -1.0
+
+
+def test_errors_as_papers_print_them_by_hand() -> None:
+    clips = [make_clip(0, "a", "squat", 0), make_clip(1, "a", "squat", 4)]
+    labels = labels_of(clips, TASK)
+    found = errors_frame({"one": predictions(1, None)}, labels, num_bootstrap=50).iloc[0]
+    assert found["mae"] == pytest.approx((1 / 0.1 + 4 / 4.1) / 2)
+    assert found["mae_max1"] == pytest.approx((1 / 1 + 4 / 4) / 2)
+    assert found["mae_raw"] == pytest.approx((1 + 4) / 2)
+    assert found["mae_raw_low"] == 1.0
+    assert found["mae_raw_high"] == 4.0
+
+
+def test_conditions_of_clips_by_hand() -> None:
+    clips = [
+        replace(CLIPS[0], end_s=5.0, count=2, cycles=((0.0, 1.0), (1.0, 2.0))),  # 1 s each
+        replace(CLIPS[1], end_s=4.9, count=10),  # 0.49 s each, if they fill the clip
+        replace(CLIPS[2], end_s=100.0, video_fps=29.97, count=0),
+    ]
+    frame = conditions_frame({"one": predictions(2, 10, 5)}, clips, TASK, num_bootstrap=50)
+    cells = {
+        by: dict(zip(rows["cell"], zip(rows["clips"], rows["obz"], strict=True), strict=True))
+        for by, rows in frame.groupby("by", sort=False)
+    }
+    assert cells == {
+        "data set": {"quva": (2, 0.5), "ucf": (1, 1.0)},
+        "length": {"0 to 5 s": (1, 1.0), "5 to 10 s": (1, 1.0), "80 s and more": (1, 0.0)},
+        "length of a repetition": {
+            "no repetition": (1, 0.0),
+            "0 to 0.5 s": (1, 1.0),
+            "1 to 2 s": (1, 1.0),
+        },
+        "frames a second": {"10": (2, 1.0), "30": (1, 0.0)},
+    }
+    assert list(cells["length"]) == ["0 to 5 s", "5 to 10 s", "80 s and more"]

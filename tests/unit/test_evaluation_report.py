@@ -247,7 +247,15 @@ def test_tables_lie_beside_the_metrics(runs: Path) -> None:
     names = {path.relative_to(runs).as_posix() for path in report.table_files}
     assert names == {
         f"tables/{name}.{ending}"
-        for name in ("predictors", "differences", "gains", "counts", "breakdown")
+        for name in (
+            "predictors",
+            "differences",
+            "gains",
+            "counts",
+            "breakdown",
+            "conditions",
+            "errors",
+        )
         for ending in ("csv", "md", "tex")
     }
     rows = pd.read_csv(runs / "tables" / "predictors.csv").set_index("predictor")
