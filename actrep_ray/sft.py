@@ -24,7 +24,6 @@ from actrep_ray.cluster.stopping import StopError, StopRequest, remember_notice
 from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
-from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.quarantine import STATE_KEY, Quarantine, QuarantinedRow
 from actrep_ray.driver.restarts import run_with_restarts
@@ -34,6 +33,7 @@ from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
 from actrep_ray.records import LearnerRow
+from actrep_ray.run.best import BestStep
 from actrep_ray.run.checkpoint import Checkpoint, is_due
 from actrep_ray.run.console import as_text, console
 from actrep_ray.run.faults import FaultLog

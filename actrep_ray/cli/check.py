@@ -54,8 +54,8 @@ def _check(args: argparse.Namespace) -> int:
 
 def _check_recipe(args: argparse.Namespace) -> "tuple[Check, list[RewardCheck]]":
     """Show a recipe's settings and what they come to; test the rewards that are not only ours."""
-    from actrep_ray.driver.best import BestStep
     from actrep_ray.planning.description import check_recipe
+    from actrep_ray.run.best import BestStep
     from actrep_ray.scoring.worker import make_spec
     from actrep_ray.tasks.loading import load_task
 

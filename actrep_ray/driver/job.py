@@ -12,7 +12,6 @@ from actrep_ray.cluster.supervision import Budget, WorkerLostError
 from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.driver.asynchronous import AsynchronousDriver
-from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.in_flight import check_in_flight
 from actrep_ray.driver.phases import GrpoData, Phases
 from actrep_ray.driver.pools import Pools, start_pools
@@ -21,6 +20,7 @@ from actrep_ray.driver.strata import make_sampler
 from actrep_ray.driver.synchronous import SynchronousDriver
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.planning.deepspeed_settings import check_deepspeed
+from actrep_ray.run.best import BestStep
 from actrep_ray.run.checkpoint import Checkpoint
 from actrep_ray.run.faults import FaultLog
 from actrep_ray.run.folder import open_run

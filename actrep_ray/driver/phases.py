@@ -14,7 +14,6 @@ from actrep_ray.cluster.stopping import StopError, StopRequest
 from actrep_ray.cluster.supervision import WorkerLostError
 from actrep_ray.config import Recipe
 from actrep_ray.driver.alarms import Decline, UntrainedSteps
-from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
 from actrep_ray.driver.dealing import SampledClip
@@ -29,6 +28,7 @@ from actrep_ray.learner.loss.algorithms import compute_advantages
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import Prompt, Refusal, RefusedError, RolloutGroup
 from actrep_ray.rollout.pool import RolloutPool
+from actrep_ray.run.best import BestStep
 from actrep_ray.run.checkpoint import Checkpoint, is_due
 from actrep_ray.run.console import as_text, console
 from actrep_ray.run.metrics import MetricLogger
@@ -170,11 +170,11 @@ class Phases:
         num_clips = self.sampler.num_clips
         strata = describe_strata(num_clips, self.sampler.weights, self.task.reading_name)
         console().print(as_text(strata))
-        metrics = {f"data/{name}": float(number) for name, number in num_clips.items()}
+        metrics: dict[str, float] = {}
         if self.recipe.eval.every:
-            metrics |= self.evaluate(0)
+            metrics = self.evaluate(0)
             self.best.look(0, metrics)
-        logger.log(0, metrics)
+        logger.log(0, metrics, {f"data/{name}": number for name, number in num_clips.items()})
 
     def tell_end(self) -> None:
         """Say at the end of a run what was left out, what was lost, and which step was the best."""

@@ -16,6 +16,7 @@ from actrep_ray.config import Recipe, read_resolved, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.evaluation.scores import Metrics
 from actrep_ray.records import Reading
+from actrep_ray.run.best import BestStep, best_of_run
 from actrep_ray.run.faults import FaultSums, read_faults
 from actrep_ray.run.metrics import read_metrics
 from actrep_ray.run.provenance import provenance
@@ -109,13 +110,17 @@ def read_run(run_dir: Path) -> ReportInput:
     stages: dict[str, list[dict[str, Any]]] = {}
     sets: dict[str, list[Prediction]] = {}
     faults: dict[str, FaultSums] = {}
+    best: dict[Path, BestStep] = {}
     for folder, (of_run, _) in runs:
         if (path := folder / "metrics.jsonl").is_file() and (rows := read_metrics(path)):
             stages[of_run.stage.upper()] = rows
         if (sums := read_faults(folder)).lost:
             faults[of_run.stage.upper()] = sums
-        sets |= _read_sets(folder, task)
-    sets = _read_sets(run_dir, task) or _same_clips(sets)
+        best[folder] = best_of_run(of_run, folder)
+        sets |= _read_sets(folder, task, best[folder].step)
+    sets = _read_sets(
+        run_dir, task, best[run_dir].step if run_dir in best else None
+    ) or _same_clips(sets)
     if not stages and not sets:
         raise DataError(f"{run_dir}: neither metrics.jsonl nor {_PREDICTIONS}*.jsonl in it")
     clips, train_truths = _read_answered(recipe, sets, task)
@@ -127,25 +132,40 @@ def read_run(run_dir: Path) -> ReportInput:
         stages=stages,
         train_truths=train_truths,
         faults=faults,
-        facts=_facts(recipe, content),
+        facts=_facts(recipe, content)
+        | {
+            f"best step of {folder.name}": told
+            for folder, one in best.items()
+            if (told := one.describe())
+        },
         num_bootstrap=recipe.eval.num_bootstrap,
         seed=recipe.seed,
     )
 
 
-def _read_sets(folder: Path, task: Task) -> dict[str, list[Prediction]]:
-    """Predictions of a folder by name; of those that are numbered by step, the first and last."""
+def _read_sets(folder: Path, task: Task, best: int | None = None) -> dict[str, list[Prediction]]:
+    """Predictions of a folder by name; of those that are numbered by step, first, last and best.
+
+    Args:
+        folder: Holds them.
+        task: How they are read.
+        best: The best step, if one was looked for.
+    """
     paths = sorted(folder.glob(f"{_PREDICTIONS}*.jsonl"))
     names = {path: path.stem.removeprefix(_PREDICTIONS).strip("-_") for path in paths}
     steps = [path for path in paths if names[path].isdigit()]
-    chosen = [path for path in paths if path not in steps[1:-1]]
+    chosen = [p for p in paths if p not in steps[1:-1] or int(names[p]) == best]
     chosen.sort(key=lambda path: _order_of(names[path]))
     return {
-        f"step {int(name)}" if (name := names[path]).isdigit() else name or folder.resolve().name: (
-            read_predictions(path, task)
-        )
+        _shown_name(names[path], best) or folder.resolve().name: read_predictions(path, task)
         for path in chosen
     }
+
+
+def _shown_name(name: str, best: int | None) -> str:
+    if not name.isdigit():
+        return name
+    return f"step {int(name)}" + (", best" if int(name) == best else "")
 
 
 def _order_of(name: str) -> int:

@@ -53,6 +53,7 @@ from actrep_ray.quickstart.milestones import Milestones
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.console import as_text, console
 from actrep_ray.run.lock import FolderLock
+from actrep_ray.run.metrics import write_curves
 from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.program import program
 from actrep_ray.run.provenance import file_hash, provenance
@@ -308,6 +309,7 @@ class Quickstart:
                 name: write_report(read_run(folder), folder)
                 for name, folder in ((COUNTED, self.folder), (MARKED, marked))
             }
+        self.write_held_out(reports)
         path = self.folder / "summary.json"
         write_lines(path, [json.dumps(self.summary(reports), indent=2)])
         for name, report in reports.items():
@@ -316,6 +318,20 @@ class Quickstart:
         self.console.print(self.seconds_table())
         self.console.print(as_text(self.next_commands(reports[COUNTED])), soft_wrap=True)
         return path
+
+    def write_held_out(self, reports: Mapping[str, Report]) -> None:
+        """Curves of the held-out clips over both trainings, for TensorBoard."""
+        sft = self.sft.sft.num_steps
+        steps = {"untrained": 0, "sft": sft, "grpo": sft + self.grpo.train.num_steps}
+        points = {
+            step: {
+                f"eval/{figure} of {data}": interval.value
+                for data, report in reports.items()
+                for figure, interval in report.metrics[name].values.items()
+            }
+            for name, step in steps.items()
+        }
+        write_curves(self.folder / "held-out" / "tb", points)
 
     def summary(self, reports: Mapping[str, Report]) -> dict[str, Any]:
         """The numbers of a quickstart, as JSON values."""

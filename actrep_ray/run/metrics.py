@@ -12,6 +12,7 @@ is dropped, from the files and from TensorBoard alike, so that no step counts tw
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,8 +96,12 @@ class MetricLogger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(
+        self, step: int, metrics: Mapping[str, float], facts: Mapping[str, float] | None = None
+    ) -> None:
         """Write the numbers of a step, and the seconds of the phases timed since the last one.
+
+        `facts` are written to the file alone: a curve of one point is none.
 
         `time/step_s` is the time since the last call unless it is given. A number that is not
         finite is null in the file and left out of TensorBoard; its key is named under
@@ -108,7 +113,8 @@ class MetricLogger:
         now = time.monotonic()
         values = {f"{_SECONDS_PREFIX}{k}{_SECONDS_SUFFIX}": v for k, v in self._seconds.items()}
         values[_STEP_SECONDS] = now - self._last
-        values |= {key: _number(key, value) for key, value in metrics.items()}
+        known = {key: _number(key, value) for key, value in (facts or {}).items()}
+        values |= {key: _number(key, value) for key, value in metrics.items()} | known
         self._seconds, self._last = {}, now
         row: dict[str, Any] = {"step": int(step), "time_s": round(now - self._began, 3)}
         row |= {key: value if math.isfinite(value) else None for key, value in values.items()}
@@ -118,7 +124,7 @@ class MetricLogger:
             self._metrics.add(_line_of(row))
         with self._going_on():
             for key, value in values.items():
-                if math.isfinite(value):
+                if math.isfinite(value) and key not in known:
                     self._board.add_scalar(key, value, step)
             self._board.flush()
         if self._lines is not None:
@@ -205,6 +211,23 @@ class StepLines:
         took = f"  {metrics.get(_STEP_SECONDS, 0.0):.1f} s" + (f" ({phases})" if phases else "")
         line.append(f"{took}  left {format_duration(left_s)}", style="not bold dim white")
         return line
+
+
+def write_curves(folder: str | Path, points: Mapping[int, Mapping[str, float]]) -> None:
+    """Write curves for TensorBoard alone, in the place of those that the folder holds.
+
+    Args:
+        folder: Of these curves and nothing else.
+        points: Numbers by name, of each step.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as board:
+        for step, values in points.items():
+            for name, value in values.items():
+                if math.isfinite(value):
+                    board.add_scalar(name, value, step)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

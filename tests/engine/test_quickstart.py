@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actrep_ray.evaluation.predictions import read_predictions
 from actrep_ray.quickstart.data import COUNTED, MARKED
@@ -63,6 +64,11 @@ def test_every_stage_runs_and_is_not_done_twice(tmp_path: Path) -> None:
             assert held_out[name]["n"] == 4
             assert held_out[name]["mae"]["low"] <= held_out[name]["mae"]["value"]
         assert FIGURES - {"n"} <= set(held_out["paired"]) <= FIGURES | BESIDE
+    board = EventAccumulator(str(tmp_path / "runs" / "held-out" / "tb")).Reload()
+    for name in (MARKED, COUNTED):
+        curve = [(event.step, event.value) for event in board.Scalars(f"eval/obo of {name}")]
+        values = [summary[name][model]["obo"]["value"] for model in ("untrained", "sft", "grpo")]
+        assert curve == pytest.approx(list(zip((0, 2, 4), values, strict=True)))
     clips = list(read_clips(tmp_path / "data" / "clips.jsonl"))
     assert len(clips) == 36 + 4  # those of the marked kind among the counted
     has_marks = {(clip.dataset, clip.split): clip.cycles is not None for clip in clips}

@@ -9,10 +9,10 @@ import pytest
 
 from actrep_ray.cli.main import main
 from actrep_ray.config import ConfigError, Recipe, load_recipe, override
-from actrep_ray.driver.best import BestStep
 from actrep_ray.driver.job import prepare_grpo
 from actrep_ray.driver.phases import Phases
 from actrep_ray.driver.pools import Pools
+from actrep_ray.run.best import BestStep
 from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.metrics import read_metrics
 from tests.unit.test_driver import Book, recipe

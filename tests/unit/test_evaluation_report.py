@@ -424,3 +424,23 @@ def test_a_predicted_cycle_matches_at_most_one() -> None:
 def test_no_curves_is_an_error() -> None:
     with pytest.raises(ValueError, match="the metrics of SFT hold no curve"):
         plots.draw_curves(make_figure(2, 2), {"SFT": [{"step": 1}]})
+
+
+def test_the_best_step_of_a_run_is_shown(tmp_path: Path, folder: Path) -> None:
+    """Wherever the run lies now: its predictions beside the first and the last, and a fact."""
+    recipe = Recipe.model_validate(
+        {"data": {"path": str(folder / "clips.jsonl")}, "eval": {"num_bootstrap": 50, "every": 1},
+         "checkpoint": {"best_by": "obo"}}
+    )  # fmt: skip
+    run = tmp_path / "moved"
+    write_resolved(recipe, run / "config.resolved.json", {})
+    rows = [{"step": step, "eval/obo": obo} for step, obo in enumerate((0.1, 0.2, 0.9, 0.3))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "checkpoints" / "step-000002").mkdir(parents=True)
+    for step in range(4):
+        path = run / f"predictions-{step:06d}.jsonl"
+        write_predictions(path, answers(0, 2, 4, 4, 5, step), TASK)
+    given = read_run(run)
+    assert list(given.sets) == ["step 0", "step 2, best", "step 3"]
+    told = given.facts["best step of moved"]
+    assert told == f"best by obo: 0.9 at step 2, kept as {run}/checkpoints/step-000002"

@@ -11,7 +11,13 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from actrep_ray.run.metrics import MetricLogger, StepLines, format_duration, read_metrics
+from actrep_ray.run.metrics import (
+    MetricLogger,
+    StepLines,
+    format_duration,
+    read_metrics,
+    write_curves,
+)
 
 
 def read_board(run_dir: Path) -> EventAccumulator:
@@ -165,3 +171,21 @@ def test_the_time_left_follows_the_newest_steps() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_a_fact_is_no_curve(tmp_path: Path) -> None:
+    with MetricLogger(tmp_path) as logger:
+        logger.log(0, {"eval/obo": 0.5}, {"data/1-3": 12})
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (row["data/1-3"], row["eval/obo"]) == (12.0, 0.5)
+    scalars = read_board(tmp_path).Tags()["scalars"]
+    assert "data/1-3" not in scalars
+    assert "eval/obo" in scalars
+
+
+def test_curves_of_a_folder_take_the_place_of_those_before(tmp_path: Path) -> None:
+    for value in (0.25, 0.5):
+        write_curves(tmp_path / "tb", {0: {"eval/obo": 0.0}, 9: {"eval/obo": value, "x": math.nan}})
+    board = read_board(tmp_path)
+    assert [(e.step, e.value) for e in board.Scalars("eval/obo")] == [(0, 0.0), (9, 0.5)]
+    assert board.Tags()["scalars"] == ["eval/obo"]

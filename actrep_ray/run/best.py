@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.run.metrics import read_metrics
@@ -76,6 +77,16 @@ class BestStep:
             told += f"; none of the {self._num_since} evaluations since was better"
             told += f" (checkpoint.patience={self._patience})"
         return told
+
+
+def best_of_run(recipe: Recipe, folder: Path) -> BestStep:
+    """The best step of a run, wherever its folder lies now."""
+    there = folder.absolute()
+    moved = recipe.model_copy(update={"runs_dir": str(there.parent), "name": there.name})
+    best, path = BestStep(moved), folder / "metrics.jsonl"
+    if path.is_file() and (rows := read_metrics(path)):
+        best.restore(rows[-1]["step"])
+    return best
 
 
 def _key_and_sign(recipe: Recipe) -> tuple[str, int]:
