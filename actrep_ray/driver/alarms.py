@@ -17,7 +17,7 @@ import numpy as np
 
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.records import Reading, RolloutGroup, RolloutStatus
-from actrep_ray.tasks.base import Task
+from actrep_ray.tasks.base import PARSE_RATE, Task
 from rewards.reference import Reference
 
 _REMEDIES = {
@@ -43,7 +43,7 @@ _UNREAD = (
 _OTHER = "what the messages above say"
 
 _REWARD, _ENTROPY = "reward/mean", "learner/entropy"
-_LENGTH, _PARSED = "rollout/response_tokens", "train/parse_rate"
+_LENGTH, _PARSED = "rollout/response_tokens", f"train/{PARSE_RATE.name}"
 _CURVES = (_REWARD, _ENTROPY, _LENGTH, _PARSED)
 
 _LEFT_OF_ENTROPY = 0.1  # of what it was at the start
