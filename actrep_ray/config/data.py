@@ -43,8 +43,9 @@ class DataConfig(Section):
     )
     reasoning: Literal["before", "none", "after"] = Field(
         "before",
-        description="Where an answer of recognition reasons, in tags of the dialect: before the "
-        "class, nowhere or behind it; `{form}` in the question says so.",
+        description="Where an answer reasons, in tags of the dialect: before the count or class, "
+        "nowhere or behind it; `{form}` in the question says so. Question and rewards have other "
+        "defaults with none and after.",
     )
     dialect: Literal["think", "thinking"] = Field("think", description="Tag of the reasoning.")
     answers: str = Field(

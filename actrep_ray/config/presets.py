@@ -59,6 +59,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 RECOGNITION_QUESTION = "Which activity is shown? {candidates} {form}"
 
 
+COUNTING_QUESTION = "How many times is the action repeated? {form}"
+
+BARE_WEIGHTS: dict[str, dict[str, Any]] = {
+    "none": {"obo": {"weight": 0.9, "evidence": "answer"}},
+    "after": {"obo": 0.5, "cycles": 0.4},
+}
+"""What pays for a count where `data.reasoning` is not before, beside its form."""
+
+
 def task_defaults(task: str, reasoning: str) -> dict[str, dict[str, Any]]:
     """What a task of ours has for defaults in place of those of counting, by section.
 
@@ -66,9 +75,12 @@ def task_defaults(task: str, reasoning: str) -> dict[str, dict[str, Any]]:
         task: Its name.
         reasoning: The recipe's `data.reasoning`.
     """
+    form = {"weight": 0.1, "reasoning": reasoning}
+    if task == "counting" and reasoning in BARE_WEIGHTS:
+        weights = {**BARE_WEIGHTS[reasoning], "think_answer": form}
+        return {"data": {"question": COUNTING_QUESTION}, "reward": {"weights": weights}}
     if task != "recognition":
         return {}
-    form = {"weight": 0.1, "reasoning": reasoning}
     return {
         "data": {"question": RECOGNITION_QUESTION},
         "reward": {"weights": {"recognition": 0.9, "think_answer": form}},

@@ -87,7 +87,8 @@ class Recipe(Section):
             return values
         sections = {name: _mapping(values, name) for name in ("data", "reward", "algorithm")}
         reasoning = (sections["data"] or {}).get("reasoning", "before")
-        defaults = task_defaults(str(values.get("task")), str(reasoning))
+        mode = "none" if reasoning is None else str(reasoning)  # YAML's null is the word here
+        defaults = task_defaults(str(values.get("task", "counting")), mode)
         preset = str((sections["algorithm"] or {}).get("preset"))
         if preset in PRESET_PENALTIES:
             weights = defaults.get("reward", RewardConfig().model_dump())["weights"]
@@ -102,6 +103,8 @@ class Recipe(Section):
         yield from rules.attention(self.learner, self.model, self.device)
         if self.task == "recognition":
             yield from rules.recognition(self.data, self.reward)
+        if self.task in TASKS:
+            yield from rules.answer_form(self.data, self.reward)
         if self.stage == "sft":
             yield from rules.sft_batch(self.sft, self.learner)
             yield from rules.sft_text_lists(self.sft, self.learner)

@@ -87,6 +87,9 @@ def nucleus(rollout: RolloutConfig, algorithm: AlgorithmConfig) -> Iterator[Cont
         )
 
 
+_REASONS_FIRST = ("format", "strict_format")
+
+
 def recognition(data: DataConfig, reward: RewardConfig) -> Iterator[Contradiction]:
     """A question that leaves out what is to be offered, a form that is not the one asked for."""
     if data.candidates != "open" and "{candidates}" not in data.question:
@@ -95,6 +98,17 @@ def recognition(data: DataConfig, reward: RewardConfig) -> Iterator[Contradictio
             f"data.candidates={data.candidates}, and data.question={data.question!r} has no place "
             "for them: write {candidates} where they belong, or set data.candidates=open",
         )
+
+
+def answer_form(data: DataConfig, reward: RewardConfig) -> Iterator[Contradiction]:
+    """A reward for another form of answers than `data.reasoning` asks for."""
+    for name in _REASONS_FIRST if data.reasoning != "before" else ():
+        if reward.part_weights.get(name, 0.0) > 0:
+            yield Contradiction(
+                ("reward.weights", "data.reasoning"),
+                f"reward.weights.{name} pays for reasoning before the answer, and data.reasoning="
+                f"{data.reasoning}: take it out, think_answer is paid in its place",
+            )
     part = reward.weights.get("think_answer")
     if part is None:
         return

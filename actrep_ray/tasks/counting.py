@@ -29,7 +29,8 @@ from data_prep.rows import Row
 from data_prep.schema import Clip
 from data_prep.strata import BINS, stratum_of
 from rewards.claims import model_count, num_listed
-from rewards.grammar.read import ParsedResponse
+from rewards.format import think_answer
+from rewards.grammar.read import ParsedResponse, parse
 from rewards.reference import Reference
 
 ANSWER, TOTAL, LIST = CLAIMS = ("answer", "total", "list")
@@ -106,6 +107,26 @@ def _judged(numbers: Sequence[Reading | None], truth: np.ndarray) -> dict[str, n
     }
 
 
+_FORMS = {
+    "before": "List each repetition.",
+    "none": "Write the number alone in <answer></answer>.",
+    "after": "Write the number in <answer></answer>, then list each repetition in <{tag}></{tag}>.",
+}
+_ANSWER_ENDS = "</answer>"
+
+
+def _answer_first(text: str) -> str:
+    """An answer of the grammar with its reasoning behind."""
+    reasoning, begin, answer = text.rpartition("\n<answer>")
+    return f"{begin.strip()}{answer}\n{reasoning}"
+
+
+def _answer_last(text: str) -> str:
+    """And back."""
+    answer, end, reasoning = text.partition(_ANSWER_ENDS)
+    return f"{reasoning.strip()}\n{answer}{end}"
+
+
 def _video(row: Row) -> Clip:
     assert isinstance(row, Clip), "nothing repeats in a still image, and counting is given none"
     return row
@@ -144,18 +165,35 @@ class Counting:
     )
 
     def question(self, clip: Row, cfg: DataConfig) -> str:
-        """`data.question` about the clip's action."""
-        return cfg.question.replace("{action}", _video(clip).action.replace("_", " "))
+        """`data.question` about the clip's action, with the form of the answer for `{form}`."""
+        form = _FORMS[cfg.reasoning].replace("{tag}", cfg.dialect)
+        words = cfg.question.replace("{form}", form)
+        return words.replace("{action}", _video(clip).action.replace("_", " "))
 
     def target(self, clip: Row, cfg: DataConfig, seed: int) -> str:
-        """The answer that the clip's marks are rendered to."""
-        return render_answer(
+        """The answer that the clip's marks are rendered to; of a bare answer its count alone."""
+        if cfg.reasoning == "none":
+            return f"<answer>{_video(clip).count}</answer>"
+        whole = render_answer(
             _video(clip), dialect=cfg.dialect, variety=cfg.wording_variety, seed=seed
         )
+        return whole if cfg.reasoning == "before" else _answer_first(whole)
 
     def rejection(self, text: str, clip: Row, cfg: DataConfig) -> str | None:
-        """Why a text does not agree with the clip's marks, or earns less than the full reward."""
-        return rejection(text, _video(clip), dialect=cfg.dialect)
+        """Why a text has another form, does not agree with the clip's marks, or earns too little.
+
+        A text that reasons behind its answer is judged as the same one with the answer last.
+        """
+        if cfg.reasoning == "before":
+            return rejection(text, _video(clip), dialect=cfg.dialect)
+        response = parse(text, dialect=cfg.dialect)
+        if response.count != _video(clip).count:
+            return "wrong_count"
+        if not think_answer(response, self.reference(clip), reasoning=cfg.reasoning):
+            return "malformed"
+        if cfg.reasoning == "none":
+            return None
+        return rejection(_answer_last(text), _video(clip), dialect=cfg.dialect)
 
     def reference(self, clip: Row) -> Reference:
         """Count, marks that agree with it, length and action."""
