@@ -57,7 +57,13 @@ def examine_machine() -> tuple[Finding, ...]:
         _check_cache(),
         check_shared_memory(Path("/dev/shm")),
         check_limit("open files", resource.RLIMIT_NOFILE, _OPEN_FILES, "ulimit -n 65536"),
-        check_limit("processes", resource.RLIMIT_NPROC, _PROCESSES, "ulimit -u 8192"),
+        check_limit(
+            "processes",
+            resource.RLIMIT_NPROC,
+            _PROCESSES,
+            "ulimit -u 8192",
+            is_exempt=os.geteuid() == 0,  # of this limit alone
+        ),
         check_ports(),
     )
 
@@ -122,7 +128,9 @@ def check_shared_memory(folder: Path) -> Finding:
     return Finding(name, "ok", seen)
 
 
-def check_limit(name: str, number: int, floor: int, remedy: str) -> Finding:
+def check_limit(
+    name: str, number: int, floor: int, remedy: str, *, is_exempt: bool = False
+) -> Finding:
     """Whether a hard limit of this process, up to which it can be raised, is high enough.
 
     Args:
@@ -130,7 +138,10 @@ def check_limit(name: str, number: int, floor: int, remedy: str) -> Finding:
         number: Of the `resource` module.
         floor: Least that is enough.
         remedy: The command that raises it.
+        is_exempt: Whether the system does not hold this user to it.
     """
+    if is_exempt:
+        return Finding(name, "ok", "root is not held to a limit")
     hard = resource.getrlimit(number)[1]
     if hard == resource.RLIM_INFINITY or hard >= floor:
         limit = "no limit" if hard == resource.RLIM_INFINITY else f"up to {hard}"

@@ -185,3 +185,13 @@ def test_a_path_to_type_is_never_cut_off() -> None:
         print_report(report, shown)
     cells = [line.split("│")[4].strip() for line in captured.get().splitlines() if "│" in line]
     assert path in "".join(cells)
+
+
+def test_root_is_not_held_to_a_number_of_processes() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert hard != resource.RLIM_INFINITY
+    bound, exempt = (
+        check_limit("n", resource.RLIMIT_NOFILE, hard + 1, "more", is_exempt=is_exempt)
+        for is_exempt in (False, True)
+    )
+    assert (bound.state, exempt.state) == ("fails", "ok")

@@ -135,7 +135,7 @@ def _add_csv(kinds: Any) -> None:
         _csv,
         "convert a table of your own",
         "actrep prepare csv mine.csv --videos videos --out data/mine \\\n"
-        "      --column video=file --column count=reps --marks L --unit frames",
+        "      --split train --column video=file --column count=reps --marks L --unit frames",
     )
     _add_common(parser, "FILE", "the tables")
     parser.add_argument(

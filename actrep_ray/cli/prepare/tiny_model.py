@@ -18,7 +18,7 @@ def add_tiny_model(kinds: Any) -> None:
         "tiny-model",
         _tiny_model,
         "write a Qwen-VL checkpoint of about 1.5 million parameters",
-        "actrep prepare tiny-model --family qwen2_5_vl --random --out data/tiny",
+        "actrep prepare tiny-model --family qwen2_5_vl --random --out data/tiny-qwen2_5_vl",
     )
     tiny.add_argument(
         "--family",
