@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
 from actrep_ray.cli.commands import UsageError, add_command, add_overwrite, read_recipe
 from actrep_ray.cli.inputs import check_inputs
+from actrep_ray.cli.protocol import add_protocol_arguments, evaluate_by_protocol
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FILE")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="default: runs/evaluation or runs/periodicity"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: runs/evaluation, runs/periodicity or runs/PROTOCOL",
     )
     parser.add_argument(
         "--no-baseline",
@@ -61,10 +65,13 @@ def add_evaluate(commands: Any) -> None:
         "--resume", action="store_true", help="go on with the evaluation in DIR that was cut short"
     )
     add_checkpoint_arguments(parser, most=None)
+    add_protocol_arguments(parser)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    if args.method == "periodicity":
+    if args.protocol:
+        evaluate_by_protocol(args)
+    elif args.method == "periodicity":
         _evaluate_periodicity(args)
     else:
         _evaluate_model(args)

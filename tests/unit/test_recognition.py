@@ -241,6 +241,8 @@ FILES = {
     "actrep_ray/config/data.py": "its settings",
     "actrep_ray/cli/prepare/command.py": "the command that writes its rows",
     "actrep_ray/cli/prepare/recognition.py": "likewise",
+    "actrep_ray/cli/quickstart.py": "its quickstart",
+    "actrep_ray/quickstart/activities.py": "likewise",
     "data_prep/activities/shots.py": "few shots of each class: when two names are one class",
     "rewards/recognition.py": "its reward",
     "rewards/catalogue.py": "the reward's name",

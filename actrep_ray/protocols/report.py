@@ -1,0 +1,126 @@
+"""A protocol's tables in files and on the console, its plot, and a page with answers.
+
+OUT/tables/*.csv|md|tex    see `tables`
+OUT/accuracy.png           the figure against the number of shots
+OUT/report/report.html     the models of the first seed and the most shots, beside each other
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from actrep_ray.evaluation.frame_files import to_markdown, write_frame
+from actrep_ray.evaluation.predictions import read_predictions
+from actrep_ray.evaluation.report import write_report
+from actrep_ray.evaluation.run_results import ReportInput
+from actrep_ray.protocols.plan import METHODS
+from actrep_ray.protocols.setup import Protocol
+from actrep_ray.protocols.tables import (
+    Result,
+    base_new_frame,
+    matrix_frame,
+    means_frame,
+    open_set_frame,
+    read_results,
+    reasons_frame,
+    trials_frame,
+)
+from actrep_ray.run.console import as_text, console
+from actrep_ray.tasks.base import Task
+from actrep_ray.tasks.loading import load_task
+
+
+def report_protocol(protocol: Protocol) -> Path:
+    """Write everything; returns the page."""
+    task = load_task(protocol.recipe_of(protocol.trials[0]).task)
+    results = read_results(protocol, task)
+    frames = frames_of(protocol.name, results, task)
+    for name, frame in frames.items():
+        write_frame(frame, protocol.out / "tables" / name, task)
+        if name != "trials" or len(protocol.seeds) == 1:
+            console().print(as_text(f"{name}\n{to_markdown(frame, task)}"), soft_wrap=True)
+    plot = draw_shots(frames["means"], task, protocol.out / "accuracy.png")
+    page = write_page_of(protocol, task)
+    console().print(as_text(f"Tables: {protocol.out / 'tables'}; plot: {plot}; page: {page}"))
+    return page
+
+
+def frames_of(name: str, results: Sequence[Result], task: Task) -> dict[str, pd.DataFrame]:
+    """The frames of a protocol, by the names of their files."""
+    frames = {"trials": trials_frame(results, task), "means": means_frame(results, task)}
+    if name == "base-to-new":
+        frames["base_new"] = base_new_frame(results)
+    elif name == "cross-dataset":
+        frames["matrix"] = matrix_frame(results)
+    elif name == "open-set":
+        frames["open_set"] = open_set_frame(results)
+    if not (reasons := reasons_frame(results)).empty:
+        frames["reasons"] = reasons
+    return frames
+
+
+def draw_shots(means: pd.DataFrame, task: Task, path: Path) -> Path:
+    """The figure against the number of shots, a line for each way to train and exam."""
+    from actrep_ray.evaluation.figure_style import (
+        BLUE,
+        MUTED,
+        ORANGE,
+        make_figure,
+        save,
+        style_axis,
+    )
+
+    figure = make_figure(5.5, 3.6)
+    axis = figure.subplots()
+    column = f"mean_{task.figures[0].name}"
+    colours = dict(zip(METHODS, (MUTED, ORANGE, BLUE), strict=True))
+    keys = ["method", "trained_on", "change", "asked"]
+    for (method, *words), line in means.groupby(keys, sort=False):
+        line, style = line.sort_values("shots"), "-" if words[1] == "none" else ":"
+        label = " ".join([str(method), *(str(w) for w in words if w not in ("none", "nothing"))])
+        value, low, high = (line[f"{column}{end}"].to_numpy() for end in ("", "_low", "_high"))
+        if method == METHODS[0]:
+            axis.axhline(value[0], color=colours[method], linestyle="--", label=label)
+            continue
+        errors = np.stack([value - low, high - value])
+        axis.errorbar(
+            line["shots"], value, errors, color=colours[method], marker="o", capsize=3,
+            linestyle=style, label=label,
+        )  # fmt: skip
+    shots = sorted(set(means["shots"]) - {0})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(shots, [str(number) for number in shots])
+    axis.set_xlabel("shots of each class")
+    axis.set_ylabel(task.figures[0].label)
+    axis.set_ylim(0.0, 1.02)
+    style_axis(axis)
+    axis.legend(fontsize=7, frameon=False)
+    save(figure, path)
+    return path
+
+
+def write_page_of(protocol: Protocol, task: Task) -> Path:
+    """The page of the first exam: what each way to train came to, with one answer whole."""
+    exam = protocol.exams[0]
+    shown = [
+        trial
+        for trial in protocol.trials
+        if (not trial.shots or trial.seed == protocol.seeds[0])
+        and not trial.change
+        and trial.shots in (0, protocol.shots[-1])
+        and trial.source in ("", exam.source)
+    ]
+    given = ReportInput(
+        title=f"{protocol.name} on {exam.name}",
+        task=task,
+        clips=protocol.images_of(exam),
+        sets={t.method: read_predictions(protocol.predictions(t, exam), task) for t in shown},
+        facts={
+            "checkpoint": str(protocol.checkpoint),
+            "shots": str(protocol.shots[-1]),
+            "seed": str(protocol.seeds[0]),
+        },
+    )
+    return write_report(given, protocol.out).page
