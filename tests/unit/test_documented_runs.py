@@ -1,0 +1,138 @@
+"""The commands of README, docs, recipes and --help are run in a folder that has what they name.
+
+Those that need a GPU, the network, an engine or a training are parsed alone
+(`test_documented_commands.py`), each for the reason that is given here.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from actrep_ray.cli.main import main
+from data_prep.images import LabelledImage
+from data_prep.rows import read_rows
+from data_prep.schema import read_clips
+from tests.unit.test_documented_commands import LINES, ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+# (what a command line matches, why it is not run here)
+NOT_RUN = [
+    (r"^(sft|train|headroom|quickstart|serve)\b", "trains, or starts an engine: tests/engine"),
+    (r"^(count|evaluate) .*--checkpoint", "starts an engine: tests/engine"),
+    (
+        r"--teacher periodicity",
+        "wants counts that the detector agrees with: test_teacher_periodicity.py",
+    ),
+    (r"--teacher api", "asks an endpoint on the network: test_teacher_api.py"),
+    (r"^prepare (repcount|ucfrep|countix|quva|ovr|actrep) ", "a public set: tests/unit/converters"),
+    (r"^prepare recognition --csv", "a table of the user's own: test_recognition.py"),
+    (r"^report ", "of a run that was trained: test_evaluation_report.py"),
+    (r"^doctor$", "imports all libraries: test_setup_doctor.py"),
+    (r"my_(rewards|package|recipe)|presence\.yaml", "a user's own code: test_contributing.py"),
+]
+FEWER = [  # the same command on fewer clips
+    (r"--(train|test) \d+", r"--\1 4"),
+    (r"--validation [1-9]\d*", "--validation 1"),
+    (r"--num \d+", "--num 6"),
+    (r"--shots \d+", "--shots 1"),
+]
+# Those that write what others read come first.
+FIRST = ("prepare synthetic", "prepare activities", "prepare tiny-model", "prepare recognition")
+
+
+def reason_of(words: list[str]) -> str | None:
+    line = shlex.join(words)
+    return next((why for pattern, why in NOT_RUN if re.search(pattern, line)), None)
+
+
+# What docs/first-hour.md shows is run in its own order, by tests/engine/test_first_hour.py.
+RUN = list(
+    dict.fromkeys(
+        tuple(shown.words)
+        for shown in LINES
+        if reason_of(shown.words) is None and "first-hour" not in shown.where
+    )
+)
+
+
+def shortened(words: tuple[str, ...]) -> list[str]:
+    line = shlex.join(words)
+    if words[:2] == ("prepare", "activities") and "--train" not in words:
+        line += " --train 4 --test 4"
+    for pattern, shorter in FEWER:
+        line = re.sub(pattern, shorter, line)
+    return shlex.split(line)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh folder with the recipes, and files under the names that the documents use."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        line = (
+            "prepare synthetic --level easy --train 8 --validation 2 --test 4 --out data/repcount"
+        )
+        assert main(shlex.split(line)) == 0
+        for name in ("synthetic-easy", "countix", "E"):
+            shutil.copytree(folder / "data" / "repcount", folder / "data" / name)
+        clips = list(read_clips(folder / "data" / "repcount" / "clips.jsonl"))
+        (folder / "clips").mkdir()
+        (folder / "videos").mkdir()
+        rows = ["file,reps,L1,L2"]
+        for i, clip in enumerate(clips[:3]):
+            shutil.copy(clip.file, folder / "clips" / f"{i}.mp4")
+            shutil.copy(clip.file, folder / "videos" / f"{i}.mp4")
+            rows.append(f"{i}.mp4,1,0,9")
+        shutil.copy(clips[0].file, folder / "squats.mp4")
+        (folder / "mine.csv").write_text("\n".join(rows) + "\n")
+        assert (
+            main(shlex.split("prepare activities --style line --train 8 --test 4 --out drawn")) == 0
+        )
+        for row in read_rows(folder / "drawn" / "rows.jsonl"):
+            assert isinstance(row, LabelledImage)
+            file = Path(row.file)
+            (folder / "photos" / row.label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(
+                file, folder / "photos" / row.label / f"{row.id.replace('/', '-')}{file.suffix}"
+            )
+    return folder
+
+
+def test_enough_is_run() -> None:
+    assert len(RUN) >= 25
+    assert {why for _, why in NOT_RUN} == {
+        why for shown in LINES if (why := reason_of(shown.words)) is not None
+    }
+
+
+def test_every_command_ends_well(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    ordered = sorted(RUN, key=lambda words: not shlex.join(words).startswith(FIRST))
+    failed = []
+    for words in ordered:
+        line = shortened(words)
+        for again in ("data/sticks-line", "data/tiny-qwen3_vl"):
+            if again in line or line == ["prepare", "tiny-model"]:
+                shutil.rmtree(world / again, ignore_errors=True)
+        try:
+            code = main([*line, *(["--overwrite"] if takes_overwrite(line) else [])])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        told = capsys.readouterr()
+        if code not in ((0, 3) if line[0] == "count" else (0, 1) if line[0] == "check" else (0,)):
+            failed.append(f"actrep {shlex.join(line)}: {code}\n{told.err[-500:]}")
+    assert failed == [], "\n".join(failed)
+
+
+def takes_overwrite(line: list[str]) -> bool:
+    """Whether another document writes the same file."""
+    prepared = line[1] if line[0] == "prepare" else ""
+    return line[0] == "cot" or prepared in ("rcs-export", "verl", "recognition")
