@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
 from actrep_ray.cli.commands import UsageError, add_command, add_overwrite, read_recipe
 from actrep_ray.cli.inputs import check_inputs
-from actrep_ray.cli.protocol import add_protocol_arguments, evaluate_by_protocol
+from actrep_ray.cli.protocol import (
+    add_protocol_arguments,
+    evaluate_by_protocol,
+    refuse_without_protocol,
+)
 from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -71,7 +75,9 @@ def add_evaluate(commands: Any) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     if args.protocol:
         evaluate_by_protocol(args)
-    elif args.method == "periodicity":
+        return
+    refuse_without_protocol(args)
+    if args.method == "periodicity":
         _evaluate_periodicity(args)
     else:
         _evaluate_model(args)
@@ -135,8 +141,10 @@ def _take_over(files: Sequence[Path], clips: Sequence["Row"], out_dir: Path, tas
     from actrep_ray.evaluation.predictions import read_others, write_predictions
     from actrep_ray.evaluation.run_results import OTHERS
 
-    ids = [clip.id for clip in clips]
+    ids, stems = [clip.id for clip in clips], [path.stem for path in files]
     for path in files:
+        if stems.count(path.stem) > 1:
+            raise UsageError(f"--predictions {path}: two files would be called {path.stem}")
         name = f"predictions-{OTHERS}{path.stem}.jsonl"
         write_predictions(out_dir / name, read_others(path, task, dict.fromkeys(ids)), task)
 
@@ -157,6 +165,8 @@ def _evaluate_periodicity(args: argparse.Namespace) -> None:
 
     if args.checkpoint is not None:
         raise UsageError("--checkpoint belongs to --method model")
+    if args.resume or args.predictions or args.all_checkpoints:
+        raise UsageError("--resume, --predictions and --all-checkpoints belong to --method model")
     recipe = override(read_recipe(args), [_data_of(args), *args.set])
     out_dir = args.out or Path("runs/periodicity")
     with _own(out_dir, overwrite=args.overwrite):

@@ -1,6 +1,7 @@
 """`actrep evaluate --protocol`: trainings on few shots of each class, and what they come to."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from actrep_ray.cli.checkpoint import read_model
@@ -17,7 +18,11 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sft", type=Path, metavar="RECIPE", help="how SFT trains on the shots")
     group.add_argument("--grpo", type=Path, metavar="RECIPE", help="how GRPO does")
     group.add_argument(
-        "--shots", type=_numbers, default=(4,), metavar="K,...", help="of each class; default: 4"
+        "--shots",
+        type=partial(_numbers, least=1),
+        default=(4,),
+        metavar="K,...",
+        help="of each class; default: 4",
     )
     group.add_argument("--seeds", type=_numbers, default=(0,), metavar="N,...", help="default: 0")
     group.add_argument(
@@ -30,12 +35,27 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def refuse_without_protocol(args: argparse.Namespace) -> None:
+    """Refuse what belongs to a protocol where none is named.
+
+    Raises:
+        UsageError: naming the first such option.
+    """
+    for name in ("sft", "grpo", "across", "vary"):
+        if getattr(args, name):
+            raise UsageError(f"--{name} belongs to --protocol, of which there is none")
+
+
 def evaluate_by_protocol(args: argparse.Namespace) -> None:
     """Run a protocol, or what is left of it."""
     if args.sft is None or args.grpo is None:
         raise UsageError(f"--protocol {args.protocol} needs --sft RECIPE and --grpo RECIPE")
     if args.recipe is not None or args.method != "model":
         raise UsageError("--protocol takes --sft and --grpo, no --recipe and no --method")
+    if args.resume or args.no_baseline:
+        raise UsageError(
+            "--protocol goes on by itself and has rows of its own: no --resume, no --no-baseline"
+        )
     if args.predictions or args.all_checkpoints or len(args.checkpoint or ()) > 1:
         raise UsageError("--protocol goes from one --checkpoint and takes no --predictions")
     checkpoint = args.checkpoint[0] if args.checkpoint else None
@@ -57,12 +77,14 @@ def evaluate_by_protocol(args: argparse.Namespace) -> None:
     run_protocol(protocol, overwrite=args.overwrite)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str, least: int = 0) -> tuple[int, ...]:
     """Whole numbers with commas between them, as the type of an argument."""
     try:
         found = tuple(sorted({int(word) for word in text.split(",")}))
     except ValueError:
-        found = (-1,)
-    if found[0] < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, as in 1,4,16")
+        found = (least - 1,)
+    if found[0] < least:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected whole numbers from {least}, as in 1,4,16"
+        )
     return found

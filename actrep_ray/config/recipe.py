@@ -108,6 +108,7 @@ class Recipe(Section):
         if self.stage == "sft":
             yield from rules.sft_batch(self.sft, self.learner)
             yield from rules.sft_text_lists(self.sft, self.learner)
+            yield from rules.sft_lists_reason(self.sft, self.data)
             return
         yield from rules.adapters_of_engine(self.model, self.rollout)
         yield from rules.nucleus(self.rollout, self.algorithm)

@@ -142,6 +142,16 @@ def sft_text_lists(sft: SftConfig, learner: LearnerConfig) -> Iterator[Contradic
         )
 
 
+def sft_lists_reason(sft: SftConfig, data: DataConfig) -> Iterator[Contradiction]:
+    """Lists are reasoning before the answer, which another form leaves out or puts behind it."""
+    if sft.text_lists and data.reasoning != "before":
+        yield Contradiction(
+            ("sft.text_lists", "data.reasoning"),
+            f"sft.text_lists={sft.text_lists} teaches lists before the answer, data.reasoning="
+            f"{data.reasoning} wants none there: set sft.text_lists=0",
+        )
+
+
 def grpo_batch(train: TrainConfig, learner: LearnerConfig) -> Iterator[Contradiction]:
     """Prompts of a step, or rollouts of an optimiser step, that ranks cannot share equally."""
     ranks = learner.num_workers

@@ -57,7 +57,7 @@ _DECLINES = {
     "clips are too hard or too easy; if it is as good as it gets, checkpoint.patience ends a run",
     "entropy_gone": "answers hardly differ any more: raise rollout.temperature or "
     "algorithm.entropy_coef, or lower learner.lr",
-    "answers_shrinking": "reasoning is being left out: raise the weight of the list or the form in "
+    "answers_shrinking": "reasoning is being left out: raise the weight of what rewards it in "
     "reward.weights, or algorithm.kl_coef",
     "one_reading": "the model no longer looks: begin from more SFT, keep sampling.power=0, or show "
     "more with video.fps",
@@ -174,10 +174,11 @@ class UntrainedSteps:
 class Decline:
     """Curves of a run that say that its learning goes wrong; each is told with its remedy.
 
-        reward_flat          the newer half of the window's rewards is not above the older one by
-                             more than the standard error of their difference
+        reward_flat          the newer half of a window's rewards has no higher mean than the older
+                             one; windows do not overlap
         entropy_gone         less than a tenth is left of the first steps' entropy
-        answers_shrinking    answers are less than half as long as in the first steps
+        answers_shrinking    answers are less than half as long as in the first steps, where the
+                             recipe asks for reasoning
         one_reading          most answers say one number (or class), and it is right for less than
                              half as many
         parse_rate_falling   the share that can be read is 0.1 below that of the first steps
@@ -192,6 +193,7 @@ class Decline:
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
         self._window = recipe.train.alarm_steps
+        self._reasons = recipe.data.reasoning != "none"
         self._compared = max(self._window // _COMPARED, 1)
         self._task = task
         self._first: dict[str, list[float]] = {key: [] for key in _CURVES}
@@ -228,7 +230,7 @@ class Decline:
             _histogram([self._task.truth(labels[group.prompt.clip_id]) for group in groups])
         )
         del self._said[: -self._compared], self._true[: -self._compared]
-        found = self._find()
+        found = self._find(step)
         for name, words in found.items():
             if words and step - self._told.get(name, -self._window) >= self._window:
                 self._told[name] = step
@@ -259,19 +261,21 @@ class Decline:
         self._last[key].append(value)
         del self._last[key][: -self._window]
 
-    def _find(self) -> dict[str, str]:
+    def _find(self, step: int) -> dict[str, str]:
         """What rings, in words; empty words for what does not."""
         found = dict.fromkeys(_DECLINES, "")
-        rewards = np.array(self._last[_REWARD])
-        if len(rewards) == self._window and not _rises(rewards):
+        older, newer = np.array_split(np.array(self._last[_REWARD]), 2)
+        is_whole = len(older) + len(newer) == self._window and step % self._window == 0
+        if is_whole and newer.size and newer.mean() <= older.mean():
             found["reward_flat"] = (
-                f"the reward has not risen for {self._window} steps ({rewards.mean():.3f})"
+                f"the reward of the last {len(newer)} steps is no higher than that of the "
+                f"{len(older)} before ({newer.mean():.3f}, {older.mean():.3f})"
             )
         begin, now = self._ends(_ENTROPY)
         if now < _LEFT_OF_ENTROPY * begin:
             found["entropy_gone"] = f"the entropy went from {begin:.3g} to {now:.3g}"
         begin, now = self._ends(_LENGTH)
-        if now < _LEFT_OF_LENGTH * begin:
+        if self._reasons and now < _LEFT_OF_LENGTH * begin:
             found["answers_shrinking"] = f"answers went from {begin:.0f} to {now:.0f} tokens"
         begin, now = self._ends(_PARSED)
         if now < begin - _LOST_PARSED:
@@ -299,16 +303,6 @@ class Decline:
         return (
             f"{share:.0%} of the answers are {reading}, which is right for {of_clips:.0%} of clips"
         )
-
-
-def _rises(curve: np.ndarray) -> bool:
-    """Whether the second half of a curve is above the first by more than the standard error."""
-    middle = len(curve) // 2
-    older, newer = curve[:middle], curve[middle:]
-    if not len(older):
-        return True
-    error = math.sqrt(older.var() / len(older) + newer.var() / len(newer))
-    return bool(newer.mean() - older.mean() > error)
 
 
 def _histogram(readings: Sequence[Reading | None]) -> dict[str, int]:

@@ -12,8 +12,9 @@ _TEXT = """\
 # {name}
 
 A `{family}` trained by actrep-ray (task: {task}; settings: `recipe.json`). The answers that it was
-trained to give are to this question about one video, with the clip's action in the place of
-`{{action}}` where that is in it:
+trained to give are to this question, with the clip's action in the place of `{{action}}`, the form
+of the answer (`data.reasoning`) of `{{form}}`, and the classes to choose from of `{{candidates}}`;
+fill in those that are in it, also in the requests below:
 
 > {question}
 

@@ -20,7 +20,10 @@ _VISION_LAYERS = {"fc1": "qwen2_vl", "gate_proj": "qwen2_5_vl", "linear_fc1": "q
 def how_to_get(path: str) -> str:
     """What makes or fetches a model that is missing, as the end of a message; else nothing."""
     if is_hub_name(path):
-        return f"; it is not in the local hub cache either, get it with: hf download {path}"
+        return (
+            f"; it is not in the local hub cache either, get it with: hf download {path} (or with "
+            "--download, where the command has it)"
+        )
     family = Path(path).name.removeprefix("tiny-")
     if f"tiny-{family}" == Path(path).name and family in FAMILIES:
         return f"; make it with: actrep prepare tiny-model --family {family} --out {path}"

@@ -59,6 +59,9 @@ def server_arguments(served: ServedModel, *, is_ours: bool) -> list[str]:
             "max_pixels": video.max_pixels,
             "factor": served.factor,
         }
+    engine = []
+    if rollout.tensor_parallel_size > 1:
+        engine = ["--tensor-parallel-size", str(rollout.tensor_parallel_size)]
     limits = {"video": 1, "image": int(rollout.takes_images)}
     # Greedy, and no penalties that the folder's generation settings may ask for.
     sampling = {"temperature": 0.0, "max_new_tokens": rollout.max_response_tokens}
@@ -72,6 +75,7 @@ def server_arguments(served: ServedModel, *, is_ours: bool) -> list[str]:
         "--mm-processor-kwargs", _processing(served, is_ours=is_ours),
         "--generation-config", "vllm",
         "--override-generation-config", json.dumps(sampling),
+        *engine,
     ]  # fmt: skip
 
 

@@ -18,7 +18,11 @@ from data_prep.images import LabelledImage
 from data_prep.rows import images_among, read_rows, write_rows
 
 _RECORD = "protocol.json"
-_FIXED = ("model.", "video.", "placement.", "runs_dir", "name", "seed", "data.path", "stage")
+_FIXED = (
+    "model.", "video.", "placement.", "runs_dir", "name", "seed", "stage", "data.path",
+    "data.datasets", "rollout.engine", "rollout.max_model_len", "rollout.num_",
+    "rollout.takes_images", "rollout.tensor_parallel_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Protocol:
             "runs_dir": str(self.out / "trials"),
             "name": trial.name,
             "seed": trial.seed,
+            "train.on_untrained": "log",  # on few shots all answers may be right for a while
         }
         own = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         changed = [trial.change] if trial.change else []
@@ -170,6 +175,9 @@ class Protocol:
             raise ConfigError("--vary KEY=VALUE belongs to --protocol ablation, which needs it")
         if (self.name == "cross-dataset") != (len(self.data) > 1):
             raise ConfigError("--data: several files belong to --protocol cross-dataset")
+        names = [trial.name for trial in self.trials]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"--vary: two changes would be called {twice[0]}: leave one out")
         for trial in self.trials:
             recipe = self.recipe_of(trial)
             if is_colocated(recipe):

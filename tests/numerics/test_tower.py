@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,24 @@ def test_two_ranks_train_as_one_does_with_pixels(
     assert found[0]["losses"].tolist() == pytest.approx(losses, rel=1e-5)
     for name, weight in expected.items():
         torch.testing.assert_close(found[0][name], weight, rtol=0, atol=2e-4)
+
+
+def test_a_question_without_a_clip_lies_beside_features(
+    tiny_model: Callable[..., Path],
+    make_recipe: Callable[..., Any],
+    make_rows: Callable[..., Any],
+    make_worker: Callable[..., Any],
+) -> None:
+    """As the text lists of SFT do."""
+    model = tiny_model()
+    clip, other = make_rows(QwenVLInputs(model), 2, 1)
+    rows = [clip, replace(other, plan=None, question="What is this list's total?")]
+    losses = []
+    for caches in ("true", "false"):
+        settings = ("stage=sft", "sft.clips_per_step=2", "model.freeze=[vision_tower]")
+        recipe = make_recipe(*settings, f"learner.cache_features={caches}")
+        losses.append(make_worker(recipe, model).sft_step(rows)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def count_patches(worker: Any) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actrep_ray.cli.commands import UsageError
-from actrep_ray.cli.evaluate import _name_of
+from actrep_ray.cli.evaluate import _name_of, _take_over
 from actrep_ray.evaluation.predictions import Prediction, read_others
 from actrep_ray.tasks.counting import Counting
 from data_prep.files import DataError
@@ -51,6 +51,12 @@ def test_what_cannot_be_a_row_is_told(
     with pytest.raises(DataError) as caught:
         read_others(written(tmp_path, *rows), TASK, IDS)
     assert words in str(caught.value)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "out.jsonl" for folder in ("a", "b")]
+    with pytest.raises(UsageError, match="two files would be called out"):
+        _take_over(files, [], tmp_path, TASK)
 
 
 def test_checkpoints_are_called_by_run_and_step() -> None:

@@ -135,11 +135,13 @@ def test_a_recipe_that_is_edited_meanwhile_is_not_looked_at(
         ("ablation", {}, "--vary KEY=VALUE belongs to --protocol ablation"),
         ("few-shot", {"changes": ("data.reasoning=none",)}, "--vary KEY=VALUE belongs to"),
         ("ablation", {"changes": ("video.fps=2",)}, "--vary video.fps=2: cannot vary"),
+        ("ablation", {"changes": ("learner.lr=1e-4", "learner.lr=1e+4")},
+         "two changes would be called zero-shot"),
         ("cross-dataset", {}, "--data: several files belong to --protocol cross-dataset"),
         ("open-set", {"overrides": ("data.candidates=closed",)}, "set data.candidates=open"),
         ("few-shot", {"shots": (3,)}, "has 2 images, 3 shots need 3 of train"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_run_is_told(
     name: str, changes: dict[str, object], told: str, sets: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -158,7 +160,10 @@ def test_the_command_tells_what_is_missing(
     assert "--protocol few-shot needs --sft RECIPE and --grpo RECIPE" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--shots", "1,x"])
-    assert "'1,x': expected whole numbers, as in 1,4,16" in capsys.readouterr().err
+    assert "'1,x': expected whole numbers from 1, as in 1,4,16" in capsys.readouterr().err
+    for option, value in (("--vary", "learner.lr=1"), ("--sft", "a.yaml")):
+        assert main(["evaluate", "--data", str(sets["line"]), option, value]) == 2
+        assert f"{option} belongs to --protocol" in capsys.readouterr().err
 
 
 def test_whether_reasoning_names_what_is_seen() -> None:

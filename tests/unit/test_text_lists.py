@@ -59,6 +59,11 @@ def test_several_ranks_are_refused() -> None:
         recipe_with("sft.text_lists=2", "learner.num_workers=2", "sft.clips_per_step=4")
 
 
+def test_lists_belong_to_reasoning_before_the_answer() -> None:
+    with pytest.raises(ConfigError, match=r"data.reasoning=none wants none there: set sft.text_li"):
+        recipe_with("sft.text_lists=2", "data.reasoning=none")
+
+
 def test_spans_hold_where_the_template_opens_the_answer(
     inputs: QwenVLInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,7 +236,7 @@ def _layout(rows: Sequence[PackedRow], reads: Sequence[torch.Tensor]) -> PrefixL
 
 def _joined(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
     """Those of all clips; what has no clip has no width either."""
-    return torch.cat([part for part in pixels if len(part)] or list(pixels))
+    return torch.cat([part for part in pixels if part.shape[1]] or list(pixels))
 
 
 def _joined_features(of_rows: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
