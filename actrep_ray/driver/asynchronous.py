@@ -323,15 +323,17 @@ class AsynchronousDriver:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on, as JSON-able values; between two steps."""
-        early = refused_of(self.in_flight.slots) + Counter(
+        return self.phases.state() | {STATE_KEY: self.in_flight.state(self._gone_of)}
+
+    def _gone_of(self, slot: Slot) -> Counter[str]:
+        """What of a slot was refused, or dropped and replaced, by reason."""
+        return slot.refused + Counter(
             reason
-            for slot in self.in_flight.slots
             for group in slot.groups
             if (reason := drop_reason(group, self.phases.recipe))
             and slot.prompt is not None
             and group.prompt.prompt_id != slot.prompt.prompt_id
         )
-        return self.phases.state() | {STATE_KEY: self.in_flight.state(early)}
 
     def restore(self) -> int:
         """Load what the checkpoint holds beside the weights; returns its step."""

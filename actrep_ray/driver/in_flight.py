@@ -6,7 +6,7 @@ for a reason, or in flight.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,8 @@ class Slot:
         policy_version: Version in the engines when it was last issued.
         prompt: What was asked last; None until it was.
         groups: Scored groups, all but the last of them dropped.
-        refused: Prompts that could not be answered, by reason.
+        refused: Prompts that could not be answered, by reason; of a slot from a checkpoint, also
+            the groups that were dropped before it was written.
         num_issued: Groups that were asked for and are not in the ledger as trained or dropped.
         is_complete: Whether the last group is there and will not be replaced.
     """
@@ -146,14 +147,13 @@ class InFlight:
         self.num_complete -= len(gone)
         self.ledger.check(self.num_groups)
 
-    def state(self, dropped_early: Counter[str]) -> dict[str, Any]:
+    def state(self, early: Callable[[Slot], Counter[str]]) -> dict[str, Any]:
         """What `load_state` needs to ask the slots in flight again, as JSON-able values.
 
         Args:
-            dropped_early: Groups of these slots that were dropped and replaced, by reason; they
-                will not be asked again.
+            early: What of a slot was refused, or dropped and replaced, by reason: it will not be
+                asked again, and is told in the step that the slot is trained in.
         """
-        early = dropped_early + self._contrasts(dropped_early.total())
         steps = {self.step_of(slot) for slot in self.slots}
         return {
             "prompts_per_step": self.prompts_per_step,
@@ -161,10 +161,10 @@ class InFlight:
             "groups_per_place": self.groups_per_prompt,
             "issued": self.ledger.issued,
             "trained": self.ledger.trained,
-            "dropped": dict(self.ledger.dropped + early),
+            "dropped": dict(self.ledger.dropped),
             "num_refilled": {str(step): self.num_refilled[step] for step in steps},
             "num_replaced": {str(step): n for step in steps if (n := self.num_replaced[step])},
-            "places": [_slot_to_json(slot) for slot in self.slots],
+            "places": [_slot_to_json(slot, early(slot)) for slot in self.slots],
         }
 
     def load_state(self, state: dict[str, Any]) -> list[tuple[Slot, str]]:
@@ -175,7 +175,10 @@ class InFlight:
         self.num_refilled = Counter({int(n): count for n, count in state["num_refilled"].items()})
         replaced = state.get("num_replaced", {})
         self.num_replaced = Counter({int(n): count for n, count in replaced.items()})
-        num_asked_again = len(self.slots) * state.get("groups_per_place", 1)
+        num_groups = state.get("groups_per_place", 1)
+        for slot in self.slots:
+            slot.num_issued = num_groups * slot.refused.total()
+        num_asked_again = len(self.slots) * num_groups
         self.ledger = Ledger(
             state["issued"] - num_asked_again, state["trained"], Counter(state["dropped"])
         )
@@ -214,7 +217,7 @@ def check_in_flight(recipe: Recipe, start: Checkpoint) -> None:
         )
 
 
-def _slot_to_json(slot: Slot) -> dict[str, Any]:
+def _slot_to_json(slot: Slot, gone: Counter[str]) -> dict[str, Any]:
     assert slot.prompt is not None
     clip = slot.sampled.clip
     return {
@@ -224,10 +227,12 @@ def _slot_to_json(slot: Slot) -> dict[str, Any]:
         "clip": vars(clip),
         "stratum": slot.sampled.stratum,
         "source_id": slot.sampled.source_id,
+        **({"gone": dict(gone)} if gone else {}),
     }
 
 
 def _slot_of_json(row: dict[str, Any]) -> Slot:
     clip = parse_row(row["clip"], "prompt in flight of the checkpoint")
     sampled = SampledClip(clip, row["stratum"], row["source_id"])
-    return Slot(row["number"], sampled, num_refills=row["round"])
+    gone = Counter[str](row.get("gone", {}))
+    return Slot(row["number"], sampled, num_refills=row["round"], refused=gone)

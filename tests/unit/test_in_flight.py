@@ -153,7 +153,7 @@ def test_the_saved_state_of_earlier_runs_is_read_and_written_again() -> None:
     for slot, name in again:
         books.note_issue(slot, prompt(name), policy_version=2)
     books.ledger.check(books.num_groups)
-    written = json.loads(json.dumps(books.state(Counter())))
+    written = json.loads(json.dumps(books.state(lambda _: Counter())))
     assert written == saved | {"groups_per_place": 1, "num_replaced": {}}
 
 
@@ -198,8 +198,20 @@ def test_prompts_that_cannot_be_answered_are_dropped_by_reason_and_in_nobodys_ba
     answer(books, second)
     books.complete(second)
     assert books.batch(0) == [first, second]
-    saved = books.state(refused_of(books.slots))
-    assert (saved["issued"], saved["dropped"]) == (8, {"unreadable_video": 1, "shuffled": 1})
+
+    def gone(slot: Slot) -> Counter[str]:
+        return slot.refused + Counter(group.failure for group in slot.groups if group.failure)
+
+    saved = json.loads(json.dumps(books.state(gone)))
+    assert (saved["issued"], saved["dropped"]) == (8, {})
+    assert [place.get("gone") for place in saved["places"]] == [{"unreadable_video": 1}] * 2
+    resumed = InFlight(2, groups_per_prompt=2)
+    for slot, name in resumed.load_state(saved):
+        resumed.note_issue(slot, prompt(name), 0)
+    # What was refused before the checkpoint is told where its slot is, once.
+    assert refused_of(resumed.slots) == {"unreadable_video": 2}
+    resumed.ledger.check(resumed.num_groups)
+    assert (resumed.ledger.issued, resumed.num_groups) == (8, 8)
     # Of 8 groups 2 are trained on, 2 dropped for their videos, and each has a contrast.
     books.settle([first, second], 2, Counter(unreadable_video=1))
     assert books.ledger.dropped == {"unreadable_video": 2, "shuffled": 4}
