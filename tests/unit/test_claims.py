@@ -321,7 +321,7 @@ def test_train_ends_with_the_remark(
             return SimpleNamespace(folder=tmp_path / "r" / "checkpoints" / "5")
 
     monkeypatch.setattr("actrep_ray.driver.job.prepare_grpo", lambda recipe, **_: Job())
-    monkeypatch.setattr("actrep_ray.cli.train.check_inputs", lambda *_: None)
+    monkeypatch.setattr("actrep_ray.cli.train.check_inputs", lambda *_, **__: None)
     monkeypatch.setattr("actrep_ray.cli.train.announce", lambda *_, **__: None)
     assert main(["train", str(recipe)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
