@@ -79,6 +79,21 @@ def server_arguments(served: ServedModel, *, is_ours: bool) -> list[str]:
     ]  # fmt: skip
 
 
+def budget_in_vllm(family: str, video_processor: Any) -> dict[str, int] | None:
+    """`size` by which vLLM expects as many pixels of a frame as there are; None if it does anyway.
+
+    It takes the budget of a Qwen3-VL for that of a whole video, and gives a frame its share of a
+    temporal patch. A checkpoint of ours has the budget of one frame (see `shown_frames`): of a
+    small one nothing would be left. Frames have their size already: nothing is resized by it.
+    """
+    is_of_frame = type(video_processor).__name__.startswith("Qwen2VL")
+    if not (family.startswith("qwen3_vl") and is_of_frame):
+        return None
+    size = video_processor.size
+    longest = int(size["longest_edge"]) * int(video_processor.temporal_patch_size)
+    return {"shortest_edge": int(size["shortest_edge"]), "longest_edge": longest}
+
+
 def cpu_arguments(family: str) -> list[str]:
     """More of them where there is no GPU."""
     found = ["--dtype", "float32", "--enforce-eager", "--skip-mm-profiling"]

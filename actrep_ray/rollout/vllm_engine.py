@@ -22,7 +22,7 @@ from PIL import Image
 
 from actrep_ray.config import VLLM_LORA_RANKS, ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs, video_metadata
-from actrep_ray.models.serving import TEXT_MODELS
+from actrep_ray.models.serving import TEXT_MODELS, budget_in_vllm
 from actrep_ray.records import Prompt, PromptRefusedError, PromptTooLongError, RolloutGroup
 from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
@@ -73,6 +73,8 @@ class VllmEngine(QwenVLEngine):
         from vllm import LLM  # takes 10-25 s and reads the environment
 
         options = _engine_options(str(model_path), self.inputs.family, rollout_cfg, device)
+        if size := budget_in_vllm(self.inputs.family, self.inputs.processor.video_processor):
+            options["mm_processor_kwargs"] = {"size": size}
         if lora is not None:
             options |= _lora_options(lora)
         self._can_sleep = shares_gpu and device == "cuda"  # vLLM for CPUs cannot

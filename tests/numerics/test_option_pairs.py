@@ -121,10 +121,10 @@ NO_GRADIENT: dict[str, str] = {
     "max_in_flight max_workers max_restarts timeout_s",
     "reward": "num_workers num_cpus timeout_s max_restarts max_failures",
     "train": "num_steps prompts_per_step group_size max_refill_factor max_log_prob_gap "
-    "on_log_prob_gap max_untrained_steps on_untrained",
+    "on_log_prob_gap max_untrained_steps on_untrained alarm_steps",
     "learner": "strategy zero_stage offload reduce_dtype reshard_after_forward deepspeed_config "
     "num_workers num_cpus num_threads lr_vision_tower lr_merger attention gradient_checkpointing "
-    "max_restarts timeout_s",
+    "cache_features prompt_cache_gib max_restarts timeout_s",
 }
 NUM_PROMPTS, GROUP_SIZE, VOCABULARY = 2, 4, 24
 BASE = {

@@ -13,6 +13,7 @@ from actrep_ray.config import Recipe, VideoConfig, override
 from actrep_ray.learner.folders import read_processor_files
 from actrep_ray.models.card import card, request_command
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.models.serving import budget_in_vllm
 from actrep_ray.models.shown_frames import with_frames
 from actrep_ray.models.tiny import write_tiny_model
 from data_prep.video.plan import fit_size
@@ -114,3 +115,18 @@ def test_the_server_of_a_checkpoint(tmp_path: Path) -> None:
     assert processing["do_resize"] is False
     assert json.loads(told["--override-generation-config"])["max_new_tokens"] == 64
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_vllm_expects_frames_of_the_saved_budget(tmp_path: Path) -> None:
+    """It divides a Qwen3-VL's budget by the frames of a temporal patch; a cell has to be left."""
+    model = write_tiny_model(tmp_path / "model", family="qwen3_vl")
+    published = QwenVLInputs(model).processor.video_processor
+    assert budget_in_vllm("qwen3_vl", published) is None
+    video = VideoConfig(max_pixels=1024, min_pixels=256)
+    files = {path.name: path.read_bytes() for path in model.glob("*processor*.json")}
+    for name, content in with_frames(files, video).items():
+        (model / name).write_bytes(content)
+    saved = QwenVLInputs(model).processor.video_processor
+    expected = {"shortest_edge": 256, "longest_edge": 2048}
+    assert budget_in_vllm("qwen3_vl", saved) == expected
+    assert budget_in_vllm("qwen2_5_vl", saved) is None
