@@ -32,7 +32,7 @@ data: {{path: {folder}/data/clips.jsonl}}
 video: {{max_pixels: 1024, cache_dir: {folder}/frames}}
 rollout: {{engine: hf, max_model_len: 512, max_response_tokens: 8, max_restarts: 1}}
 reward: {{weights: {{"letters:letters": 1}}}}
-learner: {{lr: 3.0e-2}}
+learner: {{lr: 6.0e-2}}
 train: {{num_steps: 4, prompts_per_step: 2, group_size: 4}}
 checkpoint: {{every: 2}}
 """
