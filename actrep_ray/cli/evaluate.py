@@ -86,6 +86,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _evaluate_model(args: argparse.Namespace) -> None:
     models = _models_of(args)
     recipes = [settings_of(args, model) for model in models.values()]
+    _check_one_task(recipes)
     check_inputs(recipes[-1], (args.split,))
     from actrep_ray.evaluation.jobs import prepare_evaluation
     from actrep_ray.evaluation.report import report_run
@@ -99,11 +100,25 @@ def _evaluate_model(args: argparse.Namespace) -> None:
             for (name, model), recipe in zip(models.items(), recipes, strict=True)
         ]
         clips = jobs[-1].clips
+        if any([clip.id for clip in job.clips] != [clip.id for clip in clips] for job in jobs):
+            raise UsageError(
+                "--checkpoint: their settings choose other clips of --data: one at a time"
+            )
         _take_over(args.predictions, clips, out_dir, task)
         for job in jobs:
             job.run()
         _add_baseline(clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
         report_run(out_dir)
+
+
+def _check_one_task(recipes: Sequence["Recipe"]) -> None:
+    """Refuse checkpoints whose answers are not read alike.
+
+    Raises:
+        UsageError: naming their tasks.
+    """
+    if len(tasks := {recipe.task for recipe in recipes}) > 1:
+        raise UsageError(f"--checkpoint: of the tasks {' and '.join(sorted(tasks))}: one at a time")
 
 
 def _models_of(args: argparse.Namespace) -> dict[str, Path]:
@@ -129,7 +144,9 @@ def _name_of(folder: Path, others: Sequence[Path]) -> str:
     """
 
     def name(of: Path) -> str:
-        return f"{of.parents[1].name}-{of.name}" if of.parent.name == "checkpoints" else of.name
+        if of.parent.name == "checkpoints":
+            return f"{of.parents[1].name}-{of.name}"
+        return f"model-{of.name}" if of.name.isdigit() else of.name  # a number would be a step
 
     if [name(one) for one in others].count(name(folder)) > 1:
         raise UsageError(f"{folder}: two checkpoints would be called {name(folder)}")

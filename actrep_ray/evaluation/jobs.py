@@ -98,7 +98,9 @@ class EvaluationJob:
         """Write down what is begun, or compare it with what was."""
         path = self.out_dir / _BEGUN
         known: dict[str, Any] = read_object(path, "begun evaluations") if path.is_file() else {}
-        clips = "\n".join(clip.id for clip in self.clips)
+        clips = "\n".join(
+            json.dumps(vars(clip), sort_keys=True, default=str) for clip in self.clips
+        )
         own = {
             "checkpoint": str(self.model),
             "settings": _digest(json.dumps(self.recipe.model_dump(mode="json"), sort_keys=True)),

@@ -46,7 +46,7 @@ def faithfulness(
     for image in images:
         answer = by_id[image.id]
         named, true = reasons_of(answer.text), features_of(image.description or "")
-        seen = len(named & true) / len(true)
+        seen = len(named & true) / len(true) if true else 0.0
         added = len(named - true) / len(named) if named else 0.0
         follows = answer.reading is not None and bool(named) and told.get(answer.reading) == named
         rows.append((seen, added, float(follows)))

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from actrep_ray.cli.commands import UsageError
-from actrep_ray.cli.evaluate import _name_of, _take_over
+from actrep_ray.cli.evaluate import _check_one_task, _name_of, _take_over
+from actrep_ray.config import load_recipe
 from actrep_ray.evaluation.predictions import Prediction, read_others
 from actrep_ray.tasks.counting import Counting
 from data_prep.files import DataError
@@ -63,6 +64,15 @@ def test_checkpoints_are_called_by_run_and_step() -> None:
     folders = [Path("runs/a/checkpoints/step-000010"), Path("runs/b/checkpoints/step-000010")]
     assert [_name_of(one, folders) for one in folders] == ["a-step-000010", "b-step-000010"]
     assert _name_of(Path("models/base"), [Path("models/base")]) == "base"
+    # `predictions-200.jsonl` would be a step's, and the middle one of three left out.
+    assert _name_of(Path("models/200"), [Path("models/200")]) == "model-200"
     twice = [Path("x/base"), Path("y/base")]
     with pytest.raises(UsageError, match="two checkpoints would be called base"):
         _name_of(twice[0], twice)
+
+
+def test_checkpoints_of_two_tasks_are_refused() -> None:
+    recipes = [load_recipe(None, [f"task={task}"]) for task in ("counting", "recognition")]
+    _check_one_task(recipes[:1] * 2)
+    with pytest.raises(UsageError, match="of the tasks counting and recognition: one at a time"):
+        _check_one_task(recipes)
