@@ -36,12 +36,14 @@ def test_only_adapters_train_and_merged_weights_are_the_policy(
     tmp_path: Path,
 ) -> None:
     worker = make_worker(make_recipe("stage=sft", *LORA), tiny_model())
-    before = {n: p.full_tensor().clone() for n, p in worker.policy.model.named_parameters()}
+    before = {
+        n: worker.strategy.whole(p).clone() for n, p in worker.policy.model.named_parameters()
+    }
     base = _flat(worker.log_probs(rows))
     loss = [worker.sft_step(rows)["loss"] for _ in range(4)]
     assert loss[-1] < loss[0]
     for name, parameter in worker.policy.model.named_parameters():
-        is_same = torch.equal(parameter.full_tensor(), before[name])
+        is_same = torch.equal(worker.strategy.whole(parameter), before[name])
         assert is_same != lora.is_adapter(name), name
         assert parameter.requires_grad == lora.is_adapter(name), name
 

@@ -429,7 +429,7 @@ def test_without_a_checkpoint_the_patches_are_assumed_and_said_so() -> None:
     view, note = view_of(load_recipe(None))
     assert (view.factor, view.frames_per_patch) == (32, 2)
     assert view.max_visual_tokens == 8192 - 1024
-    assert "no checkpoint" in note
+    assert note == "patches of Qwen3-VL, as model.path is not set"
 
 
 # --- decoders that die
