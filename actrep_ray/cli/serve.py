@@ -94,5 +94,7 @@ def server_command(
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     if recipe.device == "cpu" or not num_gpus():
         command += cpu_arguments(inputs.family)
-        environment |= cpu_environment(recipe.rollout.num_threads, recipe.rollout.kv_cache_gib)
+        environment |= cpu_environment(recipe.rollout.num_threads)
+        kv_cache_gib = max(1, round(recipe.rollout.kv_cache_gib))  # whole ones
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
     return command, environment

@@ -27,6 +27,7 @@ from actrep_ray.evaluation.predictors import Pool, predict_each, with_whole_weig
 from actrep_ray.evaluation.run_results import write_results
 from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.models.qwen_vl import QwenVLInputs
+from actrep_ray.run.record import model_fingerprint
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.files import AppendedLines, read_object, write_json
@@ -102,7 +103,7 @@ class EvaluationJob:
             json.dumps(vars(clip), sort_keys=True, default=str) for clip in self.clips
         )
         own = {
-            "checkpoint": str(self.model),
+            "checkpoint": f"{self.model} {model_fingerprint(self.model)}",
             "settings": _digest(json.dumps(self.recipe.model_dump(mode="json"), sort_keys=True)),
             "clips": _digest(clips),
         }

@@ -19,10 +19,10 @@ OUR_SERVER = "actrep_ray.rollout.server"
 LOADER = "actrep"
 """The name by which vLLM finds our loader of videos."""
 
-TEXT_MODELS = {"qwen3_vl": "Qwen3ForCausalLM", "qwen3_vl_moe": "Qwen3MoeForCausalLM"}
-"""Architecture of the text model of a family, by which vLLM for CPUs looks for it."""
+CPU_BATCH_TOKENS = 4096
+"""Fewest that a forward pass of vLLM on a CPU may have."""
 
-_CPU_BATCH_TOKENS = 4096
+_TEXT_MODELS = {"qwen3_vl": "Qwen3ForCausalLM", "qwen3_vl_moe": "Qwen3MoeForCausalLM"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def server_arguments(served: ServedModel, *, is_ours: bool) -> list[str]:
         "--model", str(served.folder),
         "--served-model-name", served.name,
         "--max-model-len", str(rollout.max_model_len),
-        "--max-num-batched-tokens", str(max(rollout.max_model_len, _CPU_BATCH_TOKENS)),
+        "--max-num-batched-tokens", str(max(rollout.max_model_len, CPU_BATCH_TOKENS)),
         "--limit-mm-per-prompt", json.dumps(limits),
         "--media-io-kwargs", json.dumps({"video": loading}),
         "--mm-processor-kwargs", _processing(served, is_ours=is_ours),
@@ -98,19 +98,24 @@ def cpu_arguments(family: str) -> list[str]:
     """More of them where there is no GPU."""
     found = ["--dtype", "float32", "--enforce-eager", "--skip-mm-profiling"]
     found += ["--distributed-executor-backend", "uni"]
-    if family in TEXT_MODELS:
-        overrides = {"text_config": {"architectures": [TEXT_MODELS[family]]}}
+    if overrides := cpu_overrides(family):
         found += ["--hf-overrides", json.dumps(overrides)]
     return found
 
 
-def cpu_environment(num_threads: int, kv_cache_gib: float) -> dict[str, str]:
-    """What vLLM for CPUs reads from the environment."""
+def cpu_overrides(family: str) -> dict[str, Any]:
+    """Of a config: vLLM for CPUs looks for the text model of a Qwen3-VL by its architecture."""
+    name = _TEXT_MODELS.get(family)
+    return {"text_config": {"architectures": [name]}} if name else {}
+
+
+def cpu_environment(num_threads: int) -> dict[str, str]:
+    """What vLLM for CPUs reads from the environment, before it is imported."""
     return {
         "OMP_NUM_THREADS": str(num_threads),
-        "TORCH_COMPILE_DISABLE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(kv_cache_gib))),  # GiB, whole ones
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # The sampler's one compiled function: 11 s and a C++ compiler at the first batch, for 7%.
+        "TORCH_COMPILE_DISABLE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core computes, without a worker
     }
 

@@ -37,6 +37,7 @@ class FrozenTower:
     def __init__(self, model: Any) -> None:
         self.num_patches = 0
         self._visual = model.model.visual
+        self._own = {n: child for n, child in self._visual.named_children() if "merger" not in n}
         self._blocks = self._visual.blocks
         self._taps = taps_of(self._visual)
         self._shown = _Shown({block: number for number, block in enumerate(self._taps)})
@@ -50,13 +51,12 @@ class FrozenTower:
 
     def parameters(self) -> list[nn.Parameter]:
         """Those of the tower, without its mergers; no rank can compute features without them."""
-        return [p for name, p in self._visual.named_parameters() if "merger" not in name]
+        return [p for child in self._own.values() for p in child.parameters()]
 
     def to(self, device: torch.device) -> None:
         """Move the tower, without its mergers, to a device."""
-        for name, module in self._visual.named_children():
-            if "merger" not in name:
-                module.to(device)
+        for child in self._own.values():
+            child.to(device)
 
     def take(self, other: "FrozenTower") -> None:
         """Use the weights of another model's tower, which are the same, and keep them once.
@@ -70,10 +70,9 @@ class FrozenTower:
                 "learner.cache_features: the vision towers of the trained checkpoint and of the "
                 "reference policy differ: set it to false"
             )
-        for name, _ in list(self._visual.named_children()):
-            if "merger" not in name:
-                setattr(self._visual, name, getattr(other._visual, name))
-        self._blocks = other._blocks
+        self._own, self._blocks = other._own, other._blocks
+        for name, child in self._own.items():
+            setattr(self._visual, name, child)
 
     @torch.no_grad()
     def features(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ An exam that was answered is not asked again, and a training that was cut short 
 trainings only ranks are started anew.
 """
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from actrep_ray.protocols.setup import Protocol
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.console import as_text, console
+from actrep_ray.run.folder import remove_others
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.record import RECORD
 from actrep_ray.scoring.pool import RewardPool
@@ -49,7 +49,7 @@ def run_protocol(protocol: Protocol, *, overwrite: bool = False) -> Path:
     """
     with FolderLock.acquire(protocol.out, "actrep evaluate --protocol") as lock:
         if overwrite:
-            _clear(protocol.out, lock.path)
+            remove_others(protocol.out, lock.path)
         protocol.begin()
         missing = [trial for trial in protocol.trials if _exams_left(protocol, trial)]
         if missing:
@@ -57,14 +57,6 @@ def run_protocol(protocol: Protocol, *, overwrite: bool = False) -> Path:
             with cluster(*recipes.values(), stacks=protocol.out / "stacks"):
                 _Runner(protocol).run(missing)
         return report_protocol(protocol)
-
-
-def _clear(folder: Path, kept: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path != kept:
-            path.unlink()
 
 
 def _exams_left(protocol: Protocol, trial: Trial) -> list[Exam]:

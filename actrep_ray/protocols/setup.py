@@ -12,6 +12,7 @@ from actrep_ray.config import ConfigError, Recipe, load_recipe
 from actrep_ray.protocols.plan import Exam, Trial, exams_of, trained_classes, trials_of
 from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.provenance import file_hash
+from actrep_ray.run.record import model_fingerprint
 from data_prep.activities.shots import choose_classes, take_shots
 from data_prep.files import DataError, read_object, read_text, write_json, write_lines
 from data_prep.images import LabelledImage
@@ -195,7 +196,7 @@ class Protocol:
             **asked,
             "recipes": {stage: file_hash(path) for stage, path in self.recipes.items()},
             "checkpoint": str(self.model),
-            "weights": [file_hash(path) for path in sorted(self.model.glob("*.safetensors"))],
+            "weights": model_fingerprint(self.model),
             "data": [file_hash(path) for path in self.data],
         }
         shown_json: dict[str, Any] = json.loads(json.dumps(shown))

@@ -15,8 +15,9 @@ from actrep_ray.models.tiny import write_base_model
 from actrep_ray.protocols.run import run_protocol
 from actrep_ray.protocols.setup import Protocol
 from actrep_ray.quickstart.milestones import Milestones
-from actrep_ray.quickstart.run import hash_of, remove_others
+from actrep_ray.quickstart.run import hash_of
 from actrep_ray.run.console import as_text, console
+from actrep_ray.run.folder import remove_others
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.provenance import file_hash
 from actrep_ray.run.record import RECORD

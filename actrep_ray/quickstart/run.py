@@ -17,7 +17,6 @@ A milestone that was finished with the same settings, data and weights is not do
 import hashlib
 import json
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -52,6 +51,7 @@ from actrep_ray.quickstart.data import COUNTED, KEPT, LEVELS, MARKED, SEED, writ
 from actrep_ray.quickstart.milestones import Milestones
 from actrep_ray.rollout.pool import RolloutPool
 from actrep_ray.run.console import as_text, console
+from actrep_ray.run.folder import remove_others
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.metrics import write_curves
 from actrep_ray.run.model_folder import resolve_model
@@ -129,15 +129,6 @@ def run_quickstart(*, edition: Edition = QUICK, fresh: bool, overrides: Sequence
         if fresh:
             remove_others(folder, lock.path)
         return Quickstart(sft, grpo, folder, edition).run()
-
-
-def remove_others(folder: Path, kept: Path) -> None:
-    """Remove all that a folder holds but for one file."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path != kept:
-            path.unlink()
 
 
 class Quickstart:

@@ -22,7 +22,12 @@ from PIL import Image
 
 from actrep_ray.config import VLLM_LORA_RANKS, ConfigError, LoraConfig, RolloutConfig, VideoConfig
 from actrep_ray.models.qwen_vl import QwenVLInputs, video_metadata
-from actrep_ray.models.serving import TEXT_MODELS, budget_in_vllm
+from actrep_ray.models.serving import (
+    CPU_BATCH_TOKENS,
+    budget_in_vllm,
+    cpu_environment,
+    cpu_overrides,
+)
 from actrep_ray.records import Prompt, PromptRefusedError, PromptTooLongError, RolloutGroup
 from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
@@ -33,7 +38,6 @@ from data_prep.video import FramePlan
 
 _GIB = 2**30
 _CPU_BLOCK_TOKENS = 32  # prompts are shared in whole blocks; vLLM's 128 exceeds a short prompt
-_CPU_BATCH_TOKENS = 4096
 _PROCESSED_CLIPS_GIB = 1.0
 _WORKER_EXTENSION = "actrep_ray.rollout.vllm_sampler.WorkerExtension"
 
@@ -304,10 +308,7 @@ def _set_environment(device: str, num_threads: int) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if device == "cpu":
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["OMP_NUM_THREADS"] = str(num_threads)
-        # The sampler's one compiled function: 11 s and a C++ compiler at the first batch, for 7%.
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        os.environ.update(cpu_environment(num_threads))
         torch.set_num_threads(num_threads)
 
 
@@ -368,8 +369,8 @@ def _engine_options(
         "skip_mm_profiling": True,
         "kv_cache_memory_bytes": int(cfg.kv_cache_gib * _GIB),
         "block_size": _CPU_BLOCK_TOKENS,
-        "max_num_batched_tokens": max(cfg.max_model_len, _CPU_BATCH_TOKENS),
+        "max_num_batched_tokens": max(cfg.max_model_len, CPU_BATCH_TOKENS),
     }
-    if family in TEXT_MODELS:  # the CPU platform looks for the text model by its architecture
-        options["hf_overrides"] = {"text_config": {"architectures": [TEXT_MODELS[family]]}}
+    if overrides := cpu_overrides(family):
+        options["hf_overrides"] = overrides
     return options

@@ -171,11 +171,22 @@ def _write_record(
     write_resolved(recipe, folder / RECORD, extra)
 
 
+def remove_others(folder: Path, kept: Path) -> None:
+    """Remove all that a folder holds but for one file."""
+    for path in folder.iterdir():
+        if path != kept:
+            _remove(path)
+
+
 def _remove_run(folder: Path) -> None:
     """Remove what a run has written; the record first, so that half a run is none to resume."""
     for pattern in _OF_A_RUN:
         for path in folder.glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
