@@ -81,6 +81,7 @@ def server_command(
     from actrep_ray.models.serving import (
         OUR_SERVER,
         ServedModel,
+        budget_in_vllm,
         cpu_arguments,
         cpu_environment,
         server_arguments,
@@ -88,7 +89,8 @@ def server_command(
     from actrep_ray.models.torch_names import num_gpus
 
     inputs = QwenVLInputs(model)
-    served = ServedModel(model, inputs.family, recipe, name, inputs.factor)
+    budget = budget_in_vllm(inputs.family, inputs.processor.video_processor)
+    served = ServedModel(model, inputs.family, recipe, name, inputs.factor, budget)
     command = [sys.executable, "-m", OUR_SERVER, "--host", host, "--port", str(port)]
     command += server_arguments(served, is_ours=True)
     environment = {"VLLM_NO_USAGE_STATS": "1"}

@@ -35,6 +35,7 @@ class ServedModel:
         recipe: Its settings.
         name: By which requests ask for it.
         factor: Sides of a frame are multiples of this, pixels.
+        budget: See `budget_in_vllm`; None where that is not known.
     """
 
     folder: str | Path
@@ -42,6 +43,7 @@ class ServedModel:
     recipe: Recipe
     name: str
     factor: int
+    budget: dict[str, int] | None = None
 
 
 def server_arguments(served: ServedModel, *, is_ours: bool) -> list[str]:
@@ -130,6 +132,8 @@ def _processing(served: ServedModel, *, is_ours: bool) -> str:
     options: dict[str, Any] = {"do_sample_frames": False}
     if is_ours and not served.recipe.rollout.takes_images:  # an image has to be resized there
         options["do_resize"] = False
+        if served.budget:
+            options["size"] = served.budget
     if not served.family.startswith("qwen3_vl"):
         known = {"fps": served.recipe.video.fps, "frames_indices": [0], "total_num_frames": 1}
         options["video_metadata"] = [known]

@@ -130,3 +130,7 @@ def test_vllm_expects_frames_of_the_saved_budget(tmp_path: Path) -> None:
     expected = {"shortest_edge": 256, "longest_edge": 2048}
     assert budget_in_vllm("qwen3_vl", saved) == expected
     assert budget_in_vllm("qwen2_5_vl", saved) is None
+    recipe = override(Recipe(), ["device=cpu", "video.max_pixels=1024", "video.min_pixels=256"])
+    command, _ = server_command(recipe, model, host="127.0.0.1", port=9000, name="mine")
+    told = dict(zip(command[3::2], command[4::2], strict=False))
+    assert json.loads(told["--mm-processor-kwargs"])["size"] == expected
