@@ -25,6 +25,7 @@ import torch
 
 from actrep_ray.config import load_recipe
 from actrep_ray.learner.worker import LearnerWorker
+from actrep_ray.models.published import find_config
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.tiny import write_random_model
 from actrep_ray.records import LearnerRow
@@ -32,38 +33,7 @@ from data_prep.schema import Clip
 from data_prep.video_writer import encode_mp4
 
 GROUP_SIZE = 8
-CONFIG = {
-    "model_type": "qwen3_vl",
-    "tie_word_embeddings": True,
-    "text_config": {
-        "model_type": "qwen3_vl_text",
-        "vocab_size": 8192,
-        "hidden_size": 256,
-        "intermediate_size": 768,
-        "num_hidden_layers": 9,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [16, 8, 8],
-            "mrope_interleaved": True,
-        },
-    },
-    "vision_config": {
-        "model_type": "qwen3_vl",
-        "depth": 8,
-        "hidden_size": 128,
-        "num_heads": 2,
-        "intermediate_size": 512,
-        "out_hidden_size": 256,
-        "patch_size": 16,
-        "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": [1, 3, 5],
-    },
-}
+WIDTHS, DEPTHS = 8, 3  # what those of the 2B model are divided by
 
 
 def main() -> None:
@@ -74,7 +44,7 @@ def main() -> None:
     num_clips, num_later = (1, 1) if args.quick else (4, 3)
     with tempfile.TemporaryDirectory(prefix="tower-") as root:
         folder = Path(root)
-        model = write_random_model(folder / "model", CONFIG)
+        model = write_random_model(folder / "model", scaled_config())
         kept, plain = (
             measure(folder, model, num_clips, num_later, caches=caches) for caches in (True, False)
         )
@@ -92,6 +62,21 @@ def main() -> None:
         "later_faster": round(later[1] / later[0], 2),
     }
     print(json.dumps(result))
+
+
+def scaled_config() -> dict[str, Any]:
+    """The published 2B model's, narrower and flatter, with heads as wide as its own."""
+    _, config = find_config("Qwen3-VL-2B-Instruct")
+    text, vision = config["text_config"], config["vision_config"]
+    for part, names in (
+        (text, ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")),
+        (vision, ("hidden_size", "intermediate_size", "num_heads", "out_hidden_size")),
+    ):
+        part |= {name: part[name] // WIDTHS for name in names}
+    text |= {"num_hidden_layers": text["num_hidden_layers"] // DEPTHS, "vocab_size": 8192}
+    taps = [(block + 1) // DEPTHS - 1 for block in vision["deepstack_visual_indexes"]]
+    vision |= {"depth": vision["depth"] // DEPTHS, "deepstack_visual_indexes": taps}
+    return config
 
 
 def measure(

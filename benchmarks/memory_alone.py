@@ -21,18 +21,17 @@ from statistics import mean
 
 import numpy as np
 import psutil
+from memory_growth import prepare
 from safetensors.torch import load_file
 from scipy.stats import theilslopes
 
 from actrep_ray.config import Recipe, load_recipe
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import LearnerRow, Prompt
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.vllm_engine import VllmEngine
 from data_prep.schema import Clip, read_clips
-from data_prep.synthetic.dataset import write_dataset
 
 NUM_LOOKS = 60
 
@@ -130,28 +129,9 @@ def a_rank(folder: Path) -> Callable[[int], None]:
 
 
 def prepared(folder: Path, engine: str) -> tuple[Recipe, list[Clip]]:
-    """The recipe of `memory_growth.py`, and twelve clips."""
-    write_dataset(folder / "data", level="easy", num_clips={"train": 12}, seed=0, num_processes=1)
-    write_tiny_model(folder / "model")
-    settings = [
-        "stage=grpo",
-        "device=cpu",
-        "model.dtype=float32",
-        f"model.path={folder / 'model'}",
-        "video.max_pixels=1024",
-        f"video.cache_dir={folder / 'frames'}",
-        f"runs_dir={folder}",
-        f"rollout.engine={engine}",
-        "rollout.max_model_len=512",
-        "rollout.max_response_tokens=16",
-        "rollout.max_num_seqs=16",
-        "rollout.kv_cache_gib=0.1",
-        "learner.lr=1e-4",
-        "train.prompts_per_step=2",
-        "train.group_size=2",
-        "train.max_log_prob_gap=99",
-    ]
-    return load_recipe(None, settings), list(read_clips(folder / "data" / "clips.jsonl"))
+    """Recipe and clips of `memory_growth.py`."""
+    recipe = load_recipe(prepare(folder, 1, engine), ["train.max_log_prob_gap=99"])
+    return recipe, list(read_clips(recipe.data.path))
 
 
 def plot(points: list[tuple[int, float]], worker: str, path: Path) -> None:

@@ -78,12 +78,18 @@ def main() -> None:
     )
 
 
-def measure(root: Path, num_steps: int, engine: str) -> Series:
-    """What the processes of a run hold, by series, with the step at which it was seen."""
+def prepare(root: Path, num_steps: int, engine: str) -> Path:
+    """Twelve clips and an untrained model; returns the recipe that names them."""
     write_dataset(root / "data", level="easy", num_clips={"train": 12}, seed=0, num_processes=1)
     write_tiny_model(root / "model")
-    (root / "recipe.yaml").write_text(RECIPE.format(folder=root, steps=num_steps, engine=engine))
-    command = [sys.executable, "-m", "actrep_ray", "train", str(root / "recipe.yaml")]
+    recipe = root / "recipe.yaml"
+    recipe.write_text(RECIPE.format(folder=root, steps=num_steps, engine=engine))
+    return recipe
+
+
+def measure(root: Path, num_steps: int, engine: str) -> Series:
+    """What the processes of a run hold, by series, with the step at which it was seen."""
+    command = [sys.executable, "-m", "actrep_ray", "train", str(prepare(root, num_steps, engine))]
     series: Series = defaultdict(list)
     with (root / "output.txt").open("w") as output:
         process = subprocess.Popen(

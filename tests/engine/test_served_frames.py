@@ -6,11 +6,6 @@ whole number of frames through transformers as well.
 
 import base64
 import json
-import os
-import signal
-import socket
-import subprocess
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +30,13 @@ from data_prep.synthetic.render import draw_clip
 from data_prep.video import clip_of_video
 from data_prep.video.reader import read_frames
 from data_prep.video_writer import encode_mp4
+from tests.engine.servers import started
+from tests.free_port import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 NUM_FILES = 50
-READY = "Application startup complete"
 
 
 def recipe_of(model: Path, cache: Path) -> Recipe:
@@ -53,11 +49,13 @@ def recipe_of(model: Path, cache: Path) -> Recipe:
     return override(Recipe(), settings)
 
 
-def trained(model: Path, recipe: Recipe) -> Path:
-    """The processor files as a training writes them."""
+def trained(model: Path, folder: Path) -> tuple[Path, Recipe]:
+    """Give a model the processor files that a training writes; also the recipe of that."""
+    recipe = recipe_of(model, folder / "frames")
     for name, content in with_frames(read_processor_files(model), recipe.video).items():
         (model / name).write_bytes(content)
-    return model
+    (folder / "videos").mkdir()
+    return model, recipe
 
 
 def write_videos(folder: Path, *, is_even: bool, side: int = 0) -> list[Clip]:
@@ -93,40 +91,10 @@ def prompt_ids(clips: Sequence[Clip], model: Path, recipe: Recipe) -> list[list[
 
 @contextmanager
 def serving(recipe: Recipe, model: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command, environment = server_command(recipe, model, host="127.0.0.1", port=port, name="served")
-    process = subprocess.Popen(
-        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    output: list[str] = []
-    has_started = threading.Event()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            output.append(line)
-            if READY in line:
-                has_started.set()
-        has_started.set()  # it ended
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        has_started.wait(1200)
-        assert any(READY in line for line in output), "".join(output[-30:])
+    with started(command, environment):
         yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        reader.join(30)
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def ask(url: str, clip: Clip, recipe: Recipe, inputs: QwenVLInputs) -> tuple[list[int], str]:
@@ -154,10 +122,7 @@ def ask(url: str, clip: Clip, recipe: Recipe, inputs: QwenVLInputs) -> tuple[lis
 def test_a_served_checkpoint_answers_as_it_is_evaluated(
     family: str, checkpoint: Callable[[str, int, bool], Path], tmp_path: Path
 ) -> None:
-    model = checkpoint(family, 3, False)
-    recipe = recipe_of(model, tmp_path / "frames")
-    trained(model, recipe)
-    (tmp_path / "videos").mkdir()
+    model, recipe = trained(checkpoint(family, 3, False), tmp_path)
     clips = write_videos(tmp_path / "videos", is_even=False)
     inputs = QwenVLInputs(model)
     with serving(recipe, model) as url:
@@ -184,10 +149,7 @@ def test_a_served_checkpoint_answers_as_it_is_evaluated(
 def test_transformers_answers_as_it_is_evaluated(
     family: str, checkpoint: Callable[[str, int, bool], Path], tmp_path: Path
 ) -> None:
-    model = checkpoint(family, 3, False)
-    recipe = recipe_of(model, tmp_path / "frames")
-    trained(model, recipe)
-    (tmp_path / "videos").mkdir()
+    model, recipe = trained(checkpoint(family, 3, False), tmp_path)
     inputs = QwenVLInputs(model)
     clips = write_videos(
         tmp_path / "videos", is_even=True, side=64 // inputs.factor * inputs.factor

@@ -1,28 +1,25 @@
 """The teacher behind an API against vLLM's own OpenAI server with the small model on a CPU."""
 
-import os
-import signal
-import socket
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from actrep_ray.models.serving import VLLM_SERVER, cpu_arguments, cpu_environment
 from actrep_ray.models.tiny import write_base_model
 from data_prep.chat_api import ApiError
 from data_prep.schema import Clip
 from data_prep.teachers.answers import report_path
 from data_prep.teachers.api import ask_api, journal_path
 from data_prep.teachers.settings import ApiSettings
+from tests.engine.servers import started
+from tests.free_port import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SECRET = "sk-of-the-local-server"
-READY = "Application startup complete"
 
 
 @dataclass(frozen=True)
@@ -36,56 +33,17 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = write_base_model(tmp_path_factory.mktemp("model"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        sys.executable, "-m", VLLM_SERVER, "--model", str(model),
         "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
-        "--api-key", SECRET, "--dtype", "float32", "--enforce-eager", "--skip-mm-profiling",
-        "--max-model-len", "2048", "--max-num-seqs", "8", "--generation-config", "vllm",
-        "--distributed-executor-backend", "uni",
-        "--limit-mm-per-prompt", '{"image": 16, "video": 0}',
-        "--hf-overrides", '{"text_config": {"architectures": ["Qwen3ForCausalLM"]}}',
+        "--api-key", SECRET, "--max-model-len", "2048", "--max-num-seqs", "8",
+        "--generation-config", "vllm", "--limit-mm-per-prompt", '{"image": 16, "video": 0}',
+        *cpu_arguments("qwen3_vl"),
     ]  # fmt: skip
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "TORCH_COMPILE_DISABLE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core computes, without a worker
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    output: list[str] = []
-    has_started = threading.Event()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            output.append(line)
-            if READY in line:
-                has_started.set()
-        has_started.set()  # it ended
-
-    threading.Thread(target=read, daemon=True).start()
-    has_started.wait(1200)  # two processes import vLLM, one after the other
-    if not any(READY in line for line in output):
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"vLLM's server did not start:\n{''.join(output[-30:])}")
-    yield Server(port, output)
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    more = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with started(command, cpu_environment(num_threads=1) | more) as output:
+        yield Server(port, output)
 
 
 def test_vllms_own_server_is_asked_paid_once_and_judged(

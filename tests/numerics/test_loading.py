@@ -1,9 +1,6 @@
 """Only rank 0 holds a whole model while it is loaded; every weight is still that of the file."""
 
 import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ import pytest
 
 from actrep_ray.config import Recipe
 from actrep_ray.models.tiny import write_random_model
+from tests.numerics.processes import run_ranks
 
 RANK = Path(__file__).with_name("loading_rank.py")
 LAYER = 512 * (2 * 512 + 2 * 256) + 3 * 512 * 1536
@@ -55,18 +53,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_model(tmp_path_factory.mktemp("model"), CONFIG)
 
 
-def run_ranks(folder: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
+def found_by_ranks(folder: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
     """What two ranks found."""
-    path = folder / "job.pickle"
-    path.write_bytes(pickle.dumps({**job, "folder": str(folder)}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    lines = [[sys.executable, str(RANK), str(path), str(rank), "2", port] for rank in range(2)]
-    processes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
-    for process in processes:
-        _, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors[-3000:]
+    run_ranks(RANK, {**job, "folder": str(folder)}, folder / "job.pickle", 2)
     return [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
@@ -81,7 +70,7 @@ def test_a_rank_that_is_told_holds_its_share_and_a_layer(
     for reads in ("everyone", "rank 0"):
         folder = tmp_path / reads
         folder.mkdir()
-        ranks = run_ranks(folder, {**job, "reads": reads})
+        ranks = found_by_ranks(folder, {**job, "reads": reads})
         assert ranks[0]["num_weights"] > 300
         for rank in ranks:
             assert rank["wrong"] == []

@@ -4,11 +4,6 @@ By ranks, micro-batches, packing, order, and by FSDP2, ZeRO-2, ZeRO-3 or nobody 
 """
 
 import json
-import os
-import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +16,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.rows import shard_rows
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from data_prep.video import read_frames
+from tests.numerics.processes import run_ranks
 
 RANK = Path(__file__).with_name("rank.py")
 SETTINGS = (
@@ -132,26 +128,7 @@ def everything(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     found = {}
     for world_size in (1, 2):
         path = tmp_path_factory.mktemp("job") / "job.pickle"
-        path.write_bytes(pickle.dumps(job))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(RANK), str(path), str(rank), str(world_size), str(port)],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
-        try:
-            errors = [process.communicate(timeout=580)[1] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert [p.returncode for p in processes] == [0] * world_size, "\n".join(errors)
+        run_ranks(RANK, job, path, world_size)
         found[world_size] = load_file(path.with_suffix(".out"))
     return found
 

@@ -1,10 +1,5 @@
 """A frozen vision tower is run once for each clip, and every number stays what it is."""
 
-import os
-import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +14,7 @@ from actrep_ray.config import ConfigError
 from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 from actrep_ray.models.tiny import FAMILIES
 from actrep_ray.models.tower import FrozenTower
+from tests.numerics.processes import run_ranks
 
 RANK = Path(__file__).with_name("tower_rank.py")
 GRPO = (
@@ -136,26 +132,8 @@ def test_two_ranks_train_as_one_does_with_pixels(
     split = ("learner.num_workers=2", f"learner.strategy={strategy}")
     zero = ("learner.zero_stage=2",) if strategy == "deepspeed" else ()
     recipe = make_recipe(*settings, *split, *zero)
-    job = tmp_path / "job.pickle"
-    job.write_bytes(pickle.dumps({"recipe": recipe, "model": str(model), "rows": rows}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(RANK), str(job), str(rank), "2", str(port)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=280)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    job = {"recipe": recipe, "model": str(model), "rows": rows}
+    run_ranks(RANK, job, tmp_path / "job.pickle", 2)
     found = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
     grids = [alone.encoder.encode(row).grid_thw.prod().item() for row in rows]
     assert sum(int(one["patches"]) for one in found) == sum(grids)
