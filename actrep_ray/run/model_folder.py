@@ -85,7 +85,8 @@ def download_model(name: str) -> None:
     try:
         snapshot_download(name, allow_patterns=list(_FILES_OF_MODEL))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        told = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = error.__cause__ or error
+        told = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise ConfigError(f"--download: {name} cannot be fetched: {told}") from error
 
 

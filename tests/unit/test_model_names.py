@@ -12,12 +12,13 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import save_file
 
 from actrep_ray.cli.main import main
 from actrep_ray.cli.validate import view_of
-from actrep_ray.config import is_hub_name, load_recipe, under_root
-from actrep_ray.run.model_folder import model_folder
+from actrep_ray.config import ConfigError, is_hub_name, load_recipe, under_root
+from actrep_ray.run.model_folder import download_model, model_folder
 from tests.unit.test_careless_input import row
 
 NAME, COMMIT = "Owner/Small", "a" * 40
@@ -196,3 +197,12 @@ def test_every_path_is_below_the_root_and_no_name_is(tmp_path: Path) -> None:
     (tmp_path / "Owner").mkdir()  # then it is a path
     assert not is_hub_name(NAME, tmp_path)
     assert under_root(named, tmp_path).model.path == str(tmp_path / NAME)
+
+
+def test_a_failure_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LocalEntryNotFoundError("") from ConnectionError()
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ConfigError, match="Owner/Model cannot be fetched: ConnectionError"):
+        download_model("Owner/Model")
