@@ -19,6 +19,8 @@ from data_prep.schema import SPLITS
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
+    from actrep_ray.evaluation.jobs import EvaluationJob
+    from actrep_ray.evaluation.report import Report
     from actrep_ray.tasks.base import Task
     from data_prep.rows import Row
 
@@ -63,6 +65,19 @@ def add_evaluate(commands: Any) -> None:
         action="store_true",
         help="of a run folder all checkpoints, not the newest alone",
     )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="K",
+        help="answers that are drawn for each clip beside the greedy one: rows of their majority "
+        "and median, and pass@1 to pass@K",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of --samples (default: rollout.temperature of the checkpoint's settings)",
+    )
     writing = parser.add_mutually_exclusive_group()
     add_overwrite(writing, "the evaluation that is in DIR")
     writing.add_argument(
@@ -84,6 +99,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_model(args: argparse.Namespace) -> None:
+    _check_samples(args)
     models = _models_of(args)
     recipes = [settings_of(args, model) for model in models.values()]
     _check_one_task(recipes)
@@ -96,7 +112,14 @@ def _evaluate_model(args: argparse.Namespace) -> None:
     task = load_task(recipes[-1].task)
     with _own(out_dir, overwrite=args.overwrite, resume=args.resume):
         jobs = [
-            prepare_evaluation(recipe, model, split=args.split, out_dir=out_dir, name=name)
+            prepare_evaluation(
+                recipe,
+                model,
+                split=args.split,
+                out_dir=out_dir,
+                name=name,
+                num_samples=args.samples or 0,
+            )
             for (name, model), recipe in zip(models.items(), recipes, strict=True)
         ]
         clips = jobs[-1].clips
@@ -108,7 +131,26 @@ def _evaluate_model(args: argparse.Namespace) -> None:
         for job in jobs:
             job.run()
         _add_baseline(clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
-        report_run(out_dir)
+        _write_metrics(out_dir, report_run(out_dir), jobs)
+
+
+def _check_samples(args: argparse.Namespace) -> None:
+    """Refuse samples of which nothing can be told."""
+    if args.samples is not None and args.samples < 2:
+        raise UsageError(f"--samples {args.samples}: expected at least 2, one has no majority")
+    if args.temperature is not None and not args.samples:
+        raise UsageError("--temperature belongs to --samples, of which there are none")
+
+
+def _write_metrics(out_dir: Path, report: "Report", jobs: Sequence["EvaluationJob"]) -> None:
+    """The figures of every row, and how the samples of each checkpoint were drawn."""
+    from actrep_ray.evaluation.run_results import write_metrics
+
+    predictors = report.to_json()
+    for job in jobs:
+        if job.num_samples:
+            predictors[job.shown_name]["samples"] = job.sampling
+    write_metrics(out_dir, predictors, jobs[-1].shown_name)
 
 
 def _check_one_task(recipes: Sequence["Recipe"]) -> None:
@@ -172,6 +214,8 @@ def settings_of(args: argparse.Namespace, model: Path) -> "Recipe":
     `--recipe` and `--set` may name some.
     """
     overrides = [_data_of(args)] if args.recipe else [_data_of(args), "data.datasets=[]"]
+    if args.temperature is not None:
+        overrides.append(f"rollout.temperature={args.temperature}")
     return recipe_for(args, model, overrides)
 
 
@@ -179,18 +223,21 @@ def _evaluate_periodicity(args: argparse.Namespace) -> None:
     from actrep_ray.config import override
     from actrep_ray.evaluation.periodicity import prepare_periodicity
     from actrep_ray.evaluation.report import report_run
+    from actrep_ray.evaluation.run_results import DETECTOR, write_metrics
 
     if args.checkpoint is not None:
         raise UsageError("--checkpoint belongs to --method model")
     if args.resume or args.predictions or args.all_checkpoints:
         raise UsageError("--resume, --predictions and --all-checkpoints belong to --method model")
+    if args.samples is not None or args.temperature is not None:
+        raise UsageError("--samples and --temperature belong to --method model")
     recipe = override(read_recipe(args), [_data_of(args), *args.set])
     out_dir = args.out or Path("runs/periodicity")
     with _own(out_dir, overwrite=args.overwrite):
         job = prepare_periodicity(recipe, split=args.split, out_dir=out_dir)
         with _showing_progress(len(job.clips)) as progress:
             job.run(progress)
-        report_run(out_dir)
+        write_metrics(out_dir, report_run(out_dir).to_json(), DETECTOR)
 
 
 @contextmanager

@@ -56,6 +56,8 @@ def evaluate_by_protocol(args: argparse.Namespace) -> None:
         raise UsageError(
             "--protocol goes on by itself and has rows of its own: no --resume, no --no-baseline"
         )
+    if args.samples is not None or args.temperature is not None:
+        raise UsageError("--protocol samples as its name asks: no --samples, no --temperature")
     if args.predictions or args.all_checkpoints or len(args.checkpoint or ()) > 1:
         raise UsageError("--protocol goes from one --checkpoint and takes no --predictions")
     checkpoint = args.checkpoint[0] if args.checkpoint else None

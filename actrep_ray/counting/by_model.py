@@ -12,10 +12,15 @@ from actrep_ray.counting.long_video import Span, add_windows, longest_window_s, 
 from actrep_ray.counting.record import VideoCount
 from actrep_ray.counting.videos import Failure, Source
 from actrep_ray.counting.votes import Vote, vote
-from actrep_ray.evaluation.predictors import predictions_of, prompts_of, with_whole_weights
+from actrep_ray.evaluation.predictors import (
+    greedy_of,
+    predictions_of,
+    prompts_of,
+    sampling_of,
+    with_whole_weights,
+)
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import RolloutGroup
-from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.worker import start_engine, with_own_device
 from actrep_ray.tasks.loading import load_task
 from data_prep.periodicity.detector import Detection
@@ -56,12 +61,7 @@ class ModelCounter:
         self._task = load_task(recipe.task)
         self._inputs = QwenVLInputs(model)
         self._inputs.check_dialect(recipe.data.dialect)
-        self._settings = SamplingSettings(
-            max_tokens=recipe.rollout.max_response_tokens,
-            group_size=num_answers,
-            temperature=0.0 if num_answers == 1 else recipe.rollout.temperature,
-            top_p=1.0 if num_answers == 1 else recipe.rollout.top_p,
-        )
+        self._settings = greedy_of(recipe) if num_answers == 1 else sampling_of(recipe, num_answers)
         self._engine = start_engine(with_own_device(with_whole_weights(recipe)), model)
 
     def __enter__(self) -> Self:

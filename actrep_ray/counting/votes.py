@@ -1,7 +1,7 @@
 """One count out of n answers to the same question, and how far to trust it.
 
     answers   10, 11, 10, -, 10          "-" cannot be read
-    count     median of those that can: 10, and of two in the middle the lower, as somebody said it
+    count     median of those that can (`actrep_ray.evaluation.voting`): 10
     agreement share of all answers that say it: 3 / 5
     confidence (3 + 1) / (5 + 2)         Laplace's rule of succession: the chance that one more
                                          answer says it too; halved where the answer that is shown
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actrep_ray.evaluation.predictions import Prediction, claims_of
+from actrep_ray.evaluation.voting import median_of, speaker
 from actrep_ray.records import Claims, Reading
 from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.counting import CLAIMS, contradicts_itself, is_consistent
@@ -61,35 +62,25 @@ def vote(predictions: Sequence[Prediction], task: Task) -> Vote:
     """
     readings = tuple(one.reading for one in predictions)
     claims = [claims_of(one, task) for one in predictions]
-    count = _middle([one for one in readings if one is not None])
-    saying = [i for i, one in enumerate(readings) if one == count]
-    place = min(saying, key=lambda i: (contradicts_itself(claims[i]), i))
-    num_same = 0 if count is None else len(saying)
+    count = median_of(readings)
+    shown = speaker(predictions, count, task)
+    written = claims_of(shown, task)
+    num_same = 0 if count is None else readings.count(count)
     confidence = (num_same + 1) / (len(readings) + 2) if num_same else 0.0
-    if contradicts_itself(claims[place]):
+    if contradicts_itself(written):
         confidence *= _OF_CONTRADICTION
-    reason = _doubt(predictions[place], claims[place], num_same, readings)
+    reason = _doubt(shown, written, num_same, readings)
     return Vote(
         count=count,
         verdict=NOT_SURE if reason else COUNT,
         reason=reason,
         agreement=num_same / len(readings),
         confidence=confidence,
-        shown=predictions[place],
-        claims=claims[place],
+        shown=shown,
+        claims=written,
         readings=readings,
         consistent=sum(map(is_consistent, claims)) / len(claims),
     )
-
-
-def _middle(readings: Sequence[Reading]) -> Reading | None:
-    """The lower median of numbers, the most frequent of anything else (of equals, the first)."""
-    if not readings:
-        return None
-    numbers = [one for one in readings if isinstance(one, int)]
-    if len(numbers) == len(readings):
-        return sorted(numbers)[(len(numbers) - 1) // 2]
-    return Counter(readings).most_common(1)[0][0]
 
 
 def _doubt(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from actrep_ray.config import Recipe
+from actrep_ray.evaluation.predictors import sampling_of
 from actrep_ray.records import Prompt, Refusal, RolloutGroup
 from actrep_ray.rollout.engine import SamplingSettings
 from actrep_ray.rollout.pool import RolloutPool
@@ -53,9 +54,4 @@ class GroupSource:
 
 def training_settings(recipe: Recipe) -> SamplingSettings:
     """How answers are sampled in training."""
-    return SamplingSettings(
-        max_tokens=recipe.rollout.max_response_tokens,
-        group_size=recipe.train.group_size,
-        temperature=recipe.rollout.temperature,
-        top_p=recipe.rollout.top_p,
-    )
+    return sampling_of(recipe, recipe.train.group_size)

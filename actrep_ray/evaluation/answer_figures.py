@@ -8,7 +8,8 @@
     blind       pass@1 of the same answers dealt to other prompts: what answers earn that know
                 nothing of their clip but how often each count is right
 
-`actrep headroom` computes them before a run, the driver in each step, both here. Pure numpy.
+`actrep headroom` computes them before a run, the driver in each step, `actrep evaluate --samples`
+of held-out clips, all here. Pure numpy.
 """
 
 from collections import Counter
@@ -17,6 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actrep_ray.evaluation.intervals import Interval, mean_intervals
+from actrep_ray.evaluation.predictions import Prediction
+from actrep_ray.evaluation.voting import most_frequent
 from actrep_ray.records import Reading, RolloutGroup
 from actrep_ray.tasks.base import Task, told_figures
 from rewards.reference import Reference
@@ -87,6 +91,23 @@ def answers_of(
     return asked
 
 
+def sampled_answers(
+    predictions: Sequence[Prediction], labels: Mapping[str, Reference], task: Task
+) -> list[Answers]:
+    """The samples of each prediction, as the task judges them.
+
+    Args:
+        predictions: With samples.
+        labels: By clip id.
+        task: Says what is right.
+    """
+    asked = []
+    for one in predictions:
+        readings, known = tuple(s.reading for s in one.samples), labels[one.clip_id]
+        asked.append(Answers(readings, task.is_right(readings, known), task.truth(known)))
+    return asked
+
+
 def _consistent(
     groups: Sequence[RolloutGroup], labels: Mapping[str, Reference], task: Task
 ) -> Sequence[np.ndarray | None]:
@@ -125,11 +146,9 @@ def pass_at_k(num_answers: int, num_right: int, k: int) -> float:
 
 def majority(answers: Answers) -> float:
     """Chance that the most frequent reading is right; 0 where nothing can be read."""
-    votes = Counter(reading for reading in answers.readings if reading is not None)
-    if not votes:
+    winners = most_frequent(answers.readings)
+    if not winners:
         return 0.0
-    most = max(votes.values())
-    winners = [reading for reading, number in votes.items() if number == most]
     right = {r for r, is_right in zip(answers.readings, answers.is_right, strict=True) if is_right}
     return sum(winner in right for winner in winners) / len(winners)
 
@@ -163,10 +182,33 @@ def answer_figures(asked: Sequence[Answers], k: int) -> dict[str, float]:
 
 
 def pass_curve(asked: Sequence[Answers]) -> dict[int, float]:
-    """pass@k for k = 1, 2, 4, ... and for all K answers, by k."""
-    most = min(len(one.readings) for one in asked)
-    ks = sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+    """pass@k for the k of `shown_ks`, by k."""
+    ks = shown_ks(min(len(one.readings) for one in asked))
     return {k: answer_figures(asked, k)["pass_at_k"] for k in ks}
+
+
+def shown_ks(most: int) -> list[int]:
+    """1, 2, 4, ... and `most` itself: the k of pass@k that are shown of so many answers."""
+    return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+
+
+def pass_at_each_k(
+    asked: Sequence[Answers], *, num_bootstrap: int, seed: int
+) -> dict[int, Interval]:
+    """pass@k with its interval over prompts, for each k from 1 to the answers that all have.
+
+    Args:
+        asked: At least one prompt.
+        num_bootstrap: Resamples of the intervals.
+        seed: Of the resamples.
+    """
+    ks = range(1, min(len(one.readings) for one in asked) + 1)
+    columns = {
+        str(k): np.array([pass_at_k(len(one.readings), one.num_right, k) for one in asked])
+        for k in ks
+    }
+    found = mean_intervals(columns, num_bootstrap=num_bootstrap, seed=seed)
+    return {k: found[str(k)] for k in ks}
 
 
 def blind_by_prompt(asked: Sequence[Answers]) -> np.ndarray:

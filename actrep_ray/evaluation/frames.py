@@ -3,6 +3,7 @@
     predictors     one row for each predictor
     differences    one row for each pair of predictors and figure, with a verdict
     gains          one row for each pair of predictors and term that a change in exact is split into
+    pass_at        one row for each predictor that was sampled and k: chance that one of k is right
     counts         one row for each predictor and count that is true or was answered
     cells          one row for each cell of one breakdown, or for all answers and the parsed ones
     readings       one row for each reading that was given
@@ -105,6 +106,17 @@ def gains_frame(gains: Mapping[str, Gain]) -> pd.DataFrame:
             }
             for pair, gain in gains.items()
             for name in TERMS
+        ]
+    )
+
+
+def pass_frame(pass_at: Mapping[str, Mapping[int, Interval]]) -> pd.DataFrame:
+    """pass@k of each predictor and k, of as many samples as there are."""
+    return pd.DataFrame(
+        [
+            {"predictor": clean(name), "samples": max(by_k), "k": k, **_ends("pass_at_k", interval)}
+            for name, by_k in pass_at.items()
+            for k, interval in by_k.items()
         ]
     )
 

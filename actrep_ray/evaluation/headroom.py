@@ -20,7 +20,7 @@ from actrep_ray.evaluation.answer_figures import (
     reading_rows,
 )
 from actrep_ray.evaluation.headroom_advice import Advice, advise
-from actrep_ray.evaluation.intervals import Interval, bootstrap_intervals, wilson_interval
+from actrep_ray.evaluation.intervals import Interval, mean_intervals
 from actrep_ray.evaluation.step_forecast import ProbedGroups, StepForecast, forecast_step
 
 
@@ -140,7 +140,8 @@ def headroom_of(probe: Probe, *, num_bootstrap: int) -> Headroom:
         num_bootstrap: Resamples of the intervals.
     """
     start, num_answers = probe.start, len(probe.asked[0].readings)
-    figures = _figures(_columns(probe, num_answers), num_bootstrap, start.seed)
+    columns = _columns(probe, num_answers)
+    figures = mean_intervals(columns, num_bootstrap=num_bootstrap, seed=start.seed)
     reasons = Counter(reason for groups in probe.drop_reasons for reason in groups)
     dropped = {r: n / reasons.total() for r, n in reasons.most_common() if r is not None}
     step = forecast_step(
@@ -168,26 +169,6 @@ def headroom_of(probe: Probe, *, num_bootstrap: int) -> Headroom:
             num_answers,
         ),
     )
-
-
-def _figures(
-    columns: Mapping[str, np.ndarray], num_bootstrap: int, seed: int
-) -> dict[str, Interval]:
-    """The means over prompts. One of zeros and ones is a share of prompts, else a mean of shares.
-
-    A bootstrap collapses where all prompts are alike, Wilson's interval does not.
-    """
-    table = np.stack(list(columns.values()), axis=-1)
-    num_prompts = len(table)
-    intervals = bootstrap_intervals(
-        lambda take: take(table).mean(axis=-2), num_prompts, num_bootstrap=num_bootstrap, seed=seed
-    )
-    return {
-        name: wilson_interval(int(column.sum()), num_prompts)
-        if np.isin(column, (0.0, 1.0)).all()
-        else interval
-        for (name, column), interval in zip(columns.items(), intervals, strict=True)
-    }
 
 
 def _columns(probe: Probe, k: int) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ a mean error, a difference    percentile bootstrap over clips, seeded; the clips
                               once a resample for everything that is compared on them
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -94,6 +94,32 @@ def bootstrap_intervals(
     return [
         Interval(float(v), float(a), float(b)) for v, a, b in zip(point, low, high, strict=True)
     ]
+
+
+def mean_intervals(
+    columns: Mapping[str, np.ndarray], *, num_bootstrap: int, seed: int
+) -> dict[str, Interval]:
+    """Means over the same clips or prompts, by name.
+
+    One of zeros and ones is a share of clips, else a mean of shares: a bootstrap collapses where
+    all clips are alike, Wilson's interval does not.
+
+    Args:
+        columns: What each clip adds to each mean. float64 [N] each
+        num_bootstrap: Resamples of the intervals of what is no share.
+        seed: Of the resamples.
+    """
+    table = np.stack(list(columns.values()), axis=-1)
+    num_clips = len(table)
+    intervals = bootstrap_intervals(
+        lambda take: take(table).mean(axis=-2), num_clips, num_bootstrap=num_bootstrap, seed=seed
+    )
+    return {
+        name: wilson_interval(int(column.sum()), num_clips)
+        if np.isin(column, (0.0, 1.0)).all()
+        else interval
+        for (name, column), interval in zip(columns.items(), intervals, strict=True)
+    }
 
 
 def _take_all(table: np.ndarray) -> np.ndarray:

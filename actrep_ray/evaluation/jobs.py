@@ -23,8 +23,13 @@ from actrep_ray.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from actrep_ray.evaluation.predictors import Pool, predict_each, with_whole_weights
-from actrep_ray.evaluation.run_results import write_results
+from actrep_ray.evaluation.predictors import (
+    Pool,
+    predict_each,
+    sampling_of,
+    with_whole_weights,
+)
+from actrep_ray.evaluation.run_results import shown_name, write_settings
 from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.run.record import model_fingerprint
@@ -42,6 +47,7 @@ class EvaluationJob:
 
     Attributes:
         name: Of the predictor, where several are compared; empty for one alone.
+        num_samples: Samples of each clip beside the greedy answer; 0: none.
     """
 
     recipe: Recipe
@@ -50,16 +56,32 @@ class EvaluationJob:
     inputs: QwenVLInputs
     out_dir: Path
     name: str = ""
+    num_samples: int = 0
+
+    @property
+    def shown_name(self) -> str:
+        """As a report names the predictor."""
+        return shown_name(self.out_dir, self.name)
 
     @property
     def path(self) -> Path:
         """The file of its predictions."""
         return self._file("predictions")
 
-    def run(self, engines: "Engines | None" = None) -> Metrics:
-        """Answer what was not answered yet, and score; writes what that comes to.
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How its samples are drawn, as JSON-able values."""
+        settings = sampling_of(self.recipe, self.num_samples)
+        return {
+            "num": settings.group_size,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+        }
 
-        In `out_dir`: the predictions, `metrics.json` and `config.resolved.json`.
+    def run(self, engines: "Engines | None" = None) -> Metrics:
+        """Answer what was not answered yet, and score.
+
+        Writes predictions and settings into `out_dir`; a report makes the rest of them.
 
         Args:
             engines: What answers; by default a pool of rollout workers, started for it.
@@ -79,7 +101,7 @@ class EvaluationJob:
             num_bootstrap=self.recipe.eval.num_bootstrap,
             seed=self.recipe.seed,
         )
-        write_results(self.out_dir, metrics, self.recipe, str(self.model))
+        write_settings(self.out_dir, self.recipe, str(self.model))
         return metrics
 
     def _answers(self, engines: "Engines") -> list[Prediction]:
@@ -90,7 +112,9 @@ class EvaluationJob:
             left = [clip for clip in self.clips if clip.id not in found]
             if left:
                 with engines(self) as pool:
-                    for one in predict_each(left, pool, self.inputs, self.recipe):
+                    for one in predict_each(
+                        left, pool, self.inputs, self.recipe, num_samples=self.num_samples
+                    ):
                         journal.add(line_of(one, task))
                         found[one.clip_id] = one
         return [found[clip.id] for clip in self.clips]
@@ -102,14 +126,16 @@ class EvaluationJob:
         clips = "\n".join(
             json.dumps(vars(clip), sort_keys=True, default=str) for clip in self.clips
         )
-        own = {
+        own: dict[str, Any] = {
             "checkpoint": f"{self.model} {model_fingerprint(self.model)}",
             "settings": _digest(json.dumps(self.recipe.model_dump(mode="json"), sort_keys=True)),
             "clips": _digest(clips),
         }
+        if self.num_samples:
+            own["samples"] = self.sampling
         was = known.get(self.name)
         if was is not None and was != own:
-            changed = ", ".join(key for key in own if was.get(key) != own[key])
+            changed = ", ".join(key for key in was | own if was.get(key) != own.get(key))
             raise ConfigError(
                 f"{self.out_dir}: the evaluation in it was begun with another one of: {changed}; "
                 "give --overwrite, or another --out"
@@ -135,9 +161,23 @@ def rollout_workers(job: EvaluationJob) -> Iterator[Pool]:
 
 
 def prepare_evaluation(
-    recipe: Recipe, model: Path, *, split: str, out_dir: Path, name: str = ""
+    recipe: Recipe,
+    model: Path,
+    *,
+    split: str,
+    out_dir: Path,
+    name: str = "",
+    num_samples: int = 0,
 ) -> EvaluationJob:
     """Check everything that can be checked before an engine starts.
+
+    Args:
+        recipe: Settings.
+        model: Folder of the checkpoint.
+        split: What is asked about.
+        out_dir: Gets all that is written.
+        name: See `EvaluationJob`.
+        num_samples: See `EvaluationJob`.
 
     Raises:
         ValueError: for data or a model that cannot be used.
@@ -147,7 +187,7 @@ def prepare_evaluation(
     inputs = QwenVLInputs(model)
     inputs.check_dialect(recipe.data.dialect)
     out_dir.mkdir(parents=True, exist_ok=True)
-    return EvaluationJob(recipe, model, clips, inputs, out_dir, name)
+    return EvaluationJob(recipe, model, clips, inputs, out_dir, name, num_samples)
 
 
 def _digest(text: str) -> str:

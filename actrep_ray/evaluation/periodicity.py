@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.evaluation.predictions import NOT_SURE, Prediction, write_predictions
-from actrep_ray.evaluation.run_results import DETECTOR, write_results
+from actrep_ray.evaluation.run_results import DETECTOR, write_settings
 from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
@@ -149,7 +149,7 @@ class PeriodicityJob:
     out_dir: Path
 
     def run(self, progress: Callable[[int], None] | None = None) -> Metrics:
-        """Predict and score; writes predictions, `metrics.json` and `config.resolved.json`."""
+        """Predict and score; writes predictions and settings, a report makes the rest of them."""
         task = load_task(self.recipe.task)
         predictions = write_baseline(self.clips, self.out_dir, task, progress=progress)
         metrics = score_predictions(
@@ -159,7 +159,7 @@ class PeriodicityJob:
             num_bootstrap=self.recipe.eval.num_bootstrap,
             seed=self.recipe.seed,
         )
-        write_results(self.out_dir, metrics, self.recipe, f"{DETECTOR} (no model)")
+        write_settings(self.out_dir, self.recipe, f"{DETECTOR} (no model)")
         return metrics
 
 

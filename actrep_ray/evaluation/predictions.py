@@ -5,7 +5,7 @@ brings predictions and labels together.
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from actrep_ray.tasks.base import Task
 from data_prep.files import DataError, read_jsonl, write_lines
 from rewards.grammar.layout import DIALECTS, Cycle
 from rewards.grammar.read import parse
+
+_SAMPLES = "samples"
 
 NOT_SURE = "not_sure"
 """Why a predictor gives no reading that could have given one: it doubts what it sees."""
@@ -35,6 +37,8 @@ class Prediction:
         is_truncated: Whether the answer was cut off at the most tokens allowed.
         claims: What it writes of its reading in each place; None where they were not kept, and
             `claims_of` finds them.
+        samples: Answers to the same question that were drawn at a temperature, in the order in
+            which they were drawn; themselves without any.
     """
 
     clip_id: str
@@ -45,6 +49,7 @@ class Prediction:
     num_tokens: int | None = None
     is_truncated: bool = False
     claims: Claims | None = None
+    samples: "tuple[Prediction, ...]" = ()
 
 
 def prediction_of_text(
@@ -108,10 +113,20 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction], task:
 
 def line_of(prediction: Prediction, task: Task) -> str:
     """A prediction as a line of such a file, without its end."""
-    keys = _keys(task)
-    row = {keys[name]: value for name, value in asdict(prediction).items()}
+    row = _row_of(asdict(prediction), _keys(task))
     # ASCII, since a sampled text can hold halves of characters that UTF-8 cannot.
     return json.dumps(row, allow_nan=False)
+
+
+def _row_of(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """The row of a prediction; its samples, if it has any, are rows without a clip."""
+    row = {keys[name]: value for name, value in values.items() if name != _SAMPLES}
+    if samples := values[_SAMPLES]:
+        of_samples = {name: key for name, key in keys.items() if name != "clip_id"}
+        row[_SAMPLES] = [
+            _row_of({name: one[name] for name in of_samples}, of_samples) for one in samples
+        ]
+    return row
 
 
 def read_predictions(path: str | Path, task: Task) -> list[Prediction]:
@@ -185,7 +200,20 @@ def _parse(row: dict[str, Any], where: str, task: Task) -> Prediction:
     if row.get("claims") is not None:
         _check_claims(row["claims"], where, task)
     row["cycles"] = tuple(_cycle(pair, where) for pair in row.get("cycles", ()))
+    row[_SAMPLES] = _samples(row.get(_SAMPLES, []), row["clip_id"], where, task)
     return Prediction(**{name: row[key] for name, key in keys.items() if key in row})
+
+
+def _samples(rows: Any, clip_id: str, where: str, task: Task) -> tuple[Prediction, ...]:
+    """The samples of a row, about its clip."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{where}: {_SAMPLES}={rows!r}, expected a list of answers")
+    if any(_SAMPLES in row for row in rows):
+        raise DataError(f"{where}: {_SAMPLES} inside of {_SAMPLES}, expected none there")
+    return tuple(
+        _parse({"clip_id": clip_id, **row}, f"{where}: {_SAMPLES}[{i}]", task)
+        for i, row in enumerate(rows)
+    )
 
 
 def _check_claims(claims: Any, where: str, task: Task) -> None:

@@ -1,10 +1,13 @@
-"""Counting in video: prompts in, greedy answers out; scoring is a separate step.
+"""Counting in video: prompts in, greedy answers out, and samples beside them if they are asked for.
+
+Scoring is a separate step.
 
 The predictor never sees labels: what it is given of a clip are its frames and its question.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +26,8 @@ from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_task
 from data_prep.rows import Row
 from data_prep.video import FileState
+
+_AT_ONCE = 64  # clips whose greedy answers are asked for before their samples
 
 
 class Generator(Protocol):
@@ -66,29 +71,73 @@ def predict(
         RefusedError: if a clip cannot be read, or its prompt is too long.
     """
     prompts = prompts_of(clips, inputs, recipe, files)
-    settings = SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
-    groups = generator.generate(prompts, settings)
+    groups = generator.generate(prompts, greedy_of(recipe))
     task = load_task(recipe.task)
     return [predictions_of(group, task, recipe.data.dialect)[0] for group in groups]
 
 
 def predict_each(
-    clips: Sequence[Row], pool: Pool, inputs: QwenVLInputs, recipe: Recipe
+    clips: Sequence[Row], pool: Pool, inputs: QwenVLInputs, recipe: Recipe, *, num_samples: int = 0
 ) -> Iterator[Prediction]:
-    """As `predict`, each answer as soon as it is there, in any order.
+    """As `predict`, each clip as soon as it is answered, in any order.
+
+    Args:
+        clips: As of `predict`.
+        pool: Rollout workers.
+        inputs: Of the same model.
+        recipe: As of `predict`; samples are drawn at its `rollout.temperature` and `rollout.top_p`.
+        num_samples: Samples of each clip beside the greedy answer: none, or at least 2.
 
     Raises:
         RefusedError: as `predict` does.
-        TimeoutError: if none came for `rollout.timeout_s`.
+        TimeoutError: if no group came for `rollout.timeout_s`.
     """
     task, groups = load_task(recipe.task), deque[RolloutGroup]()
-    settings = SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
-    pool.submit(prompts_of(clips, inputs, recipe), settings, groups.append)
-    for number in range(len(clips)):
-        told = f"{number} of {len(clips)} clips were answered"
+    prompts = prompts_of(clips, inputs, recipe)
+    for first in range(0, len(prompts), _AT_ONCE):  # so that a clip's groups come soon together
+        some = prompts[first : first + _AT_ONCE]
+        pool.submit(some, greedy_of(recipe), groups.append)
+        if num_samples:
+            again, sampling = map(_to_sample, some), sampling_of(recipe, num_samples)
+            pool.submit(list(again), sampling, groups.append)
+    answers: dict[str, list[Prediction]] = {}
+    num_answered = 0
+    while num_answered < len(clips):
+        told = f"{num_answered} of {len(clips)} clips were answered"
         pool.wait(lambda: groups, partial(str, told))
-        [prediction] = predictions_of(groups.popleft(), task, recipe.data.dialect)
-        yield prediction
+        group = groups.popleft()
+        found = predictions_of(group, task, recipe.data.dialect)
+        before = answers.pop(group.prompt.clip_id, [])
+        if num_samples and not before:
+            answers[group.prompt.clip_id] = found
+            continue
+        greedy, *samples = found + before if len(found) == 1 else before + found
+        num_answered += 1
+        yield replace(greedy, samples=tuple(samples))
+
+
+def greedy_of(recipe: Recipe) -> SamplingSettings:
+    """How the one answer to a question is written that evaluations judge."""
+    return SamplingSettings(max_tokens=recipe.rollout.max_response_tokens, temperature=0.0)
+
+
+def sampling_of(recipe: Recipe, num_samples: int) -> SamplingSettings:
+    """How several answers to a question are drawn, as in training."""
+    return SamplingSettings(
+        max_tokens=recipe.rollout.max_response_tokens,
+        group_size=num_samples,
+        temperature=recipe.rollout.temperature,
+        top_p=recipe.rollout.top_p,
+    )
+
+
+def _to_sample(prompt: Prompt) -> Prompt:
+    """The same question once more.
+
+    Draws depend on the id (`actrep_ray.rollout.draws`): on the clip alone, whatever is asked beside
+    it and whatever was answered before.
+    """
+    return replace(prompt, prompt_id=f"samples-{prompt.clip_id}")
 
 
 def prompts_of(

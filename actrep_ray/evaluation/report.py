@@ -6,19 +6,22 @@ RUN_DIR/report/clip.png      one held-out clip above its true and predicted cycl
 RUN_DIR/report/images.png    held-out images, the first of each class, above the answers
 RUN_DIR/report/summary.png   all of them on one sheet
 RUN_DIR/report/report.html   tables and pictures; needs no other file and no network
-RUN_DIR/tables/*.csv|md|tex  predictors, differences, what gains are the sum of, counts, and the
-                             breakdown by data set, action and bin; of counting, by one
-                             condition at a time, and the errors that papers print
+RUN_DIR/tables/*.csv|md|tex  predictors, differences, what gains are the sum of, counts, pass@k of
+                             samples, and the breakdown by data set, action and bin; of
+                             counting, by one condition at a time, and the errors that papers
+                             print
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
+from actrep_ray.evaluation.answer_figures import pass_at_each_k, sampled_answers
 from actrep_ray.evaluation.frame_files import write_frame
 from actrep_ray.evaluation.frames import (
     breakdown_frame,
@@ -28,6 +31,7 @@ from actrep_ray.evaluation.frames import (
     differences_frame,
     errors_frame,
     gains_frame,
+    pass_frame,
     predictors_frame,
     readings_frame,
 )
@@ -53,10 +57,12 @@ from actrep_ray.evaluation.tables import (
     gain_table,
     histogram_table,
     metrics_tables,
+    pass_table,
 )
+from actrep_ray.evaluation.voting import rules_of, voted
 from actrep_ray.run.console import as_text
 from actrep_ray.run.console import console as own_console
-from actrep_ray.tasks.base import labels_of
+from actrep_ray.tasks.base import Task, labels_of
 from data_prep.rows import clips_among
 from rewards.reference import Reference
 
@@ -71,6 +77,7 @@ class Report:
         differences: Each predictor against the one before it, by "before → after".
         gains: What each of these changes in exact counts is the sum of, likewise; of a task that
             counts, where repetitions are listed.
+        pass_at: pass@k by k, of each predictor that was sampled.
         remarks: What a reader of the figures would miss, with the remedy.
         pictures: Paths of the PNG files, by name.
         page: Path of the HTML page.
@@ -81,10 +88,19 @@ class Report:
     metrics: dict[str, Metrics]
     differences: dict[str, dict[str, Interval]]
     gains: dict[str, Gain]
+    pass_at: dict[str, dict[int, Interval]]
     remarks: tuple[str, ...]
     pictures: dict[str, Path]
     page: Path
     table_files: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """The figures of each predictor, by its name, as JSON-able values."""
+        pass_at = {
+            name: {"pass_at": {str(k): asdict(interval) for k, interval in by_k.items()}}
+            for name, by_k in self.pass_at.items()
+        }
+        return {name: {**m.to_json(), **pass_at.get(name, {})} for name, m in self.metrics.items()}
 
 
 def report_run(run_dir: str | Path, *, console: Console | None = None) -> Report:
@@ -152,6 +168,7 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
         metrics=judged.metrics,
         differences=judged.differences,
         gains=judged.gains,
+        pass_at=judged.pass_at,
         remarks=judged.remarks,
         pictures=pictures,
         page=page,
@@ -165,7 +182,8 @@ class _Judged:
 
     Attributes:
         labels: By clip id.
-        sets: Predictions by name, the constant predictor's included.
+        sets: Predictions by name, the constant predictor's and what samples vote for included.
+        pass_at: See `Report`.
     """
 
     labels: dict[str, Reference]
@@ -173,28 +191,51 @@ class _Judged:
     metrics: dict[str, Metrics]
     differences: dict[str, dict[str, Interval]]
     gains: dict[str, Gain]
+    pass_at: dict[str, dict[int, Interval]]
     remarks: tuple[str, ...]
 
 
 def _judge(given: ReportInput) -> _Judged:
     task, labels = given.task, labels_of(given.clips, given.task)
     options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
-    sets: dict[str, Sequence[Prediction]] = dict(given.sets)
+    votes = {name: _votes(name, p, task) for name, p in given.sets.items()}
+    sets: dict[str, Sequence[Prediction]] = {}
+    for name, predictions in given.sets.items():
+        sets |= {name: predictions, **votes[name]}
     if sets and given.train_truths:
         reading = task.constant(given.train_truths)
         sets = {f"constant {reading}": constant_predictions(labels, reading), **sets}
     metrics = {name: score_predictions(p, labels, task, **options) for name, p in sets.items()}
-    models = {name: p for name, p in given.sets.items() if name != DETECTOR}
+    models = [name for name in given.sets if name != DETECTOR]
+    pairs = [*pairwise(models), *((name, vote) for name in models for vote in votes[name])]
     differences, gains = {}, {}
-    for (name, before), (next_name, after) in pairwise(models.items()):
-        pair = f"{name} → {next_name}"
+    for name, next_name in pairs:
+        pair, before, after = f"{name} → {next_name}", sets[name], sets[next_name]
         differences[pair] = paired_difference(before, after, labels, task, **options)
         if task.is_counting and (gain := split_gain(before, after, labels, task, **options)):
             gains[pair] = gain
+    pass_at = {
+        name: pass_at_each_k(sampled_answers(p, labels, task), **options)
+        for name, p in given.sets.items()
+        if votes[name]
+    }
     remarks = tuple(
         f"{name}: {remark}" for name in models for remark in remarks_on(metrics[name], task)
     )
-    return _Judged(labels, sets, metrics, differences, gains, remarks)
+    return _Judged(labels, sets, metrics, differences, gains, pass_at, remarks)
+
+
+def _votes(
+    name: str, predictions: Sequence[Prediction], task: Task
+) -> dict[str, Sequence[Prediction]]:
+    """What the samples of a predictor vote for by each rule, where every clip has some."""
+    num_samples = min(len(one.samples) for one in predictions)
+    if not num_samples:
+        return {}
+    return {
+        f"{name}, {rule} of {num_samples}": voted(predictions, choose, task)
+        for rule, choose in rules_of(task).items()
+    }
 
 
 def _main_tables(
@@ -214,6 +255,9 @@ def _main_tables(
             clips = clips_among(given.clips)
             frames["conditions"] = conditions_frame(judged.sets, clips, task, **options)
             frames["errors"] = errors_frame(judged.sets, judged.labels, **options)
+    if judged.pass_at:
+        frames["pass_at"] = pass_frame(judged.pass_at)
+        tables.append(pass_table(frames["pass_at"]))
     if judged.differences:
         frames["differences"] = differences_frame(judged.differences, task)
         tables.append(difference_table(frames["differences"], task))

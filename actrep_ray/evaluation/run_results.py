@@ -4,7 +4,7 @@ RUN_DIR/config.resolved.json          settings, commit, versions
 RUN_DIR/metrics.jsonl                 what a training logged
 RUN_DIR/faults.jsonl                  workers that a training lost
 RUN_DIR/predictions[-NAME].jsonl      answers on held-out clips, by step or by milestone
-RUN_DIR/metrics.json                  figures of an evaluation that ran alone
+RUN_DIR/metrics.json                  figures of an evaluation that ran alone, by predictor
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,6 @@ from typing import Any
 
 from actrep_ray.config import Recipe, read_resolved, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, read_predictions
-from actrep_ray.evaluation.scores import Metrics
 from actrep_ray.records import Reading
 from actrep_ray.run.best import BestStep, best_of_run
 from actrep_ray.run.faults import FaultSums, read_faults
@@ -35,11 +34,22 @@ _PREDICTIONS = "predictions"
 _LAST_STEPS = 10  # of a training without evaluations, whose answers a remark is on
 
 
-def write_results(folder: Path, metrics: Metrics, recipe: Recipe, checkpoint: str) -> None:
-    """Write the figures and the settings of an evaluation that ran alone."""
-    write_json(folder / "metrics.json", metrics.to_json())
+def write_settings(folder: Path, recipe: Recipe, checkpoint: str) -> None:
+    """Write the settings of an evaluation that ran alone."""
     source = {"checkpoint": checkpoint, **provenance(recipe)}
     write_resolved(recipe, folder / "config.resolved.json", source)
+
+
+def write_metrics(folder: Path, predictors: Mapping[str, Mapping[str, Any]], last: str) -> None:
+    """Write the figures of an evaluation that ran alone.
+
+    Args:
+        folder: Of the evaluation.
+        predictors: Figures of each predictor, by its name, as JSON-able values.
+        last: The one whose figures stand at the top as well, where those of one alone are looked
+            for.
+    """
+    write_json(folder / "metrics.json", {**predictors[last], "predictors": dict(predictors)})
 
 
 def remarks_on_training(folder: Path, task: Task) -> tuple[str, ...]:
@@ -152,17 +162,26 @@ def _read_sets(folder: Path, task: Task, best: int | None = None) -> dict[str, l
         best: The best step, if one was looked for.
     """
     paths = sorted(folder.glob(f"{_PREDICTIONS}*.jsonl"))
-    names = {path: path.stem.removeprefix(_PREDICTIONS).strip("-_") for path in paths}
+    names = {path: _named(path.stem.removeprefix(_PREDICTIONS)) for path in paths}
     steps = [path for path in paths if names[path].isdigit()]
     chosen = [p for p in paths if p not in steps[1:-1] or int(names[p]) == best]
     chosen.sort(key=lambda path: _order_of(names[path]))
     return {
-        _shown_name(names[path], best) or folder.resolve().name: read_predictions(path, task)
+        shown_name(folder, _step_name(names[path], best)): read_predictions(path, task)
         for path in chosen
     }
 
 
-def _shown_name(name: str, best: int | None) -> str:
+def shown_name(folder: Path, name: str) -> str:
+    """As a report calls a predictor: one without a name by its folder."""
+    return _named(name) or folder.resolve().name
+
+
+def _named(name: str) -> str:
+    return name.strip("-_")
+
+
+def _step_name(name: str, best: int | None) -> str:
     if not name.isdigit():
         return name
     return f"step {int(name)}" + (", best" if int(name) == best else "")

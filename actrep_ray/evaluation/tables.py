@@ -9,6 +9,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from actrep_ray.evaluation.answer_figures import shown_ks
 from actrep_ray.evaluation.frames import cells_frame, method_of
 from actrep_ray.evaluation.gain import TERMS, Gain
 from actrep_ray.evaluation.intervals import Interval
@@ -20,6 +21,7 @@ from actrep_ray.tasks.base import PARSE_RATE, FigureSpec, Task
 _MOST_READINGS = 12  # rows of the table of predictions
 _MOSTLY_READ = 0.5  # share of answers; a predictor below it is marked
 _COLLAPSE_SHARE = 0.5  # of one reading among the predictions: worth a word
+_PASS_AT_K = FigureSpec("pass_at_k", "pass@k", "mean")
 _DONE_AGAIN = {"rollout": "prompts", "reward": "groups", "learner": "steps"}
 
 
@@ -127,6 +129,25 @@ def difference_table(differences: pd.DataFrame, task: Task) -> TableData:
         note += " Better is what is better by answer and by list."
     columns = ("", "change", "verdict")
     return TableData("Paired differences", columns, rows, note, is_main=True)
+
+
+def pass_table(pass_at: pd.DataFrame) -> TableData:
+    """One row for each predictor that was sampled, of `pass_frame`; k = 1, 2, 4, ... and the most.
+
+    A predictor that has fewer samples than another has no figure where they do not reach.
+    """
+    ks = shown_ks(int(pass_at["k"].max()))
+    rows = []
+    for name in pass_at["predictor"].unique():
+        found = {row["k"]: row for row in _rows(pass_at[pass_at["predictor"] == name])}
+        cells = [_cells(found[k], (_PASS_AT_K,))[0] if k in found else "–" for k in ks]
+        rows.append((name, *cells))
+    note = (
+        "Chance that at least one of k samples is right, unbiased from all of them (Chen et al. "
+        "2021). Below: 95% interval over clips (Wilson where each counts 0 or 1, else bootstrap)."
+    )
+    columns = ("", *(f"pass@{k}" for k in ks))
+    return TableData("Right answers among samples", columns, tuple(rows), note, is_main=True)
 
 
 def gain_table(pair: str, gain: Gain) -> TableData:

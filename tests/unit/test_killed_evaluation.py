@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from actrep_ray.cli.main import main
 from actrep_ray.config import ConfigError, Recipe, override
+from actrep_ray.evaluation import jobs
 from actrep_ray.evaluation.jobs import EvaluationJob, prepare_evaluation
 from actrep_ray.models.tiny import write_tiny_model
 from actrep_ray.records import Prompt, RolloutGroup
@@ -31,6 +33,7 @@ class OneEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.num_answered = 0
+        self.waiting: list[tuple[Prompt, SamplingSettings, Callable[[RolloutGroup], None]]] = []
 
     def submit(
         self,
@@ -38,14 +41,14 @@ class OneEngine:
         settings: SamplingSettings,
         on_group: Callable[[RolloutGroup], None],
     ) -> None:
-        self.waiting = list(prompts)
-        self.settings, self.on_group = settings, on_group
+        self.waiting += [(prompt, settings, on_group) for prompt in prompts]
 
     def wait(self, is_done: Callable[[], Any], what: Callable[[], str]) -> None:
         while not is_done():
-            for group in self.engine.generate([self.waiting.pop(0)], self.settings):
+            prompt, settings, on_group = self.waiting.pop(0)
+            for group in self.engine.generate([prompt], settings):
                 self.num_answered += 1
-                self.on_group(group)
+                on_group(group)
 
 
 @contextmanager
@@ -54,7 +57,9 @@ def one_engine(job: EvaluationJob) -> Iterator[OneEngine]:
     yield OneEngine(HfEngine(job.model, cfg.rollout, cfg.video, device="cpu", seed=0))
 
 
-def job_of(data: Path, model: Path, out: Path, *settings: str) -> EvaluationJob:
+def job_of(
+    data: Path, model: Path, out: Path, *settings: str, num_samples: int = 0
+) -> EvaluationJob:
     recipe = override(
         Recipe(),
         [f"data.path={json.dumps(str(data))}", f"model.path={json.dumps(str(model))}",
@@ -62,7 +67,7 @@ def job_of(data: Path, model: Path, out: Path, *settings: str) -> EvaluationJob:
          "device=cpu", "rollout.engine=hf", "rollout.max_response_tokens=16",
          "eval.num_bootstrap=50", *settings],
     )  # fmt: skip
-    return prepare_evaluation(recipe, model, split="test", out_dir=out)
+    return prepare_evaluation(recipe, model, split="test", out_dir=out, num_samples=num_samples)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +86,14 @@ def rows_of(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
+@pytest.mark.parametrize("num_samples", [0, 3])
 def test_killed_none_is_answered_twice_and_none_is_missing(
-    data: Path, model: Path, tmp_path: Path
+    data: Path, model: Path, tmp_path: Path, num_samples: int
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    expected = job_of(data, model, whole).run(one_engine)
+    expected = job_of(data, model, whole, num_samples=num_samples).run(one_engine)
     journal = cut / "answered.jsonl"
-    command = [sys.executable, __file__, str(data), str(model), str(cut)]
+    command = [sys.executable, __file__, str(data), str(model), str(cut), str(num_samples)]
     process = subprocess.Popen(command)
     ends = time.monotonic() + 300
     while len(rows_of(journal)) < 3:
@@ -102,7 +108,9 @@ def test_killed_none_is_answered_twice_and_none_is_missing(
     assert 3 <= num_before < NUM_CLIPS
 
     with pytest.raises(ConfigError, match="begun with another one of: settings;"):
-        job_of(data, model, cut, "video.fps=3").run(one_engine)
+        job_of(data, model, cut, "video.fps=3", num_samples=num_samples).run(one_engine)
+    with pytest.raises(ConfigError, match="begun with another one of: samples;"):
+        job_of(data, model, cut, num_samples=0 if num_samples else 2).run(one_engine)
 
     used: list[OneEngine] = []
 
@@ -112,17 +120,51 @@ def test_killed_none_is_answered_twice_and_none_is_missing(
             used.append(engine)
             yield engine
 
-    assert job_of(data, model, cut).run(noted) == expected
-    assert [engine.num_answered for engine in used] == [NUM_CLIPS - num_before]
+    job = job_of(data, model, cut, num_samples=num_samples)
+    assert job.run(noted) == expected
+    groups_of_clip = 2 if num_samples else 1
+    assert [one.num_answered for one in used] == [groups_of_clip * (NUM_CLIPS - num_before)]
     found = rows_of(cut / "predictions.jsonl")
     assert found == rows_of(whole / "predictions.jsonl")
-    assert len({json.loads(row)["clip_id"] for row in found}) == len(found) == NUM_CLIPS
+    rows = [json.loads(row) for row in found]
+    assert len({row["clip_id"] for row in rows}) == len(rows) == NUM_CLIPS
+    assert [len(row.get("samples", ())) for row in rows] == [num_samples] * NUM_CLIPS
     assert not journal.exists()
     # Once more: nothing is left to be answered.
-    assert job_of(data, model, cut).run(noted) == expected
+    assert job.run(noted) == expected
     assert len(used) == 1
 
 
+def test_every_checkpoint_is_in_the_metrics_with_what_its_samples_come_to(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, whose engines run in this process."""
+    monkeypatch.setattr(jobs, "rollout_workers", one_engine)
+    other, out = write_tiny_model(tmp_path / "other", seed=5), tmp_path / "out"
+    words = ["evaluate", "--checkpoint", str(other), str(model), "--data", str(data)]
+    words += ["--out", str(out), "--no-baseline", "--samples", "3", "--temperature", "0.5"]
+    for setting in (
+        *("video.fps=2", "device=cpu", "rollout.engine=hf", "rollout.max_response_tokens=16"),
+        *("eval.num_bootstrap=50", f"video.cache_dir={json.dumps(str(tmp_path / 'frames'))}"),
+    ):
+        words += ["--set", setting]
+    assert main(words) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    sampled = ["{}", "{}, majority of 3", "{}, median of 3"]
+    named = [name.format(of.name) for of in (model, other) for name in sampled]
+    assert sorted(name for name in metrics["predictors"] if "constant" not in name) == sorted(named)
+    last = metrics["predictors"][model.name]
+    assert {key: metrics[key] for key in last} == last  # as of one alone
+    assert last["samples"] == {"num": 3, "temperature": 0.5, "top_p": 1.0}
+    assert list(last["pass_at"]) == ["1", "2", "3"]
+    rows = list(map(json.loads, rows_of(out / f"predictions-{model.name}.jsonl")))
+    assert {len(row["samples"]) for row in rows} == {3}
+    drawn = [sample["text"] for row in rows for sample in row["samples"]]
+    assert len(set(drawn)) > len(drawn) // 2  # and not one answer three times
+    assert main([*words, "--resume"]) == 0
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+
+
 if __name__ == "__main__":
-    rows, folder, target = map(Path, sys.argv[1:])
-    job_of(rows, folder, target).run(one_engine)
+    given, folder, target = map(Path, sys.argv[1:4])
+    job_of(given, folder, target, num_samples=int(sys.argv[4])).run(one_engine)
