@@ -50,6 +50,29 @@ def read_rows(
     yield from read_lines_of(path, parse_row, split=split, allow_outside=allow_outside)
 
 
+def join_rows(paths: Sequence[str | Path], *, allow_outside: Sequence[str] = ()) -> list[Row]:
+    """The rows of several files, file by file, with absolute paths of their files.
+
+    Args:
+        paths: JSONL files.
+        allow_outside: As of `read_rows`.
+
+    Raises:
+        DataError: for a bad row, or two of one id.
+    """
+    rows: list[Row] = []
+    file_of: dict[str, str | Path] = {}
+    for path in paths:
+        for row in read_rows(path, allow_outside=allow_outside):
+            if row.id in file_of:
+                raise DataError(
+                    f"{path}: id={row.id!r}, expected none that {file_of[row.id]} has as well"
+                )
+            file_of[row.id] = path
+            rows.append(row)
+    return rows
+
+
 def clips_among(rows: Iterable[Row]) -> list[Clip]:
     """The same rows, all of which have to be clips.
 

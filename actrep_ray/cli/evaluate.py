@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from actrep_ray.tasks.base import Task
     from data_prep.rows import Row
 
+_JOINED = "data.jsonl"  # of a folder: the rows of several files
+
 
 def add_evaluate(commands: Any) -> None:
     """Add `actrep evaluate`.
@@ -38,7 +40,14 @@ def add_evaluate(commands: Any) -> None:
         "count in every clip of a split and score the answers",
         "actrep evaluate --checkpoint runs/tiny_grpo --data data/synthetic-easy/clips.jsonl",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="JSONL of clips; several are joined",
+    )
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument(
         "--out",
@@ -103,7 +112,8 @@ def _evaluate_model(args: argparse.Namespace) -> None:
     models = _models_of(args)
     recipes = [settings_of(args, model) for model in models.values()]
     _check_one_task(recipes)
-    check_inputs(recipes[-1], (args.split,))
+    for recipe in _about_each(args.data, recipes[-1]):
+        check_inputs(recipe, (args.split,))
     from actrep_ray.evaluation.jobs import prepare_evaluation
     from actrep_ray.evaluation.report import report_run
     from actrep_ray.tasks.loading import load_task
@@ -111,6 +121,7 @@ def _evaluate_model(args: argparse.Namespace) -> None:
     out_dir = args.out or Path("runs/evaluation")
     task = load_task(recipes[-1].task)
     with _own(out_dir, overwrite=args.overwrite, resume=args.resume):
+        recipes = _with_all(args.data, recipes, out_dir)
         jobs = [
             prepare_evaluation(
                 recipe,
@@ -234,6 +245,7 @@ def _evaluate_periodicity(args: argparse.Namespace) -> None:
     recipe = override(read_recipe(args), [_data_of(args), *args.set])
     out_dir = args.out or Path("runs/periodicity")
     with _own(out_dir, overwrite=args.overwrite):
+        [recipe] = _with_all(args.data, [recipe], out_dir)
         job = prepare_periodicity(recipe, split=args.split, out_dir=out_dir)
         with _showing_progress(len(job.clips)) as progress:
             job.run(progress)
@@ -251,7 +263,7 @@ def _own(out_dir: Path, *, overwrite: bool, resume: bool = False) -> Iterator[No
             raise UsageError(f"{out_dir}: is the folder of a training, give another --out")
         if resume:
             return []
-        names = ("metrics.json", "config.resolved.json", "begun.json")
+        names = ("metrics.json", "config.resolved.json", "begun.json", _JOINED)
         written = [out_dir / name for name in names]
         for pattern in ("predictions*.jsonl", "answered*.jsonl"):
             written += out_dir.glob(pattern)
@@ -266,7 +278,37 @@ def _own(out_dir: Path, *, overwrite: bool, resume: bool = False) -> Iterator[No
 
 
 def _data_of(args: argparse.Namespace) -> str:
-    return f"data.path={json.dumps(str(args.data))}"
+    return f"data.path={json.dumps(str(args.data[0]))}"
+
+
+def _about_each(files: Sequence[Path], recipe: "Recipe") -> list["Recipe"]:
+    """The recipe about each file; about all of its data sets where there are several files."""
+    if len(files) == 1:
+        return [recipe]
+    changes = ({"path": str(path), "datasets": ()} for path in files)
+    return [_with_data(recipe, change) for change in changes]
+
+
+def _with_data(recipe: "Recipe", change: dict[str, Any]) -> "Recipe":
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=change)})
+
+
+def _with_all(files: Sequence[Path], recipes: Sequence["Recipe"], out_dir: Path) -> list["Recipe"]:
+    """The recipes about the clips of all files: one alone, or all joined in one of `out_dir`.
+
+    Raises:
+        DataError: for a bad row, or two of one id.
+    """
+    if len(files) == 1:
+        return list(recipes)
+    from data_prep.rows import join_rows, write_rows
+
+    allowed = dict.fromkeys(folder for recipe in recipes for folder in recipe.data.allow_outside)
+    joined = out_dir / _JOINED
+    write_rows(joined, join_rows(files, allow_outside=list(allowed)))
+    allowed |= dict.fromkeys(str(path.absolute().parent) for path in files)
+    change = {"path": str(joined), "allow_outside": tuple(allowed)}
+    return [_with_data(recipe, change) for recipe in recipes]
 
 
 def _add_baseline(clips: Sequence["Row"], out_dir: Path, task: "Task", *, wanted: bool) -> None:

@@ -56,6 +56,8 @@ def evaluate_by_protocol(args: argparse.Namespace) -> None:
         raise UsageError(
             "--protocol goes on by itself and has rows of its own: no --resume, no --no-baseline"
         )
+    if len(args.data) > 1:
+        raise UsageError("--protocol trains on one --data FILE; others are asked about by --across")
     if args.samples is not None or args.temperature is not None:
         raise UsageError("--protocol samples as its name asks: no --samples, no --temperature")
     if args.predictions or args.all_checkpoints or len(args.checkpoint or ()) > 1:
@@ -69,7 +71,7 @@ def evaluate_by_protocol(args: argparse.Namespace) -> None:
         name=args.protocol,
         checkpoint=model,
         recipes={"sft": args.sft, "grpo": args.grpo},
-        data=(args.data, *args.across),
+        data=(*args.data, *args.across),
         shots=args.shots,
         seeds=args.seeds,
         out=args.out or Path("runs") / args.protocol,

@@ -85,8 +85,10 @@ def _as_shown(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
                 cell if np.isnan(low) else f"{cell} ({low:.3f}, {high:.3f})"
                 for cell, (low, high) in zip(cells, ends, strict=True)
             ]
-            figure = figures.get(name)
-            title = f"{figure.header if figure else title} (95% {method_of(figure)})"
+            of, _, last = name.rpartition(" ")  # of a matrix "DATA SET FIGURE"
+            figure = figures.get(last)
+            header = " ".join(filter(None, (of, figure.header))) if figure else title
+            title = f"{header} (95% {method_of(figure)})"
         shown[title] = cells
     return pd.DataFrame(shown, dtype=str)
 

@@ -12,6 +12,7 @@
     conditions     one row for each predictor and cell of one property of a clip alone: data set,
                    length, mean length of a repetition, frames a second of the file
     errors         one row for each predictor: the mean error in the ways that papers print it
+    matrix         one row for each predictor, with columns `D clips` and `D F` of each data set D
 
 A frame holds texts, then numbers: of figure F its value `F` and the ends of its 95% interval,
 `F_low` and `F_high`. One clip has no bootstrap interval: these ends are NaN, and so is all of a
@@ -30,7 +31,7 @@ from actrep_ray.evaluation.gain import TERMS, Gain
 from actrep_ray.evaluation.intervals import Interval, Take, bootstrap_intervals
 from actrep_ray.evaluation.predictions import Prediction, claims_of
 from actrep_ray.evaluation.scores import Figures, Metrics, reading_histogram, score_cells
-from actrep_ray.tasks.base import FigureSpec, Task, labels_of
+from actrep_ray.tasks.base import PARSE_RATE, FigureSpec, Task, labels_of
 from actrep_ray.tasks.counting import ANSWER, LIST
 from data_prep.rows import Row
 from data_prep.schema import Clip
@@ -254,6 +255,43 @@ def conditions_frame(
                 for cell, figures in sorted(found.items())
             ]
     return pd.DataFrame(rows)
+
+
+def matrix_frame(
+    sets: Mapping[str, Sequence[Prediction]],
+    clips: Sequence[Row],
+    task: Task,
+    *,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`matrix_figures` of each predictor on each data set, in the order in which clips name them.
+
+    Arguments and errors as of `breakdown_frame`.
+    """
+    labels, cells = labels_of(clips, task), {clip.id: clean(clip.dataset) for clip in clips}
+    shown = ["clips", *(figure.name for figure in matrix_figures(task))]
+    rows = []
+    for name, predictions in sets.items():
+        row: dict[str, Any] = {"predictor": clean(name)}
+        found = score_cells(
+            predictions, labels, cells, task, num_bootstrap=num_bootstrap, seed=seed
+        )
+        for dataset in dict.fromkeys(cells.values()):
+            numbers = _numbers(found[dataset])
+            row |= {
+                f"{dataset} {key}{end}": numbers[f"{key}{end}"]
+                for key in shown
+                for end in ("", *ENDS)
+                if f"{key}{end}" in numbers
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def matrix_figures(task: Task) -> list[FigureSpec]:
+    """What a matrix tells: the first two figures of answers, of counting MAE and OBO."""
+    return [figure for figure in task.figures if not figure.by and figure != PARSE_RATE][:2]
 
 
 def errors_frame(

@@ -23,6 +23,7 @@ _CAPTIONS = {
     "area is the number of clips.",
     "images": "Held-out images, the first of each class, above what the last predictor answered: "
     "green is right.",
+    "matrix": "Predictors by data sets, with 95% intervals; the darker, the better.",
     "clip": "One held-out clip. Green cycles match a true one, red ones match none.",
 }
 

@@ -11,6 +11,7 @@ from data_prep.rows import Row, clips_among
 from data_prep.schema import Clip
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import FigureBase
 
 _MIN_SHOWN_CYCLES = 3  # of the clip that is shown
@@ -41,14 +42,26 @@ def choose_clip(clips: Sequence[Row]) -> Clip | None:
 
 
 def write_pictures(
-    given: ReportInput, metrics: Mapping[str, Metrics], folder: Path
+    given: ReportInput,
+    metrics: Mapping[str, Metrics],
+    folder: Path,
+    matrix: "pd.DataFrame | None" = None,
 ) -> dict[str, Path]:
-    """Draw what there is to draw; returns the PNG files by name."""
+    """Draw what there is to draw; returns the PNG files by name.
+
+    Args:
+        given: What the report is made of.
+        metrics: Figures by predictor.
+        folder: Gets the files.
+        matrix: Of `matrix_frame`, if there is one.
+    """
     # matplotlib takes a second to import, and the tables do without it.
     from actrep_ray.evaluation import figures as plots
     from actrep_ray.evaluation.figure_style import make_figure, save
 
     pictures = _pictures(given, metrics)
+    if matrix is not None:
+        pictures.append(_matrix_picture(matrix, given))
     if not pictures:
         return {}
     width = max(11.0, 2.9 * plots.count_panels(given.stages))
@@ -65,6 +78,13 @@ def write_pictures(
     paths["summary"] = folder / "summary.png"
     save(sheet, paths["summary"])
     return paths
+
+
+def _matrix_picture(matrix: "pd.DataFrame", given: ReportInput) -> _Picture:
+    from actrep_ray.evaluation.matrix_figure import draw_matrix, height_of
+
+    height = height_of(matrix)
+    return _Picture("matrix", height, lambda figure: draw_matrix(figure, matrix, given.task))
 
 
 def _pictures(given: ReportInput, metrics: Mapping[str, Metrics]) -> list[_Picture]:

@@ -4,12 +4,13 @@ RUN_DIR/report/curves.png    what was logged in training
 RUN_DIR/report/counts.png    predicted against true counts
 RUN_DIR/report/clip.png      one held-out clip above its true and predicted cycles
 RUN_DIR/report/images.png    held-out images, the first of each class, above the answers
+RUN_DIR/report/matrix.png    several checkpoints on several data sets
 RUN_DIR/report/summary.png   all of them on one sheet
 RUN_DIR/report/report.html   tables and pictures; needs no other file and no network
 RUN_DIR/tables/*.csv|md|tex  predictors, differences, what gains are the sum of, counts, pass@k of
-                             samples, and the breakdown by data set, action and bin; of
-                             counting, by one condition at a time, and the errors that papers
-                             print
+                             samples, the matrix of several checkpoints and data sets, and the
+                             breakdown by data set, action and bin; of counting, by one
+                             condition at a time, and the errors that papers print
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from actrep_ray.evaluation.frames import (
     differences_frame,
     errors_frame,
     gains_frame,
+    matrix_frame,
     pass_frame,
     predictors_frame,
     readings_frame,
@@ -56,6 +58,7 @@ from actrep_ray.evaluation.tables import (
     faults_table,
     gain_table,
     histogram_table,
+    matrix_tables,
     metrics_tables,
     pass_table,
 )
@@ -155,7 +158,7 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
     tables += [faults_table(stage, sums) for stage, sums in given.faults.items()]
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = write_pictures(given, judged.metrics, folder)
+    pictures = write_pictures(given, judged.metrics, folder, frames.get("matrix"))
     page = folder / "report.html"
     write_page(page, given, tables, pictures, judged.remarks)
     files = [
@@ -238,6 +241,10 @@ def _votes(
     }
 
 
+def _num_models(given: ReportInput) -> int:
+    return sum(name != DETECTOR for name in given.sets)
+
+
 def _main_tables(
     given: ReportInput, judged: _Judged
 ) -> tuple[dict[str, pd.DataFrame], list[TableData]]:
@@ -258,6 +265,10 @@ def _main_tables(
     if judged.pass_at:
         frames["pass_at"] = pass_frame(judged.pass_at)
         tables.append(pass_table(frames["pass_at"]))
+    if _num_models(given) > 1 and len({clip.dataset for clip in given.clips}) > 1:
+        options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
+        frames["matrix"] = matrix_frame(given.sets, given.clips, task, **options)
+        tables += matrix_tables(frames["matrix"], task)
     if judged.differences:
         frames["differences"] = differences_frame(judged.differences, task)
         tables.append(difference_table(frames["differences"], task))

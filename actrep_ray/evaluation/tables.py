@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from actrep_ray.evaluation.answer_figures import shown_ks
-from actrep_ray.evaluation.frames import cells_frame, method_of
+from actrep_ray.evaluation.frames import cells_frame, matrix_figures, method_of
 from actrep_ray.evaluation.gain import TERMS, Gain
 from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.scores import Figures, Metrics
@@ -148,6 +148,30 @@ def pass_table(pass_at: pd.DataFrame) -> TableData:
     )
     columns = ("", *(f"pass@{k}" for k in ks))
     return TableData("Right answers among samples", columns, tuple(rows), note, is_main=True)
+
+
+def matrix_tables(matrix: pd.DataFrame, task: Task) -> list[TableData]:
+    """A table for each figure of `matrix_frame`: predictors by data sets."""
+    tables = []
+    for figure in matrix_figures(task):
+        datasets = datasets_of(matrix, figure)
+        of_sets = [replace(figure, name=f"{dataset} {figure.name}") for dataset in datasets]
+        rows = tuple((row["predictor"], *_cells(row, of_sets)) for row in _rows(matrix))
+        clips = [int(matrix[f"{dataset} clips"].iloc[0]) for dataset in datasets]
+        heads = (f"{name}, {number}" for name, number in zip(datasets, clips, strict=True))
+        note = f"After each data set: its clips. 95% intervals ({intervals_told([figure])})."
+        title = f"{figure.header} by data set"
+        tables.append(TableData(title, ("", *heads), rows, note, is_main=True))
+    return tables
+
+
+def datasets_of(matrix: pd.DataFrame, figure: FigureSpec) -> list[str]:
+    """The data sets of `matrix_frame`, in order."""
+    return [
+        name.removesuffix(f" {figure.name}")
+        for name in matrix.columns
+        if name.endswith(f" {figure.name}")
+    ]
 
 
 def gain_table(pair: str, gain: Gain) -> TableData:
