@@ -3,12 +3,13 @@
 `actrep train` of an untrained small model, one worker of each kind, with checkpoints; every two
 seconds what all of its processes hold is noted. After a warm-up (the first quarter of the steps) a
 line is fitted to each series by Theil and Sen's method (the median of the slopes of all pairs,
-which single jumps do not move), and what it says of 1,000 steps is printed beside its level.
+which single jumps do not move), and what it says of 1,000 steps is printed beside its level, and
+the level in each tenth of the run: what grows and then stays is no leak.
 
     python benchmarks/memory_growth.py [--quick] [--steps 500] [--plot memory_growth.png]
 
-The last line is one JSON object: of each series the level after the warm-up and the growth in 1,000
-steps, both in MB (1e6 bytes) or files.
+The last line is one JSON object: of each series the level after the warm-up, the growth in 1,000
+steps and the level in each tenth, in MB (1e6 bytes) or files.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 from scipy.stats import theilslopes
@@ -160,14 +162,18 @@ def used(folder: Path) -> float:
     return blocks * 512 / 1e6
 
 
-def fit(points: list[tuple[int, float]], num_steps: int) -> dict[str, float] | None:
-    """Level after the warm-up and growth in 1,000 steps; None of too few points."""
+def fit(points: list[tuple[int, float]], num_steps: int) -> dict[str, Any] | None:
+    """Level after the warm-up, growth in 1,000 steps, levels by tenths; None of too few points."""
     late = [(step, value) for step, value in points if step >= WARM_UP * num_steps]
     if len(late) < 5 or late[0][0] == late[-1][0]:
         return None
     steps, values = zip(*late, strict=True)
     slope = float(theilslopes(values, steps).slope)
-    return {"level": round(median(values), 1), "growth": round(1000 * slope, 2)}
+    tenths: list[list[float]] = [[] for _ in range(10)]
+    for step, value in points:
+        tenths[min(10 * (step - 1) // num_steps, 9)].append(value)
+    levels = [round(median(tenth), 1) if tenth else None for tenth in tenths]
+    return {"level": round(median(values), 1), "growth": round(1000 * slope, 2), "tenths": levels}
 
 
 def plot(series: Series, path: Path) -> None:

@@ -9,11 +9,14 @@ from data_prep.periodicity.fades import take_apart
 from data_prep.periodicity.features import (
     MAX_FRAMES,
     Features,
+    Still,
     features_of_followed,
-    features_of_grey,
+    features_of_still,
     features_of_subject,
     read_grey,
+    stabilise,
 )
+from data_prep.periodicity.half_turns import features_of_turn
 from data_prep.periodicity.lattice import (
     MAX_PERIOD_S,
     MIN_PERIOD_S,
@@ -42,9 +45,11 @@ Array = NDArray[np.float32]
 MIN_SCORE = 0.25  # below it nothing is counted
 SURE_SCORE = 0.5  # from it on no other signal is tried
 LEAST_BETTER = 0.05  # of the score of a signal that is tried later
-FALLBACK_SCORE = 0.5  # of the signals that are tried last
+TRAVEL_S = (1.0, 2.5)  # smoothing of the way of a subject, tried in turn
+LEAST_CONTRAST = 0.1  # of a period that is worth a doubt
+FALLBACK_SCORE = 0.45  # of the signals that are tried last
 
-VERSION = 2
+VERSION = 3
 """Of what is found: raise it when the same clip may give other cycles, so that none are re-used."""
 
 UNJUDGED = Judgement(NO_REPETITION)
@@ -162,20 +167,37 @@ def _look(frames: Array, fps: float, limits: Limits, *, flow: bool) -> tuple[Fou
 
     Later signals are tried where the ones before saw something and are not sure of it.
     """
-    features = features_of_grey(frames, fps, flow=flow)
-    best = search(features, limits)
-    is_plain = not features.is_far and not features.is_hidden.any()
+    still = stabilise(frames, fps)
+    best = search(features_of_still(still, fps, flow=flow), limits)
+    best = _whole_turns(best, still, fps, limits)
+    is_plain = not still.is_far and not still.is_hidden.any()
     is_sure = len(best.cycles) > 1 and best.score >= SURE_SCORE and is_plain
     if not best.moves or is_sure:
         return best, MIN_SCORE
     followed = search(features_of_followed(frames, fps), limits)
-    best = _better(best, followed, is_far=features.is_far)
+    best = _better(best, followed, is_far=still.is_far)
     if not best.moves or (len(best.cycles) > 1 and best.score >= MIN_SCORE):
         return best, MIN_SCORE
-    subject = search(features_of_subject(frames, fps), limits)
-    if len(subject.cycles) > 1 and subject.score >= FALLBACK_SCORE:
+    ways = [features_of_subject(still, fps, smooth_s=smooth_s) for smooth_s in TRAVEL_S]
+    subject = max((search(way, limits) for way in ways), key=_worth)
+    if len(subject.cycles) > 1 and subject.score >= max(FALLBACK_SCORE, best.score):
         return subject, FALLBACK_SCORE
     return best, MIN_SCORE
+
+
+def _whole_turns(found: Found, still: Still, fps: float, limits: Limits) -> Found:
+    """The whole turns where what was found are halves of them."""
+    turning = features_of_turn(still, fps, found.cycles)
+    if turning is None:
+        return found
+    half_s = float(np.median([end - start for start, end in found.cycles]))
+    longest_s = max(limits.max_s, 3.0 * half_s)
+    whole = search(turning, Limits(max(limits.min_s, 1.4 * half_s), longest_s))
+    return whole if 1 <= len(whole.cycles) < len(found.cycles) else found
+
+
+def _worth(found: Found) -> float:
+    return found.score if len(found.cycles) > 1 else 0.0
 
 
 def _better(first: Found, followed: Found, *, is_far: bool) -> Found:
@@ -191,7 +213,7 @@ def _join(found: list[tuple[Found, float]], spans: list[Cycle]) -> Detection:
     for (one, least), (start, end) in zip(found, spans, strict=True):
         seen = tuple((round(start + a, 3), round(start + b, 3)) for a, b in one.cycles)
         cycles, rejected = (seen, ()) if one.score >= least else ((), seen)
-        has_period = one.period.period_s is not None
+        has_period = one.period.agree or one.period.contrast >= LEAST_CONTRAST
         told = judge(len(cycles), len(rejected), one.score, has_period=has_period, moves=one.moves)
         shots.append(Shot(start, end, cycles, told, one.score, rejected))
     longest = max(found, key=lambda pair: (len(pair[0].cycles), len(pair[0].times_s)))[0]

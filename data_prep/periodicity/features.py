@@ -39,7 +39,6 @@ _OTHER = 25.0  # grey values: a pixel that shows something else than the backgro
 _LIGHT_S = 1.0  # before and after: within it brightness changes by less than the jump
 _LIGHT_JUMP = 1.5
 _FOREGROUND = 12.0  # grey values by which what moves differs from the background
-_TRAVEL_S = 1.0  # smoothing of the way that a subject goes, standard deviation
 _HIDDEN_SHARE = 0.6  # of such pixels: something covers the picture
 
 
@@ -69,6 +68,28 @@ class Features:
     def duration_s(self) -> float:
         """Length of what was looked at, seconds."""
         return len(self.values) / self.fps
+
+
+@dataclass(frozen=True)
+class Still:
+    """A shot as a camera that stands still and an even light would show it.
+
+    Attributes:
+        frames: Slightly blurred. [T, H, W]
+        background: Their median over time. [H, W]
+        is_hidden: Frames in which something covers the picture. [T]
+        is_far: Whether the camera went further than could be undone.
+    """
+
+    frames: Array
+    background: Array
+    is_hidden: NDArray[np.bool_]
+    is_far: bool
+
+    @property
+    def moving(self) -> Array:
+        """What differs from the background. [T, H, W]"""
+        return self.frames - self.background
 
 
 def read_grey(clip: Clip) -> tuple[NDArray[np.uint8], float]:
@@ -101,14 +122,17 @@ def features_of_frames(frames: NDArray[np.uint8], fps: float, *, flow: bool = Fa
 
 def features_of_grey(grey: Array, fps: float, *, flow: bool = False) -> Features:
     """Features of grey values 0 .. 255 [T, H, W], the camera standing nearly still."""
-    still, background, gains, is_far = _stabilise(grey)
-    is_hidden = _hidden(still, background, gains, fps)
-    flat = _flat(still)
+    return features_of_still(stabilise(grey, fps), fps, flow=flow)
+
+
+def features_of_still(still: Still, fps: float, *, flow: bool = False) -> Features:
+    """Features of frames whose brightness and shifts are undone."""
+    flat = _flat(still.frames)
     if flow:
-        flat = np.concatenate([flat, _flow(still)], axis=1)
-    least = _least_motion(flat, is_hidden, _LEAST_MOTION)
-    found = features_of_signals(flat, fps, least_motion=least, is_hidden=is_hidden)
-    return replace(found, is_far=is_far)
+        flat = np.concatenate([flat, _flow(still.frames)], axis=1)
+    least = _least_motion(flat, still.is_hidden, _LEAST_MOTION)
+    found = features_of_signals(flat, fps, least_motion=least, is_hidden=still.is_hidden)
+    return replace(found, is_far=still.is_far)
 
 
 def features_of_followed(grey: Array, fps: float) -> Features:
@@ -120,18 +144,17 @@ def features_of_followed(grey: Array, fps: float) -> Features:
     return features_of_signals(flat, fps, least_motion=least, is_hidden=is_hidden)
 
 
-def features_of_subject(grey: Array, fps: float) -> Features:
-    """Features of what moves [T, H, W], as seen by someone who goes along with it."""
-    still, background, gains, _ = _stabilise(grey)
-    is_hidden = _hidden(still, background, gains, fps)
-    flat = _flat(_go_along(still - background, fps))
-    least = _least_motion(flat, is_hidden, _LEAST_MOTION)
-    return features_of_signals(flat, fps, least_motion=least, is_hidden=is_hidden)
+def features_of_subject(still: Still, fps: float, *, smooth_s: float) -> Features:
+    """Features of what moves, as seen by someone who goes along with it.
 
-
-def _hidden(still: Array, background: Array, gains: Array, fps: float) -> NDArray[np.bool_]:
-    covered = (np.abs(still - background) > _OTHER).mean(axis=(1, 2)) > _HIDDEN_SHARE
-    return np.asarray(covered | _jumps(gains, fps))
+    Args:
+        still: The shot.
+        fps: Its frames a second.
+        smooth_s: Standard deviation by which the way that it goes is smoothed.
+    """
+    flat = _flat(_go_along(still.moving, smooth_s * fps))
+    least = _least_motion(flat, still.is_hidden, _LEAST_MOTION)
+    return features_of_signals(flat, fps, least_motion=least, is_hidden=still.is_hidden)
 
 
 def _least_motion(flat: Array, is_hidden: NDArray[np.bool_], least: float) -> float:
@@ -145,7 +168,7 @@ def _flat(frames: Array) -> Array:
     return np.stack([_halve(frame).ravel() for frame in frames])
 
 
-def _go_along(difference: Array, fps: float) -> Array:
+def _go_along(difference: Array, smooth: float) -> Array:
     """What differs from the background, moved so that its centre travels no more. [T, H, W]"""
     height, width = difference.shape[1:]
     weights = np.square(np.maximum(np.abs(difference) - _FOREGROUND, 0.0))
@@ -162,9 +185,16 @@ def _go_along(difference: Array, fps: float) -> Array:
     )
     times = np.arange(len(difference))
     path = np.stack([np.interp(times, sure, centres[:, k]) for k in (0, 1)], axis=1)
-    path = gaussian_filter1d(path, _TRAVEL_S * fps, axis=0, mode="nearest")
+    path = _smooth_way(path, smooth)
     shifts = path - np.array([width / 2.0, height / 2.0])
     return np.stack([_move(f, s) for f, s in zip(difference, shifts, strict=True)])
+
+
+def _smooth_way(path: Array, width: float) -> Array:
+    """A way [T, 2] without what is faster than `width` frames, going on straight at both ends."""
+    beyond = min(round(3.0 * width), len(path) - 1)
+    longer = np.pad(path, ((beyond, beyond), (0, 0)), mode="reflect", reflect_type="odd")
+    return np.asarray(gaussian_filter1d(longer, width, axis=0)[beyond : beyond + len(path)])
 
 
 def features_of_signals(
@@ -216,11 +246,8 @@ def _halve(frame: Array) -> Array:
     return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
 
 
-def _stabilise(grey: Array) -> tuple[Array, Array, Array, bool]:
-    """Undo changes of brightness and shifts of the camera.
-
-    Returns frames [T, H, W], the background [H, W], the brightness of each frame [T], and whether
-    the camera went further than is undone.
+def stabilise(grey: Array, fps: float) -> Still:
+    """Undo changes of brightness and shifts of the camera in grey values 0 .. 255 [T, H, W].
 
     Each frame is explained as gain * (background moved by dx, dy), linearised in the shift
     (Lucas and Kanade 1981), by least squares in which pixels that fit badly (the moving thing)
@@ -240,7 +267,9 @@ def _stabilise(grey: Array) -> tuple[Array, Array, Array, bool]:
         fixed = np.stack(
             [_move(frame, s) / g for frame, s, g in zip(blurred, shifts, gains, strict=True)]
         )
-    return fixed, background, gains, bool(np.abs(shifts).max() >= _FAR * limit)
+    covered = (np.abs(fixed - background) > _OTHER).mean(axis=(1, 2)) > _HIDDEN_SHARE
+    is_hidden = np.asarray(covered | _jumps(gains, fps))
+    return Still(fixed, background, is_hidden, bool(np.abs(shifts).max() >= _FAR * limit))
 
 
 def _jumps(gains: Array, fps: float) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ NOT_SURE: Verdict = "not sure"
 NO_REPETITION: Verdict = "no repetition"
 
 EVENTS = "one event in each shot, no repetition"
+LEAST_DOUBT = 0.1  # score of a chain that is worth a doubt: less has anything that moves about
 # Scores, and the share of counts of such a score that were right.
 _RIGHT_BY_SCORE = ((0.25, 0.45, 0.55, 0.65, 0.75, 1.0), (0.4, 0.45, 0.55, 0.75, 0.93, 0.97))
 
@@ -83,7 +84,7 @@ def judge(
         return Judgement(NOT_SURE, ONE_EVENT, 0.5 * confidence_of(score))
     if not moves:
         return Judgement(NO_REPETITION, STILL, 0.9)
-    if num_rejected > 1:
+    if num_rejected > 1 and score >= LEAST_DOUBT:
         return Judgement(NOT_SURE, REJECTED, 0.3)
     if has_period:
         return Judgement(NOT_SURE, PERIOD_ONLY, 0.3)

@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 from data_prep.periodicity.camera import follow_camera
 from data_prep.periodicity.detector import agreement, detect_cycles, detect_in_frames
 from data_prep.periodicity.fades import take_apart
+from data_prep.periodicity.features import stabilise
+from data_prep.periodicity.half_turns import features_of_turn
 from data_prep.periodicity.shots import find_shots, likeness
 from data_prep.periodicity.verdict import (
     EVENTS,
+    LEAST_DOUBT,
     NEVER_RETURNS,
     ONE_EVENT,
     STILL,
     Judgement,
     Shot,
+    judge,
     judge_all,
 )
 from data_prep.synthetic.clip import clip_spec
@@ -214,3 +218,65 @@ def test_a_camera_that_is_put_down_is_no_repetition(tmp_path: Path) -> None:
     found = detect_cycles(clip_of_video(path))
     assert found.count == spec.clip.count
     assert agreement(found.cycles, spec.clip.cycles or ()) == 1.0
+
+
+def turning_bar(turns: int, turn_s: float, mark: float) -> Frames:
+    """A bright bar that turns about its middle; one end has a disc. [T, 64, 64]"""
+    times = np.arange(int((turns * turn_s + 1.0) * FPS)) / FPS
+    angle = 2 * np.pi * np.clip((times - 0.5) / turn_s, 0, turns)
+    room = place(3, 64, 64)[20:84, 20:84] * 0.5
+    frames = []
+    for a in angle:
+        frame = room.copy()
+        way = 22 * np.array([np.cos(a), np.sin(a)])
+        ends = [tuple(int(16 * v) for v in 32 + sign * way) for sign in (-1, 1)]
+        cv2.line(frame, ends[0], ends[1], 230, 5, cv2.LINE_AA, 4)
+        centre = tuple(int(16 * v) for v in 32 + 0.8 * way)
+        cv2.circle(frame, centre, 16 * 3, mark, -1, cv2.LINE_AA, 4)
+        frames.append(frame)
+    noise = np.random.default_rng(0).normal(0, 1.5, (len(frames), 64, 64))
+    return np.clip(np.stack(frames) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("turns", "turn_s"), [(3, 2.4), (8, 1.1)])
+def test_a_bar_with_a_marked_end_is_counted_by_whole_turns(turns: int, turn_s: float) -> None:
+    marked = detect_in_frames(turning_bar(turns, turn_s, mark=120.0), FPS)
+    assert (marked.verdict, marked.count) == ("count", turns)
+    lengths = [end - start for start, end in marked.cycles]
+    assert np.median(lengths) == pytest.approx(turn_s, rel=0.1)
+    plain = detect_in_frames(turning_bar(turns, turn_s, mark=230.0), FPS)
+    assert plain.count == 2 * turns  # nothing tells its halves apart
+
+
+def test_what_goes_to_one_side_and_the_other_is_no_half_turn() -> None:
+    times = np.arange(int(9 * FPS)) / FPS
+    reach = 14 * np.abs(np.sin(np.pi * times / 1.2))  # left and right in turn
+    side = np.where((times / 1.2).astype(int) % 2 == 0, 1, -1)
+    frames = np.repeat(place(4, 64, 64)[20:84, 20:84][None], len(times), axis=0)
+    for frame, x in zip(frames, side * reach, strict=True):
+        cv2.rectangle(frame, (28, 16), (36, 60), 250, -1)  # somebody stands
+        cv2.line(frame, (32, 22), (int(32 + x), 26), 250, 4)  # and raises either arm
+    still = stabilise(frames, FPS)
+    assert features_of_turn(still, FPS, tuple((1.2 * k, 1.2 * k + 1.2) for k in range(7))) is None
+
+
+@pytest.mark.parametrize("period_s", [0.9, 2.2])
+def test_somebody_who_goes_across_the_picture_is_counted(period_s: float) -> None:
+    times = np.arange(int((6 * period_s + 1.0) * FPS)) / FPS
+    phase = np.clip((times - 0.5) / period_s, 0, 6)
+    lifted = 0.5 - 0.5 * np.cos(2 * np.pi * phase)
+    frames = np.repeat(place(5, 64, 96)[20:84, 20:116][None] * 0.6, len(times), axis=0)
+    for frame, x, up in zip(frames, np.linspace(14, 82, len(times)), lifted, strict=True):
+        cv2.line(frame, (round(x), 26), (round(x), 56), 240, 5)
+        for sign in (-1, 1):
+            hand = (round(x + sign * 13), round(40 - 22 * up))
+            cv2.line(frame, (round(x), 32), hand, 240, 3)
+    noise = np.random.default_rng(0).normal(0, 1.5, frames.shape)
+    found = detect_in_frames(np.clip(frames + noise, 0, 255).astype(np.uint8), FPS)
+    assert (found.verdict, found.count) == ("count", 6)
+
+
+def test_somebody_who_walks_about_without_repeating_is_no_doubt() -> None:
+    told = judge(0, 2, LEAST_DOUBT / 2, has_period=False, moves=True)
+    assert (told.verdict, told.reason) == ("no repetition", NEVER_RETURNS)
+    assert judge(0, 2, 2 * LEAST_DOUBT, has_period=False, moves=True).verdict == "not sure"
