@@ -45,6 +45,7 @@ from actrep_ray.run.progress import step_progress
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.cot import read_answers
 from data_prep.files import DataError
+from data_prep.looks import some_of
 from data_prep.rows import Row
 from data_prep.video import FileState
 
@@ -286,7 +287,10 @@ def _train(
     recipe: Recipe, data: SftData, learners: LearnerPool, start: Checkpoint | None
 ) -> Checkpoint:
     cfg = recipe.sft
-    checkpoints = RunCheckpoints(recipe, learners, cfg.num_steps, start)
+    shown = some_of(data.train) if load_task(recipe.task).is_counting else []
+    checkpoints = RunCheckpoints(
+        recipe, learners, cfg.num_steps, start, lambda: [row.plan for row in shown if row.plan]
+    )
     step, best = checkpoints.restore(), BestStep(recipe)
     best.restore(step)
     checkpoints.keep_best(best.step)

@@ -72,8 +72,9 @@ def add_count(commands: Any) -> None:
     )
     parser.add_argument(
         "--cross-check",
-        action="store_true",
-        help="compare the model's cycles with those of the periodicity detector",
+        action=argparse.BooleanOptionalAction,
+        help="compare the model's cycles with those of the periodicity detector (default: in "
+        "videos of up to 120 s, but with --actions)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object a video")
     asked = parser.add_mutually_exclusive_group()
@@ -172,7 +173,7 @@ def _refuse_of_model(args: argparse.Namespace) -> None:
     asked = {
         "--samples": args.samples > 1,
         "--window": args.window is not None,
-        "--cross-check": args.cross_check,
+        "--cross-check": args.cross_check is not None,
         "--action": args.action != _ANY,
         "--actions": bool(args.actions),
     }
@@ -330,7 +331,7 @@ def _counter(
         model,
         _with_engine(recipe, args.set, num_videos),
         num_answers=args.samples,
-        is_checked=args.cross_check,
+        is_checked=False if args.actions and args.cross_check is None else args.cross_check,
         window_s=args.window,
     ) as counter:
         yield counter.count

@@ -23,12 +23,17 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.records import RolloutGroup
 from actrep_ray.rollout.worker import start_engine, with_own_device
 from actrep_ray.tasks.loading import load_task
+from data_prep.looks import Looks, look_of
 from data_prep.periodicity.detector import Detection
 from data_prep.periodicity.long import detect_long
 from data_prep.periodicity.verdict import COUNT, NOT_SURE
 from data_prep.schema import Clip
 from data_prep.video import VideoError
 
+CHECKED_S = 120.0
+"""Length up to which a video is looked at by the detector as well, unless it is said otherwise."""
+
+_OF_FOREIGN = 0.5  # of its confidence
 _LEAST_CONFIDENCE = 0.5  # below it, a detector that counts something else makes a count unsure
 
 
@@ -40,7 +45,8 @@ class ModelCounter:
         recipe: Settings; `rollout.engine` says which engine is started.
         num_answers: Answers to each video: one greedy one, or several sampled at
             `rollout.temperature`.
-        is_checked: Have the periodicity detector look at each video as well.
+        is_checked: Have the periodicity detector look at each video as well; None: at those of up
+            to `CHECKED_S`.
         window_s: Most that the model is shown of a video at a time; by default what it is shown at
             its full rate. Longer videos are cut.
     """
@@ -51,7 +57,7 @@ class ModelCounter:
         recipe: Recipe,
         *,
         num_answers: int = 1,
-        is_checked: bool = False,
+        is_checked: bool | None = None,
         window_s: float | None = None,
     ) -> None:
         alone = recipe.rollout.model_copy(update={"num_workers": 1})
@@ -62,6 +68,7 @@ class ModelCounter:
         self._inputs = QwenVLInputs(model)
         self._inputs.check_dialect(recipe.data.dialect)
         self._settings = greedy_of(recipe) if num_answers == 1 else sampling_of(recipe, num_answers)
+        self._looks = Looks.read(model) if self._task.is_counting else None
         self._engine = start_engine(with_own_device(with_whole_weights(recipe)), model)
 
     def __enter__(self) -> Self:
@@ -86,15 +93,25 @@ class ModelCounter:
         """How a video is cut, and what the detector sees in it, if it is asked."""
         clip, longest_s = source.clip, self._longest_s
         is_long = self._task.is_counting and clip.duration_s > longest_s
+        is_checked = self._task.is_counting and self._is_checked(clip)
         try:
-            seen = detect_long(clip) if is_long or self.is_checked else None
+            unlike = self._unlike(clip)
+            seen = detect_long(clip) if is_long or is_checked else None
         except VideoError as error:
             return _Look(source, [], str(error))
         if not is_long or seen is None:
             whole = Span(0.0, clip.duration_s, 0.0, clip.duration_s)
-            return _Look(source, [whole], seen=seen)
+            return _Look(source, [whole], seen=seen, unlike=unlike)
         spans = plan_windows(seen.cycles, clip.duration_s, longest_s)
-        return _Look(source, spans, seen=seen if self.is_checked else None)
+        return _Look(source, spans, seen=seen if is_checked else None, unlike=unlike)
+
+    def _unlike(self, clip: Clip) -> float | None:
+        if self._looks is None:
+            return None
+        return self._looks.distance(look_of(self._inputs.plan(clip, self.recipe.video)))
+
+    def _is_checked(self, clip: Clip) -> bool:
+        return clip.duration_s <= CHECKED_S if self.is_checked is None else self.is_checked
 
     def votes(self, clips: Sequence[Clip]) -> list[Vote | str]:
         """What the answers to each clip come to, or why it cannot be shown to the model."""
@@ -129,8 +146,8 @@ class ModelCounter:
         counted = (
             _of_one(source, votes[0]) if len(votes) == 1 else add_windows(source, look.spans, votes)
         )
-        counted = replace(counted, model=self.model, action=source.clip.action)
-        return counted if look.seen is None else checked(counted, look.seen)
+        counted = replace(counted, model=self.model, action=source.clip.action, unlike=look.unlike)
+        return doubted(counted if look.seen is None else checked(counted, look.seen))
 
 
 @dataclass(frozen=True)
@@ -142,12 +159,14 @@ class _Look:
         spans: Its windows; none if it cannot be decoded.
         problem: Why not.
         seen: What the detector saw, if that is to be compared.
+        unlike: How far it looks from the clips of the training, if that is known.
     """
 
     source: Source
     spans: list[Span]
     problem: str = ""
     seen: Detection | None = None
+    unlike: float | None = None
 
 
 def _of_one(source: Source, found: Vote) -> VideoCount:
@@ -186,3 +205,19 @@ def checked(counted: VideoCount, found: Detection) -> VideoCount:
         reason=doubt,
         verdict=NOT_SURE if doubt else counted.verdict,
     )
+
+
+def doubted(counted: VideoCount) -> VideoCount:
+    """Not sure of a clip that looks unlike those of the training.
+
+    It is where the detector is sure of the same number. A model answers as confidently about what
+    it has never seen.
+    """
+    if not counted.is_foreign or not counted.is_sure or counted.is_confirmed:
+        return counted
+    doubt = (
+        f"it looks unlike the clips that the model was trained on ({counted.unlike:.1f} times as "
+        "far from them as the most unusual of them)"
+    )
+    confidence = _OF_FOREIGN * counted.confidence
+    return replace(counted, verdict=NOT_SURE, reason=doubt, confidence=confidence)

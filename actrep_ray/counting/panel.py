@@ -43,6 +43,8 @@ def _lines(counted: VideoCount) -> Iterator[str]:
         if len(counted.vote.readings) > 1:
             yield _describe_answers(counted.vote)
     yield f"confidence {counted.confidence:.2f} of 1"
+    if counted.is_foreign:
+        yield "the model was trained on clips that look otherwise: do not trust it alone"
     if counted.vote is not None:
         yield f"\n{counted.vote.shown.text}"
     if counted.detection is not None:

@@ -8,8 +8,9 @@ from typing import Any
 from actrep_ray.counting.votes import Vote
 from actrep_ray.records import Reading
 from actrep_ray.tasks.counting import is_consistent
+from data_prep.looks import SLACK
 from data_prep.periodicity.detector import Detection, agreement
-from data_prep.periodicity.verdict import NOT_SURE, Verdict
+from data_prep.periodicity.verdict import COUNT, NOT_SURE, Verdict
 from rewards.grammar.layout import Cycle
 
 SEGMENT_GAP_S = 3.0
@@ -86,6 +87,8 @@ class VideoCount:
         vote: What its answers come to; None for the detector, and for a long video.
         windows: Of a long video that a model counted in, in order.
         detection: What the detector saw: by itself, or as a second opinion.
+        unlike: How far it looks from the clips of the model's training, where 1 is the most unusual
+            of those (`data_prep.looks`); None where the checkpoint does not say how they look.
     """
 
     video: Path
@@ -100,6 +103,18 @@ class VideoCount:
     vote: Vote | None = None
     windows: tuple[WindowCount, ...] = ()
     detection: Detection | None = field(default=None, repr=False)
+    unlike: float | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the model was trained on clips that look otherwise."""
+        return self.unlike is not None and self.unlike > SLACK
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the detector is sure of the same number."""
+        found = self.detection
+        return found is not None and found.verdict == COUNT and found.count == self.count
 
     @property
     def is_sure(self) -> bool:
@@ -138,6 +153,8 @@ class VideoCount:
             record |= _answers_json(self.vote)
         else:
             record["windows"] = [_window_json(window) for window in self.windows]
+        if self.unlike is not None:
+            record["unlike_training"] = round(self.unlike, _DIGITS)
         if self.detection is not None:
             record["cross_check"] = cross_check(self.cycles, self.detection)
         return record

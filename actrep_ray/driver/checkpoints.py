@@ -8,16 +8,21 @@ that is asked to stop (`StopError`) writes one of the last step that it finished
 """
 
 import logging
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
+from actrep_ray.cluster.background import in_background
 from actrep_ray.cluster.stopping import InterruptError, StopError
 from actrep_ray.config import Recipe
 from actrep_ray.learner.pool import LearnerPool
 from actrep_ray.run.checkpoint import Checkpoint, CheckpointStore, is_due
 from actrep_ray.run.saving import SaveError, Saving
 from data_prep.files import DataError
+from data_prep.looks import Looks, looks_of
+from data_prep.video import FramePlan
 
+_LOOKS_S = 5.0  # that a checkpoint waits for what the clips look like: the next one will say it
 _GRACE_S = 5.0  # that a run which ends early waits for what is nearly written
 _log = logging.getLogger(__name__)
 
@@ -32,10 +37,16 @@ class RunCheckpoints:
         learners: Ranks that write weights and optimiser state, and load the latter.
         num_steps: The last step, after which a checkpoint is always written.
         start: Checkpoint to go on from; the ranks hold its weights already.
+        plans: Of some clips of the training: what they look like is written beside the weights.
     """
 
     def __init__(
-        self, recipe: Recipe, learners: LearnerPool, num_steps: int, start: Checkpoint | None
+        self,
+        recipe: Recipe,
+        learners: LearnerPool,
+        num_steps: int,
+        start: Checkpoint | None,
+        plans: Callable[[], Iterable[FramePlan]] = lambda: (),
     ) -> None:
         self.recipe = recipe
         self.learners = learners
@@ -50,6 +61,7 @@ class RunCheckpoints:
         self._failures: list[str] = []
         self._num_asked = 0
         self._reached: tuple[int, dict[str, Any]] | None = None  # what a stop would save
+        self._looks = in_background(lambda: looks_of(plans()), "looks")
 
     def __enter__(self) -> Self:
         return self
@@ -112,11 +124,19 @@ class RunCheckpoints:
             self._best_step = step
         self._num_asked += 1
         try:
-            self._saving = self.store.begin(step, self.recipe, state, self.learners)
+            self._saving = self.store.begin(
+                step, self.recipe, state, self.learners, self._looks_by_now
+            )
         except SaveError as error:
             self._fail(step, error)
         if not self.recipe.checkpoint.in_background:
             self._wait()
+
+    def _looks_by_now(self) -> Looks | None:
+        try:
+            return self._looks.result(_LOOKS_S)
+        except TimeoutError:
+            return None
 
     def reached(self, step: int, state: dict[str, Any]) -> None:
         """Say that the ranks hold the weights of a step; until the next one, a stop saves it.

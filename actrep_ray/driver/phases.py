@@ -35,6 +35,7 @@ from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.scoring.pool import RewardPool
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
+from data_prep.looks import some_of
 from data_prep.rows import Row
 from data_prep.video import FileState, FramePlan
 from rewards.reference import Reference
@@ -113,7 +114,10 @@ class Phases:
         self.decline = Decline(recipe, self.task)
         self.source = source_for(recipe, pools.rollouts, pools.rewards)
         self.quarantine = Quarantine(recipe, len(data.train))
-        self.checkpoints = RunCheckpoints(recipe, pools.learners, self.num_steps, start)
+        shown = some_of(data.train) if self.task.is_counting else []
+        self.checkpoints = RunCheckpoints(
+            recipe, pools.learners, self.num_steps, start, lambda: map(self.plan, shown)
+        )
         notice, within_s = recipe.run.preemption_notice or "", recipe.run.stop_s
         self.stop = StopRequest(notice, within_s, (WorkerLostError,), self._hurry)
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 from actrep_ray.config import Recipe
 from actrep_ray.models.serving import VLLM_SERVER, ServedModel, server_arguments
@@ -17,6 +18,11 @@ of the answer (`data.reasoning`) of `{{form}}`, and the classes to choose from o
 fill in those that are in it, also in the requests below:
 
 > {question}
+
+## The clips that it was trained on
+
+{clips} What they look like is in `looks.json`: `actrep count` compares a video with it, and says of
+one that looks otherwise that the answer is not to be trusted.
 
 ## The frames that it was trained on
 
@@ -86,6 +92,7 @@ def card(recipe: Recipe, family: str, factor: int) -> str:
     command += [f"  {option} {shlex.quote(value)}" for option, value in pairs]
     return _TEXT.format(
         name=recipe.name,
+        clips=_clips_of(recipe),
         family=family,
         task=recipe.task if "/" not in recipe.task else recipe.task.rpartition("/")[2],
         question=" ".join(question.split()),
@@ -101,6 +108,13 @@ def card(recipe: Recipe, family: str, factor: int) -> str:
         request=request_command(recipe.name, question),
         note="" if family.startswith("qwen3_vl") else _POSITIONS,
     )
+
+
+def _clips_of(recipe: Recipe) -> str:
+    """Which clips, in a sentence; of their folder the last name alone, for it may be private."""
+    path = Path(recipe.data.path)
+    sets = f", sets {', '.join(recipe.data.datasets)}" if recipe.data.datasets else ""
+    return f"Split `train` of `{path.parent.name}/{path.name}`{sets}."
 
 
 def request_command(model: str, question: str, port: int = 8000) -> str:

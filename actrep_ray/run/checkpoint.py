@@ -21,6 +21,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from actrep_ray.run.manifest import TRAINING, DamageError, Depth
 from actrep_ray.run.record import run_id
 from actrep_ray.run.saving import SaveError, SavesItself, Saving, as_save_errors
 from data_prep.files import DataError, complete_folder, read_object, write_json, write_lines
+from data_prep.looks import Looks
 from data_prep.partial_files import partial_of, remove_leftovers
 
 _NAME = re.compile(r"step-(\d{6,})")
@@ -182,7 +184,12 @@ class CheckpointStore:
     # ---------------------------------------------------------------- writing
 
     def begin(
-        self, step: int, recipe: Recipe, driver_state: dict[str, Any], learners: SavesItself
+        self,
+        step: int,
+        recipe: Recipe,
+        driver_state: dict[str, Any],
+        learners: SavesItself,
+        looks: Callable[[], Looks | None] = lambda: None,
     ) -> Saving[Checkpoint]:
         """Start to write a checkpoint; the learners may go on when this returns.
 
@@ -194,6 +201,7 @@ class CheckpointStore:
             recipe: Settings of the run; evaluation takes its video settings from them.
             driver_state: Saved as JSON beside the step.
             learners: Write the model, and the state of their optimiser.
+            looks: What the clips of the training look like, if that is known by then.
 
         Raises:
             SaveError: if there is no room, or something cannot be written.
@@ -216,9 +224,12 @@ class CheckpointStore:
         def complete() -> Checkpoint:
             with as_save_errors(), held:
                 check_holder(self.run_dir)
+                seen = looks()
                 for folder in (partial, partial / "ema"):
                     if folder.is_dir():
                         write_lines(folder / "recipe.json", [recipe.model_dump_json(indent=2)])
+                        if seen is not None:
+                            seen.write(folder)
                 manifest.write_manifest(partial, step, self.run)
             self._damaged.discard(checkpoint.folder)
             try:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from actrep_ray.cli.main import main
 from actrep_ray.counting.batch import Journal
-from actrep_ray.counting.by_model import checked
+from actrep_ray.counting.by_model import checked, doubted
 from actrep_ray.counting.figure import plot_count
 from actrep_ray.counting.outputs import Outputs, write_srt
 from actrep_ray.counting.overlay import draw_on, total_of, write_overlay
@@ -155,6 +155,23 @@ def test_the_detector_makes_a_count_surer_or_less_sure() -> None:
     assert other.to_json()["cross_check"]["agreement"] == pytest.approx(8 / 9, abs=1e-3)
     unsure = replace(seen(0, 0.3), judgement=Judgement("not sure", "motion too weak", 0.3))
     assert checked(own, unsure).confidence == own.confidence
+
+
+def test_a_clip_unlike_those_of_the_training_is_not_sure_unless_the_detector_agrees() -> None:
+    own = counted(text_of(4, 4, 4))
+    alike = replace(own, unlike=1.1)
+    assert doubted(alike) == alike
+    assert "do not trust it" not in describe(alike)
+    foreign = doubted(replace(own, unlike=2.6))
+    assert (foreign.count, foreign.verdict) == (4, "not sure")
+    assert foreign.reason.startswith("it looks unlike the clips that the model was trained on (2.6")
+    assert foreign.confidence == own.confidence / 2
+    assert foreign.to_json()["unlike_training"] == 2.6
+    confirmed = doubted(checked(replace(own, unlike=2.6), seen(4, 0.8)))
+    assert confirmed.is_sure
+    assert "trained on clips that look otherwise: do not trust it alone" in describe(confirmed)
+    told = doubted(replace(counted("I cannot tell."), unlike=2.6))
+    assert told.reason == "no readable count (missing)"
 
 
 # --- files

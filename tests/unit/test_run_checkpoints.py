@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 
 from actrep_ray.cluster.stopping import InterruptError, StopError, StopRequest
-from actrep_ray.config import Recipe, load_recipe
+from actrep_ray.config import Recipe, load_recipe, override
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.learner.saving import BackgroundSave, Snapshot
 from actrep_ray.run.checkpoint import CheckpointStore
+from actrep_ray.run.manifest import DamageError
 from actrep_ray.run.saving import SaveError
+from data_prep.looks import Looks, looks_of
+from data_prep.schema import read_clips
+from data_prep.synthetic.dataset import write_dataset
+from data_prep.video import plan_frames
 
 pytestmark = pytest.mark.lengthy
 
@@ -82,6 +87,29 @@ def save_all(checkpoints: RunCheckpoints, *steps: int) -> None:
     with checkpoints:
         for step in steps:
             checkpoints.save(step, {})
+
+
+def test_what_the_clips_look_like_is_part_of_a_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", level="easy", num_clips={"train": 16}, seed=0, num_processes=1)
+    clips = list(read_clips(tmp_path / "d/clips.jsonl"))
+    plans = [
+        plan_frames(
+            clip, fps=1, min_frames=4, max_frames=8, min_pixels=1, max_pixels=4096, factor=2
+        )
+        for clip in clips
+    ]
+    learners: Any = Learners()
+    waiting = override(recipe, ["checkpoint.in_background=false"])
+    with RunCheckpoints(waiting, learners, 100, None, lambda: plans) as checkpoints:
+        for step in range(2, 100, 2):  # the first may be written before it is known
+            checkpoints.save(step, {})
+            if (checkpoints.last.folder / "looks.json").is_file():
+                break
+    folder = checkpoints.last.folder
+    assert Looks.read(folder) == looks_of(plans)
+    (folder / "looks.json").write_text("{}")
+    with pytest.raises(DamageError, match="looks.json"):
+        checkpoints.store.check(checkpoints.last, "all")
 
 
 FULL = SaveError("model.safetensors: No space left on device")
