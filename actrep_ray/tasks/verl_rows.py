@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from actrep_ray.config import Recipe
 from actrep_ray.tasks.loading import load_task
+from data_prep.chat_format import PLACEHOLDERS, VIDEO
 from data_prep.files import DataError, replacing
 from data_prep.schema import Clip
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_PLACEHOLDERS = ("<video>", "<image>", "<audio>")  # verl puts media in their place
 
 
 def verl_frame(clips: Sequence[Clip], recipe: Recipe, opened: str = "") -> "pd.DataFrame":
@@ -59,21 +58,31 @@ def write_verl_parquet(clips: Sequence[Clip], recipe: Recipe, path: Path, opened
     return len(frame)
 
 
+def question_of(clip: Clip, recipe: Recipe) -> str:
+    """What another trainer asks about a clip, behind its video.
+
+    Raises:
+        DataError: for a question in which it would put media of its own.
+    """
+    question = load_task(recipe.task).question(clip, recipe.data)
+    if found := [word for word in PLACEHOLDERS if word in question]:
+        raise DataError(
+            f"clip {clip.id!r}: its question holds {found[0]}, where a trainer would put media; "
+            "change data.question or the clip's action"
+        )
+    return question
+
+
 def _row(index: int, clip: Clip, recipe: Recipe, opened: str) -> dict[str, Any]:
     task = load_task(recipe.task)
-    question = task.question(clip, recipe.data)
-    if found := [word for word in _PLACEHOLDERS if word in question]:
-        raise DataError(
-            f"clip {clip.id!r}: its question holds {found[0]}, where verl would put media; change "
-            "data.question or the clip's action"
-        )
+    question = question_of(clip, recipe)
     known = task.reference(clip)
     truth: dict[str, Any] = {"count": known.count}
     if known.cycles is not None:
         truth["cycles"] = known.cycles
     video = recipe.video
     return {
-        "prompt": [{"role": "user", "content": f"<video>{question}"}],
+        "prompt": [{"role": "user", "content": f"{VIDEO}{question}"}],
         "videos": [
             {
                 "video": clip.video,

@@ -26,6 +26,10 @@ class Annotation:
         first_frame: The number of the video's first frame, 0 or 1.
         fps: Frames per second of the marks; None is the video's own.
         flags: Remarks so far.
+        counts_from_first_frame: Whether seconds count from the video's first frame, as a clip's do,
+            and not as a player's, which begins with the sound where that comes first.
+        id: The row's own, kept as it is; empty where it has none.
+        dataset: The set that the row itself says it is of; empty where it does not.
     """
 
     name: str
@@ -40,6 +44,9 @@ class Annotation:
     first_frame: int = 0
     fps: float | None = None
     flags: tuple[str, ...] = ()
+    counts_from_first_frame: bool = False
+    id: str = ""
+    dataset: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ _FPS_TOLERANCE = 0.01
 def to_clip(annotation: Annotation, found: Probe, *, dataset: str, video: str) -> Clip:
     """An annotation in seconds, checked against what its video holds.
 
-    Seconds of an annotation are those of a player; a clip's count from the video's first frame,
-    which comes later where sound starts first. A frame number becomes the time at which the file
-    presents that frame; only where the table states another rate than the file has (the marks are
-    of another copy), it is divided by that.
+    Seconds of an annotation are those of a player unless it says otherwise; a clip's count from the
+    video's first frame, which comes later where sound starts first. A frame number becomes the time
+    at which the file presents that frame; only where the table states another rate than the file
+    has (the marks are of another copy), it is divided by that.
     A clip's last frame is shown to its end. `times_source` of the clip says which it was.
 
     Raises:
@@ -42,8 +42,9 @@ def to_clip(annotation: Annotation, found: Probe, *, dataset: str, video: str) -
         flags.append("count_zero")
     if cycles is not None and len(cycles) != annotation.count:
         flags.append("count_differs_from_cycles")
+    dataset = annotation.dataset or dataset
     return Clip(
-        id=f"{dataset}-{annotation.split}-{annotation.name}",
+        id=annotation.id or f"{dataset}-{annotation.split}-{annotation.name}",
         dataset=dataset,
         split=annotation.split,
         video=video,
@@ -86,6 +87,7 @@ class _Clock:
         self._time_of: Callable[[int], float] = found.times_s.item
         is_of_another_copy = abs(self.fps - found.fps) > _FPS_TOLERANCE * found.fps
         self._is_seconds = annotation.unit == "seconds"
+        self._lead_s = 0.0 if annotation.counts_from_first_frame else found.lead_s
         self._is_rate = is_of_another_copy and not self._is_seconds
         self._num_known = 0 if self._is_rate else found.num_frames
         self.source = "seconds" if self._is_seconds else "rate" if self._is_rate else "time_stamps"
@@ -93,7 +95,7 @@ class _Clock:
     def seconds(self, value: float) -> float:
         """When a frame is presented, or a second is; seconds from the video's first frame."""
         if self._is_seconds:
-            return value - self._found.lead_s
+            return value - self._lead_s
         number = value - self._first
         frame = int(number)
         if frame == number and 0 <= frame < self._num_known:

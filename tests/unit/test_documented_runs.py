@@ -29,6 +29,7 @@ NOT_RUN = [
     ),
     (r"--teacher api", "asks an endpoint on the network: test_teacher_api.py"),
     (r"^prepare (repcount|ucfrep|countix|quva|ovr|actrep) ", "a public set: tests/unit/converters"),
+    (r"^prepare chat ", "rows of another trainer: test_chat_rows.py"),
     (r"^prepare recognition --csv", "a table of the user's own: test_recognition.py"),
     (r"^report ", "of a run that was trained: test_evaluation_report.py"),
     (r"^doctor$", "imports all libraries: test_setup_doctor.py"),

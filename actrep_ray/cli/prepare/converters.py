@@ -1,4 +1,4 @@
-"""`actrep prepare {repcount,ucfrep,countix,quva,ovr,actrep,csv}`: arguments, progress, summary.
+"""`actrep prepare {repcount,ucfrep,countix,quva,ovr,actrep,csv,chat}`: arguments, summary.
 
 Owns what a person types and sees; the conversion is `data_prep.converters`.
 """
@@ -42,6 +42,7 @@ def add_converters(kinds: Any) -> None:
         _add_ovr,
         _add_actrep,
         _add_csv,
+        _add_chat,
     ):
         add(kinds)
 
@@ -161,6 +162,24 @@ def _add_csv(kinds: Any) -> None:
     parser.add_argument("--dataset", default="csv", metavar="NAME", help="default: %(default)s")
 
 
+def _add_chat(kinds: Any) -> None:
+    parser = add_command(
+        kinds,
+        "chat",
+        _chat,
+        "convert SFT data of LLaMA-Factory (ShareGPT) or ms-swift: a video, a question, an answer "
+        "that counts",
+        "actrep prepare chat sft.jsonl --videos videos --out data/chat --split train",
+    )
+    _add_common(parser, "FILE", ".jsonl or .json files")
+    parser.add_argument(
+        "--dataset",
+        default="chat",
+        metavar="NAME",
+        help="of rows that do not say it; default: %(default)s",
+    )
+
+
 def _add_common(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
     parser.add_argument("annotations", type=Path, nargs="+", metavar=metavar, help=what)
     parser.add_argument(
@@ -254,6 +273,15 @@ def _csv(args: argparse.Namespace) -> int:
         return table(args.annotations, dataset=args.dataset, split=args.split, layout=layout)
 
     return _convert(args, source)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from data_prep.converters.chat import chat
+
+    return _convert(
+        args,
+        lambda: chat(args.annotations, videos=args.videos, split=args.split, dataset=args.dataset),
+    )
 
 
 def _columns(options: list[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from scipy.io import savemat
 
 from data_prep.converters.actrep import actrep
 from data_prep.converters.annotation import Source
+from data_prep.converters.chat import chat
 from data_prep.converters.conversion import convert
 from data_prep.converters.countix import countix
 from data_prep.converters.ovr import ovr
@@ -234,6 +235,16 @@ CASES = [
         rejected=("bad_line", "bad_line", "not_utf8", "bad_video_name", "path_traversal",
                   "count_empty", "bad_line"),
         written=1, reader=actrep, file="a.jsonl",
+    ),
+    # --- conversations; test_chat_rows has what each is about
+    Case(
+        "chat: rows", b'[7, {"messages": [], "videos": ["ok.mp4"]},'
+        b'{"messages": [{"role": "user", "content": "?"}, '
+        b'{"role": "assistant", "content": "<answer>many</answer>"}], "videos": ["ok.mp4"]},'
+        b'{"messages": [{"role": "user", "content": "?"}, '
+        b'{"role": "assistant", "content": "<answer>2</answer>"}], "videos": 5}]',
+        rejected=("bad_line", "no_conversation", "no_count", "not_one_video"),
+        reader=lambda paths: chat(paths, videos=Path(), split="test"), file="a.json",
     ),
     # --- marks in one cell
     Case(
