@@ -108,7 +108,7 @@ def test_what_the_clips_look_like_is_part_of_a_checkpoint(recipe: Recipe, tmp_pa
     folder = checkpoints.last.folder
     assert Looks.read(folder) == looks_of(plans)
     (folder / "looks.json").write_text("{}")
-    with pytest.raises(DamageError, match="looks.json"):
+    with pytest.raises(DamageError, match=r"looks\.json"):
         checkpoints.store.check(checkpoints.last, "all")
 
 
