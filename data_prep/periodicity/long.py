@@ -48,7 +48,7 @@ _MOVED = 10  # grey values by which a pixel, blurred, has changed
 _MOVED_SHARE = 0.002  # of the pixels
 _BLUR = 1.5  # pixels
 _REST_S = 1.5  # a shorter one divides nothing
-_AROUND_S = 0.5  # of a rest that is shown with what moves
+_AROUND_S = 2.0  # of a rest that is shown with what moves; at most half of it
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,12 @@ def _stretches(grey: NDArray[np.uint8], fps: float) -> list[tuple[int, int]]:
     if not len(moving):
         return []
     breaks = np.flatnonzero(np.diff(moving) > rest + lag)
-    firsts = moving[np.concatenate([[0], breaks + 1])] - around
-    lasts = moving[np.concatenate([breaks, [-1]])] + lag + around
-    found = [
-        (max(0, int(a)), min(len(grey), int(b) + 1)) for a, b in zip(firsts, lasts, strict=True)
-    ]
+    firsts = moving[np.concatenate([[0], breaks + 1])]
+    lasts = moving[np.concatenate([breaks, [-1]])] + lag
+    middles = (lasts[:-1] + firsts[1:]) // 2
+    lows = np.maximum(firsts - around, np.concatenate([[0], middles]))
+    highs = np.minimum(lasts + 1 + around, np.concatenate([middles, [len(grey)]]))
+    found = list(zip(lows.tolist(), highs.tolist(), strict=True))
     is_all = len(found) == 1 and found[0][1] - found[0][0] + rest >= len(grey)
     return [] if is_all else found
 
