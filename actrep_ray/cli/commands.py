@@ -109,7 +109,10 @@ def outside_note(file: Path, videos: Sequence[str]) -> str:
     if not outside:
         return ""
     folder = os.path.commonpath(outside)
-    return f"\nvideos lie outside of {file.parent}: read it with data.allow_outside=[{folder}]"
+    return (
+        f"\nvideos lie outside of {file.parent}: read it with data.allow_outside=[{folder}], or "
+        f"write it beside them, --out {Path(folder).parent}"
+    )
 
 
 def read_recipe(args: argparse.Namespace) -> "Recipe":
