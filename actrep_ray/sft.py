@@ -42,6 +42,7 @@ from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.metrics import MetricLogger
 from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.progress import step_progress
+from actrep_ray.run.trackers import check_trackers
 from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.cot import read_answers
 from data_prep.files import DataError
@@ -70,6 +71,7 @@ def prepare_sft(
         ValueError: for settings, data or a model that cannot be used.
     """
     check_this_machine(recipe)
+    check_trackers(recipe.run.trackers)
     remember_notice(recipe.run.preemption_notice or "")
     BestStep(recipe)
     check_deepspeed(recipe)
@@ -303,7 +305,9 @@ def _train(
             (WorkerLostError,),
             learners.hurry,
         ) as stop,
-        MetricLogger(recipe.run_dir, purge_after_step=step or -1) as logger,
+        MetricLogger(
+            recipe.run_dir, purge_after_step=step or -1, trackers=recipe.run.trackers
+        ) as logger,
         step_progress("SFT", start=step, total=cfg.num_steps) as report,
         checkpoints,
     ):

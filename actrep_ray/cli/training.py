@@ -52,12 +52,14 @@ def read_training_recipe(args: argparse.Namespace, stage: str) -> "Recipe":
     """The recipe, its paths below `--root`.
 
     Raises:
-        ConfigError: naming all that is wrong with it.
+        ConfigError: naming all that is wrong with it, or a tracker that is not installed.
         UsageError: if it is for the other command.
     """
     from actrep_ray.config import under_root
+    from actrep_ray.run.trackers import check_trackers
 
     recipe = read_recipe(args)
+    check_trackers(recipe.run.trackers)
     if recipe.stage != stage:
         command = _COMMANDS[recipe.stage]
         raise UsageError(f"{args.recipe}: stage={recipe.stage}, use `actrep {command}` for it")
@@ -86,12 +88,19 @@ def is_resumed(args: argparse.Namespace, recipe: "Recipe") -> bool:
 def announce(recipe: "Recipe", start: "Checkpoint | None", *, resume: bool) -> None:
     """Say what training comes to, from which step, and where it can be watched."""
     from actrep_ray.planning.training import describe_training
+    from actrep_ray.run.trackers import TENSORBOARD
 
     show("\n".join(describe_training(recipe)))
     if start is not None:
         show(f"goes on from step {start.step}: {start.folder}")
     elif resume:
         show("goes on from step 0: the run was cut short before its first checkpoint")
-    watch = shlex.join([program("tensorboard"), "--logdir", str(recipe.run_dir)])
-    show(f"run folder {recipe.run_dir}; watch it with: {watch}")
+    where = f"run folder {recipe.run_dir}"
+    if TENSORBOARD in recipe.run.trackers:
+        watch = shlex.join([program("tensorboard"), "--logdir", str(recipe.run_dir)])
+        where += f"; watch it with: {watch}"
+    if others := [name for name in recipe.run.trackers if name != TENSORBOARD]:
+        stores = recipe.run_dir.parent / "trackers"
+        where += f"; {', '.join(others)} in {stores} (docs/trackers.md)"
+    show(where)
     show("starting the workers ...")

@@ -48,6 +48,13 @@ class RunConfig(Section):
         "0.9 of rollout.timeout_s or learner.timeout_s.",
     )
 
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        ("tensorboard",),
+        description="Where curves are written beside metrics.jsonl, locally: tensorboard into the "
+        "run's folder; wandb (offline), mlflow and trackio, each an extra, into `trackers` beside "
+        "it (docs/trackers.md).",
+    )
+
     def contradictions(self) -> Iterator[Contradiction]:
         """Bounds that exclude each other."""
         if self.turn_floor_s > self.turn_ceiling_s:

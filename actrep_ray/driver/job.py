@@ -27,6 +27,7 @@ from actrep_ray.run.folder import open_run
 from actrep_ray.run.lock import FolderLock
 from actrep_ray.run.model_folder import resolve_model
 from actrep_ray.run.profile import profiled
+from actrep_ray.run.trackers import check_trackers
 from actrep_ray.scoring.worker import make_spec
 
 
@@ -47,6 +48,7 @@ def prepare_grpo(
         ValueError: for settings, data or a model that cannot be used.
     """
     check_this_machine(recipe)
+    check_trackers(recipe.run.trackers)
     remember_notice(recipe.run.preemption_notice or "")
     make_spec(recipe)
     BestStep(recipe)

@@ -164,8 +164,12 @@ class Phases:
 
     def open_log(self, step: int) -> MetricLogger:
         """The files of the run's metrics, without what was written after a step."""
-        run_dir = self.recipe.run_dir
-        return MetricLogger(run_dir, purge_after_step=step or -1, num_steps=self.num_steps)
+        return MetricLogger(
+            self.recipe.run_dir,
+            purge_after_step=step or -1,
+            num_steps=self.num_steps,
+            trackers=self.recipe.run.trackers,
+        )
 
     def log_start(self, logger: MetricLogger) -> None:
         """Write what the set is like before sampling, and how well the model does untrained."""

@@ -3,10 +3,11 @@
     RUN_DIR/metrics.jsonl   one JSON object a step: `step`, `time_s`, then `phase/name` keys
     RUN_DIR/texts.jsonl     one JSON object a text: `step`, `key`, `text`
     RUN_DIR/tb/             the same for TensorBoard
+    trackers                the numbers, by `trackers.py`
     console                 one line a step, readable with and without a terminal
 
 A resumed run passes the step that it goes on from: what an earlier attempt wrote after that step
-is dropped, from the files and from TensorBoard alike, so that no step counts twice.
+is dropped, from the files, from TensorBoard and from trackers alike, so that no step counts twice.
 """
 
 import json
@@ -25,6 +26,7 @@ from rich.text import Text
 
 from actrep_ray.run.console import as_text
 from actrep_ray.run.console import console as own_console
+from actrep_ray.run.trackers import TENSORBOARD, TrackerError, open_trackers
 from data_prep.files import AppendedLines, DataError, read_jsonl, write_lines
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ _COLUMNS = (
 )
 _SECONDS_PREFIX, _SECONDS_SUFFIX = "time/", "_s"
 _STEP_SECONDS = "time/step_s"
+_OF_A_ROW = ("step", "time_s", "not_finite")
 _SMOOTHING = 0.2  # weight of the newest step in the seconds that the time left is reckoned with
 
 
@@ -62,6 +65,10 @@ class MetricLogger:
         num_steps: The last step of the run. Given, every step is a line on the console.
         title: Word before the step on that line.
         console: Where the lines go; standard output by default.
+        trackers: Names, as of `run.trackers`; those but TensorBoard want the record of a run.
+
+    Raises:
+        TrackerError: if a tracker cannot be opened.
     """
 
     def __init__(
@@ -72,19 +79,18 @@ class MetricLogger:
         num_steps: int | None = None,
         title: str = "step",
         console: Console | None = None,
+        trackers: Sequence[str] = (TENSORBOARD,),
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         metrics, texts = (self.run_dir / name for name in ("metrics.jsonl", "texts.jsonl"))
         for path in (metrics, texts):
             _purge(path, purge_after_step)
+        rows = read_metrics(metrics) if metrics.exists() else []
+        so_far = [(row["step"], _finite(row)) for row in rows]
         self._metrics, self._texts = AppendedLines(metrics), AppendedLines(texts)
-        self._board: Any = SummaryWriter(
-            str(self.run_dir / "tb"),
-            purge_step=None if purge_after_step is None else purge_after_step + 1,
-        )
+        self._board = self._open_board(purge_after_step) if TENSORBOARD in trackers else None
+        self._trackers = open_trackers(trackers, self.run_dir, so_far)
         self._is_refused = False
         self._seconds: dict[str, float] = {}
         self._began = self._last = time.monotonic()
@@ -96,15 +102,21 @@ class MetricLogger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open_board(self, purge_after_step: int | None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = None if purge_after_step is None else purge_after_step + 1
+        return SummaryWriter(str(self.run_dir / "tb"), purge_step=purge_step)
+
     def log(
         self, step: int, metrics: Mapping[str, float], facts: Mapping[str, float] | None = None
     ) -> None:
         """Write the numbers of a step, and the seconds of the phases timed since the last one.
 
-        `facts` are written to the file alone: a curve of one point is none.
+        `facts` are left out of TensorBoard: a curve of one point is none.
 
         `time/step_s` is the time since the last call unless it is given. A number that is not
-        finite is null in the file and left out of TensorBoard; its key is named under
+        finite is null in the file and left out of TensorBoard and trackers; its key is named under
         `not_finite`.
 
         Raises:
@@ -122,11 +134,16 @@ class MetricLogger:
             row["not_finite"] = lost
         with self._going_on():
             self._metrics.add(_line_of(row))
-        with self._going_on():
-            for key, value in values.items():
-                if math.isfinite(value) and key not in known:
-                    self._board.add_scalar(key, value, step)
-            self._board.flush()
+        finite = {key: value for key, value in values.items() if math.isfinite(value)}
+        if self._board is not None:
+            with self._going_on():
+                for key, value in finite.items():
+                    if key not in known:
+                        self._board.add_scalar(key, value, step)
+                self._board.flush()
+        for tracker in self._trackers:
+            with self._going_on():
+                tracker.log(step, finite)
         if self._lines is not None:
             self._lines.show(step, values)
 
@@ -134,17 +151,20 @@ class MetricLogger:
         """Write a text of a step, for example one answer."""
         with self._going_on():
             self._texts.add(_line_of({"step": int(step), "key": key, "text": text}))
-        # TensorBoard renders Markdown; indented by four it is shown as it is.
-        with self._going_on():
-            self._board.add_text(key, "\n".join(f"    {line}" for line in text.splitlines()), step)
+        if self._board is not None:
+            # TensorBoard renders Markdown; indented by four it is shown as it is.
+            shown = "\n".join(f"    {line}" for line in text.splitlines())
+            with self._going_on():
+                self._board.add_text(key, shown, step)
 
     def histogram(self, step: int, key: str, values: Sequence[float] | np.ndarray) -> None:
         """Write a distribution of a step, for example the counts of the clips that were issued."""
         array = np.asarray(values, np.float64)
         if array.size == 0 or not np.isfinite(array).all():
             raise ValueError(f"{key}: expected finite numbers, got {array.tolist()[:8]}")
-        with self._going_on():
-            self._board.add_histogram(key, array, step)
+        if self._board is not None:
+            with self._going_on():
+                self._board.add_histogram(key, array, step)
 
     @contextmanager
     def timer(self, phase: str) -> Iterator[None]:
@@ -157,7 +177,8 @@ class MetricLogger:
 
     def close(self) -> None:
         """Flush and close every file."""
-        for file in (self._metrics, self._texts, self._board):
+        board = [] if self._board is None else [self._board]
+        for file in (self._metrics, self._texts, *board, *self._trackers):
             with self._going_on():
                 file.close()
 
@@ -166,7 +187,7 @@ class MetricLogger:
         """A disk that takes no metrics ends no run; it is told once."""
         try:
             yield
-        except (OSError, DataError) as error:
+        except (OSError, DataError, TrackerError) as error:
             if not self._is_refused:
                 _log.error(
                     "metrics cannot be written: %s; the run goes on, rows may be lost", error
@@ -270,11 +291,20 @@ def _phases(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def _number(key: str, value: Any) -> float:
-    if not isinstance(key, str) or not key or key in ("step", "time_s", "not_finite"):
+    if not isinstance(key, str) or not key or key in _OF_A_ROW:
         raise ValueError(f"metric key {key!r}, expected a name like 'phase/name'")
     if isinstance(value, str) or np.ndim(value) != 0:
         raise ValueError(f"metric {key}={value!r}, expected a number")
     return float(value)
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row of the file."""
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in _OF_A_ROW and isinstance(value, int | float)
+    }
 
 
 def _line_of(row: Mapping[str, Any]) -> str:
