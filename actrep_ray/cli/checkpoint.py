@@ -1,4 +1,4 @@
-"""What `actrep evaluate` and `actrep count` share: a checkpoint and its settings."""
+"""What `actrep evaluate`, `count` and `demo` share: a checkpoint and its settings."""
 
 import argparse
 import json
@@ -13,8 +13,20 @@ if TYPE_CHECKING:
     from actrep_ray.config import Recipe
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, most: int | None = 1) -> None:
-    """Add `--checkpoint` (None: of any number), `--method`, `--recipe`, `--download`, `--set`."""
+_FEW = 8  # videos up to which transformers has answered before vLLM has started
+_MOST_ANSWERS = 256
+
+
+def add_checkpoint_arguments(
+    parser: argparse.ArgumentParser, *, most: int | None = 1, needs_one: bool = True
+) -> None:
+    """Add `--checkpoint`, `--method`, `--recipe`, `--download` and `--set`.
+
+    Args:
+        parser: Gets them.
+        most: How many checkpoints there may be; None: any number.
+        needs_one: Or the detector stands in where there is none.
+    """
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -26,8 +38,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, most: int | Non
     parser.add_argument(
         "--method",
         choices=("model", "periodicity"),
-        default="model",
-        help="periodicity: a detector without a model, by self-similarity; default: %(default)s",
+        default="model" if needs_one else None,
+        help="periodicity: a detector without a model, by self-similarity; default: "
+        + ("%(default)s" if needs_one else "model, if there is a checkpoint"),
     )
     parser.add_argument(
         "--recipe",
@@ -37,6 +50,24 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, most: int | Non
     )
     add_download(parser)
     add_set(parser)
+
+
+def add_samples(parser: argparse.ArgumentParser) -> None:
+    """Add `--samples`."""
+    parser.add_argument(
+        "--samples",
+        type=_number_of_answers,
+        default=1,
+        metavar="N",
+        help="ask the model N times and take the median; says how far the answers agree",
+    )
+
+
+def _number_of_answers(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= _MOST_ANSWERS:
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer of 1 to {_MOST_ANSWERS}")
+    return number
 
 
 def read_model(given: Path | None, *, may_download: bool) -> Path:
@@ -65,3 +96,23 @@ def recipe_for(args: argparse.Namespace, model: Path, overrides: Sequence[str] =
     recipe = load_recipe(args.recipe) if args.recipe else recipe_of(model) or load_recipe(None)
     of_model = f"model.path={json.dumps(str(model))}"
     return with_paths(args, override(recipe, [of_model, *overrides, *args.set]))
+
+
+def names_action(recipe: "Recipe") -> bool:
+    """Whether the question of a checkpoint says what is repeated."""
+    return recipe.task != "counting" or "{action}" in recipe.data.question
+
+
+def with_sooner_engine(recipe: "Recipe", chosen: Sequence[str], num_videos: int) -> "Recipe":
+    """The recipe with the engine that is sooner done, unless `--set` names one.
+
+    Args:
+        recipe: Of the checkpoint.
+        chosen: What `--set` was given.
+        num_videos: To count in.
+    """
+    is_chosen = any(one.partition("=")[0].strip() == "rollout.engine" for one in chosen)
+    if is_chosen or num_videos > _FEW or recipe.rollout.tensor_parallel_size > 1:
+        return recipe
+    rollout = recipe.rollout.model_copy(update={"engine": "hf"})
+    return recipe.model_copy(update={"rollout": rollout})

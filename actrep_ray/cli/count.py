@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
+from actrep_ray.cli.checkpoint import (
+    add_checkpoint_arguments,
+    add_samples,
+    names_action,
+    read_model,
+    recipe_for,
+    with_sooner_engine,
+)
 from actrep_ray.cli.commands import (
     UsageError,
     add_command,
@@ -30,8 +37,6 @@ EXIT_NOT_SURE = 3
 """Model or detector doubt what they see; 2 is a wrong input."""
 
 _ANY = "unknown"  # action
-_FEW = 8  # videos up to which transformers has answered before vLLM has started
-_MOST_ANSWERS = 256
 _SHORTEST_S, _LONGEST_S = 2.0, 3600.0  # of a window
 
 
@@ -56,13 +61,7 @@ def add_count(commands: Any) -> None:
         metavar="VIDEO",
         help="a file, a folder (all videos in it), or a pattern as 'clips/*.mp4'",
     )
-    parser.add_argument(
-        "--samples",
-        type=_number_of_answers,
-        default=1,
-        metavar="N",
-        help="ask the model N times and take the median; says how far the answers agree",
-    )
+    add_samples(parser)
     parser.add_argument(
         "--window",
         type=_seconds,
@@ -119,13 +118,6 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     goes_on = files.add_mutually_exclusive_group()
     goes_on.add_argument("--resume", action="store_true", help="go on with the file of --out")
     add_overwrite(goes_on, "files of these names")
-
-
-def _number_of_answers(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if not 1 <= number <= _MOST_ANSWERS:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer of 1 to {_MOST_ANSWERS}")
-    return number
 
 
 def _names(text: str) -> list[str]:
@@ -185,7 +177,7 @@ def _refuse_of_model(args: argparse.Namespace) -> None:
 def _check_actions(args: argparse.Namespace, recipe: "Recipe", *, many: bool) -> None:
     """Refuse names that the question would not say, and several where one is written down."""
     is_named = bool(args.actions) or args.action != _ANY
-    if is_named and recipe.task == "counting" and "{action}" not in recipe.data.question:
+    if is_named and not names_action(recipe):
         raise UsageError(
             f"the question of this checkpoint names no action (data.question="
             f"{recipe.data.question!r}): leave out --action and --actions, or --set data.question"
@@ -329,21 +321,12 @@ def _counter(
 
     with ModelCounter(
         model,
-        _with_engine(recipe, args.set, num_videos),
+        with_sooner_engine(recipe, args.set, num_videos),
         num_answers=args.samples,
         is_checked=False if args.actions and args.cross_check is None else args.cross_check,
         window_s=args.window,
     ) as counter:
         yield counter.count
-
-
-def _with_engine(recipe: "Recipe", chosen: Sequence[str], num_videos: int) -> "Recipe":
-    """The recipe with the engine that is sooner done, unless --set names one."""
-    is_chosen = any(one.partition("=")[0].strip() == "rollout.engine" for one in chosen)
-    if is_chosen or num_videos > _FEW or recipe.rollout.tensor_parallel_size > 1:
-        return recipe
-    rollout = recipe.rollout.model_copy(update={"engine": "hf"})
-    return recipe.model_copy(update={"rollout": rollout})
 
 
 @contextmanager

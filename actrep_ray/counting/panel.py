@@ -10,6 +10,9 @@ from actrep_ray.tasks.counting import describe_claims
 from data_prep.periodicity.detector import Detection
 from data_prep.periodicity.verdict import COUNT
 
+FOREIGN = "the model was trained on clips that look otherwise: do not trust it alone"
+"""Of a count that is `VideoCount.is_foreign`."""
+
 
 def describe(counted: VideoCount) -> str:
     """All that is known of one video's count: the number first, then what it rests on."""
@@ -30,10 +33,21 @@ def _lines(counted: VideoCount) -> Iterator[str]:
     for segment in segments if len(segments) > 1 else ():
         span = f"{segment.start_s:6.1f} s  to {segment.end_s:6.1f} s"
         yield f"  segment {span}: {repetitions(segment.count)}"
+    yield from basis(counted)
+    yield f"confidence {counted.confidence:.2f} of 1"
+    if counted.is_foreign:
+        yield FOREIGN
+    if counted.vote is not None:
+        yield f"\n{counted.vote.shown.text}"
+    if second := second_opinion(counted):
+        yield f"\n{second}"
+
+
+def basis(counted: VideoCount) -> Iterator[str]:
+    """What a count rests on, beside its repetitions and its reasoning, in lines."""
     if not counted.votes:
         assert counted.detection is not None, "somebody counted"
         yield from _lines_of_detection(counted.detection)
-        return
     for window in counted.windows:
         told = window.reason or describe_claims(window.vote.claims)
         number = "no count" if window.count is None else repetitions(window.count)
@@ -42,14 +56,6 @@ def _lines(counted: VideoCount) -> Iterator[str]:
         yield describe_claims(counted.vote.claims)
         if len(counted.vote.readings) > 1:
             yield _describe_answers(counted.vote)
-    yield f"confidence {counted.confidence:.2f} of 1"
-    if counted.is_foreign:
-        yield "the model was trained on clips that look otherwise: do not trust it alone"
-    if counted.vote is not None:
-        yield f"\n{counted.vote.shown.text}"
-    if counted.detection is not None:
-        check = cross_check(counted.cycles, counted.detection)
-        yield f"\n{describe_cross_check(check)}"
 
 
 def _describe_answers(vote: Vote) -> str:
@@ -67,7 +73,6 @@ def _lines_of_detection(found: Detection) -> Iterator[str]:
     period = found.period.period_s
     length = "none that repeats" if period is None else f"{period:.2f} s"
     yield f"periodicity {found.score:.2f} of 1, typical period: {length}"
-    yield f"confidence {found.confidence:.2f} of 1"
 
 
 def _answer_of(counted: VideoCount) -> str:
@@ -79,6 +84,13 @@ def _answer_of(counted: VideoCount) -> str:
         return f"{counted.verdict}: {counted.reason}{seen}"
     told = [] if counted.count is None else [repetitions(counted.count)]
     return ", ".join(told if counted.is_sure else [*told, f"not sure: {counted.reason}"])
+
+
+def second_opinion(counted: VideoCount) -> str:
+    """What the detector says beside a model; empty where it was not asked."""
+    if not counted.votes or counted.detection is None:
+        return ""
+    return describe_cross_check(cross_check(counted.cycles, counted.detection))
 
 
 def describe_cross_check(check: dict[str, Any]) -> str:
