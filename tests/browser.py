@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import itertools
 import json
 import shutil
@@ -13,9 +14,42 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
+from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _START_S, _LOAD_S = 60.0, 60.0
+
+# What is wider than the window, or than its own box without a way to scroll there.
+CUT_OFF = """(() => {
+  const page = document.documentElement, cut = [];
+  if (page.scrollWidth > page.clientWidth) cut.push(`page ${page.scrollWidth}`);
+  for (const one of document.querySelectorAll("body *")) {
+    const style = getComputedStyle(one), inScroll = one.closest(".scroll");
+    const hides = ["hidden", "clip"].includes(style.overflowX);
+    if (hides && one.scrollWidth > one.clientWidth + 1)
+      cut.push(`${one.tagName} ${one.textContent.slice(0, 40)}: ${one.clientWidth} wide`);
+    if (!inScroll && one.getBoundingClientRect().right > page.clientWidth + 1)
+      cut.push(`${one.tagName} ends at ${one.getBoundingClientRect().right}`);
+  }
+  return cut;
+})()"""
+# Contrast of text and what it stands on, the least of all (WCAG asks for 4.5).
+CONTRAST = """(() => {
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const light = text => { const [r, g, b] = numbers(text).map(v => (v /= 255) <= 0.03928
+    ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ground = one => { for (; one; one = one.parentElement) { const colour =
+    getComputedStyle(one).backgroundColor; if (numbers(colour)[3] !== 0) return colour; }
+    return "rgb(255, 255, 255)"; };
+  let least = 21;
+  const texts = "h1, h2, p, th, td, dt, dd, small, figcaption, pre";
+  for (const one of document.querySelectorAll(texts)) {
+    if (!one.textContent.trim()) continue;
+    const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
+    least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return least;
+})()"""
 
 
 def find_browser() -> str | None:
@@ -56,11 +90,15 @@ class Tab:
 
     Args:
         address: Of the browser.
+
+    Attributes:
+        requested: Addresses that its pages asked for, told since `ask("Network.enable")`.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._ids = itertools.count(1)
+        self.requested: list[str] = []
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(trust_env=False)
@@ -77,11 +115,13 @@ class Tab:
         await self._session.close()
 
     async def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """The answer to one call of the protocol; what is told beside it is passed over."""
+        """The answer to one call of the protocol; of what is told beside it, requests are kept."""
         number = next(self._ids)
         await self._socket.send_json({"id": number, "method": method, "params": params})
         while True:
             told = json.loads((await asyncio.wait_for(self._socket.receive(), _LOAD_S)).data)
+            if told.get("method") == "Network.requestWillBeSent":
+                self.requested.append(told["params"]["request"]["url"])
             if told.get("id") == number:
                 assert "error" not in told, told
                 return dict(told["result"])
@@ -113,7 +153,18 @@ class Tab:
             assert time.monotonic() < end, f"never true: {expression}"
             await asyncio.sleep(0.2)
 
-    async def picture(self, path: Path) -> None:
-        """Write what the window shows as PNG."""
+    async def choose(self, selector: str, path: Path) -> None:
+        """Give a file to a field for files, as a person would choose it."""
+        root = (await self.ask("DOM.getDocument"))["root"]["nodeId"]
+        found = await self.ask("DOM.querySelector", nodeId=root, selector=selector)
+        await self.ask("DOM.setFileInputFiles", files=[str(path)], nodeId=found["nodeId"])
+
+    async def picture(self, path: Path, *, num_colours: int | None = None) -> None:
+        """Write what the window shows as PNG; of few colours it is smaller."""
         told = await self.ask("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(told["data"]))
+        data = base64.b64decode(told["data"])
+        if num_colours is None:
+            path.write_bytes(data)
+            return
+        with Image.open(io.BytesIO(data)) as whole:
+            whole.convert("RGB").quantize(num_colours).save(path, optimize=True)

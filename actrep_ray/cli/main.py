@@ -21,6 +21,7 @@ from actrep_ray.cli.commands import complain, show
 from actrep_ray.cli.completion import add_completion
 from actrep_ray.cli.cot import add_cot
 from actrep_ray.cli.count import add_count
+from actrep_ray.cli.demo import add_demo
 from actrep_ray.cli.doctor import add_doctor
 from actrep_ray.cli.evaluate import add_evaluate
 from actrep_ray.cli.headroom import add_headroom
@@ -36,7 +37,7 @@ from actrep_ray.run.program import program
 
 _ADD = (
     add_prepare, add_validate, add_cot, add_sft, add_headroom, add_train, add_evaluate, add_count,
-    add_serve, add_check, add_report, add_doctor, add_quickstart, add_completion,
+    add_demo, add_serve, add_check, add_report, add_doctor, add_quickstart, add_completion,
 )  # fmt: skip
 
 

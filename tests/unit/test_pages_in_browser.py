@@ -17,7 +17,7 @@ import pytest
 
 from actrep_ray.evaluation.report import report_run
 from actrep_ray.run.metrics import MetricLogger
-from tests.browser import NAMES, Tab, browser, find_browser
+from tests.browser import CONTRAST, CUT_OFF, NAMES, Tab, browser, find_browser
 from tests.unit.test_evaluation_report import folder, runs
 
 __all__ = ["folder", "runs"]
@@ -29,38 +29,6 @@ pytestmark = [
 
 VIEWS = list(product((390, 1280, 2560), (False, True)))  # width in pixels, dark
 HEIGHT = 900
-
-# What is wider than the window, or than its own box without a way to scroll there.
-CUT_OFF = """(() => {
-  const page = document.documentElement, cut = [];
-  if (page.scrollWidth > page.clientWidth) cut.push(`page ${page.scrollWidth}`);
-  for (const one of document.querySelectorAll("body *")) {
-    const style = getComputedStyle(one), inScroll = one.closest(".scroll");
-    const hides = ["hidden", "clip"].includes(style.overflowX);
-    if (hides && one.scrollWidth > one.clientWidth + 1)
-      cut.push(`${one.tagName} ${one.textContent.slice(0, 40)}: ${one.clientWidth} wide`);
-    if (!inScroll && one.getBoundingClientRect().right > page.clientWidth + 1)
-      cut.push(`${one.tagName} ends at ${one.getBoundingClientRect().right}`);
-  }
-  return cut;
-})()"""
-# Contrast of text and what it stands on, the least of all (WCAG asks for 4.5).
-CONTRAST = """(() => {
-  const numbers = text => text.match(/[\\d.]+/g).map(Number);
-  const light = text => { const [r, g, b] = numbers(text).map(v => (v /= 255) <= 0.03928
-    ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const ground = one => { for (; one; one = one.parentElement) { const colour =
-    getComputedStyle(one).backgroundColor; if (numbers(colour)[3] !== 0) return colour; }
-    return "rgb(255, 255, 255)"; };
-  let least = 21;
-  const texts = "h1, h2, p, th, td, dt, dd, small, figcaption, pre";
-  for (const one of document.querySelectorAll(texts)) {
-    if (!one.textContent.trim()) continue;
-    const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
-    least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-  }
-  return least;
-})()"""
 
 
 @pytest.fixture(scope="module")

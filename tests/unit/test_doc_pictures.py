@@ -1,0 +1,85 @@
+"""The pictures of docs/images: small, and shown by README and docs; and what takes them again:
+
+    ACTREP_TAKE_PICTURES=1 .venv/bin/python -m pytest tests/unit/test_doc_pictures.py
+
+The demo counts in one of its examples by the detector; the report is of answers that are made up
+here.
+"""
+
+import asyncio
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from actrep_ray.evaluation.predictions import write_predictions
+from actrep_ray.evaluation.report import report_run
+from tests.browser import NAMES, Tab, browser, find_browser
+from tests.demo_server import demo, opened
+from tests.unit.test_evaluation_report import TASK, answers, folder, make_run
+
+__all__ = ["folder"]
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ROOT / "docs" / "images"
+WIDTH, HEIGHT = 1280, 640
+NUM_COLOURS = 128
+MAX_BYTES = 200_000
+
+taken = pytest.mark.skipif("ACTREP_TAKE_PICTURES" not in os.environ, reason="takes pictures anew")
+in_browser = pytest.mark.skipif(
+    find_browser() is None, reason=f"no {' or '.join(NAMES)} is installed"
+)
+
+
+@pytest.mark.parametrize(("name", "page"), [("demo", "docs/count.md"), ("report", "README.md")])
+def test_a_picture_is_small_and_shown(name: str, page: str) -> None:
+    path = IMAGES / f"{name}.png"
+    assert path.stat().st_size < MAX_BYTES
+    with Image.open(path) as picture:
+        assert picture.size == (WIDTH, HEIGHT)
+    for shown_by in {"README.md", page}:
+        assert f"images/{name}.png" in (ROOT / shown_by).read_text()
+
+
+@taken
+@in_browser
+def test_the_report_is_taken(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)  # its page names the data as they are given
+    run = Path("runs/made-up")
+    for stage in ("sft", "grpo"):
+        make_run(run, Path("data"), stage)
+    write_predictions(run / "predictions-untrained.jsonl", answers(*[None] * 6), TASK)
+    write_predictions(run / "predictions-sft.jsonl", answers(1, 2, 4, 6, 3, None), TASK)
+    write_predictions(run / "predictions-grpo.jsonl", answers(0, 2, 4, 4, 5, 7), TASK)
+    url = report_run(run).page.absolute().as_uri()
+
+    async def take(address: str) -> None:
+        async with Tab(address) as tab:
+            await tab.show(url, WIDTH, HEIGHT, is_dark=False)
+            await tab.picture(IMAGES / "report.png", num_colours=NUM_COLOURS)
+
+    with browser(tmp_path / "browser") as address:
+        asyncio.run(take(address))
+
+
+@taken
+@in_browser
+@pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
+def test_the_demo_is_taken(tmp_path: Path) -> None:
+    async def take(address: str, url: str) -> None:
+        async with Tab(address) as tab:
+            await opened(tab, url, WIDTH, HEIGHT)
+            await tab.value("document.querySelector('#examples button').click()")
+            await tab.wait("!!document.querySelector('#result .count')")
+            await tab.wait("document.querySelector('#player video')?.readyState >= 2")
+            await tab.value("document.querySelectorAll('.repetitions button')[2].click()")
+            await tab.wait("!!document.querySelector('.repetitions .is-now')")
+            await asyncio.sleep(1)  # colours change slowly
+            await tab.picture(IMAGES / "demo.png", num_colours=NUM_COLOURS)
+
+    with browser(tmp_path / "browser") as address, demo(tmp_path / "server") as server:
+        asyncio.run(take(address, server.url))
