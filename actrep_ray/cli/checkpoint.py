@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 _FEW = 8  # videos up to which transformers has answered before vLLM has started
-_MOST_ANSWERS = 256
+MOST_ANSWERS = 256
+"""To one question: more are a slip of the finger, and their scores fill the memory."""
 
 
 def add_checkpoint_arguments(
@@ -65,8 +66,8 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
 
 def _number_of_answers(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
-    if not 1 <= number <= _MOST_ANSWERS:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer of 1 to {_MOST_ANSWERS}")
+    if not 1 <= number <= MOST_ANSWERS:
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer of 1 to {MOST_ANSWERS}")
     return number
 
 

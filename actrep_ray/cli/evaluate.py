@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actrep_ray.cli.checkpoint import add_checkpoint_arguments, read_model, recipe_for
+from actrep_ray.cli.checkpoint import (
+    MOST_ANSWERS,
+    add_checkpoint_arguments,
+    read_model,
+    recipe_for,
+)
 from actrep_ray.cli.commands import UsageError, add_command, add_overwrite, read_recipe
 from actrep_ray.cli.inputs import check_inputs
 from actrep_ray.cli.protocol import (
@@ -147,8 +152,10 @@ def _evaluate_model(args: argparse.Namespace) -> None:
 
 def _check_samples(args: argparse.Namespace) -> None:
     """Refuse samples of which nothing can be told."""
-    if args.samples is not None and args.samples < 2:
-        raise UsageError(f"--samples {args.samples}: expected at least 2, one has no majority")
+    if args.samples is not None and not 2 <= args.samples <= MOST_ANSWERS:
+        raise UsageError(
+            f"--samples {args.samples}: expected 2 (one has no majority) to {MOST_ANSWERS}"
+        )
     if args.temperature is not None and not args.samples:
         raise UsageError("--temperature belongs to --samples, of which there are none")
 

@@ -172,7 +172,8 @@ def test_votes_are_rows_and_pass_at_k_is_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--samples", "1"], "--samples 1: expected at least 2"),
+        (["--samples", "1"], "--samples 1: expected 2 (one has no majority) to 256"),
+        (["--samples", "100000"], "--samples 100000: expected 2"),
         (["--temperature", "0.5"], "--temperature belongs to --samples"),
         (["--samples", "4", "--method", "periodicity"], "--samples and --temperature belong to"),
     ],
