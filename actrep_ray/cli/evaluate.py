@@ -45,6 +45,18 @@ def add_evaluate(commands: Any) -> None:
         "count in every clip of a split and score the answers",
         "actrep evaluate --checkpoint runs/tiny_grpo --data data/synthetic-easy/clips.jsonl",
     )
+    add_evaluation_arguments(parser, "runs/evaluation, runs/periodicity or runs/PROTOCOL")
+    add_checkpoint_arguments(parser, most=None)
+    add_protocol_arguments(parser)
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add what is asked about and of whom, and where it is written.
+
+    Args:
+        parser: Gets them.
+        out: Where it is written by default, in words.
+    """
     parser.add_argument(
         "--data",
         type=Path,
@@ -58,7 +70,7 @@ def add_evaluate(commands: Any) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="default: runs/evaluation, runs/periodicity or runs/PROTOCOL",
+        help=f"default: {out}",
     )
     parser.add_argument(
         "--no-baseline",
@@ -97,8 +109,6 @@ def add_evaluate(commands: Any) -> None:
     writing.add_argument(
         "--resume", action="store_true", help="go on with the evaluation in DIR that was cut short"
     )
-    add_checkpoint_arguments(parser, most=None)
-    add_protocol_arguments(parser)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -106,6 +116,11 @@ def _evaluate(args: argparse.Namespace) -> None:
         evaluate_by_protocol(args)
         return
     refuse_without_protocol(args)
+    evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluate models, or the periodicity detector, as the arguments of both kinds say."""
     if args.method == "periodicity":
         _evaluate_periodicity(args)
     else:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 
 import actrep_ray
+from actrep_ray.cli.benchmark import add_benchmark
 from actrep_ray.cli.boundary import words_of_mistake, words_of_stop
 from actrep_ray.cli.check import add_check
 from actrep_ray.cli.commands import complain, show
@@ -36,8 +37,9 @@ from actrep_ray.cluster.stopping import InterruptError
 from actrep_ray.run.program import program
 
 _ADD = (
-    add_prepare, add_validate, add_cot, add_sft, add_headroom, add_train, add_evaluate, add_count,
-    add_demo, add_serve, add_check, add_report, add_doctor, add_quickstart, add_completion,
+    add_prepare, add_validate, add_cot, add_sft, add_headroom, add_train, add_evaluate,
+    add_benchmark, add_count, add_demo, add_serve, add_check, add_report, add_doctor,
+    add_quickstart, add_completion,
 )  # fmt: skip
 
 

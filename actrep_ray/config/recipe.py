@@ -31,7 +31,10 @@ from actrep_ray.config.section import (
     Section,
 )
 
-TASKS = ("counting", "recognition")
+TASKS = (
+    *("counting", "recognition"),
+    *("lmms_eval_repcount", "lmms_eval_countix", "lmms_eval_ovr"),
+)
 """Names of our own tasks; any other is a class of a file."""
 
 
@@ -42,7 +45,8 @@ class Recipe(Section):
     task: str = Field(
         "counting",
         description="What is asked about clips, and how answers are judged: `counting`, "
-        "`recognition` (docs/recognition.md), or `FILE.py:CLASS`, a task of your own.",
+        "`recognition` (docs/recognition.md), `lmms_eval_repcount` and the like, which `actrep "
+        "benchmark` sets (docs/figures.md), or `FILE.py:CLASS`, a task of your own.",
     )
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run."

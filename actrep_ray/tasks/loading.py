@@ -13,13 +13,14 @@ from types import ModuleType
 from actrep_ray.config import ConfigError, Recipe
 from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.counting import Counting
+from actrep_ray.tasks.lmms_eval import LMMS_EVAL
 from actrep_ray.tasks.recognition import Recognition
 from data_prep.files import DataError
 from data_prep.rows import Row, read_rows
 from data_prep.video import check_videos, unreadable_videos
 
 _log = logging.getLogger(__name__)
-_TASKS: dict[str, Task] = {task.name: task for task in (Counting(), Recognition())}
+_TASKS: dict[str, Task] = {task.name: task for task in (Counting(), Recognition(), *LMMS_EVAL)}
 
 
 def load_task(name: str) -> Task:

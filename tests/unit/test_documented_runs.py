@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # (what a command line matches, why it is not run here)
 NOT_RUN = [
     (r"^(sft|train|headroom|quickstart|serve)\b", "trains, or starts an engine: tests/engine"),
-    (r"^(count|evaluate) .*--checkpoint", "starts an engine: tests/engine"),
+    (r"^(count|evaluate|benchmark) .*--checkpoint", "starts an engine: tests/engine"),
     (
         r"--teacher periodicity",
         "wants counts that the detector agrees with: test_teacher_periodicity.py",
