@@ -232,5 +232,7 @@ def _facts(recipe: Recipe, content: Mapping[str, Any]) -> dict[str, str]:
         f"{recipe.train.prompts_per_step} prompts x {recipe.train.group_size} answers a step",
         "seed": str(recipe.seed),
         "commit": str(content.get("commit")),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in versions.items() if version is not None
+        ),  # what is not installed has none
     }

@@ -72,7 +72,9 @@ def make_run(root: Path, data: Path, stage: str) -> Path:
         {"stage": stage, "data": {"path": str(data / "clips.jsonl")}, "eval": {"num_bootstrap": 50}}
     )
     write_resolved(
-        recipe, run / "config.resolved.json", {"commit": "abc", "versions": {"ray": "2"}}
+        recipe,
+        run / "config.resolved.json",
+        {"commit": "abc", "versions": {"ray": "2", "vllm": None}},
     )
     key = "sft/loss" if stage == "sft" else "reward/mean"
     rows = [{"step": s, key: 1.0 / s, "eval/mae": 0.5} for s in range(1, 6)]
@@ -171,6 +173,8 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(runs: Path) -> N
     assert "&lt;squat&gt;" in page
     assert "<squat>" not in page
     assert "text 2 &lt;/pre&gt;" in page
+    assert ">ray 2<" in page  # vllm is not installed there
+    assert "vllm None" not in page
 
 
 def test_intervals_say_where_they_come_from(runs: Path) -> None:
