@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import math
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
             logger.text(step, "rollout/0", f"answer {step}")
     with (tmp_path / "metrics.jsonl").open("a") as out:
         out.write('{"step": 6, "reward/me')  # the kill
+    time.sleep(1.1)  # TensorBoard reads its files by name: seconds, then the process's 9 after 10
     with MetricLogger(tmp_path, purge_after_step=3) as logger:
         logger.log(4, {"reward/mean": 9.0})
     rows = read_metrics(tmp_path / "metrics.jsonl")
