@@ -2,8 +2,8 @@
 
 import io
 import json
-import time
 import math
+import time
 from pathlib import Path
 from typing import Any
 
