@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actrep_ray.cli.camera import add_camera, count_camera
 from actrep_ray.cli.checkpoint import (
     add_checkpoint_arguments,
     add_samples,
@@ -52,12 +53,13 @@ def add_count(commands: Any) -> None:
         _count,
         "count the repetitions in videos",
         "actrep count squats.mp4 --checkpoint runs/tiny_grpo --samples 5\n"
-        "  actrep count clips/ --method periodicity --out counts.jsonl --csv counts.csv",
+        "  actrep count clips/ --method periodicity --out counts.jsonl --csv counts.csv\n"
+        "  actrep count --camera 0",
     )
     parser.add_argument(
         "video",
         type=Path,
-        nargs="+",
+        nargs="*",
         metavar="VIDEO",
         help="a file, a folder (all videos in it), or a pattern as 'clips/*.mp4'",
     )
@@ -88,6 +90,7 @@ def add_count(commands: Any) -> None:
         help="count each of several actions of one video",
     )
     _add_outputs(parser)
+    add_camera(parser)
     add_checkpoint_arguments(parser)
 
 
@@ -142,6 +145,13 @@ def _seconds(text: str) -> float:
 def _count(args: argparse.Namespace) -> int:
     from actrep_ray.counting.videos import are_many, find_videos
 
+    if args.camera is not None:
+        _refuse_beside_camera(args)
+        return count_camera(args)
+    if args.allow_network:
+        raise UsageError("--allow-network is for --camera")
+    if not args.video:
+        raise UsageError("nothing to count in: give a VIDEO, or --camera")
     is_model = args.method == "model"
     if not is_model:
         _refuse_of_model(args)
@@ -158,6 +168,24 @@ def _count(args: argparse.Namespace) -> int:
     if many or args.out is not None:
         return _count_many(videos, args, outputs, model, recipe)
     return _count_one(videos[0], args, outputs, model, recipe)
+
+
+def _refuse_beside_camera(args: argparse.Namespace) -> None:
+    """What a stream is not asked, and is not written to."""
+    beside = {
+        "VIDEO": args.video,
+        "--checkpoint": args.checkpoint,
+        "--csv": args.csv,
+        "--srt": args.srt,
+        "--overlay": args.overlay,
+        "--plot": args.plot,
+        "--out": args.out,
+        "--resume": args.resume,
+    }
+    for option, is_given in beside.items():
+        if is_given:
+            raise UsageError(f"--camera counts by the detector, alone: leave out {option}")
+    _refuse_of_model(args)
 
 
 def _refuse_of_model(args: argparse.Namespace) -> None:

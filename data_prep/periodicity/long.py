@@ -39,8 +39,13 @@ LONGEST_S = MAX_FRAMES / FPS
 LEAST_PAUSE_S = 1.0
 """Between two repetitions; a shorter gap is no pause."""
 
-_WINDOW_S = 40.0
-_MARGIN = 1 / 6  # of a window: before its end, where a repetition may be cut off, nothing is cut
+WINDOW_S = 40.0
+"""Of a window of a longer one."""
+
+MARGIN = 1 / 6
+"""Of a window: before its end, where a repetition may be cut off, nothing is cut; a rest of a file
+that is shorter is no window of its own."""
+
 _OVERLAP = 2.0  # repetitions that the next window looks at again, where there is no pause
 
 _LAG_S = 0.3  # between two pictures that are compared
@@ -81,23 +86,42 @@ def _windows(clip: Clip) -> Iterator[list[Shot]]:
     """The shots of one window after another; those that a cut divides are there in two."""
     start = kept_to = 0.0
     while start < clip.duration_s:
-        end = start + _WINDOW_S
-        if end + _MARGIN * _WINDOW_S >= clip.duration_s:  # no short rest
+        end = start + WINDOW_S
+        if end + MARGIN * WINDOW_S >= clip.duration_s:  # no short rest
             end = clip.duration_s
-        shots = _look(
-            replace(clip, start_s=clip.start_s + start, end_s=clip.start_s + end, cycles=None)
+        window = replace(clip, start_s=clip.start_s + start, end_s=clip.start_s + end, cycles=None)
+        shots, cut = settle(
+            look_at(*read_grey(window)), start, end, kept_to, is_last=end >= clip.duration_s
         )
-        cycles = [(a + start, b + start) for shot in shots for a, b in shot.cycles]
-        is_last = end >= clip.duration_s
-        cut = Cut(end, end) if is_last else choose_cut(cycles, start, end)
-        kept = [_kept(shot, start, kept_to, cut.at_s) for shot in shots]
-        yield [shot for shot in kept if shot is not None]
+        yield shots
         start, kept_to = cut.next_s, cut.at_s
 
 
-def _look(clip: Clip) -> list[Shot]:
-    """The shots of one window; what moves between two rests alone, where that is clearer."""
-    grey, fps = read_grey(clip)
+def settle(
+    shots: Sequence[Shot], start_s: float, end_s: float, from_s: float, *, is_last: bool
+) -> tuple[list[Shot], Cut]:
+    """What of a window's shots belongs to it, and where the next window begins.
+
+    Args:
+        shots: Of the window, seconds from its start.
+        start_s: Of the window.
+        end_s: Its end.
+        from_s: Where the window before it was cut.
+        is_last: Whether no window follows.
+    """
+    cycles = [(a + start_s, b + start_s) for shot in shots for a, b in shot.cycles]
+    cut = Cut(end_s, end_s) if is_last else choose_cut(cycles, start_s, end_s)
+    kept = [_kept(shot, start_s, from_s, cut.at_s) for shot in shots]
+    return [shot for shot in kept if shot is not None], cut
+
+
+def look_at(grey: NDArray[np.uint8], fps: float) -> list[Shot]:
+    """The shots of one window; what moves between two rests alone, where that is clearer.
+
+    Args:
+        grey: Grey values. [T, H, W]
+        fps: Frames a second.
+    """
     shots = list(detect_in_frames(grey, fps).shots)
     for first, last in _stretches(grey, fps):
         start, end = first / fps, last / fps
@@ -148,7 +172,7 @@ def choose_cut(cycles: Sequence[Cycle], start_s: float, end_s: float) -> Cut:
         end_s: Its end.
     """
     length = end_s - start_s
-    low, high = start_s + 0.5 * length, end_s - _MARGIN * length
+    low, high = start_s + 0.5 * length, end_s - MARGIN * length
     borders = [start_s, *(time for cycle in cycles for time in cycle), end_s]
     middle = middle_of_pause(zip(borders[::2], borders[1::2], strict=True), low, high)
     if middle is not None:

@@ -41,13 +41,13 @@ def read_frames(plan: FramePlan) -> np.ndarray:
         VideoError: if the file cannot be decoded or ends before the plan's last second.
     """
     if plan.is_image:
-        return _resize(read_image(plan.video), plan.height, plan.width)[None]
+        return resized(read_image(plan.video), plan.height, plan.width)[None]
     frames = np.empty((plan.num_frames, plan.height, plan.width, 3), dtype=np.uint8)
     places = np.argsort(plan.times_s, kind="stable")  # the file is read from front to back
     with Video(plan.video) as video:
         shown = video.frames_at([plan.times_s[i] for i in places])
         for place, frame in zip(places, shown, strict=True):
-            frames[place] = _resize(frame, plan.height, plan.width)
+            frames[place] = resized(frame, plan.height, plan.width)
     return frames
 
 
@@ -67,7 +67,7 @@ def read_luma(plan: FramePlan) -> np.ndarray:
     with Video(plan.video, is_cheap=True) as video:
         shown = video.frames_at([plan.times_s[i] for i in places])
         for place, frame in zip(places, shown, strict=True):
-            frames[place] = _resize(frame, plan.height, plan.width)
+            frames[place] = resized(frame, plan.height, plan.width)
     return frames
 
 
@@ -151,7 +151,7 @@ class Video:
             raise VideoError(
                 f"{self.probe.path}: cannot be decoded (the frame of {second:.3f} s is damaged)"
             )
-        stored = _luma(frame) if self._is_cheap else frame.to_ndarray(format="rgb24")
+        stored = luma_of(frame) if self._is_cheap else frame.to_ndarray(format="rgb24")
         return self.probe.orientation.apply(stored)
 
     def _check_shown(self, shown_s: float, time_s: float) -> None:
@@ -265,7 +265,7 @@ class Video:
             yield second, frame
 
 
-def _luma(frame: Any) -> np.ndarray:
+def luma_of(frame: Any) -> np.ndarray:
     """Brightness of a decoded frame, 0 black to 255 white: uint8 [H, W]."""
     if frame.format.name not in _LUMA_FIRST:
         return np.asarray(frame.to_ndarray(format="gray"))
@@ -276,7 +276,7 @@ def _luma(frame: Any) -> np.ndarray:
     return np.asarray(luma if is_full else cv2.LUT(luma, _WIDENED))
 
 
-def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+def resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize one frame [H, W, 3] or [H, W]."""
     if frame.shape[:2] == (height, width):
         return frame
