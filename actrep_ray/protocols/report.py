@@ -8,14 +8,13 @@ OUT/report/report.html     the models of the first seed and the most shots, besi
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from actrep_ray.evaluation.frame_files import to_markdown, write_frame
 from actrep_ray.evaluation.predictions import read_predictions
 from actrep_ray.evaluation.report import write_report
 from actrep_ray.evaluation.run_results import ReportInput
-from actrep_ray.protocols.plan import METHODS
+from actrep_ray.protocols.plot import draw_shots
 from actrep_ray.protocols.setup import Protocol
 from actrep_ray.protocols.tables import (
     Result,
@@ -59,46 +58,6 @@ def frames_of(name: str, results: Sequence[Result], task: Task) -> dict[str, pd.
     if not (reasons := reasons_frame(results)).empty:
         frames["reasons"] = reasons
     return frames
-
-
-def draw_shots(means: pd.DataFrame, task: Task, path: Path) -> Path:
-    """The figure against the number of shots, a line for each way to train and exam."""
-    from actrep_ray.evaluation.figure_style import (
-        BLUE,
-        MUTED,
-        ORANGE,
-        make_figure,
-        save,
-        style_axis,
-    )
-
-    figure = make_figure(5.5, 3.6)
-    axis = figure.subplots()
-    column = f"mean_{task.figures[0].name}"
-    colours = dict(zip(METHODS, (MUTED, ORANGE, BLUE), strict=True))
-    keys = ["method", "trained_on", "change", "asked"]
-    for (method, *words), line in means.groupby(keys, sort=False):
-        line, style = line.sort_values("shots"), "-" if words[1] == "none" else ":"
-        label = " ".join([str(method), *(str(w) for w in words if w not in ("none", "nothing"))])
-        value, low, high = (line[f"{column}{end}"].to_numpy() for end in ("", "_low", "_high"))
-        if method == METHODS[0]:
-            axis.axhline(value[0], color=colours[method], linestyle="--", label=label)
-            continue
-        errors = np.stack([value - low, high - value])
-        axis.errorbar(
-            line["shots"], value, errors, color=colours[method], marker="o", capsize=3,
-            linestyle=style, label=label,
-        )  # fmt: skip
-    shots = sorted(set(means["shots"]) - {0})
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(shots, [str(number) for number in shots])
-    axis.set_xlabel("shots of each class")
-    axis.set_ylabel(task.figures[0].label)
-    axis.set_ylim(0.0, 1.02)
-    style_axis(axis)
-    axis.legend(fontsize=7, frameon=False)
-    save(figure, path)
-    return path
 
 
 def write_page_of(protocol: Protocol, task: Task) -> Path:

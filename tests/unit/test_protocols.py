@@ -18,6 +18,7 @@ from actrep_ray.evaluation.predictions import (
 )
 from actrep_ray.protocols.figures import agreement, auroc, harmonic_mean, rejected_share
 from actrep_ray.protocols.plan import Exam, Trial, exams_of, trials_of
+from actrep_ray.protocols.plot import name_of, signs_of
 from actrep_ray.protocols.reasons import faithfulness, features_of, reasons_of
 from actrep_ray.protocols.report import report_protocol
 from actrep_ray.protocols.setup import Protocol
@@ -222,6 +223,20 @@ def test_a_matrix_has_a_row_for_each_training() -> None:
     matrix = matrix_frame(results).set_index("trained_on")
     assert matrix.loc["a", ["a", "b"]].tolist() == [1.0, 0.5]
     assert matrix.loc["b", ["a", "b"]].tolist() == [0.0, 1.0]
+
+
+def test_the_legend_tells_what_differs_and_no_more() -> None:
+    zero, way = ("zero-shot", "nothing", "none"), ("grpo", "line", "none")
+    assert [name_of(one, [zero, way]) for one in (zero, way)] == ["zero-shot", "GRPO"]
+    across = [zero, way, ("grpo", "block", "none"), ("sft", "block", "none")]
+    assert [name_of(one, across) for one in across[1:]] == [
+        "GRPO on line", "GRPO on block", "SFT on block",
+    ]  # fmt: skip
+    assert list(signs_of(across).values()) == ["o", "o", "s", "s"]
+    changed = ("grpo", "line", "data.reasoning=none")
+    varied = [zero, ("zero-shot", "nothing", changed[2]), way, changed]
+    assert name_of(changed, varied) == "GRPO, data.reasoning=none"
+    assert list(signs_of(varied).values()) == ["o", "s", "o", "s"]
 
 
 @pytest.mark.lengthy
