@@ -10,9 +10,10 @@ One line::
      "height": 64, "action": "squat", "count": 2, "cycles": [[1.0, 2.5], [2.5, 4.1]],
      "cycles_source": "synthetic", "flags": []}
 
-`video` is relative to the folder of the JSONL file and stays in it (`roots`). `start_s` and
-`end_s` are seconds from the first frame of the video; `cycles` are seconds from `start_s`, as the
-model sees the clip.
+`video` is relative to the folder of the JSONL file and stays in it (`roots`); it may be a folder of
+images, of which `video_fps` are shown a second (`video.folder`). `start_s` and `end_s` are seconds
+from the first frame of the video; `cycles` are seconds from `start_s`, as the model sees the clip.
+`images`, if there are any, are shown before it (`shown`).
 """
 
 import json
@@ -25,6 +26,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from data_prep.files import DataError, read_jsonl, write_lines
 from data_prep.roots import VideoRoots
+from data_prep.shown import ShownImage, as_values, mistakes_in, shown_images
 from data_prep.strict_json import is_text
 from rewards.grammar.layout import Cycle
 
@@ -59,10 +61,10 @@ class Clip:
         id: Unique within a file.
         dataset: Name of the set that the clip comes from.
         split: One of `SPLITS`.
-        video: Path of the video file.
+        video: Path of the video file, or of a folder with its frames as images.
         start_s: Start of the clip, seconds from the video's first frame.
         end_s: End of the clip, likewise.
-        video_fps: Frames per second of the video file.
+        video_fps: Frames per second of the video file; of a folder, what is stated.
         num_frames: Number of frames of the whole video file.
         width: Width of a frame, pixels.
         height: Height of a frame, pixels.
@@ -74,6 +76,7 @@ class Clip:
         times_source: How window and marks became seconds, a key of `TIMES_SOURCES`; None where
             that is not known.
         flags: Remarks of the converter, for example "count_differs_from_cycles".
+        images: Still images that are shown before it.
     """
 
     id: str
@@ -92,6 +95,7 @@ class Clip:
     cycles_source: str | None = None
     times_source: str | None = None
     flags: tuple[str, ...] = ()
+    images: tuple[ShownImage, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -110,16 +114,23 @@ class Clip:
 
     def with_root(self, root: Path) -> "Clip":
         """The same clip with `video` made absolute against `root`, `..` taken out as text."""
-        return replace(self, video=os.path.normpath(root.absolute() / self.video))
+        return replace(
+            self,
+            video=os.path.normpath(root.absolute() / self.video),
+            images=tuple(image.with_root(root) for image in self.images),
+        )
 
     def to_json(self) -> str:
         """One line of JSON without the line break."""
-        values = {name: getattr(self, name) for name in _FIELDS}  # flat: asdict would copy
+        values = {name: getattr(self, name) for name in _WRITTEN}  # flat: asdict would copy
+        if self.images:
+            values["images"] = as_values(self.images)
         return _encode(values)
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # dumps makes one a line
 _FIELDS = {f.name: f for f in fields(Clip)}
+_WRITTEN = tuple(name for name in _FIELDS if name != "images")
 _REQUIRED = {name for name, f in _FIELDS.items() if f.default is f.default_factory}
 _STRINGS = ("id", "dataset", "split", "video", "action")
 _FLOATS = ("start_s", "end_s", "video_fps")
@@ -191,6 +202,9 @@ def parse_clip(row: dict[str, Any], where: str) -> Clip:
     ):
         raise RowError(where, "flags", repr(flags), "a list of strings")
     values["flags"] = tuple(flags)
+    for key, value, expected in mistakes_in(row.get("images", ())):
+        raise RowError(where, key, repr(value), expected)
+    values["images"] = shown_images(row.get("images", ()))
     clip = Clip(**values)
     _check(clip, where)
     return clip
@@ -248,6 +262,8 @@ class _Line(Protocol):
     def split(self) -> str: ...
     @property
     def file(self) -> str: ...
+    @property
+    def images(self) -> tuple[ShownImage, ...]: ...
     def with_root(self, root: Path) -> Self: ...
 
 
@@ -288,6 +304,9 @@ def read_lines_of(
         seen[line.id] = row.number
         if outside := roots.problem(line.file):
             raise RowError(row.where, line.kind, outside, roots.expected)
+        for i, image in enumerate(line.images):
+            if outside := roots.problem(image.image):
+                raise RowError(row.where, f"images[{i}].image", outside, roots.expected)
         if split is None or line.split == split:
             yield line.with_root(path.parent)
 

@@ -45,8 +45,11 @@ class RolloutConfig(Section):
     enforce_eager: bool = Field(False, description="Do not capture CUDA graphs.")
     takes_images: bool = Field(
         False,
-        description="Have vLLM make room for one still image in a prompt too; it sets memory aside "
+        description="Have vLLM make room for still images in prompts too; it sets memory aside "
         "for the largest that the model's processor allows. hf takes them as it is.",
+    )
+    max_images: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="Most still images in one prompt, where takes_images; hf takes any number."
     )
     max_in_flight: Count | None = Field(
         None, description="Answers handed to one engine at a time; twice max_num_seqs by default."

@@ -5,6 +5,7 @@ it holds a group, and another one if that is dropped and refilled. A group is tr
 for a reason, or in flight.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -224,7 +225,7 @@ def _slot_to_json(slot: Slot, gone: Counter[str]) -> dict[str, Any]:
         "number": slot.number,
         "round": slot.num_refills,
         "prompt_id": slot.prompt.prompt_id.removesuffix(f"-{clip.id}"),
-        "clip": vars(clip),
+        "clip": json.loads(clip.to_json()),
         "stratum": slot.sampled.stratum,
         "source_id": slot.sampled.source_id,
         **({"gone": dict(gone)} if gone else {}),

@@ -124,7 +124,7 @@ class EvaluationJob:
         path = self.out_dir / _BEGUN
         known: dict[str, Any] = read_object(path, "begun evaluations") if path.is_file() else {}
         clips = "\n".join(
-            json.dumps(vars(clip), sort_keys=True, default=str) for clip in self.clips
+            json.dumps(_values_of(clip), sort_keys=True, default=str) for clip in self.clips
         )
         own: dict[str, Any] = {
             "checkpoint": f"{self.model} {model_fingerprint(self.model)}",
@@ -188,6 +188,11 @@ def prepare_evaluation(
     inputs.check_dialect(recipe.data.dialect)
     out_dir.mkdir(parents=True, exist_ok=True)
     return EvaluationJob(recipe, model, clips, inputs, out_dir, name, num_samples)
+
+
+def _values_of(row: Row) -> dict[str, Any]:
+    """What a row holds; images before it are left out where there are none, as they once were."""
+    return {key: value for key, value in vars(row).items() if key != "images" or value}
 
 
 def _digest(text: str) -> str:

@@ -116,6 +116,10 @@ class FrameCache:
             self.num_decoded += 1
         return decoded
 
+    def get_all(self, plan: FramePlan) -> list[np.ndarray]:
+        """The frames of all that the prompt shows, in order (`FramePlan.shown`); see `get`."""
+        return [self.get(shown) for shown in plan.shown]
+
     def _load(self, key: str, plan: FramePlan) -> np.ndarray | None:
         name = f"{key}.frames"
         with self.folder.reading(name) as found:
@@ -169,4 +173,6 @@ def _key_of(plan: FramePlan, content: str) -> str:
     shown = [content, plan.times_s, plan.height, plan.width]
     if plan.is_image:  # a file may be both, as an animated WebP
         shown.append("image")
+    if plan.folder_fps is not None:  # which frame is shown at a second
+        shown.append(f"folder {plan.folder_fps}")
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:32]

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from actrep_ray.media.cache_folder import CacheFolder
-from data_prep.video import FramePlan, VideoError, file_problem
+from data_prep.video import FileState, FramePlan, VideoError, clip_problem, frames_of_folder
 
 _REMEMBERED = re.compile(rb"actrep video 1 ([0-9a-f]{64}) (\d{1,20}) (\d{1,20})\n")
 _MAX_BYTES = 256  # of a file that remembers
@@ -51,12 +51,11 @@ class VideoContents:
 
     def _find(self, plan: FramePlan, name: str) -> str:
         remembered = self._remembered(name)
-        status = _status_of(plan)
-        if status is None:
+        state = _state_of(plan)
+        if state is None:
             if remembered is None:
                 raise VideoError(f"{plan.video}: {_why_not(plan)}")
             return remembered[0]
-        state = (status.st_ino, status.st_ctime_ns)  # also changes when times are set back
         if remembered is not None and remembered[1:] == state:
             return remembered[0]
         content = _hash_of(plan)
@@ -79,32 +78,50 @@ def check_unchanged(plan: FramePlan) -> None:
     Raises:
         VideoError: naming it.
     """
-    if _status_of(plan) is None:
+    if _state_of(plan) is None:
         raise VideoError(f"{plan.video}: {_why_not(plan)}")
 
 
 def _hash_of(plan: FramePlan) -> str:
-    try:
-        file = os.open(plan.video, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise VideoError(f"{plan.video}: {error.strerror}") from error
-    with os.fdopen(file, "rb", buffering=0) as video:
-        content = hashlib.file_digest(video, "sha256").hexdigest()
+    if plan.folder_fps is None:
+        content = _digest_of(plan.video)
+    else:
+        told = "".join(_digest_of(frame) for frame in frames_of_folder(plan.video))
+        content = hashlib.sha256(told.encode()).hexdigest()
     check_unchanged(plan)
     return content
 
 
-def _status_of(plan: FramePlan) -> os.stat_result | None:
-    """What the file system knows of the plan's file; None if it is no longer that one."""
+def _digest_of(path: str | Path) -> str:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror}") from error
+    with os.fdopen(file, "rb", buffering=0) as video:
+        return hashlib.file_digest(video, "sha256").hexdigest()
+
+
+def _state_of(plan: FramePlan) -> tuple[int, int] | None:
+    """Inode and time of change of the plan's file; None if it is no longer that one.
+
+    That time changes also when the others are set back. Of a folder it is the latest of its frames.
+    """
     try:
         status = Path(plan.video).stat()
-    except OSError:
+        is_expected = stat.S_ISREG(status.st_mode)
+        changed_ns = status.st_ctime_ns
+        if plan.folder_fps is not None:
+            is_expected = stat.S_ISDIR(status.st_mode)
+            frames = frames_of_folder(plan.video)
+            changed_ns = max(changed_ns, *(frame.stat().st_ctime_ns for frame in frames))
+    except (OSError, VideoError):
         return None
-    is_same = (status.st_size, status.st_mtime_ns) == (plan.num_bytes, plan.changed_ns)
-    return status if is_same and stat.S_ISREG(status.st_mode) else None
+    now = FileState.of(plan.video)
+    is_same = (now.num_bytes, now.changed_ns) == (plan.num_bytes, plan.changed_ns)
+    return (status.st_ino, changed_ns) if is_expected and is_same else None
 
 
 def _why_not(plan: FramePlan) -> str:
-    if problem := file_problem(plan.video):
+    if problem := clip_problem(plan.video):
         return problem.message
     return "has changed since its frames were planned"

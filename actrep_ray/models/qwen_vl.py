@@ -6,7 +6,7 @@ here, so they cannot disagree.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from data_prep.video import FileState, FramePlan, plan_frames, plan_image
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A clip (or an image) and a question as the model reads them.
+    """A clip (or an image), images before it, and a question as the model reads them.
 
     To a Qwen-VL model an image is a video of one temporal patch: the same tower computes the same
     features, and of its placeholder tokens it reads the places alone. So those of an image are
@@ -39,7 +39,8 @@ class EncodedPrompt:
         position_ids: int64 [3, P], (time, height, width) of multimodal RoPE.
         next_position: Position of the first token of an answer.
         pixel_values: float32 [num_patches, patch_dim]; [0, 0] without a clip
-        grid_thw: int64 [1, 3], patches in time, height and width before merging; [0, 3] likewise
+        grid_thw: int64 [N, 3], patches in time, height and width before merging, of all that is
+            shown, in order; [0, 3] likewise
         features: [taps, num_patches, width], what a frozen tower makes of the pixels, which are
             left out then; see `tower`
     """
@@ -95,7 +96,26 @@ class QwenVLInputs:
         return self.patch_size * self.merge_size
 
     def plan(self, clip: Row, video: VideoConfig, state: FileState | None = None) -> FramePlan:
-        """The frames that this model is shown of a clip or image; `state`: see `plan_frames`."""
+        """The frames that this model is shown of a row, and the images that come before them.
+
+        `state`: see `plan_frames`. Images before it are planned as they are now.
+        """
+        own = self._plan_own(clip, video, state)
+        if not clip.images:
+            return own
+        before = tuple(
+            self.plan_image(
+                image.image,
+                (image.height, image.width),
+                video,
+                None if state is None else FileState.of(image.image),
+            )
+            for image in clip.images
+        )
+        return replace(own, before=before)
+
+    def _plan_own(self, clip: Row, video: VideoConfig, state: FileState | None) -> FramePlan:
+        """The frames of the row's own file, without images that are shown before it."""
         if not isinstance(clip, Clip):
             return self.plan_image(clip.image, (clip.height, clip.width), video, state)
         return plan_frames(
@@ -127,47 +147,56 @@ class QwenVLInputs:
         )
 
     def prompt_text(
-        self, question: str, *, shown: Literal["video", "image"] | None = "video"
+        self,
+        question: str,
+        *,
+        shown: Literal["video", "image"] | None = "video",
+        num_before: int = 0,
     ) -> str:
-        """The chat prompt with one placeholder or none, up to where the answer begins."""
-        placeholder: list[dict[str, str]] = [{"type": shown}] if shown else []
-        content = [*placeholder, {"type": "text", "text": question}]
+        """The chat prompt, up to where the answer begins.
+
+        Args:
+            question: Its text.
+            shown: What its last placeholder is for; None: there is none.
+            num_before: Placeholders of images before it.
+        """
+        placeholders = [{"type": "image"}] * num_before + ([{"type": shown}] if shown else [])
+        content = [*placeholders, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         text: str = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         return text
 
-    def encode(self, question: str, plan: FramePlan, frames: np.ndarray) -> EncodedPrompt:
+    def text_of(self, question: str, plan: FramePlan) -> str:
+        """The chat prompt of a question about all that a plan shows."""
+        shown: Literal["video", "image"] = "image" if plan.is_image else "video"
+        return self.prompt_text(question, shown=shown, num_before=len(plan.before))
+
+    def encode(self, question: str, plan: FramePlan, *frames: np.ndarray) -> EncodedPrompt:
         """Tokens, positions and pixels of a clip (or an image) and a question.
 
         Args:
             question: Text asked about the clip.
             plan: The plan that the frames were read by.
-            frames: uint8 [T, H, W, 3]
+            frames: uint8 [T, H, W, 3] of each of `plan.shown`.
         """
-        text = self.prompt_text(question, shown="image" if plan.is_image else "video")
-        if plan.is_image:
-            inputs = self.processor(
-                text=[text],
-                images=[Image.fromarray(frames[0])],
-                do_resize=False,
-                return_tensors="pt",
-            )
-            input_ids = inputs["input_ids"][0]
-            input_ids[input_ids == self.image_pad_id] = self.video_pad_id
-            pixel_values, grid_thw = inputs["pixel_values"], inputs["image_grid_thw"]
-        else:
-            inputs = self.processor(
-                text=[text],
-                videos=[frames],
-                video_metadata=[video_metadata(plan)],
-                do_sample_frames=False,
-                do_resize=False,
-                return_tensors="pt",
-            )
-            input_ids = inputs["input_ids"][0]
-            pixel_values, grid_thw = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+        given: dict[str, Any] = {"text": [self.text_of(question, plan)], "do_resize": False}
+        pairs = list(zip(plan.shown, frames, strict=True))
+        if plan.num_images:
+            given["images"] = [Image.fromarray(one[0]) for shown, one in pairs if shown.is_image]
+        if not plan.is_image:
+            given["videos"] = [frames[-1]]
+            given["video_metadata"] = [video_metadata(plan)]
+            given["do_sample_frames"] = False
+        inputs = self.processor(**given, return_tensors="pt")
+        input_ids = inputs["input_ids"][0]
+        input_ids[input_ids == self.image_pad_id] = self.video_pad_id
+        # Images come before the video, so theirs are the first of the patches.
+        keys = [end for end in ("", "_videos") if f"pixel_values{end}" in inputs]
+        pixel_values = torch.cat([inputs[f"pixel_values{end}"] for end in keys])
+        grids = {"": "image_grid_thw", "_videos": "video_grid_thw"}
+        grid_thw = torch.cat([inputs[grids[end]] for end in keys])
         positions, next_position = self.positions(input_ids, grid_thw, plan)
         return EncodedPrompt(
             input_ids=input_ids,
@@ -243,17 +272,18 @@ class QwenVLInputs:
         The positions are those of vLLM, which differ from transformers' in Qwen2.5-VL: there the
         seconds of a temporal patch are cut to an integer, here they are not.
         """
-        time, height, width = (int(n) for n in grid_thw[0])
-        height, width = height // self.merge_size, width // self.merge_size
-        time_step = 1.0
+        time_step = 1.0  # images before a clip are one patch: theirs does not matter
         if self.family == "qwen2_5_vl":
             time_step = self._tokens_per_second * self.temporal_patch_size / plan.fps
         is_visual = (input_ids == self.video_pad_id).numpy()
-        if self.family.startswith(
-            "qwen3_vl"
-        ):  # a block for each temporal patch, timestamps between
-            return mrope_positions(is_visual, [(1, height, width)] * time, time_step)
-        return mrope_positions(is_visual, [(time, height, width)], time_step)
+        blocks: list[tuple[int, int, int]] = []
+        for time, height, width in grid_thw.tolist():
+            block = (height // self.merge_size, width // self.merge_size)
+            if self.family.startswith("qwen3_vl"):  # one for each patch, timestamps between
+                blocks += [(1, *block)] * time
+            else:
+                blocks.append((time, *block))
+        return mrope_positions(is_visual, blocks, time_step)
 
 
 def video_metadata(plan: FramePlan) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def server_arguments(served: ServedModel, *, is_ours: bool) -> list[str]:
     engine = []
     if rollout.tensor_parallel_size > 1:
         engine = ["--tensor-parallel-size", str(rollout.tensor_parallel_size)]
-    limits = {"video": 1, "image": int(rollout.takes_images)}
+    limits = {"video": 1, "image": rollout.max_images if rollout.takes_images else 0}
     # Greedy, and no penalties that the folder's generation settings may ask for.
     sampling = {"temperature": 0.0, "max_new_tokens": rollout.max_response_tokens}
     return [

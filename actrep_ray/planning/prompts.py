@@ -57,20 +57,21 @@ def prompt_size(
 
 
 def clip_size(clip: Row, recipe: Recipe, model: Architecture) -> PromptSize:
-    """Tokens of a clip or an image from its metadata alone; the file need not be here."""
+    """Tokens of a row and the images before it from metadata alone; no file need be here."""
     video, num_frames = recipe.video, 1
     if isinstance(clip, Clip):
         times_s, _ = plan_times(
             clip, fps=video.fps, min_frames=video.min_frames, max_frames=video.max_frames
         )
         num_frames = len(times_s)
-    height, width = fit_size(
-        clip.height,
-        clip.width,
-        factor=model.frame_factor,
-        min_pixels=video.min_pixels,
-        max_pixels=video.max_pixels,
-    )
-    pairs = -(-num_frames // model.temporal_patch_size)
-    tokens = model.num_visual_tokens(num_frames, height, width)
+    pairs, tokens = -(-num_frames // model.temporal_patch_size), 0
+    for num, shown in ((num_frames, clip), *((1, image) for image in clip.images)):
+        height, width = fit_size(
+            shown.height,
+            shown.width,
+            factor=model.frame_factor,
+            min_pixels=video.min_pixels,
+            max_pixels=video.max_pixels,
+        )
+        tokens += model.num_visual_tokens(num, height, width)
     return prompt_size(recipe, model, num_visual=tokens, num_pairs=pairs, is_of_data=True)

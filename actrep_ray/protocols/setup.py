@@ -22,7 +22,7 @@ _RECORD = "protocol.json"
 _FIXED = (
     "model.", "video.", "placement.", "runs_dir", "name", "seed", "stage", "data.path",
     "data.datasets", "rollout.engine", "rollout.max_model_len", "rollout.num_",
-    "rollout.takes_images", "rollout.tensor_parallel_size",
+    "rollout.takes_images", "rollout.max_images", "rollout.tensor_parallel_size",
 )  # fmt: skip
 
 

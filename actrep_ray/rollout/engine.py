@@ -243,7 +243,7 @@ class QwenVLEngine(Engine):
 
     def prefetch(self, plan: FramePlan) -> None:
         """Decode a clip into the node's frame cache; see `Engine.prefetch`."""
-        self.frames.get(plan)
+        self.frames.get_all(plan)
 
     def rollout(
         self,

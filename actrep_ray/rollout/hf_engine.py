@@ -153,8 +153,8 @@ class HfEngine(QwenVLEngine):
         asked, encoded, keys = [], [], []
         for prompt in prompts:
             with self.refusing(prompt):
-                frames = self.frames.get(prompt.plan)
-                inputs = self.inputs.encode(prompt.question, prompt.plan, frames)
+                frames = self.frames.get_all(prompt.plan)
+                inputs = self.inputs.encode(prompt.question, prompt.plan, *frames)
                 self.check_length(prompt, len(inputs.input_ids), settings.max_tokens)
                 asked.append(prompt)
                 encoded.append(inputs)

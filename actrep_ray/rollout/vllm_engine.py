@@ -69,7 +69,7 @@ class VllmEngine(QwenVLEngine):
         shares_gpu: bool = False,
     ) -> None:
         super().__init__(model_path, rollout_cfg, video_cfg, device=device, dtype=dtype, lora=lora)
-        self._takes_images = rollout_cfg.takes_images
+        self._max_images = _max_images(rollout_cfg)
         self._adapter: Any = None  # what requests refer to it by, once there is one
         self._running: dict[str, _Running] = {}  # by vLLM's number of the request
         self._num_pushes = 0
@@ -98,7 +98,7 @@ class VllmEngine(QwenVLEngine):
         """Take prompts; see `Engine.add`."""
         for prompt in prompts:
             with self.refusing(prompt):
-                num_visual = _num_visual_tokens(self.inputs, prompt.plan)
+                num_visual = sum(_num_visual_tokens(self.inputs, p) for p in prompt.plan.shown)
                 self.check_length(prompt, num_visual, settings.max_tokens)
                 request_id = self._enqueue(prompt, self.sampling_params(prompt, settings))
                 number = request_id.partition("-")[0]  # vLLM has added random letters to it
@@ -200,41 +200,37 @@ class VllmEngine(QwenVLEngine):
         """A prompt as vLLM is asked.
 
         Raises:
-            ConfigError: for an image, if the engine was started without room for any.
+            ConfigError: for more images than the engine was started with room for.
         """
         plan = prompt.plan
-        if plan.is_image:
-            if not self._takes_images:
-                raise ConfigError(
-                    f"clip {prompt.clip_id!r} is an image, for which vLLM has no room: expected "
-                    "rollout.takes_images=true, or rollout.engine=hf"
-                )
-            return self._image_request(prompt)
-        return self._video_request(prompt)
-
-    def _video_request(self, prompt: Prompt) -> dict[str, Any]:
-        metadata = video_metadata(prompt.plan)
-        frames = self.frames.get(prompt.plan)
-        video: Any = frames
-        options: dict[str, Any] = {"do_sample_frames": False, "do_resize": False}
-        if self.inputs.family.startswith("qwen3_vl"):
-            video = (frames, metadata)
-        elif self.inputs.family == "qwen2_5_vl":  # given with the frames, it is dropped
-            options["video_metadata"] = [metadata]
+        if plan.num_images > self._max_images:
+            raise ConfigError(
+                f"clip {prompt.clip_id!r} shows {plan.num_images} still images, of which vLLM has "
+                f"room for {self._max_images} in a prompt: expected rollout.takes_images=true "
+                f"with rollout.max_images={plan.num_images}, or rollout.engine=hf"
+            )
+        data: dict[str, list[Any]] = {}
+        hashes: dict[str, list[str]] = {}
+        options: dict[str, Any] = {"do_resize": False}
+        for shown in plan.shown:
+            kind = "image" if shown.is_image else "video"
+            hashes.setdefault(kind, []).append(shown.hash)
+            frames = self.frames.get(shown)
+            data.setdefault(kind, []).append(
+                Image.fromarray(frames[0]) if shown.is_image else frames
+            )
+        if not plan.is_image:
+            metadata = video_metadata(plan)
+            options["do_sample_frames"] = False
+            if self.inputs.family.startswith("qwen3_vl"):
+                data["video"] = [(frames, metadata) for frames in data["video"]]
+            elif self.inputs.family == "qwen2_5_vl":  # given with the frames, it is dropped
+                options["video_metadata"] = [metadata]
         return {
-            "prompt": self.inputs.prompt_text(prompt.question),
-            "multi_modal_data": {"video": [video]},
-            "multi_modal_uuids": {"video": [prompt.plan.hash]},
+            "prompt": self.inputs.text_of(prompt.question, plan),
+            "multi_modal_data": data,
+            "multi_modal_uuids": hashes,
             "mm_processor_kwargs": options,
-        }
-
-    def _image_request(self, prompt: Prompt) -> dict[str, Any]:
-        image = Image.fromarray(self.frames.get(prompt.plan)[0])
-        return {
-            "prompt": self.inputs.prompt_text(prompt.question, shown="image"),
-            "multi_modal_data": {"image": [image]},
-            "multi_modal_uuids": {"image": [prompt.plan.hash]},
-            "mm_processor_kwargs": {"do_resize": False},
         }
 
     def sampling_params(self, prompt: Prompt, settings: SamplingSettings) -> Any:
@@ -295,8 +291,13 @@ def _is_of_length(error: Any) -> bool:
     return re.match(r"The \w+ prompt (\(length|contains a\(n\))", str(error)) is not None
 
 
+def _max_images(cfg: RolloutConfig) -> int:
+    """Most still images that a prompt may show."""
+    return cfg.max_images if cfg.takes_images else 0
+
+
 def _num_visual_tokens(inputs: QwenVLInputs, plan: FramePlan) -> int:
-    """Tokens of a video, timestamps not counted."""
+    """Tokens of a video or an image, timestamps not counted."""
     num_patches = -(-plan.num_frames // inputs.temporal_patch_size)
     return num_patches * (plan.height // inputs.factor) * (plan.width // inputs.factor)
 
@@ -347,7 +348,7 @@ def _engine_options(
         "max_model_len": cfg.max_model_len,
         "max_num_seqs": cfg.max_num_seqs,
         "tensor_parallel_size": cfg.tensor_parallel_size,
-        "limit_mm_per_prompt": {"video": 1, "image": int(cfg.takes_images)},
+        "limit_mm_per_prompt": {"video": 1, "image": _max_images(cfg)},
         "mm_processor_cache_gb": _PROCESSED_CLIPS_GIB,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # sampling is ours alone, penalties of the folder are not

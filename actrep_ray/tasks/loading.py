@@ -122,13 +122,21 @@ def load_clips(
 
 def _check_room_for_images(clips: Sequence[Row], recipe: Recipe) -> None:
     """Refuse images that the recipe's engines would refuse one by one."""
-    if recipe.rollout.engine != "vllm" or recipe.rollout.takes_images:
+    cfg = recipe.rollout
+    if cfg.engine != "vllm":
         return
-    if image := next((clip for clip in clips if clip.kind == "image"), None):
-        raise ConfigError(
-            f"rollout.takes_images=false: row {image.id!r} of {recipe.data.path} is an image, for "
-            "which rollout.engine=vllm has no room; set rollout.takes_images=true"
-        )
+    for row in clips:
+        num_images = len(row.images) + (row.kind == "image")
+        told = f"row {row.id!r} of {recipe.data.path} shows {num_images} still image"
+        if num_images and not cfg.takes_images:
+            raise ConfigError(
+                f"rollout.takes_images=false: {told}{'s' * (num_images > 1)}, for which "
+                "rollout.engine=vllm has no room; set rollout.takes_images=true"
+            )
+        if num_images > cfg.max_images:
+            raise ConfigError(
+                f"rollout.max_images={cfg.max_images}: {told}s; set rollout.max_images={num_images}"
+            )
 
 
 def most_rows(share: float, num_clips: int) -> int:

@@ -25,6 +25,7 @@ from actrep_ray.tasks.loading import load_task
 from data_prep.chat_format import PLACEHOLDERS, VIDEO
 from data_prep.files import DataError, replacing
 from data_prep.schema import Clip
+from data_prep.video import is_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,8 +63,12 @@ def question_of(clip: Clip, recipe: Recipe) -> str:
     """What another trainer asks about a clip, behind its video.
 
     Raises:
-        DataError: for a question in which it would put media of its own.
+        DataError: for a question in which it would put media of its own, or a clip that is not one
+            video file alone.
     """
+    if clip.images or is_folder(clip.video):
+        what = "images before it" if clip.images else "a folder of frames"
+        raise DataError(f"clip {clip.id!r}: shows {what}, which other trainers' rows cannot hold")
     question = load_task(recipe.task).question(clip, recipe.data)
     if found := [word for word in PLACEHOLDERS if word in question]:
         raise DataError(

@@ -29,7 +29,7 @@ ERRORS = {
     "leak_of_content": "a file with the same bytes is in another split",
     "path_outside_folder": "the video lies outside the folder of the file and those allowed",
     "missing_video": "no file there",
-    "unreadable_video": "a folder, a loop of links, or no permission",
+    "unreadable_video": "a folder without frames, a loop of links, or no permission",
     "empty_video": "a file of no bytes",
     "undecodable_video": "the decoder refuses it",
     "decoder_crashed": "the decoder's process died of it",

@@ -16,10 +16,10 @@ from data_prep.validation.clip_checks import (
     check_view,
     check_window,
 )
-from data_prep.validation.findings import RowFindings
+from data_prep.validation.findings import Finding, RowFindings
 from data_prep.validation.report import Report
 from data_prep.validation.view import Estimate, View, estimate_view
-from data_prep.video import plan_times
+from data_prep.video import VideoError, image_size, plan_times
 
 _SHOWN = 200  # characters of a line that cannot be read
 
@@ -99,7 +99,28 @@ def _read_row(report: Report, roots: VideoRoots, number: int, line: bytes) -> Ro
     row = Row(number, replace(clip, cycles=None), video, is_other, bool(outside), estimate)
     if outside:
         add_finding(report, row, "path_outside_folder", "video", outside, roots.expected)
+    if not is_other:
+        report.findings += _check_images(clip, roots, make)
     return row
+
+
+def _check_images(clip: Clip, roots: VideoRoots, make: RowFindings) -> Iterator[Finding]:
+    """The images before a clip: whether they may be read, and can, and are as large as told."""
+    for i, image in enumerate(clip.images):
+        key = f"images[{i}].image"
+        if outside := roots.problem(image.image):
+            yield make.make("path_outside_folder", key, outside, roots.expected)
+            continue
+        try:
+            height, width = image_size(Path(roots.folder, image.image))
+        except VideoError as error:
+            told = str(error).partition(": ")[2]
+            yield make.make("unreadable_video", key, f"{image.image!r} ({told})", "an image")
+            continue
+        if (width, height) != (image.width, image.height):
+            found = f"{width}x{height} as in the file"
+            size = f"{image.width}x{image.height}"
+            yield make.make("size_differs", f"images[{i}].width", size, found)
 
 
 def _check_row(report: Report, clip: Clip, make: RowFindings) -> Estimate | None:

@@ -82,15 +82,17 @@ def _check_videos(
     """Facts of every video, each file once."""
     times: dict[str, set[float]] = {}
     opened: set[str] = set()
+    rates: dict[str, float] = {}
     for row in rows:
         if row.is_outside:
             continue
         shown = row.times_s(report.view) if decoding.is_on else ()
         times.setdefault(row.path, set()).update(shown)
+        rates.setdefault(row.path, row.clip.video_fps)
         if decoding.is_on and not row.is_other:
             opened.add(row.path)
     tasks = [
-        VideoTask(path, tuple(sorted(found)), path in opened, decoding.is_deep)
+        VideoTask(path, tuple(sorted(found)), path in opened, decoding.is_deep, rates[path])
         for path, found in times.items()
     ]
     facts: dict[str, VideoFacts] = {}

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.video import EPSILON_S, Video, VideoError, file_problem
+from data_prep.video import (
+    EPSILON_S,
+    Video,
+    VideoError,
+    clip_problem,
+    folder_frames,
+    frames_of_folder,
+    image_size,
+    is_folder,
+)
 
 _HASHED_AT_ONCE = 2**20
 
@@ -22,12 +31,14 @@ class VideoTask:
             left out.
         is_opened: False only looks at the file and hashes it.
         is_deep: Compare what is read with a pass through the whole file, whatever its kind.
+        folder_fps: Frames a second, if it is a folder of frames.
     """
 
     path: str
     times_s: tuple[float, ...] = ()
     is_opened: bool = True
     is_deep: bool = False
+    folder_fps: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ Check = Callable[[VideoTask], VideoFacts]
 
 def check_video(task: VideoTask) -> VideoFacts:
     """Look at a file, hash it, open it and decode the frames that are asked for."""
-    if problem := file_problem(task.path):
+    if problem := clip_problem(task.path):
         return VideoFacts(task.path, problem.kind, problem.message)
     try:
         facts = VideoFacts(task.path, sha256=_sha256(task.path))
@@ -79,7 +90,7 @@ def check_video(task: VideoTask) -> VideoFacts:
     if not task.is_opened:
         return facts
     try:
-        return _decode(task, facts)
+        return _read_folder(task, facts) if is_folder(task.path) else _decode(task, facts)
     except VideoError as error:
         reason = str(error).removeprefix(f"{task.path}: ")
         return replace(facts, problem="undecodable_video", message=reason)
@@ -108,6 +119,23 @@ def _decode(task: VideoTask, facts: VideoFacts) -> VideoFacts:
     )
 
 
+def _read_folder(task: VideoTask, facts: VideoFacts) -> VideoFacts:
+    frames, fps = frames_of_folder(task.path), task.folder_fps
+    end_s = len(frames) / fps
+    inside = [second for second in task.times_s if second < end_s] or [0.0]
+    height, width = image_size(frames[0])
+    read = folder_frames(task.path, inside, fps)
+    return replace(
+        facts,
+        num_frames=len(frames),
+        fps=fps,
+        end_s=end_s,
+        width=width,
+        height=height,
+        num_decoded=len({id(frame) for frame in read}),
+    )
+
+
 def _digest(image: np.ndarray) -> bytes:
     return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
@@ -121,7 +149,8 @@ def _shown_at(times_s: Sequence[float], shown: Sequence[tuple[float, bytes]]) ->
 
 def _sha256(path: str) -> str:
     digest, buffer = hashlib.sha256(), bytearray(_HASHED_AT_ONCE)
-    with Path(path).open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:size])
+    for name in frames_of_folder(path) if is_folder(path) else [Path(path)]:
+        with name.open("rb", buffering=0) as file:
+            while size := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:size])
     return digest.hexdigest()

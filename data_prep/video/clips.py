@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.images import LabelledImage
 from data_prep.rows import Row
 from data_prep.schema import Clip
+from data_prep.shown import ShownImage
 from data_prep.video.files import VideoError
+from data_prep.video.folder import frames_of_folder, is_folder
 from data_prep.video.guard import probe_guarded
 from data_prep.video.image import image_size
 
@@ -47,20 +50,37 @@ def check_videos(rows: Sequence[Row]) -> None:
 def unreadable_videos(rows: Sequence[Row]) -> dict[str, str]:
     """Why videos and images cannot be opened, one line for each of them, by path."""
     problems = {}
-    for path, row in {row.file: row for row in rows}.items():
+    for row in {(row.file, row.images): row for row in rows}.values():
         try:
             _look_at(row)
         except VideoError as error:
-            problems[path] = f"{error} [clip {row.id!r}]"
+            problems[row.file] = f"{error} [clip {row.id!r}]"
     return problems
 
 
 def _look_at(row: Row) -> None:
-    if isinstance(row, Clip):
+    for image in row.images:
+        _compare_size(image.image, image)
+    if isinstance(row, LabelledImage):
+        _compare_size(row.image, row)
+    elif is_folder(row.video):
+        _look_at_folder(row)
+    else:
         probe_guarded(row.video)
-        return
-    height, width = image_size(row.image)
-    if (height, width) != (row.height, row.width):
+
+
+def _look_at_folder(clip: Clip) -> None:
+    frames = frames_of_folder(clip.video)
+    if len(frames) != clip.num_frames:
         raise VideoError(
-            f"{row.image}: is {width}x{height} pixels, its row says {row.width}x{row.height}"
+            f"{clip.video}: holds {len(frames)} frames, its row says num_frames={clip.num_frames}"
+        )
+    _compare_size(frames[0], clip)
+
+
+def _compare_size(path: str | Path, told: LabelledImage | ShownImage | Clip) -> None:
+    height, width = image_size(path)
+    if (height, width) != (told.height, told.width):
+        raise VideoError(
+            f"{path}: is {width}x{height} pixels, its row says {told.width}x{told.height}"
         )

@@ -10,6 +10,7 @@ Times that a model is told count from the start of the clip, because that is wha
 import hashlib
 import json
 import math
+import stat
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,8 @@ import numpy as np
 
 from data_prep.files import DataError
 from data_prep.schema import Clip
-from data_prep.video.files import VideoError, file_problem
+from data_prep.video.files import VideoError
+from data_prep.video.folder import clip_problem, frames_of_folder
 
 _DIGITS = 6  # of a second
 
@@ -38,6 +40,8 @@ class FramePlan:
         width: Width of a shown frame, pixels.
         changed_ns: When the file was last changed, nanoseconds; part of the hash as well.
         is_image: Whether the file is a still image (`image.plan_image`); T is 1 then.
+        folder_fps: Frames per second of a folder of frames (`folder`); None for a file.
+        before: Still images that the prompt shows before it, each by a plan of its own.
     """
 
     video: str
@@ -48,6 +52,18 @@ class FramePlan:
     width: int
     changed_ns: int = 0
     is_image: bool = False
+    folder_fps: float | None = None
+    before: tuple["FramePlan", ...] = ()
+
+    @property
+    def shown(self) -> "tuple[FramePlan, ...]":
+        """All that the prompt shows, in order: the images before it, and itself."""
+        return (*self.before, self)
+
+    @property
+    def num_images(self) -> int:
+        """Still images among all that the prompt shows."""
+        return sum(plan.is_image for plan in self.shown)
 
     @property
     def num_frames(self) -> int:
@@ -71,19 +87,25 @@ class FileState:
     """What a video file was when it was looked at; zeros if it was not there.
 
     Attributes:
-        num_bytes: Its size.
-        changed_ns: When it was last changed, nanoseconds.
+        num_bytes: Its size; of a folder, that of its frames together.
+        changed_ns: When it was last changed, nanoseconds; of a folder, it or one of its frames.
+        is_folder: Whether it is a folder of frames.
     """
 
     num_bytes: int = 0
     changed_ns: int = 0
+    is_folder: bool = False
 
     @classmethod
     def of(cls, path: str | Path) -> Self:
         """The state of a file now."""
         try:
             status = Path(path).stat()
-        except (OSError, ValueError):
+            if stat.S_ISDIR(status.st_mode):
+                frames = [frame.stat() for frame in frames_of_folder(path)]
+                latest = max(status.st_mtime_ns, *(frame.st_mtime_ns for frame in frames))
+                return cls(sum(frame.st_size for frame in frames), latest, is_folder=True)
+        except (OSError, ValueError, VideoError):
             return cls()
         return cls(status.st_size, status.st_mtime_ns)
 
@@ -120,7 +142,7 @@ def plan_frames(
         VideoError: if the file is missing or empty.
     """
     if state is None:
-        if problem := file_problem(clip.video):
+        if problem := clip_problem(clip.video):
             raise VideoError(f"{clip.video}: {problem.message} (clip {clip.id!r})")
         state = FileState.of(clip.video)
     times_s, fps = plan_times(clip, fps=fps, min_frames=min_frames, max_frames=max_frames)
@@ -135,6 +157,7 @@ def plan_frames(
         height=height,
         width=width,
         changed_ns=state.changed_ns,
+        folder_fps=clip.video_fps if state.is_folder else None,
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from data_prep.video.container import choose_stream, decoded_frames, open_container, reason_of
 from data_prep.video.files import VideoError
+from data_prep.video.folder import frames_of_folder
 from data_prep.video.image import read_image
 from data_prep.video.plan import FramePlan
 from data_prep.video.probe import Probe, probe
@@ -42,6 +43,9 @@ def read_frames(plan: FramePlan) -> np.ndarray:
     """
     if plan.is_image:
         return resized(read_image(plan.video), plan.height, plan.width)[None]
+    if plan.folder_fps is not None:
+        images = folder_frames(plan.video, plan.times_s, plan.folder_fps)
+        return np.stack([resized(frame, plan.height, plan.width) for frame in images])
     frames = np.empty((plan.num_frames, plan.height, plan.width, 3), dtype=np.uint8)
     places = np.argsort(plan.times_s, kind="stable")  # the file is read from front to back
     with Video(plan.video) as video:
@@ -62,6 +66,10 @@ def read_luma(plan: FramePlan) -> np.ndarray:
     Raises:
         VideoError: as `read_frames` does.
     """
+    if plan.folder_fps is not None:
+        images = folder_frames(plan.video, plan.times_s, plan.folder_fps)
+        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in images]
+        return np.stack([resized(frame, plan.height, plan.width) for frame in grey])
     frames = np.empty((plan.num_frames, plan.height, plan.width), dtype=np.uint8)
     places = np.argsort(plan.times_s, kind="stable")
     with Video(plan.video, is_cheap=True) as video:
@@ -69,6 +77,40 @@ def read_luma(plan: FramePlan) -> np.ndarray:
         for place, frame in zip(places, shown, strict=True):
             frames[place] = resized(frame, plan.height, plan.width)
     return frames
+
+
+def folder_frames(path: str, times_s: Sequence[float], fps: float) -> list[np.ndarray]:
+    """The frames of a folder that are shown at some seconds, at their own size.
+
+    Args:
+        path: The folder.
+        times_s: Seconds from its first frame, in any order.
+        fps: Frames a second.
+
+    Returns:
+        uint8 RGB [H, W, 3] for each second.
+
+    Raises:
+        VideoError: naming the frame that cannot be read or has another size than the others, or
+            the folder that ends before a second that is asked for.
+    """
+    paths = frames_of_folder(path)
+    end_s, last_s = len(paths) / fps, max(times_s)
+    if last_s >= end_s + max(2.0 / fps, 0.1):
+        raise VideoError(
+            f"{path}: ends after {end_s:.3f} s ({len(paths)} frames at {fps:g} a second), the plan "
+            f"needs second {last_s:.3f}"
+        )
+    places = [min(int((second + EPSILON_S) * fps), len(paths) - 1) for second in times_s]
+    found: dict[int, np.ndarray] = {}
+    for i in sorted(set(places)):
+        found[i] = read_image(paths[i])
+        (height, width), other = found[i].shape[:2], found[min(found)].shape[:2]
+        if (height, width) != other:
+            raise VideoError(
+                f"{paths[i]}: is {width}x{height} pixels, other frames are {other[1]}x{other[0]}"
+            )
+    return [found[i] for i in places]
 
 
 class Video:

@@ -126,7 +126,8 @@ class Reference:
     def log_probs(self, group: RolloutGroup, *, temperature: float = 1.0) -> list[np.ndarray]:
         """Of every token of every answer, visual tokens left out of the softmax."""
         prompt = group.prompt
-        encoded = self.inputs.encode(prompt.question, prompt.plan, self.frames.get(prompt.plan))
+        frames = self.frames.get_all(prompt.plan)
+        encoded = self.inputs.encode(prompt.question, prompt.plan, *frames)
         assert len(encoded.input_ids) == group.num_prompt_tokens
         results = []
         for rollout in group.rollouts:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from actrep_ray.config import RolloutConfig, VideoConfig
+from actrep_ray.config import ConfigError, RolloutConfig, VideoConfig
 from actrep_ray.models.tiny import FAMILIES
 from actrep_ray.records import Prompt, RefusedError, RolloutGroup, RolloutStatus
 from actrep_ray.rollout.engine import SamplingSettings
@@ -27,7 +27,7 @@ def case(
 ) -> Iterator[tuple[Callable[[int], Path], VllmEngine]]:
     """Checkpoints by seed, and an engine that holds the one of seed 0."""
     family, is_tied = request.param
-    takes_both = rollout.model_copy(update={"takes_images": True})
+    takes_both = rollout.model_copy(update={"takes_images": True, "max_images": 2})
     engine = VllmEngine(checkpoint(family, 0, is_tied), takes_both, video, device="cpu", seed=0)
     yield lambda seed: checkpoint(family, seed, is_tied), engine
     engine.shutdown()
@@ -67,6 +67,35 @@ def test_agrees_about_images_beside_videos(
     # The comparison can fail: another image of the same size gives other log-probabilities.
     swapped = replace(groups[0].prompt, plan=images[2].plan)
     assert reference.gap([replace(groups[0], prompt=swapped)]) > 10 * MAX_GAP
+
+
+def test_agrees_about_several_in_one_prompt(
+    case: Any, make_reference: Any, make_prompts: Any, make_image_prompts: Any
+) -> None:
+    """Two images; an image before a video."""
+    checkpoint, engine = case
+    push(engine, checkpoint(0), 3)
+    wide, tall, other = (prompt.plan for prompt in make_image_prompts(engine.inputs))
+    clip = make_prompts(engine.inputs)[3]
+    prompts = [
+        Prompt("two", "two", "Which is wide?", replace(wide, before=(tall,))),
+        replace(clip, prompt_id="both", plan=replace(clip.plan, before=(wide,))),
+        clip,
+    ]
+    groups = engine.generate(prompts, SETTINGS)
+    check_groups(groups, prompts, 3)
+    reference = make_reference(checkpoint(0))
+    for group in groups:
+        assert reference.gap([group]) < MAX_GAP
+    # The comparison can fail: other images before them give other log-probabilities.
+    for group, plan in (
+        (groups[0], replace(tall, before=(wide,))),  # the same two the other way round
+        (groups[1], replace(clip.plan, before=(other,))),
+    ):
+        changed = replace(group, prompt=replace(group.prompt, plan=plan))
+        assert reference.gap([changed]) > 10 * MAX_GAP
+    with pytest.raises(ConfigError, match=r"'two' shows 3 .*room for 2 .*rollout\.max_images=3"):
+        engine.request(replace(prompts[0], plan=replace(wide, before=(tall, other))))
 
 
 def test_follows_the_sampling_settings(case: Any, make_reference: Any, make_prompts: Any) -> None:

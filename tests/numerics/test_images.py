@@ -29,10 +29,10 @@ def by_transformers(
 
     Also the positions of the prompt, int64 [3, P].
     """
-    image = Image.fromarray(read_frames(row.plan)[0])
+    num_before = len(row.plan.before)
     prompt = inputs.processor(
-        text=[inputs.prompt_text(row.question, shown="image")],
-        images=[image],
+        text=[inputs.prompt_text(row.question, shown="image", num_before=num_before)],
+        images=[Image.fromarray(read_frames(plan)[0]) for plan in row.plan.shown],
         do_resize=False,
         return_mm_token_type_ids=True,
         return_tensors="pt",
@@ -65,7 +65,7 @@ def by_learner(model: Any, inputs: QwenVLInputs, rows: list[Any]) -> list[list[t
         for piece in split_row(
             i,
             row.row_id,
-            inputs.encode(row.question, row.plan, read_frames(row.plan)),
+            inputs.encode(row.question, row.plan, *map(read_frames, row.plan.shown)),
             row.responses,
             budget=10_000,
             shares_prefix=True,
@@ -83,8 +83,8 @@ def test_vllm_without_room_refuses_an_image(tmp_path: Path) -> None:
     path = draw_image(tmp_path / "a.png", 0, (96, 128))
     plan = plan_image(path, (96, 128), min_pixels=1024, max_pixels=12288, factor=32)
     engine = VllmEngine.__new__(VllmEngine)  # refused before anything is asked of it
-    engine._takes_images = False
-    told = r"'a' is an image, for which vLLM has no room: expected rollout\.takes_images=true"
+    engine._max_images = 0
+    told = r"'a' shows 1 .* room for 0 .*rollout\.takes_images=true"
     with pytest.raises(ConfigError, match=told):
         engine.request(Prompt("p", "a", "What is shown?", plan))
 
@@ -108,13 +108,16 @@ def test_images_beside_a_video_are_those_of_transformers(
         inputs.plan_image(draw_image(tmp_path / f"{i}.png", i, size), size, config)
         for i, size in enumerate(((96, 128), (64, 64)))
     ]
+    several = replace(plans[1], before=(plans[0], plans[1]))
     rows = [replace(first, plan=plans[0]), clip, replace(second, plan=plans[1])]
+    rows.append(replace(second, plan=several))
     found = by_learner(model, inputs, rows)
     stock = load_model(tiny_model(family), dtype="float32").eval()
     stock.load_state_dict(model.state_dict())  # without the learner's attention
-    for i in (0, 2):
+    for i in (0, 2, 3):
         expected, positions = by_transformers(stock, inputs, rows[i])
-        prompt = inputs.encode(rows[i].question, rows[i].plan, read_frames(rows[i].plan))
+        frames = map(read_frames, rows[i].plan.shown)
+        prompt = inputs.encode(rows[i].question, rows[i].plan, *frames)
         np.testing.assert_array_equal(prompt.position_ids, positions)
         assert prompt.next_position == int(positions.max()) + 1
         for a, b in zip(found[i], expected, strict=True):
@@ -125,3 +128,6 @@ def test_images_beside_a_video_are_those_of_transformers(
     # The comparison can fail: another image gives other numbers.
     other = by_transformers(stock, inputs, replace(rows[0], plan=plans[1]))[0]
     assert max(float((a - b).abs().max()) for a, b in zip(found[0], other, strict=True)) > 1e-3
+    other_way = replace(plans[0], before=(plans[1], plans[1]))
+    other = by_transformers(stock, inputs, replace(rows[3], plan=other_way))[0]
+    assert max(float((a - b).abs().max()) for a, b in zip(found[3], other, strict=True)) > 1e-3

@@ -117,7 +117,7 @@ COMPANIONS: dict[str, Settings] = {
 # What the rest say is how, where and for how long something is computed.
 NO_GRADIENT: dict[str, str] = {
     "rollout": "engine num_workers tensor_parallel_size num_cpus num_threads enforce_eager "
-    "gpu_memory_utilization kv_cache_gib max_num_seqs max_model_len max_response_tokens "
+    "gpu_memory_utilization kv_cache_gib max_images max_num_seqs max_model_len max_response_tokens "
     "max_in_flight max_workers max_restarts timeout_s",
     "reward": "num_workers num_cpus timeout_s max_restarts max_failures",
     "train": "num_steps prompts_per_step group_size max_refill_factor max_log_prob_gap "

@@ -179,7 +179,7 @@ def write_files(folder: Path) -> None:
     (folder / "picture.mp4").write_bytes(image)
     for name in ("frames", "folder.mp4"):
         (folder / name).mkdir()
-        (folder / name / "0001.png").write_bytes(image)
+        (folder / name / "notes.txt").write_text("no frame")  # with frames it is a clip
     (folder / "loop.mp4").symlink_to("loop.mp4")
     (folder / "dangling.mp4").symlink_to("nowhere.mp4")
     os.mkfifo(folder / "pipe.mp4")

@@ -17,6 +17,7 @@ from data_prep.images import LabelledImage
 from data_prep.references import reference_of
 from data_prep.rows import clips_among, parse_row, read_rows, write_rows
 from data_prep.schema import Clip, RowError, read_clips
+from data_prep.shown import ShownImage
 from data_prep.video import VideoError, check_videos
 from rewards.reference import Reference
 from tests.images import draw_image
@@ -62,6 +63,62 @@ def test_clips_and_images_share_a_file(tmp_path: Path) -> None:
 def test_a_row_of_a_checkpoint_is_read_back() -> None:
     for one in (CLIP, IMAGE):
         assert parse_row(json.loads(json.dumps(vars(one))), "checkpoint") == one
+
+
+SHOWN = {"image": "images/ready.png", "width": 128, "height": 96}
+
+
+@pytest.mark.parametrize("line", [IMAGE, CLIP], ids=["image", "video"])
+def test_images_before_a_row_are_read_back(tmp_path: Path, line: Clip | LabelledImage) -> None:
+    assert '"images"' not in line.to_json()
+    values = json.loads(line.to_json()) | {"images": [SHOWN, SHOWN]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(values) + "\n")
+    [found] = read_rows(path)
+    shown = ShownImage(str(tmp_path / "images/ready.png"), 128, 96)
+    assert found.images == (shown, shown)
+    assert list(read_rows(path)) == [parse_row(json.loads(found.to_json()), "a")]
+    assert parse_row(dict(vars(found)), "checkpoint") == found
+    path.write_text(json.dumps(values | {"images": [SHOWN, SHOWN | {"image": "../a.png"}]}))
+    with pytest.raises(RowError, match=r"jsonl:1: images\[1\]\.image='../a\.png', expected a path"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("line", [IMAGE, CLIP], ids=["image", "video"])
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("a.png", r"images='a\.png', expected a list of at most 64 images"),
+        ([SHOWN] * 65, "expected a list of at most 64 images"),
+        (["a.png"], r"images\[0\]='a\.png', expected an object with the keys image, width, height"),
+        ([SHOWN | {"label": "x"}], r"images\[0\]=\{.*\}, expected an object with the keys"),
+        ([SHOWN, SHOWN | {"image": " "}], r"images\[1\]\.image=' ', expected a string of more"),
+        ([SHOWN | {"width": True}], r"images\[0\]\.width=True, expected an integer from 1"),
+        ([SHOWN | {"height": 0}], r"images\[0\]\.height=0, expected an integer from 1"),
+    ],
+)
+def test_bad_images_before_a_row_are_told(
+    line: Clip | LabelledImage, images: Any, message: str
+) -> None:
+    with pytest.raises(RowError, match=message):
+        parse_row(json.loads(line.to_json()) | {"images": images}, "a")
+
+
+def test_images_before_a_row_are_opened_and_need_room(tmp_path: Path) -> None:
+    for name in ("i", "ready"):
+        draw_image(tmp_path / f"{name}.png", 0, (96, 128))
+    shown = ShownImage("ready.png", 128, 96)
+    rows: list[Clip | LabelledImage] = [replace(IMAGE, image="i.png", images=(shown,))]
+    recognition = recipe_of(tmp_path, rows, "task=recognition")
+    told = r"rollout\.max_images=1: row 'i' of .* shows 2 still images; set rollout\.max_images=2"
+    with pytest.raises(ConfigError, match=told):
+        load_clips(recognition, "train")
+    enough = recipe_of(tmp_path, rows, "task=recognition", "rollout.max_images=2")
+    assert load_clips(enough, "train")[0].images[0].image == str(tmp_path / "ready.png")
+    assert load_clips(recipe_of(tmp_path, rows, "task=recognition", "rollout.engine=hf"), "train")
+    (tmp_path / "ready.png").unlink()
+    with pytest.raises(VideoError, match=r"ready\.png: no such image \[clip 'i'\]"):
+        load_clips(enough, "train")
 
 
 def test_what_may_be_left_out_is() -> None:

@@ -12,6 +12,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.tasks.verl_rows import write_verl_parquet
 from data_prep.files import DataError
 from data_prep.schema import Clip, write_clips
+from data_prep.shown import ShownImage
 from rewards.compute_score import compute_score
 from rewards.grammar.write import Response, render
 
@@ -107,6 +108,15 @@ def test_a_question_cannot_ask_for_media_of_its_own(tmp_path: Path) -> None:
     clip = replace(MARKED, action="<image> squat")
     with pytest.raises(DataError, match="clip 'a': its question holds <image>"):
         write_verl_parquet([clip], RECIPE, tmp_path / "x.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_one_video_file_alone_is_not_exported(tmp_path: Path) -> None:
+    shown = replace(MARKED, images=(ShownImage("/data/a.png", 64, 64),))
+    with pytest.raises(DataError, match="clip 'a': shows images before it, which other trainers'"):
+        write_verl_parquet([shown], RECIPE, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="clip 'a': shows a folder of frames, which"):
+        write_verl_parquet([replace(MARKED, video=str(tmp_path))], RECIPE, tmp_path / "x.parquet")
     assert list(tmp_path.iterdir()) == []
 
 

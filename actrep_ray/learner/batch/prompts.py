@@ -41,7 +41,7 @@ class PromptEncoder:
         if row.plan is None or (row.plan.hash, row.question) in self._kept:
             return None
         try:
-            self.frames.get(row.plan)
+            self.frames.get_all(row.plan)
         except VideoError as error:
             return BAD_DATA[VideoError], str(error)
         return None
@@ -58,8 +58,8 @@ class PromptEncoder:
         key = (row.plan.hash, row.question)
         prompt = self._kept.get(key)
         if prompt is None:
-            frames = np.array(self.frames.get(row.plan))  # writable, as torch wants it
-            prompt = self.inputs.encode(row.question, row.plan, frames)
+            frames = map(np.array, self.frames.get_all(row.plan))  # writable, as torch wants it
+            prompt = self.inputs.encode(row.question, row.plan, *frames)
             if self.tower is not None:
                 features = self.tower.features(prompt.pixel_values, prompt.grid_thw)
                 none = prompt.pixel_values[:0]

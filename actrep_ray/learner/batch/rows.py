@@ -138,5 +138,6 @@ class LogProbGap:
 def _estimated_tokens(row: LearnerRow) -> int:
     prompt = row.num_prompt_tokens
     if not prompt and row.plan is not None:
-        prompt = row.plan.num_frames * row.plan.height * row.plan.width // 2048
+        pixels = sum(plan.num_frames * plan.height * plan.width for plan in row.plan.shown)
+        prompt = pixels // 2048
     return packed_length(prompt, [len(response) for response in row.responses])
