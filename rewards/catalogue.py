@@ -10,7 +10,7 @@ from rewards.contract import Reward, check_signature
 from rewards.count import VARIANTS
 from rewards.count_parts import count_part
 from rewards.cycles import consistency, cycle_f1, cycle_tiou
-from rewards.recognition import recognition
+from rewards.recognition import brevity, recognition
 
 REWARDS: Final = MappingProxyType[str, Reward](
     {
@@ -22,6 +22,7 @@ REWARDS: Final = MappingProxyType[str, Reward](
         "strict_format": form.strict_format,
         "think_answer": form.think_answer,
         "recognition": recognition,
+        "brevity": brevity,
         "overlong": form.overlong,
         "repetition": form.repetition,
         "copy": form.copy,

@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from rewards.check import check_options
+from rewards.compose import RewardSpec
 from rewards.format import (
     copy,
     graded_format,
@@ -14,7 +16,7 @@ from rewards.format import (
     think_answer,
 )
 from rewards.grammar.read import parse
-from rewards.recognition import normalize_label, recognition
+from rewards.recognition import brevity, normalize_label, recognition
 from rewards.reference import Reference
 
 TEXT = """<think>
@@ -196,11 +198,85 @@ def test_a_label_of_punctuation_is_answered_by_nothing() -> None:
         assert recognition(parse(f"<answer>{text}</answer>"), Reference(label="...")) == 0.0
 
 
+TREE = "arms: wave, Clap_hands; legs: kick, lunge"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("wave", 1.0),
+        ("waving", 1.0),  # an alias
+        ("clap hands", 0.3),
+        ("Clap-Hands.", 0.3),
+        ("kick", 0.0),
+        ("swim", 0.0),  # of no parent
+        ("arms", 0.0),  # a parent is no class
+        ("clap", 0.0),  # never a part of a name
+        ("wave, clap hands", 0.0),
+        ("wave</answer><answer>clap hands", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_another_class_of_the_right_parent_earns_its_share(text: str, value: float) -> None:
+    response = parse(f"<answer>{text}</answer>")
+    reference = Reference(label="wave", aliases=("waving",))
+    assert recognition(response, reference, parents=TREE, same_parent=0.3) == value
+    assert recognition(response, reference) == float(value == 1.0)  # off by default
+    of_none = Reference(label="swim")
+    assert recognition(response, of_none, parents=TREE) == float(text == "swim")
+    assert recognition(response, Reference(count=2), parents=TREE) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parents": "arms wave"}, r"parents: 'arms wave', expected PARENT: CLASS, CLASS"),
+        ({"parents": "arms: wave; legs:"}, r"parents: 'legs:', expected PARENT"),
+        ({"parents": "arms: wave,; legs: kick"}, r"parents: 'arms: wave,', expected PARENT"),
+        ({"parents": "arms: wave; legs: Wave"}, r"parents: 'wave' is of 'arms' and of 'legs'"),
+        ({"same_parent": 1.5}, r"same_parent=1\.5, expected 0 to 1"),
+    ],
+)
+def test_a_hierarchy_that_cannot_be_read_is_told_at_the_start(
+    options: dict[str, str | float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        recognition(parse(""), Reference(), **options)  # type: ignore[arg-type]
+    spec = RewardSpec.from_mapping({"recognition": {"weight": 1.0, **options}})
+    with pytest.raises(ValueError, match=message):
+        check_options(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("<think>One arm up.</think><answer>wave</answer>", 1.0),  # 4 words
+        ("<think>One arm is up.</think><answer>wave</answer>", 0.8),  # 4 of 5
+        ("<think>One arm is up and it moves.</think>\n<answer>wave</answer>", 0.5),  # 4 of 8
+        ("<answer>wave</answer>", 1.0),
+        ("<think>One arm up.</think><answer>kick</answer>", 0.0),
+        ("<answer></answer>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_brevity(text: str, value: float) -> None:
+    assert brevity(parse(text), Reference(label="wave"), words=4) == value
+    assert brevity(parse(text), Reference(count=2), words=4) is None
+
+
+def test_brevity_of_no_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="words=0, expected at least 1"):
+        brevity(parse(""), Reference(), words=0)
+
+
 _PIECES = (
     *("<think>", "</think>", "<answer>", "</answer>", "<thinking>", "</thinking>", "<ans"),
     *("jumping jack", "Jumping_Jack.", "star jump", "squat", "rep1: 0-1s", "Total: 2", "², ٣"),
     *("\ud800", "\x00", "\n", " ", "ß", "İ", "🤸", "<|im_end|>", "x" * 500, ".", "“", "-"),
 )
+
+
+_TREE = "jumps: jumping jack; jumps: squat"
 
 
 def check_fuzzed(number: int, seed: int) -> None:
@@ -217,6 +293,11 @@ def check_fuzzed(number: int, seed: int) -> None:
         name = (response.answer_text or "").casefold().replace("_", " ").replace("-", " ")
         is_right = name.strip(" .“\n") in ("jumping jack", "star jump")
         assert reward == float(is_right), text
+        credit = recognition(response, reference, parents=_TREE, same_parent=0.25)
+        assert credit == (0.25 if name.strip(" .“\n") == "squat" else reward), text
+        brief = brevity(response, reference, words=2)
+        assert brief is not None
+        assert (brief > 0) == is_right, text
         right += is_right
     assert 0 < right < number / 10
 
