@@ -57,7 +57,7 @@ def draw_images(
     for axis, row in zip(axes, images, strict=False):
         answer, reference = answers[row.id], task.reference(row)
         is_right = bool(task.is_right([answer.reading], reference)[0])
-        axis.imshow(_pixels(row))
+        axis.imshow(pixels_of(row))
         axis.set_title(task.describe_truth(reference), fontsize=SMALL, color=INK, parse_math=False)
         text = textwrap.shorten(answer.text or str(answer.reading), _MOST_TEXT, placeholder=" ...")
         axis.text(
@@ -66,7 +66,7 @@ def draw_images(
         )  # fmt: skip
 
 
-def _pixels(row: LabelledImage) -> np.ndarray:
+def pixels_of(row: LabelledImage) -> np.ndarray:
     """As it is shown, at most `_SIDE` pixels wide and high. uint8 [H, W, 3]"""
     with Image.open(row.image) as image:
         shown = ImageOps.exif_transpose(image).convert("RGB")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from actrep_ray.evaluation.explanations import Explanation, explanations_of
 from actrep_ray.evaluation.frames import VERDICTS
+from actrep_ray.evaluation.image_figures import choose_images
 from actrep_ray.evaluation.pictures import choose_clip
 from actrep_ray.evaluation.run_results import ReportInput
 from actrep_ray.evaluation.tables import TableData
@@ -67,6 +69,7 @@ def write_page(
         pictures: PNG files by name.
         remarks: What stands above them all.
     """
+    explanations = _explanations(given)
     environment = Environment(
         loader=PackageLoader("actrep_ray.evaluation"), autoescape=True, undefined=StrictUndefined
     )
@@ -79,13 +82,23 @@ def write_page(
         pictures=[
             Picture(name, caption, _data_uri(pictures[name]))
             for name, caption in _CAPTIONS.items()
-            if name in pictures
+            if name in pictures and not (name == "images" and explanations)
         ],
+        explanations=explanations,
         answer=_shown_answer(given),
     )
     # A sampled text can hold halves of characters that UTF-8 cannot.
     with replacing(path) as partial:
         partial.write_bytes(page.encode("utf-8", errors="replace"))
+
+
+def _explanations(given: ReportInput) -> list[Explanation]:
+    """What the last predictor answered about the images that are shown."""
+    images = choose_images(given.clips)
+    if not images or not given.sets:
+        return []
+    last = {one.clip_id: one for one in list(given.sets.values())[-1]}
+    return explanations_of(images, last, given.task)
 
 
 def _shown_answer(given: ReportInput) -> Answer | None:

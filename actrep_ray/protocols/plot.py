@@ -16,6 +16,7 @@ from actrep_ray.tasks.base import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 _SIGNS = "os^Dvph*"
 _SPREAD = 0.6  # of the distance of two numbers of shots, over which their points are laid
@@ -37,19 +38,40 @@ def draw_shots(means: pd.DataFrame, task: Task, path: Path) -> Path:
 
     asked = list(dict.fromkeys(means["asked"]))
     ways = _ways(means)
-    figure = make_figure(1.2 + 3.2 * len(asked), 3.4 + 0.17 * len(ways))
+    figure = make_figure(max(5.2, 1.2 + 3.2 * len(asked)), 3.4 + 0.1 * len(ways))
     axes = figure.subplots(1, len(asked), sharey=True, squeeze=False)[0]
     for axis, exam in zip(axes, asked, strict=True):
         _draw_exam(axis, means[means["asked"] == exam], ways, task)
         axis.set_title(f"asked about {exam}", fontsize=SMALL + 1, parse_math=False)
     axes[0].set_ylabel(f"{task.figures[0].label}, mean over seeds", fontsize=SMALL)
-    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=SMALL,
-        frameon=False,
+        handles=_legend(ways), loc="outside lower center", ncols=2 if len(asked) > 1 else 1,
+        fontsize=SMALL, frameon=False,
     )  # fmt: skip
     save(figure, path)
     return path
+
+
+def _legend(ways: Sequence[_Way]) -> "list[Line2D]":
+    """A line for each colour, then a grey sign for each of several kinds."""
+    from matplotlib.lines import Line2D
+
+    from actrep_ray.evaluation.figure_style import INK
+
+    methods = dict.fromkeys(way[0] for way in ways)
+    found = [Line2D([], [], color=_colours()[one], label=_NAMES[one]) for one in methods]
+    signs = {kind_of(way, ways): sign for way, sign in signs_of(ways).items()}
+    signs.pop("", None)
+    return found + [
+        Line2D([], [], color=INK, marker=sign, linestyle="none", markersize=4.5, label=kind)
+        for kind, sign in signs.items()
+    ]
+
+
+def _colours() -> dict[str, str]:
+    from actrep_ray.evaluation.figure_style import BLUE, MUTED, ORANGE
+
+    return dict(zip(METHODS, (MUTED, ORANGE, BLUE), strict=True))
 
 
 def _ways(means: pd.DataFrame) -> list[_Way]:
@@ -59,9 +81,9 @@ def _ways(means: pd.DataFrame) -> list[_Way]:
 
 
 def _draw_exam(axis: "Axes", means: pd.DataFrame, ways: Sequence[_Way], task: Task) -> None:
-    from actrep_ray.evaluation.figure_style import BLUE, MUTED, ORANGE, SMALL, style_axis
+    from actrep_ray.evaluation.figure_style import MUTED, SMALL, style_axis
 
-    colours = dict(zip(METHODS, (MUTED, ORANGE, BLUE), strict=True))
+    colours = _colours()
     column = f"mean_{task.figures[0].name}"
     shots = [0, *sorted(set(means["shots"]) - {0})]
     signs = signs_of(ways)
@@ -82,7 +104,7 @@ def _draw_exam(axis: "Axes", means: pd.DataFrame, ways: Sequence[_Way], task: Ta
         axis.errorbar(
             np.array([shots.index(number) for number in line["shots"]]) + shift, value,
             np.stack([value - low, high - value]), color=colours[method], marker=signs[way],
-            markersize=4.5, linewidth=1.1, capsize=2.5, label=name_of(way, ways),
+            markersize=4.5, linewidth=1.1, capsize=2.5,
         )  # fmt: skip
     axis.set_xticks(range(len(shots)), ["zero-shot", *(str(number) for number in shots[1:])])
     axis.set_xlim(-0.6, len(shots) - 0.4)
@@ -104,11 +126,14 @@ def signs_of(ways: Sequence[_Way]) -> dict[_Way, str]:
     }
 
 
-def name_of(way: _Way, ways: Sequence[_Way]) -> str:
-    """Words for the legend: what tells a way from the others, and no more."""
+def kind_of(way: _Way, ways: Sequence[_Way]) -> str:
+    """What tells a way from others of its method, in words; empty where nothing has to."""
     method, source, change = way
-    is_one_source = len({one[1] for one in ways if one[0] != METHODS[0]}) < 2
-    words = _NAMES[method]
-    if method != METHODS[0] and not is_one_source:
-        words += f" on {source}"
-    return words if change == "none" else f"{words}, {change}"
+    changes = {one[2] for one in ways}
+    sources = {one[1] for one in ways if one[0] != METHODS[0]}
+    words = []
+    if len(sources) > 1 and method != METHODS[0]:
+        words.append(f"trained on {source}")
+    if len(changes) > 1:
+        words.append("as the recipes are" if change == "none" else change)
+    return ", ".join(words)

@@ -1,37 +1,20 @@
 """Whether what an answer reasons is what is seen: for images whose description is known.
 
-A description is a list of features with commas between them, as those of drawn activities:
-"Both arms up, one leg up." names two. Of an answer it is told
+Of an answer, by the features of its description (`explanations`), it is told
 
     seen     the share of the features that distinguish the true class which the reasoning names
     added    the share of its features that the image does not have
     follows  whether the class that is answered is the one whose features, and no others, it names
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from actrep_ray.evaluation.explanations import features_of, reasons_of
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.tasks.base import Task
 from data_prep.images import LabelledImage
-
-_REASONING = re.compile(r"<think(?:ing)?>(.*?)</think(?:ing)?>", re.DOTALL)
-
-Features = frozenset[str]
-
-
-def features_of(text: str) -> Features:
-    """What a description names: "Both arms up, one leg up." -> both arms up, one leg up."""
-    words = (" ".join(feature.lower().split()) for feature in re.split(r"[,.;\n]", text))
-    return frozenset(filter(None, words))
-
-
-def reasons_of(text: str) -> Features:
-    """What the reasoning of an answer names; nothing where it has none."""
-    found = _REASONING.search(text)
-    return features_of(found[1]) if found else frozenset()
 
 
 def faithfulness(

@@ -11,6 +11,7 @@ import pytest
 import actrep_ray.models
 from actrep_ray.cli.main import main
 from actrep_ray.config import ConfigError
+from actrep_ray.evaluation.explanations import features_of, reasons_of
 from actrep_ray.evaluation.predictions import (
     Prediction,
     prediction_of_text,
@@ -18,8 +19,8 @@ from actrep_ray.evaluation.predictions import (
 )
 from actrep_ray.protocols.figures import agreement, auroc, harmonic_mean, rejected_share
 from actrep_ray.protocols.plan import Exam, Trial, exams_of, trials_of
-from actrep_ray.protocols.plot import name_of, signs_of
-from actrep_ray.protocols.reasons import faithfulness, features_of, reasons_of
+from actrep_ray.protocols.plot import kind_of, signs_of
+from actrep_ray.protocols.reasons import faithfulness
 from actrep_ray.protocols.report import report_protocol
 from actrep_ray.protocols.setup import Protocol
 from actrep_ray.protocols.tables import Result, matrix_frame, means_frame, trials_frame
@@ -227,15 +228,15 @@ def test_a_matrix_has_a_row_for_each_training() -> None:
 
 def test_the_legend_tells_what_differs_and_no_more() -> None:
     zero, way = ("zero-shot", "nothing", "none"), ("grpo", "line", "none")
-    assert [name_of(one, [zero, way]) for one in (zero, way)] == ["zero-shot", "GRPO"]
+    assert [kind_of(one, [zero, way]) for one in (zero, way)] == ["", ""]
     across = [zero, way, ("grpo", "block", "none"), ("sft", "block", "none")]
-    assert [name_of(one, across) for one in across[1:]] == [
-        "GRPO on line", "GRPO on block", "SFT on block",
-    ]  # fmt: skip
+    found = [kind_of(one, across) for one in across]
+    assert found == ["", "trained on line", "trained on block", "trained on block"]
     assert list(signs_of(across).values()) == ["o", "o", "s", "s"]
     changed = ("grpo", "line", "data.reasoning=none")
     varied = [zero, ("zero-shot", "nothing", changed[2]), way, changed]
-    assert name_of(changed, varied) == "GRPO, data.reasoning=none"
+    found = [kind_of(one, varied) for one in varied]
+    assert found == ["as the recipes are", changed[2], "as the recipes are", changed[2]]
     assert list(signs_of(varied).values()) == ["o", "s", "o", "s"]
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from actrep_ray.config import ConfigError, DataConfig, load_recipe
+from actrep_ray.evaluation.explanations import pieces_of
 from actrep_ray.evaluation.predictions import Prediction
 from actrep_ray.evaluation.report import write_report
 from actrep_ray.evaluation.run_results import ReportInput
@@ -19,7 +20,7 @@ from actrep_ray.tasks.loading import load_task
 from actrep_ray.tasks.recognition import candidates
 from data_prep.activities.dataset import write_activities
 from data_prep.files import DataError
-from data_prep.rows import read_rows, write_rows
+from data_prep.rows import images_among, read_rows, write_rows
 from rewards.format import think_answer
 from rewards.grammar.read import parse
 from rewards.reference import Reference
@@ -228,6 +229,34 @@ def test_a_report_is_about_classes(tmp_path: Path) -> None:
     assert "Held-out images, the first of each class, above what the last predictor" in page
     table = pd.read_csv(tmp_path / "report" / "tables" / "breakdown.csv")
     assert len(set(table["class"])) == 16
+
+
+def test_words_that_name_what_is_seen_are_marked_beside_the_image(tmp_path: Path) -> None:
+    path = write_activities(tmp_path, style="line", num_images={"train": 1, "test": 1}, seed=0)
+    rows = [row for row in images_among(read_rows(path)) if row.split == "test"]
+    [jump] = [row for row in rows if row.label == "jump"]  # Both arms up, legs apart.
+    texts = {row.id: f"<think>\n{row.description}\n</think>" for row in rows}
+    texts[jump.id] = (
+        "both arms up <think>Both  arms up, one leg out & <b>, arms.</think><answer>jump</answer>"
+    )
+    said = [Prediction(row.id, "jump", text=texts[row.id]) for row in rows]
+    pieces = pieces_of(texts[jump.id], jump.description or "")
+    assert "".join(piece.text for piece in pieces) == texts[jump.id]
+    assert [(piece.text, piece.kind) for piece in pieces if piece.kind] == [
+        ("Both  arms up", "seen"),
+        ("one leg out & <b>", "added"),
+        ("arms", "added"),
+    ]
+    given = ReportInput("r", TASK, rows, {"grpo": said}, num_bootstrap=20)
+    page = write_report(given, tmp_path / "report").page.read_text(encoding="utf-8")
+    marked = '&lt;think&gt;<mark class="seen">Both  arms up</mark>, <mark class="added">one leg out'
+    assert f"both arms up {marked} &amp; &lt;b&gt;</mark>, " in page
+    assert page.count('alt="class ') == 8
+    assert page.count('<pre class="better">') == 1
+    assert "above what the last predictor" not in page
+    bare = [replace(one, text="<answer>jump</answer>") for one in said]
+    report = write_report(replace(given, sets={"grpo": bare}), tmp_path / "bare")
+    assert "<mark" not in report.page.read_text(encoding="utf-8")
 
 
 # All files of the product that know of this task. A new one of a user's own needs none of them
