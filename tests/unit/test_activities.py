@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from actrep_ray.cli.main import main
 from data_prep.activities.dataset import write_activities
@@ -18,6 +19,7 @@ from data_prep.files import DataError
 from data_prep.images import LabelledImage
 from data_prep.rows import images_among, read_rows
 from data_prep.video import check_videos
+from data_prep.video_writer import encode_mp4
 from tests.images import draw_image
 from tests.unit.test_rows import IMAGE
 
@@ -303,3 +305,67 @@ def test_without_splits_and_shots_nothing_says_what_to_train_on(
     out = str(root / "rows.jsonl")
     assert main(["prepare", "recognition", "--folder", str(root), "--out", out]) == 2
     assert "nothing says which images to train on: give --shots K" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- frames of videos
+
+
+def write_video(path: Path, first: int, num: int = 8) -> None:
+    """Frames of one grey each, from `first` on, 20 apart."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    greys = np.arange(first, first + 20 * num, 20, dtype=np.uint8)
+    encode_mp4(path, np.tile(greys[:, None, None, None], (1, 64, 64, 3)), 8)
+
+
+def test_frames_of_ucf101_are_split_by_group(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k, action in enumerate(("ApplyLipstick", "YoYo")):
+        for group in (1, 7, 8, 25):
+            name = f"v_{action}_g{group:02}_c01.mp4"
+            write_video(tmp_path / "ucf" / action / name, 4 * k + group % 8)
+    (tmp_path / "ucf" / "YoYo" / "v_YoYo_g09_c01.mp4").write_bytes(b"no video")
+    out = tmp_path / "rows.jsonl"
+    command = ["prepare", "recognition", "--videos", str(tmp_path / "ucf"), "--frames", "2"]
+    assert main([*command, "--shots", "1", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert "10 images of 2 classes (2 train, 8 test)" in told.out
+    assert "left out 1 (unreadable)" in told.err
+    rows = images_among(read_rows(out))
+    check_videos(rows)
+    assert Counter((row.label, row.split) for row in rows) == {
+        ("apply_lipstick", "train"): 1, ("yo_yo", "train"): 1,
+        ("apply_lipstick", "test"): 4, ("yo_yo", "test"): 4,
+    }  # fmt: skip
+    for row in rows:
+        is_test = "_g01_" in row.id or "_g07_" in row.id
+        assert row.split == ("test" if is_test else "train")
+        # 1 s of 8 frames: those at 0.25 s and 0.75 s, the third and the seventh.
+        first = 4 * (row.label == "yo_yo") + int(row.id.split("_g")[1][:2]) % 8
+        expected = first + 20 * (2 if row.id.endswith("-0") else 6)
+        with Image.open(row.image) as image:
+            assert abs(int(np.asarray(image)[32, 32, 0]) - expected) < 8
+
+
+def test_of_videos_without_groups_one_frame_each_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("wave", "sit"):
+        for i in range(4):
+            write_video(tmp_path / "mine" / label / f"{i}.mp4", 5 * i + (label == "sit"), 4)
+    command = ["prepare", "recognition", "--videos", str(tmp_path / "mine"), "--shots", "1"]
+    out = ["--out", str(tmp_path / "rows.jsonl")]
+    assert main([*command, *out]) == 0
+    rows = images_among(read_rows(tmp_path / "rows.jsonl"))
+    assert Counter(row.split for row in rows) == {"train": 2, "validation": 2, "test": 4}
+    capsys.readouterr()
+    assert main([*command, "--frames", "2", *out, "--overwrite"]) == 2
+    assert "--frames 2: expected 1, of videos that no group tells apart" in capsys.readouterr().err
+    assert main([*command, "--frames", "0", *out, "--overwrite"]) == 2
+    assert "--frames 0: expected at least 1" in capsys.readouterr().err
+    write_video(tmp_path / "mine" / "v_YoYo_g09_c01.mp4", 0, 4)
+    assert main([*command, *out, "--overwrite"]) == 2
+    assert "is named as a video of UCF101 and 0.mp4 is not" in capsys.readouterr().err
+    folder = ["prepare", "recognition", "--folder", str(tmp_path), "--frames", "2", *out]
+    assert main([*folder, "--overwrite"]) == 2
+    assert "--frames belongs to --videos" in capsys.readouterr().err

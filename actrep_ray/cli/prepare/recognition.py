@@ -35,8 +35,15 @@ def add_recognition(kinds: Any) -> None:
     source.add_argument(
         "--folder", type=Path, metavar="ROOT", help="a folder for each class, or split and class"
     )
+    source.add_argument(
+        "--videos",
+        type=Path,
+        metavar="ROOT",
+        help="videos, to take frames of",
+    )
     source.add_argument("--csv", type=Path, metavar="FILE", help="columns image, label[, split]")
     source.add_argument("--rows", type=Path, metavar="FILE", help="rows written before")
+    own.add_argument("--frames", type=int, metavar="N", help="of each of --videos (default: 1)")
     own.add_argument("--shots", type=int, metavar="K", help="images of each class to train on")
     own.add_argument("--seed", type=int, default=0, help="which images are the shots")
     own.add_argument(
@@ -56,6 +63,8 @@ def _recognition(args: argparse.Namespace) -> None:
     from data_prep.overwriting import refuse_existing
     from data_prep.rows import write_rows
 
+    if args.frames is not None and args.videos is None:
+        raise UsageError("--frames belongs to --videos")
     refuse_existing(args.out, overwrite=args.overwrite)
     images = _images_of(args)
     rows = choose_classes(images.rows, args.classes)
@@ -76,8 +85,23 @@ def _images_of(args: argparse.Namespace) -> "Images":
 
     if args.rows is not None:
         return sources.images_of_rows(args.rows, out=args.out)
+    if args.videos is not None:
+        return _images_of_videos(args)
     if args.folder is not None:
         found, name = sources.images_of_folder(args.folder), args.folder.resolve().name
     else:
         found, name = sources.images_of_table(args.csv), args.csv.stem
     return sources.read_images(found, dataset=args.dataset or name, out=args.out)
+
+
+def _images_of_videos(args: argparse.Namespace) -> "Images":
+    from data_prep.activities import sources
+    from data_prep.activities.video_frames import images_of_videos
+
+    num_frames = 1 if args.frames is None else args.frames
+    taken = images_of_videos(args.videos, num_frames=num_frames, out=args.out)
+    name = args.dataset or args.videos.resolve().name
+    images = sources.read_images(taken.found, dataset=name, out=args.out)
+    for told in taken.unreadable:
+        images.leave_out("unreadable", told)
+    return images
