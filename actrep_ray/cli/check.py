@@ -96,9 +96,9 @@ def _describe(check: "RewardCheck") -> str:
 
 def _print_settings(recipe: "Recipe") -> None:
     """Every setting, those that differ from the default marked with it."""
-    from actrep_ray.config import Recipe
+    from actrep_ray.config import Recipe, flat_settings
 
-    values, defaults = _flat(recipe.model_dump()), _flat(Recipe().model_dump())
+    values, defaults = flat_settings(recipe), flat_settings(Recipe())
     width = max(map(len, values))
     for key in sorted(values):
         value, default = values[key], defaults.get(key)
@@ -106,14 +106,3 @@ def _print_settings(recipe: "Recipe") -> None:
         show(f"{'*' if note else ' '} {key:<{width}}  {value!r}{note}")
     changed = sum(values[key] != defaults.get(key) for key in values)
     show(f"{changed} of {len(values)} settings differ from the defaults (marked *)")
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and name != "reward.weights":
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat

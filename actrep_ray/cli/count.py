@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from actrep_ray.counting.outputs import Outputs
     from actrep_ray.counting.record import VideoCount
     from actrep_ray.counting.videos import Failure
+    from actrep_ray.evaluation.confidence import Calibration
 
 EXIT_FAILED = 1
 """Some of many videos could not be counted in."""
@@ -64,6 +65,13 @@ def add_count(commands: Any) -> None:
         help="a file, a folder (all videos in it), or a pattern as 'clips/*.mp4'",
     )
     add_samples(parser)
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE.json",
+        help="tell as confidence how often such answers of this checkpoint were right: a file of "
+        "actrep evaluate --samples N",
+    )
     parser.add_argument(
         "--window",
         type=_seconds,
@@ -163,11 +171,22 @@ def _count(args: argparse.Namespace) -> int:
     recipe = recipe_for(args, model) if model else None
     if recipe is not None:
         _check_actions(args, recipe, many=many or args.out is not None)
+    calibration = _calibration_of(args, model) if model else None
     videos = find_videos(args.video)
     outputs.check(videos, overwrite=args.overwrite or args.resume)
     if many or args.out is not None:
-        return _count_many(videos, args, outputs, model, recipe)
-    return _count_one(videos[0], args, outputs, model, recipe)
+        return _count_many(videos, args, outputs, model, recipe, calibration)
+    return _count_one(videos[0], args, outputs, model, recipe, calibration)
+
+
+def _calibration_of(args: argparse.Namespace, model: Path) -> "Calibration | None":
+    """That of --calibration, if it is of this checkpoint and as many answers."""
+    if args.calibration is None:
+        return None
+    from actrep_ray.evaluation.confidence import read_calibration
+    from actrep_ray.run.record import model_fingerprint
+
+    return read_calibration(args.calibration, model_fingerprint(model), args.samples)
 
 
 def _refuse_beside_camera(args: argparse.Namespace) -> None:
@@ -192,6 +211,7 @@ def _refuse_of_model(args: argparse.Namespace) -> None:
     """What only a model can be asked."""
     asked = {
         "--samples": args.samples > 1,
+        "--calibration": args.calibration is not None,
         "--window": args.window is not None,
         "--cross-check": args.cross_check is not None,
         "--action": args.action != _ANY,
@@ -235,6 +255,7 @@ def _count_one(
     outputs: "Outputs",
     model: Path | None,
     recipe: "Recipe | None",
+    calibration: "Calibration | None",
 ) -> int:
     from actrep_ray.counting.panel import describe
     from actrep_ray.counting.videos import Failure, Source
@@ -245,7 +266,7 @@ def _count_one(
         Source(video, clip_of_video(video, action=action))
         for action in args.actions or [args.action]
     ]
-    with _counter(args, model, recipe, num_videos=len(sources)) as count:
+    with _counter(args, model, recipe, calibration, num_videos=len(sources)) as count:
         found = count(sources)
     records = []
     for counted in found:
@@ -265,6 +286,7 @@ def _count_many(
     outputs: "Outputs",
     model: Path | None,
     recipe: "Recipe | None",
+    calibration: "Calibration | None",
 ) -> int:
     from actrep_ray.counting.batch import AT_A_TIME, Journal, count_all
     from actrep_ray.run.console import error_console, progress_bar
@@ -275,7 +297,7 @@ def _count_many(
     num_waiting = sum(not journal.holds(video) for video in videos)
     with (
         journal,
-        _counter(args, model, recipe, num_videos=num_waiting) as count,
+        _counter(args, model, recipe, calibration, num_videos=num_waiting) as count,
         progress_bar(on=error_console()) as bar,
     ):
         task = bar.add_task("videos", total=num_waiting)
@@ -326,6 +348,7 @@ def _asked(args: argparse.Namespace, model: Path | None, recipe: "Recipe | None"
         **asked,
         "checkpoint": str(model),
         "samples": args.samples,
+        "calibration": None if args.calibration is None else str(args.calibration),
         "window": args.window,
         "cross_check": args.cross_check,
         "settings": json.loads(settings),
@@ -334,7 +357,12 @@ def _asked(args: argparse.Namespace, model: Path | None, recipe: "Recipe | None"
 
 @contextmanager
 def _counter(
-    args: argparse.Namespace, model: Path | None, recipe: "Recipe | None", *, num_videos: int
+    args: argparse.Namespace,
+    model: Path | None,
+    recipe: "Recipe | None",
+    calibration: "Calibration | None",
+    *,
+    num_videos: int,
 ) -> "Iterator[Count]":
     """What counts; the engine of a model is started only if there is something to count."""
     if model is None or recipe is None:
@@ -353,6 +381,7 @@ def _counter(
         num_answers=args.samples,
         is_checked=False if args.actions and args.cross_check is None else args.cross_check,
         window_s=args.window,
+        calibration=calibration,
     ) as counter:
         yield counter.count
 

@@ -176,13 +176,18 @@ def _check_samples(args: argparse.Namespace) -> None:
 
 
 def _write_metrics(out_dir: Path, report: "Report", jobs: Sequence["EvaluationJob"]) -> None:
-    """The figures of every row, and how the samples of each checkpoint were drawn."""
+    """The figures of every row; of samples, how they were drawn and what their confidence is."""
+    from actrep_ray.evaluation.confidence import write_calibration
     from actrep_ray.evaluation.run_results import write_metrics
+    from actrep_ray.run.record import model_fingerprint
 
     predictors = report.to_json()
     for job in jobs:
         if job.num_samples:
             predictors[job.shown_name]["samples"] = job.sampling
+            path = out_dir / (f"calibration-{job.name}.json" if job.name else "calibration.json")
+            found = report.confidence[job.shown_name]
+            write_calibration(path, found, model_fingerprint(job.model))
     write_metrics(out_dir, predictors, jobs[-1].shown_name)
 
 
@@ -287,7 +292,7 @@ def _own(out_dir: Path, *, overwrite: bool, resume: bool = False) -> Iterator[No
             return []
         names = ("metrics.json", "config.resolved.json", "begun.json", _JOINED)
         written = [out_dir / name for name in names]
-        for pattern in ("predictions*.jsonl", "answered*.jsonl"):
+        for pattern in ("predictions*.jsonl", "answered*.jsonl", "calibration*.json"):
             written += out_dir.glob(pattern)
         refuse_existing(*written, overwrite=overwrite)
         return written

@@ -9,12 +9,14 @@ Neither ray nor torch is imported, so that a recipe is checked in a moment, befo
     rules       what must hold between sections
     recipe      `Recipe`, all sections
     mistakes    all that is wrong with a recipe, in words
+    flat        settings by their dotted names
     folders     where relative paths start from
     loading     YAML, `--set`, the settings of a run as JSON
 """
 
 from actrep_ray.config.algorithm import AlgorithmConfig, TemporalContrastConfig
 from actrep_ray.config.data import DataConfig, SamplingConfig, VideoConfig
+from actrep_ray.config.flat import flat_settings
 from actrep_ray.config.folders import is_hub_name, under_root
 from actrep_ray.config.generation import RewardConfig, RolloutConfig
 from actrep_ray.config.learner import LearnerConfig
@@ -65,6 +67,7 @@ __all__ = [
     "TrainConfig",
     "VideoConfig",
     "check_attention",
+    "flat_settings",
     "is_hub_name",
     "load_recipe",
     "override",

@@ -12,6 +12,7 @@ from actrep_ray.counting.long_video import Span, add_windows, longest_window_s, 
 from actrep_ray.counting.record import VideoCount
 from actrep_ray.counting.videos import Failure, Source
 from actrep_ray.counting.votes import Vote, vote
+from actrep_ray.evaluation.confidence import Calibration
 from actrep_ray.evaluation.predictors import (
     greedy_of,
     predictions_of,
@@ -49,6 +50,7 @@ class ModelCounter:
             to `CHECKED_S`.
         window_s: Most that the model is shown of a video at a time; by default what it is shown at
             its full rate. Longer videos are cut.
+        calibration: What the confidence of the answers is worth, if that was measured.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class ModelCounter:
         num_answers: int = 1,
         is_checked: bool | None = None,
         window_s: float | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         alone = recipe.rollout.model_copy(update={"num_workers": 1})
         check_this_machine(recipe.model_copy(update={"rollout": alone}), ("rollout",))
         self.model, self.recipe, self.is_checked = model, recipe, is_checked
+        self._calibration = calibration
         self._longest_s = longest_window_s(recipe.video) if window_s is None else window_s
         self._task = load_task(recipe.task)
         self._inputs = QwenVLInputs(model)
@@ -130,12 +134,15 @@ class ModelCounter:
         return [
             refused[prompt.prompt_id]
             if prompt.prompt_id in refused
-            else vote(
-                predictions_of(groups[prompt.prompt_id], self._task, self.recipe.data.dialect),
-                self._task,
-            )
+            else self._vote(groups[prompt.prompt_id])
             for prompt in prompts
         ]
+
+    def _vote(self, group: RolloutGroup) -> Vote:
+        found = vote(predictions_of(group, self._task, self.recipe.data.dialect), self._task)
+        if self._calibration is None:
+            return found
+        return replace(found, confidence=self._calibration(found.confidence))
 
     def _counted(self, look: "_Look", found: Sequence[Vote | str]) -> VideoCount | Failure:
         source = look.source

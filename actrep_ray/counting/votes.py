@@ -1,28 +1,22 @@
 """One count out of n answers to the same question, and how far to trust it.
 
-    answers   10, 11, 10, -, 10          "-" cannot be read
-    count     median of those that can (`actrep_ray.evaluation.voting`): 10
-    agreement share of all answers that say it: 3 / 5
-    confidence (3 + 1) / (5 + 2)         Laplace's rule of succession: the chance that one more
-                                         answer says it too; halved where the answer that is shown
-                                         contradicts itself
+`actrep_ray.evaluation.confidence` says what they come to and how sure they are; here is what is
+told of it, and whether it is a count or a doubt.
 
 In each answer the count is what `rewards.claims.model_count` says, so answers without a list are
-counted by the same rule. The confidence is of the model with itself: no truth was looked at.
+counted by the same rule.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actrep_ray.evaluation.confidence import agreed
 from actrep_ray.evaluation.predictions import Prediction, claims_of
-from actrep_ray.evaluation.voting import median_of, speaker
 from actrep_ray.records import Claims, Reading
 from actrep_ray.tasks.base import Task
 from actrep_ray.tasks.counting import CLAIMS, contradicts_itself, is_consistent
 from data_prep.periodicity.verdict import COUNT, NOT_SURE, Verdict
-
-_OF_CONTRADICTION = 0.5  # of the confidence that is left
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Vote:
         verdict: "count", or "not sure".
         reason: Why it is not sure; empty for a count.
         agreement: Share of the answers that say `count`, 0 to 1.
-        confidence: Chance that one more answer says it, 0 to 1; see above.
+        confidence: 0 to 1; see `evaluation.confidence`.
         shown: The answer that stands for them: it says `count`, and does not contradict itself if
             one of those that say it does not.
         claims: Of `shown`.
@@ -62,22 +56,16 @@ def vote(predictions: Sequence[Prediction], task: Task) -> Vote:
     """
     readings = tuple(one.reading for one in predictions)
     claims = [claims_of(one, task) for one in predictions]
-    count = median_of(readings)
-    shown = speaker(predictions, count, task)
-    written = claims_of(shown, task)
-    num_same = 0 if count is None else readings.count(count)
-    confidence = (num_same + 1) / (len(readings) + 2) if num_same else 0.0
-    if contradicts_itself(written):
-        confidence *= _OF_CONTRADICTION
-    reason = _doubt(shown, written, num_same, readings)
+    found = agreed(predictions, task)
+    reason = _doubt(found.shown, found.claims, found.num_same, readings)
     return Vote(
-        count=count,
+        count=found.reading,
         verdict=NOT_SURE if reason else COUNT,
         reason=reason,
-        agreement=num_same / len(readings),
-        confidence=confidence,
-        shown=shown,
-        claims=written,
+        agreement=found.num_same / len(readings),
+        confidence=found.confidence,
+        shown=found.shown,
+        claims=found.claims,
         readings=readings,
         consistent=sum(map(is_consistent, claims)) / len(claims),
     )

@@ -44,6 +44,7 @@ _TEAL, _ROSE, _OLIVE = "#1c98a8", "#c2558a", "#8d8a2b"
 _EXTRA = (ORANGE, GREEN, VIOLET, _TEAL, _ROSE, _OLIVE)
 _MISSED_BY = (BLUE, ORANGE, RED)
 _MISSED_TEXTS = ("exact", "one off", "further off")
+_MOST_COLUMNS = 4  # panels of curves side by side
 _SMOOTH_SHARE = 0.025  # of the curve's length: how far the smoothing looks back
 
 Row = Mapping[str, Any]
@@ -103,6 +104,16 @@ def read_strip(
 # --- (a) curves
 
 
+def columns_of(stages: Mapping[str, Sequence[Row]]) -> int:
+    """How many panels of `draw_curves` stand side by side: a run of both stages has four."""
+    return min(len(_find_panels(stages)), _MOST_COLUMNS)
+
+
+def rows_of(stages: Mapping[str, Sequence[Row]]) -> int:
+    """How many rows of panels `draw_curves` draws."""
+    return -(-len(_find_panels(stages)) // _MOST_COLUMNS)
+
+
 def count_panels(stages: Mapping[str, Sequence[Row]]) -> int:
     """How many panels `draw_curves` has to draw."""
     return len(_find_panels(stages))
@@ -121,8 +132,10 @@ def draw_curves(figure: FigureBase, stages: Mapping[str, Sequence[Row]]) -> None
     panels = _find_panels(stages)
     if not panels:
         raise ValueError(f"the metrics of {', '.join(stages) or 'no stage'} hold no curve")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, draw, rows) in zip(axes, panels, strict=True):
+    axes = figure.subplots(rows_of(stages), columns_of(stages), squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, draw, rows) in zip(axes, panels, strict=False):
         draw(axis, title, rows)
         axis.set_xlabel("step", fontsize=SMALL, color=MUTED)
         style_axis(axis)

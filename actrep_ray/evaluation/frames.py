@@ -10,7 +10,7 @@
     breakdown      one row for each predictor, data set and cell of the task's breakdowns (of
                    counting: action and bin of the true count)
     conditions     one row for each predictor and cell of one property of a clip alone: data set,
-                   length, mean length of a repetition, frames a second of the file
+                   true count, length, mean length of a repetition, frames a second of the file
     errors         one row for each predictor: the mean error in the ways that papers print it
     matrix         one row for each predictor, with columns `D clips` and `D F` of each data set D
 
@@ -35,6 +35,7 @@ from actrep_ray.tasks.base import PARSE_RATE, FigureSpec, Task, labels_of
 from actrep_ray.tasks.counting import ANSWER, LIST
 from data_prep.rows import Row
 from data_prep.schema import Clip
+from data_prep.strata import BINS, stratum_of
 from rewards.reference import Reference
 
 ENDS = ("_low", "_high")
@@ -322,6 +323,11 @@ def errors_frame(
     return pd.DataFrame(rows)
 
 
+def _count_of(clip: Clip) -> tuple[int, str]:
+    stratum = stratum_of(clip.count, BINS)
+    return BINS.index(stratum), stratum.name
+
+
 def _length_of(clip: Clip) -> tuple[int, str]:
     return _step_of(clip.duration_s, (5, 10, 20, 40, 80))
 
@@ -346,6 +352,7 @@ def _step_of(seconds: float, ends: Sequence[float]) -> tuple[int, str]:
 
 _CONDITIONS: dict[str, Callable[[Clip], tuple[int, str]]] = {
     "data set": lambda clip: (0, clean(clip.dataset)),
+    "true count": _count_of,
     "length": _length_of,
     "length of a repetition": _cycle_length_of,
     "frames a second": lambda clip: (round(clip.video_fps), str(round(clip.video_fps))),

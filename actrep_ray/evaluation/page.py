@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from actrep_ray.evaluation.examples import Example, examples_of
 from actrep_ray.evaluation.explanations import Explanation, explanations_of
 from actrep_ray.evaluation.frames import VERDICTS
 from actrep_ray.evaluation.image_figures import choose_images
@@ -17,6 +18,7 @@ from actrep_ray.evaluation.pictures import choose_clip
 from actrep_ray.evaluation.run_results import ReportInput
 from actrep_ray.evaluation.tables import TableData
 from data_prep.files import replacing
+from rewards.reference import Reference
 
 _CAPTIONS = {
     "curves": "Training. Thin: each step; thick: running mean; dots: held out, with 95% intervals "
@@ -25,6 +27,10 @@ _CAPTIONS = {
     "area is the number of clips.",
     "images": "Held-out images, the first of each class, above what the last predictor answered: "
     "green is right.",
+    "errors": "Error against the true count, and against the mean length of a clip's repetitions "
+    "(by its marks, else its length by its count), with 95% bootstrap intervals over clips.",
+    "confidence": "How often the median of the samples is right, by its confidence, with 95% "
+    "Wilson intervals; the area is the number of clips. On the line, confidence is what it says.",
     "matrix": "Predictors by data sets, with 95% intervals; the darker, the better.",
     "clip": "One held-out clip. Green cycles match a true one, red ones match none.",
 }
@@ -59,6 +65,7 @@ def write_page(
     tables: Sequence[TableData],
     pictures: Mapping[str, Path],
     remarks: Sequence[str],
+    labels: Mapping[str, Reference],
 ) -> None:
     """Write the page of a report.
 
@@ -68,6 +75,7 @@ def write_page(
         tables: The main ones stand above the pictures.
         pictures: PNG files by name.
         remarks: What stands above them all.
+        labels: By clip id; the answers of the last predictor are shown beside them.
     """
     explanations = _explanations(given)
     environment = Environment(
@@ -86,6 +94,8 @@ def write_page(
         ],
         explanations=explanations,
         answer=_shown_answer(given),
+        examples=_examples(given, labels),
+        shown=list(given.sets)[-1] if given.sets else "",
     )
     # A sampled text can hold halves of characters that UTF-8 cannot.
     with replacing(path) as partial:
@@ -111,6 +121,13 @@ def _shown_answer(given: ReportInput) -> Answer | None:
     told = given.task.describe_truth(given.task.reference(clip))
     title = f"What {name} answered to {clip.id} ({told})"
     return Answer(title, prediction.text)
+
+
+def _examples(given: ReportInput, labels: Mapping[str, Reference]) -> list[Example]:
+    """Answers of the last predictor, the worst first."""
+    if not given.sets:
+        return []
+    return examples_of(given.clips, list(given.sets.values())[-1], labels, given.task)
 
 
 def _data_uri(path: Path) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actrep_ray.evaluation.confidence import Reliability
 from actrep_ray.evaluation.run_results import ReportInput
 from actrep_ray.evaluation.scores import Metrics
 from data_prep.rows import Row, clips_among
@@ -45,7 +46,8 @@ def write_pictures(
     given: ReportInput,
     metrics: Mapping[str, Metrics],
     folder: Path,
-    matrix: "pd.DataFrame | None" = None,
+    frames: "Mapping[str, pd.DataFrame]",
+    confidence: Mapping[str, Reliability],
 ) -> dict[str, Path]:
     """Draw what there is to draw; returns the PNG files by name.
 
@@ -53,18 +55,23 @@ def write_pictures(
         given: What the report is made of.
         metrics: Figures by predictor.
         folder: Gets the files.
-        matrix: Of `matrix_frame`, if there is one.
+        frames: Of them, `matrix` and `conditions` are drawn if they are there.
+        confidence: Of predictors that were sampled.
     """
     # matplotlib takes a second to import, and the tables do without it.
     from actrep_ray.evaluation import figures as plots
     from actrep_ray.evaluation.figure_style import make_figure, save
 
     pictures = _pictures(given, metrics)
-    if matrix is not None:
-        pictures.append(_matrix_picture(matrix, given))
+    if "conditions" in frames and given.sets:
+        pictures.append(_errors_picture(frames["conditions"], given))
+    if confidence:
+        pictures.append(_confidence_picture(confidence))
+    if "matrix" in frames:
+        pictures.append(_matrix_picture(frames["matrix"], given))
     if not pictures:
         return {}
-    width = max(11.0, 2.9 * plots.count_panels(given.stages))
+    width = max(11.0, 2.9 * plots.columns_of(given.stages))
     paths = {picture.name: folder / f"{picture.name}.png" for picture in pictures}
     for picture in pictures:
         figure = make_figure(width, picture.height)
@@ -78,6 +85,21 @@ def write_pictures(
     paths["summary"] = folder / "summary.png"
     save(sheet, paths["summary"])
     return paths
+
+
+def _errors_picture(conditions: "pd.DataFrame", given: ReportInput) -> _Picture:
+    from actrep_ray.evaluation.error_figure import HEIGHT, draw_errors
+    from actrep_ray.evaluation.frames import clean
+
+    names = [clean(name) for name in list(given.sets)[-_MOST_SETS:]]
+    return _Picture("errors", HEIGHT, lambda figure: draw_errors(figure, conditions, names))
+
+
+def _confidence_picture(confidence: Mapping[str, Reliability]) -> _Picture:
+    from actrep_ray.evaluation.confidence_figure import HEIGHT, draw_confidence
+
+    shown = dict(list(confidence.items())[-_MOST_SETS:])
+    return _Picture("confidence", HEIGHT, lambda figure: draw_confidence(figure, shown))
 
 
 def _matrix_picture(matrix: "pd.DataFrame", given: ReportInput) -> _Picture:
@@ -94,7 +116,11 @@ def _pictures(given: ReportInput, metrics: Mapping[str, Metrics]) -> list[_Pictu
     pictures = []
     if plots.count_panels(given.stages):
         pictures.append(
-            _Picture("curves", 3.1, lambda figure: plots.draw_curves(figure, given.stages))
+            _Picture(
+                "curves",
+                3.1 * plots.rows_of(given.stages),
+                lambda figure: plots.draw_curves(figure, given.stages),
+            )
         )
     if not given.sets:
         return pictures

@@ -3,6 +3,8 @@
 RUN_DIR/report/curves.png    what was logged in training
 RUN_DIR/report/counts.png    predicted against true counts
 RUN_DIR/report/clip.png      one held-out clip above its true and predicted cycles
+RUN_DIR/report/errors.png    error against count and length of a repetition
+RUN_DIR/report/confidence.png  how often answers of a confidence are right, if there are samples
 RUN_DIR/report/images.png    held-out images, the first of each class, above the answers
 RUN_DIR/report/matrix.png    several checkpoints on several data sets
 RUN_DIR/report/summary.png   all of them on one sheet
@@ -13,7 +15,7 @@ RUN_DIR/tables/*.csv|md|tex  predictors, differences, what gains are the sum of,
                              condition at a time, and the errors that papers print
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +24,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from actrep_ray.config import Recipe, flat_settings
 from actrep_ray.evaluation.answer_figures import pass_at_each_k, sampled_answers
+from actrep_ray.evaluation.confidence import Reliability, agreed, reliability
+from actrep_ray.evaluation.confidence_tables import confidence_frame, confidence_table
 from actrep_ray.evaluation.frame_files import write_frame
 from actrep_ray.evaluation.frames import (
     breakdown_frame,
@@ -42,7 +47,8 @@ from actrep_ray.evaluation.intervals import Interval
 from actrep_ray.evaluation.page import write_page
 from actrep_ray.evaluation.pictures import write_pictures
 from actrep_ray.evaluation.predictions import Prediction, constant_predictions
-from actrep_ray.evaluation.run_results import DETECTOR, ReportInput, read_run
+from actrep_ray.evaluation.run_results import DETECTOR, ReportInput, read_run, read_runs
+from actrep_ray.evaluation.run_tables import prompts_table, rewards_table, settings_table
 from actrep_ray.evaluation.scores import (
     Metrics,
     paired_difference,
@@ -81,6 +87,7 @@ class Report:
         gains: What each of these changes in exact counts is the sum of, likewise; of a task that
             counts, where repetitions are listed.
         pass_at: pass@k by k, of each predictor that was sampled.
+        confidence: How far the confidence of its samples can be believed, likewise.
         remarks: What a reader of the figures would miss, with the remedy.
         pictures: Paths of the PNG files, by name.
         page: Path of the HTML page.
@@ -92,6 +99,7 @@ class Report:
     differences: dict[str, dict[str, Interval]]
     gains: dict[str, Gain]
     pass_at: dict[str, dict[int, Interval]]
+    confidence: dict[str, Reliability]
     remarks: tuple[str, ...]
     pictures: dict[str, Path]
     page: Path
@@ -103,7 +111,20 @@ class Report:
             name: {"pass_at": {str(k): asdict(interval) for k, interval in by_k.items()}}
             for name, by_k in self.pass_at.items()
         }
-        return {name: {**m.to_json(), **pass_at.get(name, {})} for name, m in self.metrics.items()}
+        sure = {name: {"confidence": found.to_json()} for name, found in self.confidence.items()}
+        return {
+            name: {**m.to_json(), **pass_at.get(name, {}), **sure.get(name, {})}
+            for name, m in self.metrics.items()
+        }
+
+
+def report_runs(
+    run_dirs: Sequence[Path], out_dir: Path, *, console: Console | None = None
+) -> Report:
+    """Make the report of several runs side by side and print its tables; errors as `read_runs`."""
+    report = write_report(read_runs(run_dirs), out_dir)
+    print_report(report, console or own_console())
+    return report
 
 
 def report_run(run_dir: str | Path, *, console: Console | None = None) -> Report:
@@ -155,12 +176,14 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
         tables += metrics_tables(judged.metrics[name], name, given.task)
         readings = readings_frame(last, judged.labels, given.task)
         tables.append(histogram_table(readings, given.task))
-    tables += [faults_table(stage, sums) for stage, sums in given.faults.items()]
+    tables += _run_tables(given)
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = write_pictures(given, judged.metrics, folder, frames.get("matrix"))
+    pictures = write_pictures(given, judged.metrics, folder, frames, judged.confidence)
     page = folder / "report.html"
-    write_page(page, given, tables, pictures, judged.remarks)
+    settings = settings_table(given.settings, flat_settings(Recipe())) if given.settings else None
+    on_page = [*tables, settings] if settings else tables  # too wide for a console
+    write_page(page, given, on_page, pictures, judged.remarks, judged.labels)
     files = [
         path
         for name, frame in frames.items()
@@ -172,6 +195,7 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
         differences=judged.differences,
         gains=judged.gains,
         pass_at=judged.pass_at,
+        confidence=judged.confidence,
         remarks=judged.remarks,
         pictures=pictures,
         page=page,
@@ -187,6 +211,7 @@ class _Judged:
         labels: By clip id.
         sets: Predictions by name, the constant predictor's and what samples vote for included.
         pass_at: See `Report`.
+        confidence: See `Report`.
     """
 
     labels: dict[str, Reference]
@@ -195,6 +220,7 @@ class _Judged:
     differences: dict[str, dict[str, Interval]]
     gains: dict[str, Gain]
     pass_at: dict[str, dict[int, Interval]]
+    confidence: dict[str, Reliability]
     remarks: tuple[str, ...]
 
 
@@ -222,10 +248,27 @@ def _judge(given: ReportInput) -> _Judged:
         for name, p in given.sets.items()
         if votes[name]
     }
-    remarks = tuple(
-        f"{name}: {remark}" for name in models for remark in remarks_on(metrics[name], task)
+    remarks = (
+        *given.remarks,
+        *(f"{name}: {remark}" for name in models for remark in remarks_on(metrics[name], task)),
     )
-    return _Judged(labels, sets, metrics, differences, gains, pass_at, remarks)
+    confidence = {
+        name: _reliability(p, labels, task) for name, p in given.sets.items() if votes[name]
+    }
+    return _Judged(labels, sets, metrics, differences, gains, pass_at, confidence, remarks)
+
+
+def _reliability(
+    predictions: Sequence[Prediction], labels: Mapping[str, Reference], task: Task
+) -> Reliability:
+    """Of what the samples to each clip come to, as `actrep count` tells it."""
+    found = [agreed(one.samples, task) for one in predictions]
+    is_right = [
+        bool(task.is_right([one.reading], labels[p.clip_id])[0])
+        for one, p in zip(found, predictions, strict=True)
+    ]
+    num_answers = min(len(one.samples) for one in predictions)
+    return reliability([one.confidence for one in found], is_right, num_answers)
 
 
 def _votes(
@@ -239,6 +282,15 @@ def _votes(
         f"{name}, {rule} of {num_samples}": voted(predictions, choose, task)
         for rule, choose in rules_of(task).items()
     }
+
+
+def _run_tables(given: ReportInput) -> list[TableData]:
+    """How the run went: rewards, prompts and faults of each stage."""
+    tables: list[TableData | None] = []
+    for stage, rows in given.stages.items():
+        tables += [rewards_table(stage, rows), prompts_table(stage, rows)]
+    tables += [faults_table(stage, sums) for stage, sums in given.faults.items()]
+    return [table for table in tables if table is not None]
 
 
 def _num_models(given: ReportInput) -> int:
@@ -265,6 +317,8 @@ def _main_tables(
     if judged.pass_at:
         frames["pass_at"] = pass_frame(judged.pass_at)
         tables.append(pass_table(frames["pass_at"]))
+        frames["confidence"] = confidence_frame(judged.confidence)
+        tables += [confidence_table(name, found) for name, found in judged.confidence.items()]
     if _num_models(given) > 1 and len({clip.dataset for clip in given.clips}) > 1:
         options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
         frames["matrix"] = matrix_frame(given.sets, given.clips, task, **options)

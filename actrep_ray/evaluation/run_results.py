@@ -8,11 +8,11 @@ RUN_DIR/metrics.json                  figures of an evaluation that ran alone, b
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from actrep_ray.config import Recipe, read_resolved, write_resolved
+from actrep_ray.config import Recipe, flat_settings, read_resolved, write_resolved
 from actrep_ray.evaluation.predictions import Prediction, read_predictions
 from actrep_ray.records import Reading
 from actrep_ray.run.best import BestStep, best_of_run
@@ -31,6 +31,7 @@ OTHERS = "other-"
 """Begins the names of predictors that are files of other tools."""
 
 _PREDICTIONS = "predictions"
+_Set = TypeVar("_Set", bound=Sequence[Prediction])
 _LAST_STEPS = 10  # of a training without evaluations, whose answers a remark is on
 
 
@@ -86,6 +87,8 @@ class ReportInput:
         train_truths: Right answers of the train split, for the constant predictor; may be empty.
         faults: What the stages lost and made good, by name; those that lost nothing are left out.
         facts: What else a reader should know (settings, versions), by name.
+        settings: All settings of each run by their dotted names, by the name of the run.
+        remarks: What a reader would miss of what was left out.
         num_bootstrap: Resamples of the intervals.
         seed: Of the resamples.
     """
@@ -98,6 +101,8 @@ class ReportInput:
     train_truths: Sequence[Reading] = ()
     faults: Mapping[str, FaultSums] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
     num_bootstrap: int = 2000
     seed: int = 0
 
@@ -148,9 +153,75 @@ def read_run(run_dir: Path) -> ReportInput:
             for folder, one in best.items()
             if (told := one.describe())
         },
+        settings={folder.resolve().name: flat_settings(of_run) for folder, (of_run, _) in runs},
         num_bootstrap=recipe.eval.num_bootstrap,
         seed=recipe.seed,
     )
+
+
+def read_runs(run_dirs: Sequence[Path]) -> ReportInput:
+    """Several runs side by side: what each has come to, by its last predictor.
+
+    Args:
+        run_dirs: At least two, each as of `read_run`.
+
+    Raises:
+        DataError: as `read_run`; if one was given twice, was asked for something else than the
+            last, or knows another right answer to a clip that the last knows too.
+    """
+    given = dict(zip(_names_of(run_dirs), map(read_run, run_dirs), strict=True))
+    *_, last = given.values()
+    for name, one in given.items():
+        _check_comparable(name, one, last)
+    sets = {name: list(one.sets.values())[-1] for name, one in given.items() if one.sets}
+    kept = _same_clips(sets)
+    *_, judge = sets or [""]
+    remarks = tuple(
+        f"{name}: its held-out clips are not those of {judge}, so its answers are left out"
+        for name in sets
+        if name not in kept
+    )
+    facts = {
+        f"{fact} of {name}": text for name, one in given.items() for fact, text in one.facts.items()
+    }
+    return replace(
+        given[judge] if judge else last,
+        title=" and ".join(given),
+        sets=kept,
+        stages={f"{n} {s}": rows for n, one in given.items() for s, rows in one.stages.items()},
+        faults={f"{n} {s}": sums for n, one in given.items() for s, sums in one.faults.items()},
+        facts=facts,
+        settings={name: list(one.settings.values())[-1] for name, one in given.items()},
+        remarks=remarks,
+    )
+
+
+def _names_of(run_dirs: Sequence[Path]) -> list[str]:
+    """The ends of their paths, as long as it takes to tell them apart."""
+    paths = [run_dir.resolve() for run_dir in run_dirs]
+    if doubled := [path for i, path in enumerate(paths) if path in paths[:i]]:
+        raise DataError(f"{doubled[0]}: given twice, expected each run once")
+    length, names = 0, list[str]()
+    while len(set(names)) < len(paths):
+        length += 1
+        names = [str(Path(*path.parts[-length:])) for path in paths]
+    return names
+
+
+def _check_comparable(name: str, one: ReportInput, last: ReportInput) -> None:
+    if one.task.name != last.task.name:
+        raise DataError(
+            f"{name}: was asked for {one.task.name}, {last.title} for {last.task.name}; expected "
+            "runs of one task"
+        )
+    truths = {row.id: last.task.truth(last.task.reference(row)) for row in last.clips}
+    for row in one.clips:
+        truth = one.task.truth(one.task.reference(row))
+        if row.id in truths and truths[row.id] != truth:
+            raise DataError(
+                f"{name}: the right answer to {row.id!r} is {truth}, and {truths[row.id]} in "
+                f"{last.title}; expected the same data"
+            )
 
 
 def _read_sets(folder: Path, task: Task, best: int | None = None) -> dict[str, list[Prediction]]:
@@ -193,7 +264,7 @@ def _order_of(name: str) -> int:
     return next((i for i, known in enumerate(order) if known in name), len(order))
 
 
-def _same_clips(sets: dict[str, list[Prediction]]) -> dict[str, list[Prediction]]:
+def _same_clips(sets: dict[str, _Set]) -> dict[str, _Set]:
     """The predictions about the clips that the last ones are about: only those can be compared."""
     ids = [{p.clip_id for p in predictions} for predictions in sets.values()]
     return {

@@ -14,14 +14,16 @@ from rich.console import Console
 
 from actrep_ray.config import Recipe, write_resolved
 from actrep_ray.evaluation import figures as plots
+from actrep_ray.evaluation.examples import examples_of
 from actrep_ray.evaluation.figure_style import make_figure
 from actrep_ray.evaluation.pictures import choose_clip
 from actrep_ray.evaluation.predictions import Prediction, read_predictions, write_predictions
-from actrep_ray.evaluation.report import print_main, report_run, write_report
+from actrep_ray.evaluation.report import print_main, report_run, report_runs, write_report
 from actrep_ray.evaluation.run_results import ReportInput, read_run
+from actrep_ray.evaluation.run_tables import prompts_table, rewards_table, settings_table
 from actrep_ray.evaluation.tables import TableData
 from actrep_ray.records import Claims, Reading
-from actrep_ray.tasks.base import PARSE_RATE, FigureSpec
+from actrep_ray.tasks.base import PARSE_RATE, FigureSpec, labels_of
 from actrep_ray.tasks.counting import Counting
 from actrep_ray.tasks.loading import load_task
 from data_prep.schema import Clip, write_clips
@@ -112,7 +114,7 @@ def test_a_report_holds_all_of_a_run(runs: Path) -> None:
     assert list(report.differences) == ["untrained → sft", "sft → grpo"]
     assert report.metrics["constant 4"]["obz"].value == pytest.approx(2 / 6)
     assert report.metrics["grpo"]["obz"].value == pytest.approx(5 / 6)
-    assert set(report.pictures) == {"curves", "counts", "clip", "summary"}
+    assert set(report.pictures) == {"curves", "counts", "errors", "clip", "summary"}
     for path in report.pictures.values():
         assert path.read_bytes().startswith(b"\x89PNG")
     printed = out.getvalue()
@@ -169,7 +171,7 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(runs: Path) -> N
     page = report_run(runs, console=Console(file=io.StringIO())).page.read_text(encoding="utf-8")
     assert set(re.findall(r"(?:src|href)=(.{6})", page)) == {'"data:'}
     assert "http" not in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "&lt;squat&gt;" in page
     assert "<squat>" not in page
     assert "text 2 &lt;/pre&gt;" in page
@@ -371,6 +373,9 @@ def test_curves_alone_are_a_report(tmp_path: Path, folder: Path) -> None:
     report = report_run(make_run(tmp_path, folder, "sft"), console=Console(file=io.StringIO()))
     assert set(report.pictures) == {"curves", "summary"}
     assert report.tables == ()
+    page = report.page.read_text(encoding="utf-8")
+    assert "<h2>Settings: 3 of " in page
+    assert '<th scope="row">eval.num_bootstrap</th><td>2000</td><td>50</td>' in page
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path, folder: Path) -> None:
@@ -392,7 +397,7 @@ def test_predictions_alone_are_a_report_and_collapse_is_said(tmp_path: Path, fol
     clips = [clip.with_root(folder) for clip in make_clips() if clip.split == "test"]
     given = ReportInput("x", TASK, clips, {"model": answers(*[4] * 6)}, num_bootstrap=20)
     report = write_report(given, tmp_path)
-    assert set(report.pictures) == {"counts", "clip", "summary"}
+    assert set(report.pictures) == {"counts", "errors", "clip", "summary"}
     assert report.tables[-1].title == "Most frequent answers"
     assert report.tables[-1].note.startswith("More than half of the answers are 4.")
     assert report.tables[-1].rows == (("4", "6", "100%", "2"),)
@@ -448,3 +453,120 @@ def test_the_best_step_of_a_run_is_shown(tmp_path: Path, folder: Path) -> None:
     assert list(given.sets) == ["step 0", "step 2, best", "step 3"]
     told = given.facts["best step of moved"]
     assert told == f"best by obo: 0.9 at step 2, kept as {run}/checkpoints/step-000002"
+
+
+def step_row(step: int) -> dict[str, float]:
+    """As a training logs a step: the count's reward grows, half of the groups are dropped."""
+    return {
+        "step": step,
+        "reward/mean": 0.1 * step,
+        "reward/std_in_group": 0.2,
+        "reward/count": 0.2 * step,
+        "headroom/useful_groups": 3.0,
+        "dropped/groups": 1.0,
+        "dropped/all_wrong": float(step % 2),
+        "dropped/unreadable": float(1 - step % 2),
+    }
+
+
+def test_rewards_and_dropped_prompts_of_a_run_are_told() -> None:
+    rows = [step_row(step) for step in range(1, 5)]
+    rewards, prompts = rewards_table("GRPO", rows), prompts_table("GRPO", rows)
+    assert rewards is not None
+    assert prompts is not None
+    # Two steps at each end: 0.1 and 0.2, 0.3 and 0.4.
+    assert rewards.rows == (
+        ("reward", "0.150", "0.350", "+0.200"),
+        ("count", "0.300", "0.700", "+0.400"),
+    )
+    assert prompts.rows == (
+        ("trained on", "12", "75.0%"),
+        ("dropped", "4", "25.0%"),
+        ("– all wrong", "2", "12.5%"),
+        ("– unreadable", "2", "12.5%"),
+    )
+    assert rewards_table("SFT", [{"step": 1, "sft/loss": 1.0}]) is None
+    assert prompts_table("SFT", [{"step": 1, "sft/loss": 1.0}]) is None
+
+
+def test_settings_that_differ_among_runs_come_first() -> None:
+    defaults = {"a": 1, "b": 2, "c": 3}
+    runs = {"x": {"a": 5, "b": 2, "c": 3}, "y": {"a": 5, "b": 2, "c": 4}}
+    table = settings_table(runs, defaults)
+    assert table is not None
+    assert table.rows == (("c", "3", "3", "4"), ("a", "1", "5", "5"))
+    assert table.note == "The first 1 differ among the runs."
+    assert settings_table({"x": defaults}, defaults) is None
+
+
+def test_examples_are_sorted_by_error_and_show_what_was_listed(folder: Path) -> None:
+    clips = [clip.with_root(folder) for clip in make_clips() if clip.split == "test"]
+    found = examples_of(clips, answers(0, 3, None, 4, 5, 9), labels_of(clips, TASK), TASK)
+    assert [one.title.partition(":")[0] for one in found] == [
+        "test-2", "test-5", "test-1", "test-0", "test-3", "test-4",
+    ]  # fmt: skip
+    assert found[0].title.endswith("answered not readable")
+    assert found[1].title.endswith("answered 9, off by 3")
+    assert [one.is_right for one in found] == [False] * 3 + [True] * 3
+    lanes = found[1].lanes
+    assert [mark.kind for mark in lanes["true"]] == ["true"] * 6
+    # Of nine listed from 1 to 10 s in a clip of 8 s, two begin behind its end.
+    assert [mark.kind for mark in lanes["answer"]] == ["hit"] * 6 + ["miss"]
+    assert (lanes["answer"][0].left, lanes["answer"][0].width) == (12.5, 12.5)
+    assert lanes["answer"][0].text == "1: 1.0 to 2.0 s"
+    assert lanes["answer"][-1].left + lanes["answer"][-1].width == 100
+    assert all(one.picture.startswith("data:image/jpeg;base64,") for one in found)
+
+
+def test_of_many_answers_the_worst_and_some_of_the_others_are_shown(tmp_path: Path) -> None:
+    (first, *_) = make_clips()
+    clips = [
+        replace(first, id=f"c{i}", count=1, cycles=None).with_root(tmp_path) for i in range(100)
+    ]
+    found = examples_of(
+        clips,
+        [Prediction(f"c{i}", 1 + i) for i in range(100)],
+        labels_of(clips, TASK),
+        TASK,
+    )
+    names = [one.title.partition(":")[0] for one in found]
+    assert names[:6] == ["c99", "c98", "c97", "c96", "c95", "c94"]
+    assert names[6] == "c93"
+    assert names[-1] == "c0"
+    assert len(names) == 12
+    assert {one.picture for one in found} == {""}  # there is no file
+
+
+def test_several_runs_are_put_side_by_side(tmp_path: Path, folder: Path) -> None:
+    runs = [make_run(tmp_path / name, folder, "grpo") for name in ("a", "b", "c")]
+    rows = [step_row(step) for step in range(1, 5)]
+    (runs[0] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_predictions(runs[0] / "predictions-000000.jsonl", answers(*[1] * 6), TASK)
+    write_predictions(runs[0] / "predictions-000004.jsonl", answers(1, 2, 4, 6, 3, None), TASK)
+    write_predictions(runs[1] / "predictions-000004.jsonl", answers(0, 2, 4, 4, 5, 40), TASK)
+    write_predictions(runs[2] / "predictions-000004.jsonl", answers(0, 2), TASK)
+    with pytest.raises(ValueError, match="given twice"):
+        report_runs([runs[0], runs[0]], tmp_path / "x")
+    report = report_runs(
+        [runs[2], *runs[:2]], tmp_path / "both", console=Console(file=io.StringIO())
+    )
+    assert list(report.metrics) == ["constant 4", "a/grpo", "b/grpo"]
+    assert list(report.differences) == ["a/grpo → b/grpo"]
+    assert report.remarks[0] == (
+        "c/grpo: its held-out clips are not those of b/grpo, so its answers are left out"
+    )
+    page = report.page.read_text(encoding="utf-8")
+    assert "<h2>Rewards in a/grpo GRPO</h2>" in page
+    assert "<h2>Prompts in a/grpo GRPO</h2>" in page
+    assert "commit of c/grpo" in page
+    other = make_run(tmp_path / "d", folder, "grpo")
+    write_clips(tmp_path / "other.jsonl", (replace(c, count=c.count + 1, cycles=None)
+                for c in (clip.with_root(folder) for clip in make_clips())))  # fmt: skip
+    settings = json.loads((other / "config.resolved.json").read_text())
+    settings["recipe"]["data"] |= {
+        "path": str(tmp_path / "other.jsonl"), "allow_outside": [str(folder)],
+    }  # fmt: skip
+    (other / "config.resolved.json").write_text(json.dumps(settings))
+    write_predictions(other / "predictions-000004.jsonl", answers(*[1] * 6), TASK)
+    with pytest.raises(ValueError, match=r"a/grpo: the right answer to 'test-0' is 0, and 1 in"):
+        report_runs([runs[0], other], tmp_path / "x")
