@@ -1,15 +1,18 @@
 """Whether a long run grows: memory and open files of every process, /dev/shm and /tmp, by step.
 
 `actrep train` of an untrained small model, one worker of each kind, with checkpoints; every two
-seconds what all of its processes hold is noted. After a warm-up (the first quarter of the steps) a
-line is fitted to each series by Theil and Sen's method (the median of the slopes of all pairs,
-which single jumps do not move), and what it says of 1,000 steps is printed beside its level, and
-the level in each tenth of the run: what grows and then stays is no leak.
+seconds what all of its processes hold is noted. The reward tells almost any two answers apart, so
+that steps train and push; a run in which fewer than nine in ten did so is refused. After a warm-up
+(the first quarter of the steps) a line is fitted to each series by Theil and Sen's method (the
+median of the slopes of all pairs, which single jumps do not move), and what it says of 1,000 steps
+is printed beside its level, and the level in each tenth of the run: what grows and then stays is no
+leak.
 
     python benchmarks/memory_growth.py [--quick] [--steps 500] [--plot memory_growth.png]
 
-The last line is one JSON object: of each series the level after the warm-up, the growth in 1,000
-steps and the level in each tenth, in MB (1e6 bytes) or files.
+The last line is one JSON object: the share of steps that trained, and of each series the level
+after the warm-up, the growth in 1,000 steps and the level in each tenth, in MB (1e6 bytes) or
+files.
 """
 
 import argparse
@@ -45,11 +48,17 @@ data: {{path: {folder}/data/clips.jsonl}}
 video: {{max_pixels: 1024, cache_dir: {folder}/frames}}
 rollout: {{engine: {engine}, max_model_len: 512, max_response_tokens: 16, max_num_seqs: 16,
           kv_cache_gib: 0.1}}
-reward: {{weights: {{format: 1.0}}}}
-learner: {{lr: 1.0e-4}}
+reward: {{weights: {{"growth_reward:letters": 1.0}}}}
+learner: {{lr: 1.0e-6}}
 train: {{num_steps: {steps}, prompts_per_step: 2, group_size: 2, on_untrained: log}}
 checkpoint: {{every: 20, keep: 2}}
 """
+# Says another number of almost every answer: no group is flat, every step trains.
+REWARD = """
+def letters(response, reference):
+    return sum(map(ord, response.text)) % 97 / 96
+"""
+LEAST_TRAINED = 0.9  # of the steps
 
 Series = dict[str, list[tuple[int, float]]]
 
@@ -64,6 +73,9 @@ def main() -> None:
     steps, engine = (12, "hf") if args.quick else (args.steps, args.engine)
     with tempfile.TemporaryDirectory(prefix="growth-") as root:
         series = measure(Path(root), steps, engine)
+        trained = trained_share(Path(root) / "growth" / "metrics.jsonl")
+    if trained < LEAST_TRAINED:
+        sys.exit(f"{trained:.0%} of the steps trained, which says nothing of a run that does")
     result = {name: fit(points, steps) for name, points in sorted(series.items())}
     if args.plot:
         plot(series, args.plot)
@@ -74,6 +86,7 @@ def main() -> None:
                 "quick": args.quick,
                 "engine": engine,
                 "steps": steps,
+                "trained": round(trained, 3),
                 "series": {name: found for name, found in result.items() if found},
             }
         )
@@ -84,6 +97,7 @@ def prepare(root: Path, num_steps: int, engine: str) -> Path:
     """Twelve clips and an untrained model; returns the recipe that names them."""
     write_dataset(root / "data", level="easy", num_clips={"train": 12}, seed=0, num_processes=1)
     write_tiny_model(root / "model")
+    (root / "growth_reward.py").write_text(REWARD)
     recipe = root / "recipe.yaml"
     recipe.write_text(RECIPE.format(folder=root, steps=num_steps, engine=engine))
     return recipe
@@ -95,7 +109,11 @@ def measure(root: Path, num_steps: int, engine: str) -> Series:
     series: Series = defaultdict(list)
     with (root / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"},
         )
         try:
             while process.poll() is None:
@@ -110,6 +128,13 @@ def measure(root: Path, num_steps: int, engine: str) -> Series:
     if process.returncode:
         raise RuntimeError((root / "output.txt").read_text()[-3000:])
     return series
+
+
+def trained_share(metrics: Path) -> float:
+    """Share of the steps in which the learner updated, and pushed, its weights."""
+    rows = [row for row in read_metrics(metrics) if "time/step_s" in row]
+    trained = [row for row in rows if row.get("learner/num_optimizer_steps", 0) > 0]
+    return len(trained) / len(rows)
 
 
 def last_step(path: Path) -> int:
@@ -181,14 +206,15 @@ def plot(series: Series, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     groups = {"MB": ("memory", "disk"), "open files": ("files",)}
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
     for ax, (unit, kinds) in zip(axes, groups.items(), strict=True):
+        ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
         for name, points in sorted(series.items()):
             if name.rpartition(": ")[2] in kinds and len(points) > 5:
                 steps, values = zip(*points, strict=True)
                 ax.plot(steps, values, label=name.rpartition(": ")[0], linewidth=1)
         ax.set(xlabel="step", ylabel=unit, yscale="symlog")
-        ax.legend(fontsize=7, ncols=2)
+        ax.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
