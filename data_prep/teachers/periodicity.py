@@ -1,26 +1,31 @@
-"""The teacher for clips that have a count and no marks: it proposes cycles from the pixels.
+"""The teacher that counts by itself: what the detector proposes from the pixels.
 
-Cycles are kept where the detector, which never sees the count, finds as many; the answer is then
-written from them as from annotated ones, and carries `cycles_source: periodicity`. What it found in
-a clip is kept in a journal at once: a run that is stopped goes on where it was.
+    propose_answers   for clips that have a count and no marks: cycles are kept where the detector,
+                      which never sees the count, finds as many; the answer is then written from
+                      them as from annotated ones, and carries `cycles_source: periodicity`
+    pseudo_labels     for clips that have no count: the detector's, where it is sure
+
+What it found in a clip is kept in a journal at once: a run that is stopped goes on where it was.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.cot import AnswerError, render_answer
-from data_prep.periodicity.detector import VERSION, Proposal, detect_cycles, proposal_of
+from data_prep.periodicity.detector import VERSION, detect_cycles, proposal_of
 from data_prep.periodicity.verdict import NOT_SURE
 from data_prep.schema import Clip
 from data_prep.teachers.answers import Outcome
 from data_prep.teachers.journal import Journal
 from data_prep.video import FileState, VideoError
+from rewards.grammar.layout import Cycle
 
 SOURCE = "periodicity"
+PSEUDO_LABEL = "pseudo_label"  # flag of a clip whose count is the detector's
 
 
 def found_path(out: Path) -> Path:
@@ -66,9 +71,10 @@ def _propose(
         detail = f"clip {clip.id!r}: has cycle marks already; --teacher annotations uses them"
         return Outcome(clip, reason="has_marks", detail=detail)
     try:
-        proposal = _find(clip, journal)
+        found = _find(clip, journal)
     except VideoError as error:
         return Outcome(clip, reason="unreadable_video", detail=str(error))
+    proposal = proposal_of(clip, found.cycles, found.score, is_sure=found.is_sure)
     if not proposal.agrees:
         detail = (
             f"clip {clip.id!r}: count={clip.count}, the detector finds {len(proposal.cycles)} "
@@ -83,7 +89,72 @@ def _propose(
     return Outcome(marked, text)
 
 
-def _find(clip: Clip, journal: Journal | None) -> Proposal:
+@dataclass(frozen=True)
+class PseudoLabel:
+    """What the detector says of a clip whose count nobody gave.
+
+    Attributes:
+        name: Id of the clip.
+        clip: The clip with the detector's count and cycles; None if it has none.
+        reason: Why it has none, in a word: "not_sure", "unreadable_video"; else empty.
+        detail: The same in a sentence.
+    """
+
+    name: str
+    clip: Clip | None
+    reason: str = ""
+    detail: str = ""
+
+
+def pseudo_labels(
+    clips: Iterable[Clip],
+    *,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[PseudoLabel]:
+    """The detector's count of each clip, in order, or why there is none.
+
+    A reward that asks for this count pays for agreement with the detector: learning without labels.
+
+    Args:
+        clips: The clips; their videos are read, their labels are not.
+        journal: What was found before, and where what is found now is kept.
+        progress: Called with (clips done, clips labelled).
+    """
+    num_labelled = 0
+    for done, clip in enumerate(clips, start=1):
+        label = _label(clip, journal)
+        num_labelled += label.clip is not None
+        yield label
+        if progress:
+            progress(done, num_labelled)
+
+
+def _label(clip: Clip, journal: Journal | None) -> PseudoLabel:
+    try:
+        found = _find(clip, journal)
+    except VideoError as error:
+        return PseudoLabel(clip.id, None, "unreadable_video", str(error))
+    if not found.is_sure:
+        told = f"{len(found.cycles)} cycles with periodicity {found.score:.2f}"
+        return PseudoLabel(clip.id, None, "not_sure", f"the detector doubts its {told}")
+    labelled = replace(
+        clip,
+        count=len(found.cycles),
+        cycles=found.cycles,
+        cycles_source=SOURCE,
+        flags=tuple(dict.fromkeys((*clip.flags, PSEUDO_LABEL))),
+    )
+    return PseudoLabel(clip.id, labelled)
+
+
+class _Found(NamedTuple):
+    cycles: tuple[Cycle, ...]
+    score: float
+    is_sure: bool
+
+
+def _find(clip: Clip, journal: Journal | None) -> _Found:
     """What the detector finds in a clip, or found in the same file before."""
     key = _key_of(clip)
     row: dict[str, Any] | None = journal.get(key) if journal is not None else None
@@ -99,7 +170,7 @@ def _find(clip: Clip, journal: Journal | None) -> Proposal:
         if journal is not None:
             journal.add(row)
     cycles = tuple((start, end) for start, end in row["cycles"])
-    return proposal_of(clip, cycles, row["score"], is_sure=row["is_sure"])
+    return _Found(cycles, row["score"], row["is_sure"])
 
 
 def _key_of(clip: Clip) -> str:

@@ -1,6 +1,7 @@
 """The teacher that looks for cycles: what it found outlives a stop; a log shows how far it is."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 
 from actrep_ray.cli.main import main
 from data_prep.periodicity.detector import Detection, detect_cycles
-from data_prep.schema import Clip, write_clips
+from data_prep.schema import Clip, read_clips, write_clips
 from data_prep.teachers.journal import Journal
-from data_prep.teachers.periodicity import found_path, propose_answers
+from data_prep.teachers.periodicity import found_path, propose_answers, pseudo_labels
 from data_prep.video_writer import encode_mp4
 
 COUNT, PERIOD_S, FPS = 4, 1.0, 15
@@ -97,3 +98,52 @@ def test_a_log_shows_how_far_it_is(
     assert main([*command, "--overwrite"]) == 0
     assert looked_at == ["a", "b", "c"]
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 3
+
+
+# --- labels of the detector for videos that have none
+
+
+def test_a_pseudo_label_is_the_detectors_count_whatever_the_clips_say(clips: list[Clip]) -> None:
+    wrong = replace(clips[0], count=9, cycles=((0.0, 1.0),), flags=("kept",))
+    [label] = pseudo_labels([wrong])
+    assert label.clip is not None
+    assert label.clip.count == len(label.clip.cycles or ()) == COUNT
+    assert label.clip.cycles_source == "periodicity"
+    assert label.clip.flags == ("kept", "pseudo_label")
+
+
+def test_videos_of_a_folder_are_labelled_or_listed_by_reason(
+    clips: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.mp4").write_text("no video")
+    tops = [4] * 20 + [*range(4, 24, 2), *range(24, 4, -2)] + [4] * 20  # one event
+    once = np.full((60, 32, 32, 3), 40, np.uint8)
+    for frame, top in zip(once, tops, strict=True):
+        frame[top : top + 8, 12:20] = 220
+    encode_mp4(tmp_path / "once.mp4", once, FPS)
+    encode_mp4(tmp_path / "long.mp4", np.zeros((FPS * 7, 32, 32, 3), np.uint8), FPS)
+    out = tmp_path / "clips.jsonl"
+    given = [str(tmp_path), "--out", str(out), "--longest", "6", "--action", "squat"]
+    assert main(["prepare", "pseudo-labels", *given]) == 0
+    found = list(read_clips(out))
+    assert [clip.id for clip in found] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert {(clip.count, clip.action, clip.split) for clip in found} == {(COUNT, "squat", "train")}
+    listed = (tmp_path / "clips.jsonl.left_out.jsonl").read_text().splitlines()
+    left = [json.loads(line) for line in listed]
+    assert {row["id"]: row["reason"] for row in left} == {
+        "no.mp4": "unreadable_video",
+        "once.mp4": "not_sure",
+        "long.mp4": "too_long",
+    }
+    told = capsys.readouterr().out
+    assert "the detector's count of 3 of 6 clips" in told
+    assert main(["prepare", "pseudo-labels", *given]) == 2  # the file is there
+
+
+def test_nothing_that_can_be_labelled_is_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.mp4").write_text("no video")
+    out = tmp_path / "clips.jsonl"
+    assert main(["prepare", "pseudo-labels", str(tmp_path), "--out", str(out)]) == 2
+    assert "count of 0 of 1 clips" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from typing import Any
 from actrep_ray.cli.prepare.activities import add_activities
 from actrep_ray.cli.prepare.chat_export import add_chat_export
 from actrep_ray.cli.prepare.converters import add_converters
+from actrep_ray.cli.prepare.pseudo_labels import add_pseudo_labels
 from actrep_ray.cli.prepare.rcs_export import add_rcs_export
 from actrep_ray.cli.prepare.rcs_report import add_rcs_report
 from actrep_ray.cli.prepare.recognition import add_recognition
@@ -26,6 +27,7 @@ def add_prepare(commands: Any) -> None:
     add_converters(kinds)
     add_rcs_report(kinds)
     add_rcs_export(kinds)
+    add_pseudo_labels(kinds)
     add_verl(kinds)
     add_chat_export(kinds)
     add_recognition(kinds)
