@@ -80,6 +80,12 @@ def add_count(commands: Any) -> None:
         "(default: video.max_frames / video.fps)",
     )
     parser.add_argument(
+        "--segments",
+        action="store_true",
+        help="find stretches of repetitions first, ask the model about each alone, and name it by "
+        "what the model sees there, or by the surest of --actions",
+    )
+    parser.add_argument(
         "--cross-check",
         action=argparse.BooleanOptionalAction,
         help="compare the model's cycles with those of the periodicity detector (default: in "
@@ -213,6 +219,7 @@ def _refuse_of_model(args: argparse.Namespace) -> None:
         "--samples": args.samples > 1,
         "--calibration": args.calibration is not None,
         "--window": args.window is not None,
+        "--segments": args.segments,
         "--cross-check": args.cross_check is not None,
         "--action": args.action != _ANY,
         "--actions": bool(args.actions),
@@ -230,6 +237,8 @@ def _check_actions(args: argparse.Namespace, recipe: "Recipe", *, many: bool) ->
             f"the question of this checkpoint names no action (data.question="
             f"{recipe.data.question!r}): leave out --action and --actions, or --set data.question"
         )
+    if args.segments and recipe.task != "counting":
+        raise UsageError(f"--segments is for a model that counts, not for task={recipe.task}")
     if args.actions and (many or args.srt or args.overlay or args.plot):
         raise UsageError("--actions counts in one video, without --out, --srt, --overlay or --plot")
 
@@ -258,6 +267,7 @@ def _count_one(
     calibration: "Calibration | None",
 ) -> int:
     from actrep_ray.counting.panel import describe
+    from actrep_ray.counting.segments import named_by_action
     from actrep_ray.counting.videos import Failure, Source
     from data_prep.periodicity.verdict import NOT_SURE
     from data_prep.video import VideoError, clip_of_video
@@ -268,6 +278,9 @@ def _count_one(
     ]
     with _counter(args, model, recipe, calibration, num_videos=len(sources)) as count:
         found = count(sources)
+    if args.segments and args.actions:
+        counts = [one for one in found if not isinstance(one, Failure)]
+        found = [named_by_action(counts)] if len(counts) == len(found) else found
     records = []
     for counted in found:
         if isinstance(counted, Failure):
@@ -350,6 +363,7 @@ def _asked(args: argparse.Namespace, model: Path | None, recipe: "Recipe | None"
         "samples": args.samples,
         "calibration": None if args.calibration is None else str(args.calibration),
         "window": args.window,
+        "segments": args.segments,
         "cross_check": args.cross_check,
         "settings": json.loads(settings),
     }
@@ -382,6 +396,7 @@ def _counter(
         is_checked=False if args.actions and args.cross_check is None else args.cross_check,
         window_s=args.window,
         calibration=calibration,
+        by_segment=args.segments,
     ) as counter:
         yield counter.count
 

@@ -10,6 +10,7 @@ from actrep_ray.cluster.this_machine import check_this_machine
 from actrep_ray.config import Recipe
 from actrep_ray.counting.long_video import Span, add_windows, longest_window_s, plan_windows
 from actrep_ray.counting.record import VideoCount
+from actrep_ray.counting.segments import named_by_sight, plan_segments
 from actrep_ray.counting.videos import Failure, Source
 from actrep_ray.counting.votes import Vote, vote
 from actrep_ray.evaluation.confidence import Calibration
@@ -51,6 +52,7 @@ class ModelCounter:
         window_s: Most that the model is shown of a video at a time; by default what it is shown at
             its full rate. Longer videos are cut.
         calibration: What the confidence of the answers is worth, if that was measured.
+        by_segment: Ask about each stretch of repetitions alone, and name it.
     """
 
     def __init__(
@@ -62,11 +64,12 @@ class ModelCounter:
         is_checked: bool | None = None,
         window_s: float | None = None,
         calibration: Calibration | None = None,
+        by_segment: bool = False,
     ) -> None:
         alone = recipe.rollout.model_copy(update={"num_workers": 1})
         check_this_machine(recipe.model_copy(update={"rollout": alone}), ("rollout",))
         self.model, self.recipe, self.is_checked = model, recipe, is_checked
-        self._calibration = calibration
+        self._calibration, self._by_segment = calibration, by_segment
         self._longest_s = longest_window_s(recipe.video) if window_s is None else window_s
         self._task = load_task(recipe.task)
         self._inputs = QwenVLInputs(model)
@@ -98,11 +101,16 @@ class ModelCounter:
         clip, longest_s = source.clip, self._longest_s
         is_long = self._task.is_counting and clip.duration_s > longest_s
         is_checked = self._task.is_counting and self._is_checked(clip)
+        by_segment = self._task.is_counting and self._by_segment
         try:
             unlike = self._unlike(clip)
-            seen = detect_long(clip) if is_long or is_checked else None
+            seen = detect_long(clip) if is_long or is_checked or by_segment else None
         except VideoError as error:
             return _Look(source, [], str(error))
+        if by_segment and seen is not None:
+            spans = plan_segments(seen.cycles, clip.duration_s, longest_s)
+            spans = spans or plan_windows((), clip.duration_s, longest_s)
+            return _Look(source, spans, seen=seen if is_checked else None, unlike=unlike)
         if not is_long or seen is None:
             whole = Span(0.0, clip.duration_s, 0.0, clip.duration_s)
             return _Look(source, [whole], seen=seen, unlike=unlike)
@@ -150,9 +158,12 @@ class ModelCounter:
         if len(votes) < len(found) or not votes:
             told = [one for one in found if isinstance(one, str)]
             return Failure(source.video, next(iter(told), look.problem))
-        counted = (
-            _of_one(source, votes[0]) if len(votes) == 1 else add_windows(source, look.spans, votes)
-        )
+        if self._by_segment and self._task.is_counting:
+            counted = named_by_sight(add_windows(source, look.spans, votes))
+        elif len(votes) == 1:
+            counted = _of_one(source, votes[0])
+        else:
+            counted = add_windows(source, look.spans, votes)
         counted = replace(counted, model=self.model, action=source.clip.action, unlike=look.unlike)
         return doubted(counted if look.seen is None else checked(counted, look.seen))
 

@@ -8,6 +8,7 @@ of the middle of the overlap it lies; so a repetition is counted once.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 from actrep_ray.config import VideoConfig
 from actrep_ray.counting.record import VideoCount, WindowCount
@@ -90,11 +91,22 @@ def add_windows(source: Source, spans: Sequence[Span], votes: Sequence[Vote]) ->
         votes: What the answers to each come to.
     """
     windows = [_window(span, one) for span, one in zip(spans, votes, strict=True)]
+    return sum_windows(source.video, source.clip.duration_s, windows)
+
+
+def sum_windows(video: Path, duration_s: float, windows: Sequence[WindowCount]) -> VideoCount:
+    """One count out of those of windows.
+
+    Args:
+        video: As it was given.
+        duration_s: Its length.
+        windows: At least one, in order.
+    """
     doubtful = [window for window in windows if window.reason]
     counts = [window.count for window in windows if window.count is not None]
     total = sum(counts)
     weights = [window.count or 0 for window in windows] if total else [1] * len(windows)
-    confidence = sum(w * one.confidence for w, one in zip(weights, votes, strict=True))
+    confidence = sum(w * one.vote.confidence for w, one in zip(weights, windows, strict=True))
     confidence *= (1.0 - _OF_DOUBT * len(doubtful) / len(windows)) / sum(weights)
     reason = ""
     if doubtful:
@@ -104,8 +116,8 @@ def add_windows(source: Source, spans: Sequence[Span], votes: Sequence[Vote]) ->
             f"{first.reason}"
         )
     return VideoCount(
-        video=source.video,
-        duration_s=source.clip.duration_s,
+        video=video,
+        duration_s=duration_s,
         count=total if counts else None,
         verdict=NOT_SURE if reason else COUNT,
         reason=reason,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from actrep_ray.counting.record import VideoCount, cross_check, segments_of
+from actrep_ray.counting.segments import totals_of
 from actrep_ray.counting.votes import Vote, readings_of
 from actrep_ray.records import Reading
 from actrep_ray.tasks.counting import describe_claims
@@ -29,10 +30,11 @@ def _lines(counted: VideoCount) -> Iterator[str]:
     yield headline(counted)
     for i, (start, end) in enumerate(counted.cycles, start=1):
         yield f"  {i:3d}  {start:6.1f} s  to {end:6.1f} s"
+    are_named = any(window.name for window in counted.windows)
     segments = segments_of(counted.cycles)
-    for segment in segments if len(segments) > 1 else ():
+    for segment in segments if len(segments) > 1 and not are_named else ():
         span = f"{segment.start_s:6.1f} s  to {segment.end_s:6.1f} s"
-        yield f"  segment {span}: {repetitions(segment.count)}"
+        yield f"  segment {span}: {repetitions(segment.count or 0)}"
     yield from basis(counted)
     yield f"confidence {counted.confidence:.2f} of 1"
     if counted.is_foreign:
@@ -51,7 +53,11 @@ def basis(counted: VideoCount) -> Iterator[str]:
     for window in counted.windows:
         told = window.reason or describe_claims(window.vote.claims)
         number = "no count" if window.count is None else repetitions(window.count)
-        yield f"  window {window.start_s:6.1f} s  to {window.end_s:6.1f} s: {number} ({told})"
+        kind = "segment" if window.name else "window"
+        number = f"{window.name}, {number}" if window.name else number
+        yield f"  {kind} {window.start_s:6.1f} s  to {window.end_s:6.1f} s: {number} ({told})"
+    if any(window.name for window in counted.windows):
+        yield f"in all: {totals_of(counted.windows)}"
     if counted.vote is not None:
         yield describe_claims(counted.vote.claims)
         if len(counted.vote.readings) > 1:

@@ -26,12 +26,14 @@ class Segment:
     Attributes:
         start_s: Start of its first repetition, seconds from the start of the video.
         end_s: End of its last.
-        count: How many there are.
+        count: How many there are; None where no answer can be read.
+        name: What is repeated; empty where nobody said.
     """
 
     start_s: float
     end_s: float
-    count: int
+    count: int | None
+    name: str = ""
 
 
 def segments_of(cycles: Sequence[Cycle]) -> list[Segment]:
@@ -43,7 +45,7 @@ def segments_of(cycles: Sequence[Cycle]) -> list[Segment]:
     found: list[Segment] = []
     for start, end in cycles:
         if found and start - found[-1].end_s < SEGMENT_GAP_S:
-            found[-1] = Segment(found[-1].start_s, end, found[-1].count + 1)
+            found[-1] = Segment(found[-1].start_s, end, (found[-1].count or 0) + 1)
         else:
             found.append(Segment(start, end, 1))
     return found
@@ -60,6 +62,7 @@ class WindowCount:
         reason: Why it is not sure; empty for a count.
         cycles: Those that belong to it, seconds from the start of the video.
         vote: What the answers come to.
+        name: What is repeated, where windows are named (`segments`); empty where nobody said.
     """
 
     start_s: float
@@ -68,6 +71,7 @@ class WindowCount:
     reason: str
     cycles: tuple[Cycle, ...]
     vote: Vote
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class VideoCount:
         action: What was asked about, as it was given; "unknown" where nobody said.
         model: Folder of the model that counted; None for the detector.
         vote: What its answers come to; None for the detector, and for a long video.
-        windows: Of a long video that a model counted in, in order.
+        windows: Of a long video that a model counted in, or the stretches that it was asked to
+            name, in order.
         detection: What the detector saw: by itself, or as a second opinion.
         unlike: How far it looks from the clips of the model's training, where 1 is the most unusual
             of those (`data_prep.looks`); None where the checkpoint does not say how they look.
@@ -122,6 +127,16 @@ class VideoCount:
         return self.verdict != NOT_SURE
 
     @property
+    def segments(self) -> list[Segment]:
+        """Stretches of repetitions: those that were named, else what pauses tell apart."""
+        if any(window.name for window in self.windows):
+            return [
+                Segment(window.start_s, window.end_s, window.count, window.name)
+                for window in self.windows
+            ]
+        return segments_of(self.cycles)
+
+    @property
     def votes(self) -> tuple[Vote, ...]:
         """What the answers of a model come to, of each window; none of the detector."""
         return (self.vote,) if self.vote else tuple(window.vote for window in self.windows)
@@ -133,7 +148,7 @@ class VideoCount:
             "method": "model" if self.votes else "periodicity",
             "action": self.action,
             "duration_s": round(self.duration_s, _DIGITS),
-            "segments": [_segment_json(segment) for segment in segments_of(self.cycles)],
+            "segments": [_segment_json(segment) for segment in self.segments],
         }
         if not self.votes:
             assert self.detection is not None, "somebody counted"
@@ -165,6 +180,7 @@ def _segment_json(segment: Segment) -> dict[str, Any]:
         "start_s": round(segment.start_s, _DIGITS),
         "end_s": round(segment.end_s, _DIGITS),
         "count": segment.count,
+        **({"name": segment.name} if segment.name else {}),
     }
 
 
@@ -182,6 +198,7 @@ def _window_json(window: WindowCount) -> dict[str, Any]:
         "end_s": round(window.end_s, _DIGITS),
         "count": window.count,
         "reason": window.reason,
+        **({"name": window.name} if window.name else {}),
         **_answers_json(window.vote),
     }
 

@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 from actrep_ray.cli.main import main
+from actrep_ray.evaluation.confidence import reliability, write_calibration
+from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.run.record import model_fingerprint
 from data_prep.images import LabelledImage
 from data_prep.rows import read_rows
 from data_prep.schema import read_clips
@@ -26,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # (what a command line matches, why it is not run here)
 NOT_RUN = [
     (r"^(sft|train|headroom|quickstart|serve)\b", "trains, or starts an engine: tests/engine"),
-    (r"^(count|evaluate|benchmark) .*--checkpoint", "starts an engine: tests/engine"),
+    (r"^(evaluate|benchmark) .*--checkpoint", "starts an engine: tests/engine"),
     (
         r"--teacher periodicity",
         "wants counts that the detector agrees with: test_teacher_periodicity.py",
@@ -100,7 +103,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(clip.file, folder / "clips" / f"{i}.mp4")
             shutil.copy(clip.file, folder / "videos" / f"{i}.mp4")
             rows.append(f"{i}.mp4,1,0,9")
-        shutil.copy(clips[0].file, folder / "squats.mp4")
+        for name in ("squats", "workout", "VIDEO"):
+            shutil.copy(clips[0].file, folder / f"{name}.mp4")
+        for name in ("quickstart/grpo", "tiny_grpo", "NAME"):
+            model = write_tiny_model(folder / "runs" / name)
+        told = reliability([0.3, 0.7], [False, True], 5)
+        write_calibration(folder / "runs/sure/calibration.json", told, model_fingerprint(model))
         (folder / "mine.csv").write_text("\n".join(rows) + "\n")
         assert (
             main(shlex.split("prepare activities --style line --train 8 --test 4 --out drawn")) == 0
