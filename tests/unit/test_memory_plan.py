@@ -1,5 +1,6 @@
 """Sizes of models, memory plans, placement: published totals and hand-computed numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from actrep_ray.planning.parameters import (
 )
 from actrep_ray.planning.prompts import PromptSize, clip_size, largest_prompt
 from data_prep.schema import Clip
+from data_prep.shown import ShownImage
 
 # Billions, from the model cards' safetensors headers.
 PUBLISHED = {
@@ -329,6 +331,11 @@ def test_tokens_of_a_clip_come_from_its_metadata() -> None:
     )  # fmt: skip
     size = clip_size(clip, recipe("video.max_pixels=50176"), read_architecture(MODEL))
     assert size.num_visual == 20 * 10 * 6
+    # Of 112x56: 4x2 cells. An image of its own is one of them alone.
+    still = ShownImage("/nowhere.png", 112, 56)
+    shown = replace(clip, images=(still, still))
+    both = clip_size(shown, recipe("video.max_pixels=50176"), read_architecture(MODEL))
+    assert (both.num_visual, both.num_text) == (20 * 10 * 6 + 2 * 4 * 2, size.num_text)
 
 
 def test_the_hardware_of_a_recipe_s_first_line(tmp_path: Path) -> None:
