@@ -13,7 +13,7 @@ from actrep_ray.counting.record import VideoCount
 from actrep_ray.counting.segments import named_by_sight, plan_segments
 from actrep_ray.counting.videos import Failure, Source
 from actrep_ray.counting.votes import Vote, vote
-from actrep_ray.evaluation.confidence import Calibration
+from actrep_ray.evaluation.confidence import Calibration, beside
 from actrep_ray.evaluation.predictors import (
     greedy_of,
     predictions_of,
@@ -203,16 +203,14 @@ def _of_one(source: Source, found: Vote) -> VideoCount:
 def checked(counted: VideoCount, found: Detection) -> VideoCount:
     """A model's count beside what the detector found.
 
-    Where that counts too, the two are taken for independent and the odds of each multiplied: the
-    same number makes a count surer, another one less sure.
+    Where that counts too, the same number makes a count surer, another one less sure
+    (`confidence.beside`).
     """
     if found.verdict != COUNT or counted.count is None:
         return replace(counted, detection=found)
     own, other = counted.confidence, found.confidence
     is_same = counted.count == found.count
-    right = own * (other if is_same else 1.0 - other)
-    wrong = (1.0 - own) * (1.0 - other if is_same else other)
-    confidence = right / (right + wrong)
+    confidence = beside(own, other, is_same=is_same)
     doubt = counted.reason
     if not doubt and not is_same and confidence < _LEAST_CONFIDENCE:
         doubt = f"the periodicity detector counts {found.count} ({other:.2f} sure)"

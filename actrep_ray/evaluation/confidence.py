@@ -69,6 +69,22 @@ def agreed(predictions: Sequence[Prediction], task: Task) -> Agreed:
     return Agreed(reading, num_same, shown, claims, confidence)
 
 
+def beside(own: float, other: float, *, is_same: bool) -> float:
+    """The confidence of a count beside the detector, which counts too.
+
+    The two are taken for independent and the odds of each multiplied: the same number makes a count
+    surer, another one less sure.
+
+    Args:
+        own: Confidence of the count, 0 to 1.
+        other: That of the detector, between 0 and 1.
+        is_same: Whether both count the same number.
+    """
+    right = own * (other if is_same else 1.0 - other)
+    wrong = (1.0 - own) * (1.0 - other if is_same else other)
+    return right / (right + wrong)
+
+
 @dataclass(frozen=True)
 class Bin:
     """Clips of about one confidence.

@@ -96,6 +96,7 @@ def write_page(
         answer=_shown_answer(given),
         examples=_examples(given, labels),
         shown=list(given.sets)[-1] if given.sets else "",
+        num_answers=len(given.clips),
     )
     # A sampled text can hold halves of characters that UTF-8 cannot.
     with replacing(path) as partial:

@@ -91,7 +91,13 @@ def _predict(clip: Clip) -> Prediction:
     cv2.setNumThreads(1)
     found = detect_cycles(clip)
     problem = NOT_SURE if found.reading is None else None
-    return Prediction(clip.id, found.reading, cycles=found.cycles, problem=problem)
+    return Prediction(
+        clip.id,
+        found.reading,
+        cycles=found.cycles,
+        problem=problem,
+        confidence=found.confidence,
+    )
 
 
 def write_baseline(

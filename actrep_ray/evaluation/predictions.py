@@ -16,7 +16,7 @@ from data_prep.files import DataError, read_jsonl, write_lines
 from rewards.grammar.layout import DIALECTS, Cycle
 from rewards.grammar.read import parse
 
-_SAMPLES = "samples"
+_SAMPLES, _CONFIDENCE = "samples", "confidence"
 
 NOT_SURE = "not_sure"
 """Why a predictor gives no reading that could have given one: it doubts what it sees."""
@@ -37,6 +37,7 @@ class Prediction:
         is_truncated: Whether the answer was cut off at the most tokens allowed.
         claims: What it writes of its reading in each place; None where they were not kept, and
             `claims_of` finds them.
+        confidence: How sure the predictor says that it is, 0 to 1; None where it does not say.
         samples: Answers to the same question that were drawn at a temperature, in the order in
             which they were drawn; themselves without any.
     """
@@ -49,6 +50,7 @@ class Prediction:
     num_tokens: int | None = None
     is_truncated: bool = False
     claims: Claims | None = None
+    confidence: float | None = None
     samples: "tuple[Prediction, ...]" = ()
 
 
@@ -121,6 +123,8 @@ def line_of(prediction: Prediction, task: Task) -> str:
 def _row_of(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     """The row of a prediction; its samples, if it has any, are rows without a clip."""
     row = {keys[name]: value for name, value in values.items() if name != _SAMPLES}
+    if values[_CONFIDENCE] is None:
+        del row[_CONFIDENCE]
     if samples := values[_SAMPLES]:
         of_samples = {name: key for name, key in keys.items() if name != "clip_id"}
         row[_SAMPLES] = [
@@ -199,6 +203,9 @@ def _parse(row: dict[str, Any], where: str, task: Task) -> Prediction:
         raise DataError(f"{where}: {key}={value!r}, expected {task.reading_form} or null")
     if row.get("claims") is not None:
         _check_claims(row["claims"], where, task)
+    sure = row.get(_CONFIDENCE)
+    if sure is not None and not (type(sure) in (int, float) and 0 <= sure <= 1):
+        raise DataError(f"{where}: {_CONFIDENCE}={sure!r}, expected a number from 0 to 1")
     row["cycles"] = tuple(_cycle(pair, where) for pair in row.get("cycles", ()))
     row[_SAMPLES] = _samples(row.get(_SAMPLES, []), row["clip_id"], where, task)
     return Prediction(**{name: row[key] for name, key in keys.items() if key in row})

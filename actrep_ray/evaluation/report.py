@@ -26,7 +26,7 @@ from rich.console import Console
 
 from actrep_ray.config import Recipe, flat_settings
 from actrep_ray.evaluation.answer_figures import pass_at_each_k, sampled_answers
-from actrep_ray.evaluation.confidence import Reliability, agreed, reliability
+from actrep_ray.evaluation.confidence import Reliability, agreed, beside, reliability
 from actrep_ray.evaluation.confidence_tables import confidence_frame, confidence_table
 from actrep_ray.evaluation.frame_files import write_frame
 from actrep_ray.evaluation.frames import (
@@ -88,6 +88,7 @@ class Report:
             counts, where repetitions are listed.
         pass_at: pass@k by k, of each predictor that was sampled.
         confidence: How far the confidence of its samples can be believed, likewise.
+        checked: The same beside the detector, where that says how sure it is.
         remarks: What a reader of the figures would miss, with the remedy.
         pictures: Paths of the PNG files, by name.
         page: Path of the HTML page.
@@ -100,6 +101,7 @@ class Report:
     gains: dict[str, Gain]
     pass_at: dict[str, dict[int, Interval]]
     confidence: dict[str, Reliability]
+    checked: dict[str, Reliability]
     remarks: tuple[str, ...]
     pictures: dict[str, Path]
     page: Path
@@ -112,6 +114,8 @@ class Report:
             for name, by_k in self.pass_at.items()
         }
         sure = {name: {"confidence": found.to_json()} for name, found in self.confidence.items()}
+        for name, found in self.checked.items():
+            sure[name]["confidence_beside_detector"] = found.to_json()
         return {
             name: {**m.to_json(), **pass_at.get(name, {}), **sure.get(name, {})}
             for name, m in self.metrics.items()
@@ -196,6 +200,7 @@ def write_report(given: ReportInput, run_dir: Path) -> Report:
         gains=judged.gains,
         pass_at=judged.pass_at,
         confidence=judged.confidence,
+        checked=judged.checked,
         remarks=judged.remarks,
         pictures=pictures,
         page=page,
@@ -212,6 +217,7 @@ class _Judged:
         sets: Predictions by name, the constant predictor's and what samples vote for included.
         pass_at: See `Report`.
         confidence: See `Report`.
+        checked: See `Report`.
     """
 
     labels: dict[str, Reference]
@@ -221,6 +227,7 @@ class _Judged:
     gains: dict[str, Gain]
     pass_at: dict[str, dict[int, Interval]]
     confidence: dict[str, Reliability]
+    checked: dict[str, Reliability]
     remarks: tuple[str, ...]
 
 
@@ -252,23 +259,42 @@ def _judge(given: ReportInput) -> _Judged:
         *given.remarks,
         *(f"{name}: {remark}" for name in models for remark in remarks_on(metrics[name], task)),
     )
-    confidence = {
-        name: _reliability(p, labels, task) for name, p in given.sets.items() if votes[name]
-    }
-    return _Judged(labels, sets, metrics, differences, gains, pass_at, confidence, remarks)
+    sampled = {name: p for name, p in given.sets.items() if votes[name]}
+    confidence = {name: _reliability(p, labels, task) for name, p in sampled.items()}
+    seen = {p.clip_id: p for p in given.sets.get(DETECTOR, ()) if p.confidence is not None}
+    checked = {name: _reliability(p, labels, task, seen) for name, p in sampled.items() if seen}
+    return _Judged(labels, sets, metrics, differences, gains, pass_at, confidence, checked, remarks)
 
 
 def _reliability(
-    predictions: Sequence[Prediction], labels: Mapping[str, Reference], task: Task
+    predictions: Sequence[Prediction],
+    labels: Mapping[str, Reference],
+    task: Task,
+    seen: Mapping[str, Prediction] | None = None,
 ) -> Reliability:
-    """Of what the samples to each clip come to, as `actrep count` tells it."""
+    """Of what the samples to each clip come to, as `actrep count` tells it.
+
+    Args:
+        predictions: With samples.
+        labels: By clip id.
+        task: Which was asked.
+        seen: What the detector says, by clip id, if it is asked beside.
+    """
     found = [agreed(one.samples, task) for one in predictions]
     is_right = [
         bool(task.is_right([one.reading], labels[p.clip_id])[0])
         for one, p in zip(found, predictions, strict=True)
     ]
     num_answers = min(len(one.samples) for one in predictions)
-    return reliability([one.confidence for one in found], is_right, num_answers)
+    sure = []
+    for one, p in zip(found, predictions, strict=True):
+        other = (seen or {}).get(p.clip_id)
+        confidence = one.confidence
+        if one.reading is not None and other is not None and other.reading:
+            is_same = one.reading == other.reading
+            confidence = beside(confidence, other.confidence or 0.0, is_same=is_same)
+        sure.append(confidence)
+    return reliability(sure, is_right, num_answers)
 
 
 def _votes(
@@ -317,8 +343,9 @@ def _main_tables(
     if judged.pass_at:
         frames["pass_at"] = pass_frame(judged.pass_at)
         tables.append(pass_table(frames["pass_at"]))
-        frames["confidence"] = confidence_frame(judged.confidence)
-        tables += [confidence_table(name, found) for name, found in judged.confidence.items()]
+        frames["confidence"] = confidence_frame(judged.confidence, judged.checked)
+        for name, found in judged.confidence.items():
+            tables.append(confidence_table(name, found, judged.checked.get(name)))
     if _num_models(given) > 1 and len({clip.dataset for clip in given.clips}) > 1:
         options = {"num_bootstrap": given.num_bootstrap, "seed": given.seed}
         frames["matrix"] = matrix_frame(given.sets, given.clips, task, **options)

@@ -302,7 +302,7 @@ def _facts(recipe: Recipe, content: Mapping[str, Any]) -> dict[str, str]:
         "algorithm": f"{recipe.algorithm.advantage}, {recipe.algorithm.loss}, "
         f"{recipe.train.prompts_per_step} prompts x {recipe.train.group_size} answers a step",
         "seed": str(recipe.seed),
-        "commit": str(content.get("commit")),
+        "commit": str(content.get("commit") or "not known"),
         "versions": ", ".join(
             f"{name} {version}" for name, version in versions.items() if version is not None
         ),  # what is not installed has none

@@ -31,8 +31,8 @@ def rewards_table(stage: str, rows: Rows) -> TableData | None:
         first, last = (_mean(some, key) for some in (told[:num], told[-num:]))
         cells.append((name, _told(first), _told(last), _told(last - first, sign="+")))
     note = (
-        f"Means over the answers of {num} steps at each end of {len(told)}. The parts are as they "
-        "are before their weights."
+        f"Means over the answers of the first and last {num} of {len(told)} steps. The parts are "
+        "as they are before their weights."
     )
     columns = ("", "first", "last", "change")
     return TableData(f"Rewards in {stage}", columns, tuple(cells), note)
@@ -64,7 +64,7 @@ def prompts_table(stage: str, rows: Rows) -> TableData | None:
     cells = tuple(
         (name, f"{number:.0f}", f"{number / total:.1%}" if total else "–") for name, number in kinds
     )
-    note = f"Of {len(told)} steps. A group is all answers to one prompt."
+    note = f"Steps: {len(told)}. A group is all answers to one prompt."
     return TableData(f"Prompts in {stage}", ("", "groups", "share"), cells, note)
 
 

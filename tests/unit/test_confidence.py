@@ -19,7 +19,12 @@ from actrep_ray.evaluation.confidence import (
     reliability,
     write_calibration,
 )
-from actrep_ray.evaluation.predictions import Prediction, prediction_of_text
+from actrep_ray.evaluation.predictions import (
+    Prediction,
+    prediction_of_text,
+    read_predictions,
+    write_predictions,
+)
 from actrep_ray.evaluation.report import print_report, write_report
 from actrep_ray.evaluation.run_results import ReportInput
 from actrep_ray.tasks.loading import load_task
@@ -147,6 +152,28 @@ def test_a_report_tells_reliability(tmp_path: Path) -> None:
     assert "Expected calibration error 0.583" in report.page.read_text(encoding="utf-8")
     rows = (tmp_path / "tables" / "confidence.csv").read_text().splitlines()
     assert rows[0] == (
-        "predictor,samples,from,to,clips,confidence,right,right_at_least,right_at_most"
+        "predictor,beside,samples,from,to,clips,confidence,right,right_at_least,right_at_most"
     )
     assert len(rows) == 3
+
+
+@pytest.mark.lengthy
+def test_a_report_tells_reliability_beside_the_detector(tmp_path: Path) -> None:
+    """It counts the same in a, with odds of 4 to 1, and something else in b."""
+    clips = [clip("a", 4), clip("b", 2)]
+    seen = [Prediction("a", 4, confidence=0.8), Prediction("b", 3, confidence=0.6)]
+    path = tmp_path / "predictions-periodicity.jsonl"
+    write_predictions(path, seen, TASK)
+    seen = read_predictions(path, TASK)
+    sets = {"periodicity": seen, "one": ANSWERS}
+    report = write_report(ReportInput("run", TASK, clips, sets, num_bootstrap=20), tmp_path)
+    found = report.checked["one"]
+    # a: odds 1 of the answers by 4; b: odds 1/2 by 4/6
+    assert [b.confidence for b in found.bins] == pytest.approx([1 / 4, 4 / 5])
+    assert found.error == pytest.approx((3 / 4 + 1 / 5) / 2)
+    assert report.to_json()["one"]["confidence_beside_detector"]["error"] == found.error
+    page = report.page.read_text(encoding="utf-8")
+    assert "Beside the detector: 0.475" in page
+    path.write_text('{"clip_id": "a", "count": 4, "confidence": 2}\n')
+    with pytest.raises(ValueError, match=r"jsonl:1: confidence=2, expected a number from 0 to 1"):
+        read_predictions(path, TASK)
