@@ -36,9 +36,10 @@ def report_protocol(protocol: Protocol) -> Path:
     task = load_task(protocol.recipe_of(protocol.trials[0]).task)
     results = read_results(protocol, task)
     frames = frames_of(protocol.name, results, task)
+    same = "means" if len(protocol.seeds) == 1 else "trials"  # of one seed, both say the same
     for name, frame in frames.items():
         write_frame(frame, protocol.out / "tables" / name, task)
-        if name != "trials" or len(protocol.seeds) == 1:
+        if name != same:
             console().print(as_text(f"{name}\n{to_markdown(frame, task)}"), soft_wrap=True)
     plot = draw_shots(frames["means"], task, protocol.out / "accuracy.png")
     page = write_page_of(protocol, task)

@@ -243,7 +243,7 @@ def test_the_legend_tells_what_differs_and_no_more() -> None:
 @pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["few-shot", "base-to-new", "open-set"])
 def test_tables_plot_and_page_of_what_was_answered(
-    name: str, sets: dict[str, Path], tmp_path: Path
+    name: str, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     protocol = protocol_of(name, (sets["line"],), tmp_path, shots=(1,))
     protocol.begin()
@@ -266,6 +266,9 @@ def test_tables_plot_and_page_of_what_was_answered(
             assert protocol.is_done(trial, exam)
     page = report_protocol(protocol).read_text(encoding="utf-8")
     assert "zero-shot" in page
+    printed = capsys.readouterr().out
+    assert "means\n" in printed
+    assert "trials\n" not in printed
     assert (tmp_path / "accuracy.png").stat().st_size > 5000
     tables = tmp_path / "tables"
     means = pd.read_csv(tables / "means.csv").set_index(["method", "asked"])
@@ -283,3 +286,7 @@ def test_tables_plot_and_page_of_what_was_answered(
             1.0,
             0.0,
         ]
+    report_protocol(replace(protocol, seeds=protocol.seeds[:1]))
+    printed = capsys.readouterr().out
+    assert "trials\n" in printed
+    assert "means\n" not in printed  # of one seed both say the same
