@@ -144,6 +144,8 @@ class RolloutGroup:
         readings: What the task reads in each answer, None where it cannot be read; empty until
             scored.
         claims: What each answer writes, from which its reading is chosen; empty until scored.
+        credit: Advantage of a token of its own, float32 [R_i] of each answer, NaN where it has that
+            of its answer; empty: no token has one.
         contrast: Answers about the same clip with its frames shuffled, which nothing is trained on.
     """
 
@@ -157,6 +159,7 @@ class RolloutGroup:
     failure: str = ""
     readings: tuple[Reading | None, ...] = ()
     claims: tuple[Claims, ...] = ()
+    credit: tuple[np.ndarray, ...] = ()
     contrast: "RolloutGroup | None" = None
 
 
@@ -175,6 +178,7 @@ class LearnerRow:
         rewards: float32 [G], which a KL in the reward is taken off; empty in SFT.
         is_truncated: bool [G], answers that were cut off at their token limit; empty in SFT.
         learned: bool [R_i] for each answer, which of its tokens SFT learns; empty: all.
+        credit: As of `RolloutGroup`.
     """
 
     row_id: str
@@ -187,3 +191,12 @@ class LearnerRow:
     rewards: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     is_truncated: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     learned: tuple[np.ndarray, ...] = ()
+    credit: tuple[np.ndarray, ...] = ()
+
+    def token_advantages(self, answer: int) -> np.ndarray:
+        """The advantage of each token of an answer: float32 [R_i]."""
+        whole = np.full(len(self.responses[answer]), self.advantages[answer], np.float32)
+        if not self.credit:
+            return whole
+        own = self.credit[answer]
+        return np.where(np.isnan(own), whole, own)

@@ -71,6 +71,25 @@ def cycle_tiou(
     return min(1.0, total / max(len(response.cycles), len(reference.cycles)))
 
 
+def matched_tiou(response: ParsedResponse, reference: Reference) -> np.ndarray | None:
+    """Temporal IoU of each listed cycle with the annotated one matched to it. float64 [listed].
+
+    The matching is that of `cycle_tiou`: one to one, in order, of the largest sum. 0 for a cycle
+    that is invalid or matched with none. None where the clip has no annotated cycles.
+    """
+    if not reference.cycles:
+        return None
+    found = np.zeros(len(response.cycles))
+    valid = valid_cycles(response.cycles, reference)
+    if not valid:
+        return found
+    values = _tiou(valid, reference.cycles)
+    at = [response.cycles.index(cycle) for cycle in valid]  # of equal ones the first is valid
+    for row, column in _pairs(values):
+        found[at[column]] = values[row, column]
+    return found
+
+
 def consistency(response: ParsedResponse, reference: Reference) -> float | None:
     """1 if the listed cycles, the total and the answer are the same number, else 0.
 
@@ -144,7 +163,28 @@ def best_matching(values: np.ndarray) -> float:
     best[j] after row i is the optimum over the first i rows and j columns; a row is skipped, a
     column is skipped (the running maximum), or the pair is taken.
     """
-    best = np.zeros(values.shape[1] + 1)
-    for row in values:
-        best[1:] = np.maximum.accumulate(np.maximum(best[1:], best[:-1] + row))
-    return float(best[-1])
+    return float(_best_sums(values)[-1, -1])
+
+
+def _best_sums(values: np.ndarray) -> np.ndarray:
+    """The optimum over the first i rows and j columns: float64 [R + 1, C + 1]."""
+    best = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
+    for i, row in enumerate(values):
+        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], best[i, :-1] + row))
+    return best
+
+
+def _pairs(values: np.ndarray) -> list[tuple[int, int]]:
+    """(row, column) of the pairs of `best_matching`, of values above 0, in order."""
+    best = _best_sums(values)
+    i, j = values.shape
+    pairs = []
+    while i and j:
+        if best[i, j] == best[i - 1, j]:
+            i -= 1
+        elif best[i, j] == best[i, j - 1]:
+            j -= 1
+        else:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+    return pairs[::-1]

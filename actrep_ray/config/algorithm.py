@@ -39,6 +39,11 @@ class AlgorithmConfig(Section):
         "grpo",
         description="Estimator of the group-relative advantage; raft: the best answers alone.",
     )
+    credit: Literal["answer", "repetition"] = Field(
+        "answer",
+        description="What a token is paid for: its answer; or, where it writes a listed repetition "
+        "of a clip with cycle marks, the place of that repetition.",
+    )
     loss: Literal["vanilla", "gspo", "cispo", "sapo", "clip_cov", "kl_cov", "geo_mean"] = Field(
         "vanilla", description="Policy loss."
     )
@@ -120,6 +125,18 @@ class AlgorithmConfig(Section):
                 ("algorithm.kl_in", "algorithm.advantage"),
                 "algorithm.advantage=gdpo normalises each reward of its own, so there is no one "
                 "reward to take the KL off: set algorithm.kl_in=loss",
+            )
+        if self.credit == "repetition" and self.advantage == "raft":
+            yield Contradiction(
+                ("algorithm.credit", "algorithm.advantage"),
+                "algorithm.advantage=raft imitates the best answers whole, algorithm.credit="
+                "repetition pays for the repetitions of all: set one of them otherwise",
+            )
+        if self.credit == "repetition" and self.kl_in == "reward" and self.kl_coef:
+            yield Contradiction(
+                ("algorithm.credit", "algorithm.kl_in"),
+                "algorithm.kl_in=reward takes the KL off the reward of an answer, of which "
+                "algorithm.credit=repetition leaves tokens out: set algorithm.kl_in=loss",
             )
         if self.kl_in == "reward" and self.kl_coef and self.kl_type != "k1":
             yield Contradiction(

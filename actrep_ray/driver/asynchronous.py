@@ -94,7 +94,7 @@ class AsynchronousDriver:
                 trainable, dropped = phases.split_trainable(groups)
                 refused = refused_of(slots)
                 phases.alarm.look(step, groups, len(trainable), dropped + refused)
-                trainable = phases.assign_advantages(trainable)
+                trainable = phases.assign_advantages(trainable, self.labels)
                 metrics = self.staleness_metrics(trainable, step)
                 with logger.timer("learn"):
                     metrics |= self.while_working("update", partial(phases.update, trainable, step))

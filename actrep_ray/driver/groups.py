@@ -107,5 +107,6 @@ def row_of(group: RolloutGroup) -> LearnerRow:
         advantages=group.advantages,
         rollout_log_probs=tuple(rollout.rollout_log_probs for rollout in group.rollouts),
         rewards=group.rewards,
+        credit=group.credit,
         is_truncated=np.array([r.status is RolloutStatus.TRUNCATED for r in group.rollouts]),
     )

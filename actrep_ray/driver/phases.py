@@ -16,6 +16,7 @@ from actrep_ray.config import Recipe
 from actrep_ray.driver.alarms import Decline, UntrainedSteps
 from actrep_ray.driver.checkpoints import RunCheckpoints
 from actrep_ray.driver.contrast import ContrastSource
+from actrep_ray.driver.credit import with_credit
 from actrep_ray.driver.dealing import SampledClip
 from actrep_ray.driver.groups import row_of, split_trainable
 from actrep_ray.driver.metrics import log_histograms
@@ -269,10 +270,13 @@ class Phases:
         """Groups that are trained on, and how many are not, by reason."""
         return split_trainable(groups, self.recipe)
 
-    def assign_advantages(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    def assign_advantages(
+        self, groups: Sequence[RolloutGroup], labels: Mapping[str, Reference]
+    ) -> list[RolloutGroup]:
         """The groups with their advantages; estimators that whiten do so over exactly these."""
         cfg = self.recipe
-        return compute_advantages(groups, cfg.algorithm, cfg.reward.part_weights)
+        compared = compute_advantages(groups, cfg.algorithm, cfg.reward.part_weights)
+        return with_credit(compared, labels, cfg, self.inputs)
 
     def unreadable(self, groups: Sequence[RolloutGroup]) -> list[Refusal]:
         """Those that would be trained on, but whose frames a rank cannot get."""

@@ -42,7 +42,7 @@ class SynchronousDriver:
                 trainable, dropped = phases.split_trainable(groups)
                 dropped += refused
                 phases.alarm.look(step, groups, len(trainable), dropped)
-                trainable = phases.assign_advantages(trainable)
+                trainable = phases.assign_advantages(trainable, labels)
                 phases.prefetch()
                 with logger.timer("learn"):
                     metrics |= phases.update(trainable, step)

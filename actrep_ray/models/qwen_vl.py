@@ -252,6 +252,21 @@ class QwenVLInputs:
         text: str = self.tokenizer.decode(list(written), skip_special_tokens=False)
         return self.opened + text
 
+    def token_bounds(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The characters of `decode_answer` that each token writes, (first, end): int64 [R, 2].
+
+        Where several tokens write one character, it is the last one's.
+        """
+        ids = list(token_ids)
+        pieces = self.tokenizer.batch_decode([[one] for one in ids], skip_special_tokens=False)
+        ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        if any("\ufffd" in piece for piece in pieces):  # a character in pieces: decode as a whole
+            decode = self.tokenizer.decode
+            texts = (decode(ids[: n + 1], skip_special_tokens=False) for n in range(len(ids)))
+            ends = np.array([len(text.rstrip("\ufffd")) for text in texts], np.int64)
+        ends += len(self.opened)
+        return np.stack([np.concatenate([[len(self.opened)], ends[:-1]]), ends], axis=1)
+
     def has_ended(self, token_ids: Sequence[int] | np.ndarray) -> bool:
         """Whether the last token of an answer ended it."""
         return len(token_ids) > 0 and int(token_ids[-1]) in self.end_ids

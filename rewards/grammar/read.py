@@ -42,6 +42,7 @@ class ParsedResponse:
             "not_integer". None where `count` is given.
         sections: Those of `SECTIONS` that are present and could be read.
         problems: Everything that is wrong, in order of position; at most `MAX_PROBLEMS`.
+        cycle_spans: Where each of `cycles` is written: (first character, the one after).
     """
 
     text: str
@@ -56,6 +57,7 @@ class ParsedResponse:
     answer_problem: str | None
     sections: frozenset[str]
     problems: tuple[Problem, ...]
+    cycle_spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_well_formed(self) -> bool:
@@ -114,4 +116,5 @@ def parse(text: str, *, dialect: str | None = None) -> ParsedResponse:
         answer_problem=answer_problem,
         sections=frozenset(name for name, value in fields.items() if value is not None),
         problems=tuple(sorted(problems, key=lambda problem: (problem.start, problem.end))),
+        cycle_spans=tuple(body.cycle_spans),
     )

@@ -1,6 +1,7 @@
 """The lines between the reasoning's tags, read one by one."""
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
@@ -20,6 +21,7 @@ class Reasoning:
         self.observation: str | None = None
         self.definition: str | None = None
         self.cycles: list[Cycle] = []
+        self.cycle_spans: list[tuple[int, int]] = []
         self.check: str | None = None
         self.total: int | None = None
         self.seen: set[str] = set()
@@ -37,14 +39,16 @@ def read_reasoning(text: str, start: int, end: int, problems: list[Problem]) -> 
         line_end = text.find("\n", at, end)
         if line_end < 0:
             line_end = end
-        line = text[at:line_end].strip()
+        raw = text[at:line_end]
+        line = raw.strip()
         kind = section_of(line)
         if kind is None:
             if line and body.rank >= 0:
                 add_problem(problems, "stray_text", at, line_end)
         else:
             observation_end = min(observation_end, at)
-            _read_section(body, kind, line, (at, line_end), problems)
+            begin = at + len(raw) - len(raw.lstrip())
+            _read_section(body, kind, line, (begin, line_end), problems)
         at = line_end + 1
     else:
         if at < end:
@@ -61,7 +65,7 @@ def _read_section(
         add_problem(problems, "section_order", *where)
     body.rank = max(body.rank, rank)
     if kind == "cycles":
-        _read_cycles(body.cycles, line, where, problems)
+        _read_cycles(body, line, where, problems)
         return
     if kind in body.seen:
         add_problem(problems, "repeated_section", *where)
@@ -79,8 +83,9 @@ def _read_section(
 
 
 def _read_cycles(
-    cycles: list[Cycle], line: str, where: tuple[int, int], problems: list[Problem]
+    body: Reasoning, line: str, where: tuple[int, int], problems: list[Problem]
 ) -> None:
+    cycles = body.cycles
     if len(cycles) + line.count("-") > MAX_CYCLES + 2:  # bounds the time that one line can take
         add_problem(problems, "too_many_cycles", *where)
         return
@@ -107,3 +112,13 @@ def _read_cycles(
     if cycles and bounds[0] < cycles[-1][1]:
         add_problem(problems, "cycle_overlap", *where)
     cycles.extend(pairwise(bounds))
+    body.cycle_spans += _spans_of(match, written, where[0])
+
+
+def _spans_of(match: re.Match[str], written: list[str], at: int) -> Iterator[tuple[int, int]]:
+    """From where to where each repetition of a line is written: its end alone after the first."""
+    begin, end = at, at + match.start(3) + len(written[0])
+    for number, time in enumerate(written[1:], start=1):
+        end += 1 + len(time)
+        yield begin, end + (number == len(written) - 1)  # the last one takes the "s"
+        begin = end

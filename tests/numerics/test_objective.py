@@ -1,5 +1,7 @@
 """The losses over explicit data, without a learner: hand-computed numbers, masks, divisors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,21 @@ def test_grpo_by_hand() -> None:
     assert sums["ref_kl"] == pytest.approx(kl, rel=1e-4)
     assert sums["clip_fraction"] == 0
     assert sums["approx_kl"] == pytest.approx(0, abs=1e-7)
+
+
+def test_tokens_with_a_credit_of_their_own_do_not_take_their_answers() -> None:
+    """Row 0 has answers of 2 and 1 tokens with advantages 1 and -2, row 1 one of 3 with 0.5."""
+    nan = np.nan
+    credit = (np.array([nan, 3.0], np.float32), np.array([nan], np.float32))
+    rows = _rows()
+    rows[0] = replace(rows[0], credit=credit)
+    log_probs = _values(batch := _batch(0, 1), {0: -1.0, 1: -1.5}).requires_grad_()
+    cfg = AlgorithmConfig(aggregation="token-mean")
+    loss, _ = grpo_loss(batch, log_probs, log_probs.detach(), PolicyTargets(rows), COUNTS, cfg)
+    loss.backward()
+    assert log_probs.grad is not None
+    expected = -torch.tensor([[1.0, 3.0, 0.0], [-2.0, 0.0, 0.0], [0.5, 0.5, 0.5]]) / 6 * 2
+    assert torch.allclose(log_probs.grad, expected)
 
 
 def test_old_log_probs_make_the_ratio() -> None:

@@ -42,6 +42,8 @@ def check_rows(rows: Sequence[LearnerRow], visual_token_ids: Sequence[int]) -> N
             )
         if not np.isfinite(row.advantages).all():
             raise ValueError(f"{row.row_id}: advantages={row.advantages}, expected finite numbers")
+        if row.credit and [len(c) for c in row.credit] != [len(r) for r in row.responses]:
+            raise ValueError(f"{row.row_id}: credit is not of each token of its answers")
 
 
 def mini_batches(num_rows: int, cfg: TrainConfig) -> list[list[int]]:

@@ -132,7 +132,7 @@ def policy_loss(
     Args:
         log_probs: Now, with gradient. float32 [A, T]
         old_log_probs: Before the first update. float32 [A, T]
-        advantages: Of each answer. float32 [A]
+        advantages: Of each answer or of each token. float32 [A] or [A, T]
         mask: bool [A, T], which tokens count.
         cfg: Loss, clip ranges and aggregation.
         counts: Of the mini-batch.
@@ -144,6 +144,8 @@ def policy_loss(
         tokens: `clip_fraction` (tokens whose gradient is cut or, with clip_cov, that were picked;
         0 for losses that do not clip), `approx_kl` (old minus new log-probability).
     """
+    if advantages.dim() == 1:
+        advantages = advantages[:, None].expand_as(log_probs)
     response_mask = mask.to(log_probs.dtype)
     num_tokens = float(response_mask.sum())
     if num_tokens == 0:  # all of it is masked: means over nothing would be NaN
@@ -157,7 +159,7 @@ def policy_loss(
     loss, metrics = _verl().get_policy_loss_fn(name)(
         old_log_prob=old_log_probs,
         log_prob=log_probs,
-        advantages=advantages[:, None].expand_as(log_probs),
+        advantages=advantages,
         response_mask=response_mask,
         loss_agg_mode=cfg.aggregation,
         config=_actor_config(cfg, counts),

@@ -53,7 +53,7 @@ def pick_tokens(
     log_p, before, counts = (
         np.concatenate([of_all[key][part] for key in order]) for part in range(3)
     )
-    advantages = np.repeat([rows[i].advantages[a] for i, a in order], lengths)
+    advantages = np.concatenate([rows[i].token_advantages(a) for i, a in order])
     picked = np.zeros(len(log_p), bool)
     kept = np.flatnonzero(counts)
     if len(kept):

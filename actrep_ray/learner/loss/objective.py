@@ -124,9 +124,7 @@ def grpo_loss(
         cfg: Loss, aggregation and coefficients.
     """
     mask = targets.weights.mask(batch)
-    advantages = batch.targets.new_tensor(
-        [float(targets.rows[i].advantages[a]) for i, a in batch.answers], dtype=torch.float32
-    )
+    advantages = batch.padded([targets.rows[i].token_advantages(a) for i, a in batch.answers])
     old = log_probs.detach() if targets.old is None else _laid_out(batch, targets.old)
     picked = None if targets.picked is None else _laid_out(batch, targets.picked).bool()
     loss, sums = algorithms.policy_loss(

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.cycles import best_matching, consistency, cycle_f1, cycle_tiou, valid_cycles
+from rewards.cycles import (
+    best_matching,
+    consistency,
+    cycle_f1,
+    cycle_tiou,
+    matched_tiou,
+    valid_cycles,
+)
 from rewards.grammar.layout import Cycle
 from rewards.grammar.read import ParsedResponse, parse
 from rewards.reference import Reference, usable_cycles
@@ -154,3 +161,49 @@ def test_usable_cycles_says_why_not() -> None:
     assert cycles is None
     assert reason is not None
     assert "start < end" in reason
+
+
+# --- what each listed repetition is worth
+
+
+@pytest.mark.parametrize(
+    ("cycles", "each"),
+    [
+        (MARKS, [1, 1, 1]),
+        (((1.4, 2.0), (2.0, 3.0), (7.0, 7.5)), [0.6, 1, 0]),
+        # merged: half of it is the first or the second, and one of them is left over
+        (((1.0, 3.0), (4.0, 6.0)), [0.5, 1]),
+        # the same twice: the second one starts before the first ends, and is nothing
+        (((1.0, 2.0), (1.0, 2.0), (2.0, 3.0)), [1, 0, 1]),
+        # the 2nd listed is nearer to the 1st mark than the 1st listed: 1/10 + 1 against 9/10
+        (((0.0, 1.1), (1.1, 2.0)), [0, 0.9]),
+        ((), []),
+    ],
+)
+def test_each_listed_repetition_by_hand(cycles: tuple[Cycle, ...], each: list[float]) -> None:
+    found = matched_tiou(answer(*cycles), REFERENCE)
+    assert found is not None
+    assert found.tolist() == pytest.approx(each)
+
+
+def test_without_marks_no_repetition_is_worth_anything() -> None:
+    assert matched_tiou(answer((1.0, 2.0)), Reference(count=1)) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=7),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=7),
+)
+def test_their_sum_is_that_of_the_best_matching(
+    listed: list[tuple[int, int]], gaps: list[tuple[int, int]]
+) -> None:
+    marks, at = [], 0
+    for pause, length in gaps:
+        marks.append(((at + pause) / 10, (at + pause + length) / 10))
+        at += pause + length
+    reference = Reference(count=len(marks), cycles=tuple(marks), duration_s=9.0)
+    response = answer(*((start / 10, (start + length) / 10) for start, length in listed))
+    found, tiou = matched_tiou(response, reference), cycle_tiou(response, reference)
+    assert found is not None
+    assert tiou is not None
+    assert found.sum() / max(len(listed), len(marks)) == pytest.approx(tiou, abs=1e-9)

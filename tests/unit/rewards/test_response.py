@@ -48,6 +48,22 @@ def test_layout_is_exact() -> None:
     assert render(SQUATS, dialect="thinking") == SQUATS_TEXT.replace("think>", "thinking>")
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_it_is_known_where_each_repetition_is_written(joined: bool) -> None:
+    contiguous = tuple((i / 2, i / 2 + 0.5) for i in range(11))
+    response = Response("a man rows", "pull", (*contiguous, (6.0, 6.5)), "even", 12, 12)
+    text = render(response, joined=joined).replace("rep12", "  rep12")
+    read = parse(text)
+    written = [text[first:end] for first, end in read.cycle_spans]
+    assert len(written) == len(read.cycles) == 12
+    assert written[-1] == "rep12: 6.0-6.5s"
+    if joined:
+        assert written[:2] == ["rep1-10: 0.0-0.5", "-1.0"]
+        assert written[9:11] == ["-5.0s", "rep11: 5.0-5.5s"]
+    else:
+        assert written[1] == "rep2: 0.5-1.0s"
+
+
 def test_grouped_layout_breaks_at_gaps_and_after_ten() -> None:
     contiguous = tuple((i / 2, i / 2 + 0.5) for i in range(11))
     response = Response("a man rows", "pull", (*contiguous, (6.0, 6.5)), "even", 12, 12)
