@@ -35,7 +35,12 @@ def test_agrees_with_one_full_forward(
     is_tied = family != "qwen2_vl"
     paths = [checkpoint(family, seed, is_tied) for seed in (0, 1)]
     engine = HfEngine(paths[0], rollout, video, device="cpu", seed=0)
-    prompts = make_prompts(engine.inputs) + make_image_prompts(engine.inputs)
+    clips, images = make_prompts(engine.inputs), make_image_prompts(engine.inputs)
+    prompts = [*clips, *images]
+    prompts += [  # an image before an image, and before a clip
+        replace(last, prompt_id=f"several-{i}", plan=replace(last.plan, before=(images[i].plan,)))
+        for i, last in enumerate((images[1], clips[3]))
+    ]
     for version, path in enumerate(paths):
         if version:
             engine.load_weights(load_file(path / "model.safetensors"), policy_version=version)
