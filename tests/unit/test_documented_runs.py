@@ -77,7 +77,7 @@ ORDERED = sorted(RUN, key=lambda words: not shlex.join(words).startswith(FIRST))
 
 
 def shortened(words: tuple[str, ...]) -> list[str]:
-    line = shlex.join(words)
+    line = shlex.join(words).replace("sticks-1-50", "sticks-line-50")  # of a loop over styles
     if words[:2] == ("prepare", "activities") and "--train" not in words:
         line += " --train 4 --test 4"
     for pattern, shorter in FEWER:
@@ -101,6 +101,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clips = list(read_clips(folder / "data" / "repcount" / "clips.jsonl"))
         (folder / "clips").mkdir()
         (folder / "videos").mkdir()
+        for i, clip in enumerate(clips):  # as the documents name folders of a public set, and own
+            label = ("Squats", "Jumps")[i % 2]
+            for where in (folder / "UCF-101" / label, folder / "footage"):
+                where.mkdir(parents=True, exist_ok=True)
+                shutil.copy(clip.file, where / f"v_{label}_g{i:02d}_c01.mp4")
         rows = ["file,reps,L1,L2"]
         for i, clip in enumerate(clips[:3]):
             shutil.copy(clip.file, folder / "clips" / f"{i}.mp4")
