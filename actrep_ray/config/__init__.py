@@ -42,6 +42,7 @@ from actrep_ray.config.run import (
     TrainConfig,
 )
 from actrep_ray.config.section import ConfigError
+from actrep_ray.config.vllm import VllmConfig
 
 __all__ = [
     "LOG_PROB_GAP_LIMITS",
@@ -66,6 +67,7 @@ __all__ = [
     "TemporalContrastConfig",
     "TrainConfig",
     "VideoConfig",
+    "VllmConfig",
     "check_attention",
     "flat_settings",
     "is_hub_name",

@@ -21,6 +21,12 @@ from actrep_ray.config.section import (
     number_of_text,
 )
 from actrep_ray.config.strict_yaml import Switch
+from actrep_ray.config.vllm import VllmConfig
+
+_BATCH_HOLDS = {
+    "max_model_len": "vLLM refuses a video that does not fit into one batch",
+    "max_num_seqs": "each answer takes a token of a batch",
+}
 
 
 class RolloutConfig(Section):
@@ -61,6 +67,7 @@ class RolloutConfig(Section):
         3, description="Engines that were lost and are replaced within an hour; one more stops it."
     )
     timeout_s: Seconds = Field(1800.0, description="Longest wait for one batch of groups.")
+    vllm: VllmConfig = VllmConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -78,13 +85,32 @@ class RolloutConfig(Section):
         return {**values, "num_workers": given["min"], "max_workers": given["max"]}
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """Fewer engines at most than at first."""
+        """Fewer engines at most than at first; options of vLLM that its engine cannot use."""
         if self.max_workers is not None and self.max_workers < self.num_workers:
             yield Contradiction(
                 ("rollout.max_workers", "rollout.num_workers"),
                 f"rollout.max_workers={self.max_workers}: expected at least rollout.num_workers="
                 f"{self.num_workers}",
             )
+        given = [
+            f"rollout.vllm.{name}"
+            for name, field in VllmConfig.model_fields.items()
+            if getattr(self.vllm, name) != field.default
+        ]
+        if self.engine != "vllm" and given:
+            yield Contradiction(
+                ("rollout.engine", *given),
+                f"{', '.join(given)}: rollout.engine={self.engine} has no such options: leave them "
+                "out, or set rollout.engine=vllm",
+            )
+        tokens = self.vllm.max_num_batched_tokens
+        for name in ("max_model_len", "max_num_seqs"):
+            if tokens is not None and tokens < getattr(self, name):
+                yield Contradiction(
+                    ("rollout.vllm.max_num_batched_tokens", f"rollout.{name}"),
+                    f"rollout.vllm.max_num_batched_tokens={tokens}: expected at least "
+                    f"rollout.{name}={getattr(self, name)}, since " + _BATCH_HOLDS[name],
+                )
 
 
 class RewardConfig(Section):

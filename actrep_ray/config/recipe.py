@@ -115,6 +115,8 @@ class Recipe(Section):
             yield from rules.sft_lists_reason(self.sft, self.data)
             return
         yield from rules.adapters_of_engine(self.model, self.rollout)
+        yield from rules.engine_attention(self.rollout, self.device)
+        yield from rules.rounded_cache(self.rollout, self.algorithm, self.train)
         yield from rules.nucleus(self.rollout, self.algorithm)
         yield from rules.taking_turns(self.placement, self.rollout, self.learner, self.train)
         yield from rules.grpo_batch(self.train, self.learner)
@@ -161,8 +163,13 @@ def _mapping(values: dict[str, Any], name: str) -> dict[str, Any] | None:
 def check_attention(recipe: Recipe) -> None:
     """Refuse kernels of attention that cannot serve the packing, dtype or (settled) device.
 
+    Of learners, and of the engines of a recipe that has them.
+
     Raises:
         ConfigError: naming the settings and what to change.
     """
     for found in rules.attention(recipe.learner, recipe.model, recipe.device):
         raise ConfigError(found.message)
+    if recipe.stage == "grpo":
+        for found in rules.engine_attention(recipe.rollout, recipe.device):
+            raise ConfigError(found.message)

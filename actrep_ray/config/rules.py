@@ -60,6 +60,37 @@ def adapters_of_engine(model: ModelConfig, rollout: RolloutConfig) -> Iterator[C
         )
 
 
+def engine_attention(rollout: RolloutConfig, device: str) -> Iterator[Contradiction]:
+    """Kernels of vLLM where there is no GPU: it would leave them out without a word."""
+    name = rollout.vllm.attention_backend
+    if name is not None and device == "cpu":
+        yield Contradiction(
+            ("rollout.vllm.attention_backend", "device"),
+            f"rollout.vllm.attention_backend={name} needs a GPU, device=cpu: unset it",
+        )
+
+
+def rounded_cache(
+    rollout: RolloutConfig, algorithm: AlgorithmConfig, train: TrainConfig
+) -> Iterator[Contradiction]:
+    """Engines that compute another policy than the learner, and nothing is done about it."""
+    key, dtype = "rollout.vllm.kv_cache_dtype", rollout.vllm.kv_cache_dtype
+    if not rollout.vllm.has_fp8_cache:
+        return
+    if algorithm.rollout_correction == "off":
+        yield Contradiction(
+            (key, "algorithm.rollout_correction"),
+            f"{key}={dtype} makes engines compute another policy than the learner: set "
+            "algorithm.rollout_correction, for example to token_truncate, or the dtype to auto",
+        )
+    if train.max_log_prob_gap is None:
+        yield Contradiction(
+            (key, "train.max_log_prob_gap"),
+            f"{key}={dtype} has a gap between engine and learner that depends on the model, and no "
+            "limit of ours: set train.max_log_prob_gap above what a first step logs",
+        )
+
+
 def nucleus(rollout: RolloutConfig, algorithm: AlgorithmConfig) -> Iterator[Contradiction]:
     """Corrections by the ratio of learner to engine, where the engine samples from a nucleus.
 

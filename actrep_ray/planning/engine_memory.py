@@ -31,12 +31,15 @@ def plan_rollout(
     cfg, size = recipe.rollout, value_bytes(recipe)
     shards = cfg.tensor_parallel_size
     is_gpu = recipe.device != "cpu"
-    tokens = max(_ENGINE_BATCH_TOKENS[gpu_gib >= 66], cfg.max_model_len)
+    tokens = cfg.vllm.max_num_batched_tokens or max(
+        _ENGINE_BATCH_TOKENS[gpu_gib >= 66], cfg.max_model_len
+    )
     width = 6 * model.hidden + 3 * model.intermediate / shards
     patches = min(cfg.max_model_len, prompt.num_visual) * model.merge_size**2
     vision = patches * size * (10 * model.vision_hidden + 3 * model.vision_intermediate)
     logits = 2 * 4 * cfg.max_num_seqs * model.vocab
-    kv = model.kv_bytes_per_token(size) / min(shards, model.num_key_heads)
+    kv_size = 1 if cfg.vllm.has_fp8_cache else size
+    kv = model.kv_bytes_per_token(kv_size) / min(shards, model.num_key_heads)
     items = [
         ("weights", size * model.total_parameters / shards),
         ("profiled forward pass", max(tokens * size * width, vision) + logits),

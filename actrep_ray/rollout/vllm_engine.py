@@ -326,18 +326,27 @@ def _lora_options(cfg: LoraConfig) -> dict[str, Any]:
     return options | {"enable_tower_connector_lora": True}
 
 
-def _batch_tokens(cfg: RolloutConfig) -> int:
-    """Most tokens of a forward pass: vLLM's own number here, and the longest prompt at least.
+def _batch_tokens(cfg: RolloutConfig, device: str) -> int:
+    """Most tokens of a forward pass: the recipe's, or vLLM's own and the longest prompt at least.
 
     vLLM's cache of what the vision tower has computed has room for as many, and it refuses a video
     that does not fit into it; a prompt that `rollout.max_model_len` allows so always does.
     """
+    if cfg.vllm.max_num_batched_tokens is not None:
+        return cfg.vllm.max_num_batched_tokens
+    if device == "cpu":
+        return max(cfg.max_model_len, CPU_BATCH_TOKENS)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
 
     defaults, _ = EngineArgs.get_batch_defaults(cfg.tensor_parallel_size)
     own: int = defaults[UsageContext.LLM_CLASS]
     return max(cfg.max_model_len, own)
+
+
+def _reads_fp8_cache() -> bool:
+    """Whether vLLM has kernels for a KV cache of fp8 on this CPU."""
+    return bool(torch.cpu._is_avx512_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _engine_options(
@@ -358,19 +367,25 @@ def _engine_options(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "trust_remote_code": False,
+        "max_num_batched_tokens": _batch_tokens(cfg, device),
+        "kv_cache_dtype": cfg.vllm.kv_cache_dtype,
+        "attention_backend": cfg.vllm.attention_backend,
     }
     if device == "cuda":
         return options | {
             "gpu_memory_utilization": cfg.gpu_memory_utilization,
             "enforce_eager": cfg.enforce_eager,
-            "max_num_batched_tokens": _batch_tokens(cfg),
         }
+    if cfg.vllm.has_fp8_cache and not _reads_fp8_cache():
+        raise ConfigError(
+            f"rollout.vllm.kv_cache_dtype={cfg.vllm.kv_cache_dtype}: vLLM has it on CPUs with "
+            "AVX-512 or AMX, which this one lacks: set it to auto"
+        )
     options |= {
         "enforce_eager": True,  # compiling costs minutes
         "skip_mm_profiling": True,
         "kv_cache_memory_bytes": int(cfg.kv_cache_gib * _GIB),
         "block_size": _CPU_BLOCK_TOKENS,
-        "max_num_batched_tokens": max(cfg.max_model_len, CPU_BATCH_TOKENS),
     }
     if overrides := cpu_overrides(family):
         options["hf_overrides"] = overrides

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from actrep_ray.config import LOG_PROB_GAP_LIMITS, Recipe, RolloutConfig, VideoConfig
+from actrep_ray.config import LOG_PROB_GAP_LIMITS, Recipe, RolloutConfig, VideoConfig, VllmConfig
 from actrep_ray.driver.groups import row_of
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs
@@ -49,6 +49,12 @@ class Pair:
         return LOG_PROB_GAP_LIMITS[self.recipe.model.dtype]
 
 
+@pytest.fixture
+def cache_dtype(request: pytest.FixtureRequest) -> str:
+    """Of the KV cache."""
+    return str(getattr(request, "param", "auto"))
+
+
 @pytest.fixture(
     params=[
         ("hf", "float32"),
@@ -58,7 +64,11 @@ class Pair:
     ids=" ".join,
 )
 def pair(
-    request: pytest.FixtureRequest, clips: list[Clip], video: VideoConfig, rollout: RolloutConfig
+    request: pytest.FixtureRequest,
+    clips: list[Clip],
+    video: VideoConfig,
+    rollout: RolloutConfig,
+    cache_dtype: str,
 ) -> Iterator[Pair]:
     name, dtype = request.param
     folder = base_model_folder()
@@ -71,7 +81,12 @@ def pair(
         }
     ).model_copy(
         update={
-            "rollout": rollout.model_copy(update={"engine": name}),
+            "rollout": rollout.model_copy(
+                update={
+                    "engine": name,
+                    "vllm": VllmConfig.model_validate({"kv_cache_dtype": cache_dtype}),
+                }
+            ),
             "video": video.model_copy(update={"fps": 4.0, "max_pixels": 4096}),
         }
     )
@@ -135,6 +150,27 @@ def test_the_limit_lies_between_health_and_faults(
     assert min(stale) > 2 * pair.limit
     assert min(faults["frames"], faults["flat positions"]) > 2 * pair.limit
     assert min(faults.values()) > 1.2 * pair.limit
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.parametrize("pair", [("vllm", "bfloat16")], indirect=True, ids=" ".join)
+@pytest.mark.parametrize("cache_dtype", ["fp8"], indirect=True)
+def test_pushes_reach_an_engine_whose_kv_cache_is_rounded(pair: Pair, cache_dtype: str) -> None:
+    """Its gap is above the limit of other engines, and below that of weights from before a step."""
+    rows = rows_of(pair.engine.generate(pair.prompts, SETTINGS))
+    gaps, stale = [gap(pair.learner, rows)], []
+    for step in range(1, NUM_STEPS + 1):
+        pair.learner.update(rows, step)
+        stale.append(gap(pair.learner, rows_of(pair.engine.generate(pair.prompts, SETTINGS))))
+        weights = dict(pair.learner.iter_weights())
+        pair.engine.load_weights(weights, step)
+        pair.engine.verify_weights(weights)
+        rows = rows_of(pair.engine.generate(pair.prompts, SETTINGS))
+        gaps.append(gap(pair.learner, rows))
+    print(cache_dtype, gaps, stale)
+    assert min(gaps) > pair.limit
+    assert all(after < 0.7 * before for after, before in zip(gaps[1:], stale, strict=True))
 
 
 def one_frame_later(row: LearnerRow) -> LearnerRow:

@@ -118,7 +118,7 @@ COMPANIONS: dict[str, Settings] = {
 NO_GRADIENT: dict[str, str] = {
     "rollout": "engine num_workers tensor_parallel_size num_cpus num_threads enforce_eager "
     "gpu_memory_utilization kv_cache_gib max_images max_num_seqs max_model_len max_response_tokens "
-    "max_in_flight max_workers max_restarts timeout_s",
+    "max_in_flight max_workers max_restarts timeout_s vllm",
     "reward": "num_workers num_cpus timeout_s max_restarts max_failures",
     "train": "num_steps prompts_per_step group_size max_refill_factor max_log_prob_gap "
     "on_log_prob_gap max_untrained_steps on_untrained alarm_steps",
@@ -144,7 +144,7 @@ def options() -> dict[str, tuple[Any, ...]]:
         left_out = NO_GRADIENT.get(section, "").split()
         assert set(left_out) <= set(model.model_fields), "a setting that is no more"
         for name, values in _of_section(section, model):
-            if name.partition(".")[2] not in left_out:
+            if name.split(".")[1] not in left_out:
                 assert values, f"{name} is new: give it VALUES, or say why it bears on no gradient"
                 found[name] = values
     assert set(VALUES) | set(COMPANIONS) <= set(found), "an option that is no more"

@@ -421,3 +421,20 @@ def test_adapters_beside_no_layer_are_refused_before_anything_is_loaded(tmp_path
         check_recipe(wrong, tmp_path / "r.yaml", "8x80GB")
     known = recipe(*lora, "model.lora.target_modules=[query, q_proj]")
     assert check_recipe(known, tmp_path / "r.yaml", "8x80GB").plan is not None
+
+
+def test_the_plan_of_an_engine_knows_the_options_of_vllm() -> None:
+    """Tokens of a batch and bytes of a key or value, as the recipe sets them."""
+    model = read_architecture(MODEL)
+
+    def sizes(*settings: str) -> dict[str, float]:
+        given = ("train.max_log_prob_gap=0.1", "algorithm.rollout_correction=token_truncate")
+        return dict(
+            plan_rollout(recipe(*given, *settings), model, PromptSize(4096, 42), 76.0).items
+        )
+
+    usual, small = sizes(), sizes("rollout.vllm.max_num_batched_tokens=8192")
+    assert small["encoder cache"] == usual["encoder cache"] / 2  # 16384 on such a GPU
+    assert small["profiled forward pass"] < usual["profiled forward pass"]
+    cache = "KV cache of one sequence"
+    assert sizes("rollout.vllm.kv_cache_dtype=fp8")[cache] == usual[cache] / 2
