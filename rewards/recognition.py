@@ -10,6 +10,7 @@ Two options that are off by default::
     brevity: {weight: 0.1, words: 30}
 """
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from rewards.grammar.read import ParsedResponse
 from rewards.reference import Reference
 
 _SPACES: Final = str.maketrans("_-‐‑", "    ")
+_TAGS: Final = re.compile(r"</?(?:think|thinking|answer)>")
 _AROUND: Final = " .,;:!?\"'`*“”‘’«»()[]{}。！？"
 
 
@@ -55,7 +57,8 @@ def recognition(
 def brevity(response: ParsedResponse, reference: Reference, *, words: int = 30) -> float | None:
     """1 for the right class in at most `words` words, beyond them words / their number; else 0.
 
-    None without a label. Words are those of the whole answer, reasoning included and tags not. A
+    None without a label. Words are those of the whole answer, reasoning included and the tags
+    of an answer not; what is written without blanks between words is one. A
     wrong class earns nothing, however briefly it is said.
 
     Raises:
@@ -67,9 +70,8 @@ def brevity(response: ParsedResponse, reference: Reference, *, words: int = 30) 
         return None
     if not recognition(response, reference):
         return 0.0
-    apart = response.text.replace("<", " <").replace(">", "> ").split()
-    num_words = sum(not (word.startswith("<") and word.endswith(">")) for word in apart)
-    return min(1.0, words / num_words)
+    num_words = len(_TAGS.sub(" ", response.text).split())
+    return min(1.0, words / max(1, num_words))
 
 
 def names_of(reference: Reference) -> frozenset[str]:

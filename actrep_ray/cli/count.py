@@ -177,7 +177,7 @@ def _count(args: argparse.Namespace) -> int:
     recipe = recipe_for(args, model) if model else None
     if recipe is not None:
         _check_actions(args, recipe, many=many or args.out is not None)
-    calibration = _calibration_of(args, model) if model else None
+    calibration = _calibration_of(args, model, recipe) if model and recipe else None
     videos = find_videos(args.video)
     outputs.check(videos, overwrite=args.overwrite or args.resume)
     if many or args.out is not None:
@@ -185,14 +185,18 @@ def _count(args: argparse.Namespace) -> int:
     return _count_one(videos[0], args, outputs, model, recipe, calibration)
 
 
-def _calibration_of(args: argparse.Namespace, model: Path) -> "Calibration | None":
-    """That of --calibration, if it is of this checkpoint and as many answers."""
+def _calibration_of(
+    args: argparse.Namespace, model: Path, recipe: "Recipe"
+) -> "Calibration | None":
+    """That of --calibration, if it is of this checkpoint and of answers drawn like these."""
     if args.calibration is None:
         return None
     from actrep_ray.evaluation.confidence import read_calibration
+    from actrep_ray.evaluation.predictors import sampling_json
     from actrep_ray.run.record import model_fingerprint
 
-    return read_calibration(args.calibration, model_fingerprint(model), args.samples)
+    sampling = sampling_json(recipe, args.samples)
+    return read_calibration(args.calibration, model_fingerprint(model), sampling)
 
 
 def _refuse_beside_camera(args: argparse.Namespace) -> None:
@@ -267,7 +271,6 @@ def _count_one(
     calibration: "Calibration | None",
 ) -> int:
     from actrep_ray.counting.panel import describe
-    from actrep_ray.counting.segments import named_by_action
     from actrep_ray.counting.videos import Failure, Source
     from data_prep.periodicity.verdict import NOT_SURE
     from data_prep.video import VideoError, clip_of_video
@@ -280,7 +283,7 @@ def _count_one(
         found = count(sources)
     if args.segments and args.actions:
         counts = [one for one in found if not isinstance(one, Failure)]
-        found = [named_by_action(counts)] if len(counts) == len(found) else found
+        found = [_merged(counts)] if len(counts) == len(found) else found
     records = []
     for counted in found:
         if isinstance(counted, Failure):
@@ -291,6 +294,15 @@ def _count_one(
         show(json.dumps(records[-1]) if args.json else describe(counted))
     outputs.write_table(records)
     return 0 if all(record["verdict"] != NOT_SURE for record in records) else EXIT_NOT_SURE
+
+
+def _merged(counts: "Sequence[VideoCount]") -> "VideoCount":
+    """One count of several actions, which is doubted as each of them was."""
+    from actrep_ray.counting.by_model import checked, doubted
+    from actrep_ray.counting.segments import named_by_action
+
+    merged, seen = named_by_action(counts), counts[0].detection
+    return doubted(merged if seen is None else checked(merged, seen))
 
 
 def _count_many(
@@ -353,6 +365,8 @@ def _complain_of(batch: "Batch", num_videos: int) -> None:
 
 def _asked(args: argparse.Namespace, model: Path | None, recipe: "Recipe | None") -> dict[str, Any]:
     """All that a count depends on, beside the video."""
+    from actrep_ray.run.provenance import file_hash
+
     asked: dict[str, Any] = {"method": args.method, "action": args.action}
     if model is None or recipe is None:
         return asked
@@ -361,7 +375,7 @@ def _asked(args: argparse.Namespace, model: Path | None, recipe: "Recipe | None"
         **asked,
         "checkpoint": str(model),
         "samples": args.samples,
-        "calibration": None if args.calibration is None else str(args.calibration),
+        "calibration": None if args.calibration is None else file_hash(args.calibration),
         "window": args.window,
         "segments": args.segments,
         "cross_check": args.cross_check,

@@ -187,7 +187,7 @@ def _write_metrics(out_dir: Path, report: "Report", jobs: Sequence["EvaluationJo
             predictors[job.shown_name]["samples"] = job.sampling
             path = out_dir / (f"calibration-{job.name}.json" if job.name else "calibration.json")
             found = report.confidence[job.shown_name]
-            write_calibration(path, found, model_fingerprint(job.model))
+            write_calibration(path, found, model_fingerprint(job.model), job.sampling)
     write_metrics(out_dir, predictors, jobs[-1].shown_name)
 
 

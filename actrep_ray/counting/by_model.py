@@ -148,7 +148,7 @@ class ModelCounter:
 
     def _vote(self, group: RolloutGroup) -> Vote:
         found = vote(predictions_of(group, self._task, self.recipe.data.dialect), self._task)
-        if self._calibration is None:
+        if self._calibration is None or found.count is None:
             return found
         return replace(found, confidence=self._calibration(found.confidence))
 

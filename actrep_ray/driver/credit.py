@@ -50,7 +50,8 @@ def _credit(
     answers = [parse(rollout.text, dialect=dialect) for rollout in group.rollouts]
     fits = [matched_tiou(answer, reference) for answer in answers]
     known = [fit for fit in fits if fit is not None]
-    if not known or np.ptp(listed := np.concatenate(known) if known else np.zeros(1)) == 0:
+    listed = np.concatenate([*known, np.zeros(0)])
+    if not len(listed) or np.ptp(listed) == 0:
         return ()
     mean, spread = listed.mean(), listed.std(ddof=1) + 1e-6
     credit = []

@@ -15,7 +15,7 @@ A calibration is a rising function from confidence to the share that is right, b
 says nothing of these: `crossed` fits on each half of the clips what the other half is told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -217,33 +217,36 @@ def fit(confidence: np.ndarray, is_right: np.ndarray) -> Calibration:
     return Calibration(points, len(confidence))
 
 
-def write_calibration(path: Path, found: Reliability, checkpoint: str) -> None:
+def write_calibration(
+    path: Path, found: Reliability, checkpoint: str, sampling: Mapping[str, float]
+) -> None:
     """Write what `actrep count --calibration` reads.
 
     Args:
         path: The JSON file.
         found: With the calibration.
         checkpoint: Fingerprint of the model that answered.
+        sampling: How its answers were drawn, as of `predictors.sampling_json`.
     """
     content = {
         "checkpoint": checkpoint,
-        "num_answers": found.num_answers,
+        "sampling": dict(sampling),
         "num_clips": found.calibration.num_clips,
         "points": [list(point) for point in found.calibration.points],
     }
     write_json(path, content)
 
 
-def read_calibration(path: Path, checkpoint: str, num_answers: int) -> Calibration:
+def read_calibration(path: Path, checkpoint: str, sampling: Mapping[str, float]) -> Calibration:
     """What `write_calibration` wrote.
 
     Args:
         path: The file.
         checkpoint: Fingerprint of the model that is asked now.
-        num_answers: How often it is asked.
+        sampling: How its answers are drawn.
 
     Raises:
-        DataError: if it is none, or is of another checkpoint or number of answers.
+        DataError: if it is none, or of another checkpoint or of answers that are drawn otherwise.
     """
     content = read_object(path, "a calibration of `actrep evaluate --samples`")
     points = content.get("points")
@@ -252,12 +255,12 @@ def read_calibration(path: Path, checkpoint: str, num_answers: int) -> Calibrati
     if content.get("checkpoint") != checkpoint:
         raise DataError(
             f"{path}: is of another checkpoint; expected one that `actrep evaluate --samples "
-            f"{num_answers}` wrote about this one"
+            f"{sampling['num']}` wrote about this one"
         )
-    if content.get("num_answers") != num_answers:
+    if (drawn := content.get("sampling")) != dict(sampling):
         raise DataError(
-            f"{path}: num_answers={content.get('num_answers')!r}, and {num_answers} are asked for; "
-            f"give --samples {content.get('num_answers')}"
+            f"{path}: is of answers drawn with {drawn}, these are with {dict(sampling)}; give the "
+            "same --samples, and --set rollout.temperature and rollout.top_p"
         )
     num_clips = content.get("num_clips")
     if not isinstance(num_clips, int) or num_clips < 1:

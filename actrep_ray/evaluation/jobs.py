@@ -26,7 +26,7 @@ from actrep_ray.evaluation.predictions import (
 from actrep_ray.evaluation.predictors import (
     Pool,
     predict_each,
-    sampling_of,
+    sampling_json,
     with_whole_weights,
 )
 from actrep_ray.evaluation.run_results import shown_name, write_settings
@@ -71,12 +71,7 @@ class EvaluationJob:
     @property
     def sampling(self) -> dict[str, float]:
         """How its samples are drawn, as JSON-able values."""
-        settings = sampling_of(self.recipe, self.num_samples)
-        return {
-            "num": settings.group_size,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-        }
+        return sampling_json(self.recipe, self.num_samples)
 
     def run(self, engines: "Engines | None" = None) -> Metrics:
         """Answer what was not answered yet, and score.

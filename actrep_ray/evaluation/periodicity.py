@@ -87,6 +87,7 @@ def _predict(clip: Clip) -> Prediction:
     import cv2
 
     from data_prep.periodicity.detector import detect_cycles
+    from data_prep.periodicity.verdict import COUNT
 
     cv2.setNumThreads(1)
     found = detect_cycles(clip)
@@ -96,7 +97,7 @@ def _predict(clip: Clip) -> Prediction:
         found.reading,
         cycles=found.cycles,
         problem=problem,
-        confidence=found.confidence,
+        confidence=found.confidence if found.verdict == COUNT else None,
     )
 
 

@@ -131,6 +131,16 @@ def sampling_of(recipe: Recipe, num_samples: int) -> SamplingSettings:
     )
 
 
+def sampling_json(recipe: Recipe, num_samples: int) -> dict[str, float]:
+    """`sampling_of` for a file: how many answers there are and how they are drawn."""
+    settings = sampling_of(recipe, num_samples)
+    return {
+        "num": settings.group_size,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+    }
+
+
 def _to_sample(prompt: Prompt) -> Prompt:
     """The same question once more.
 

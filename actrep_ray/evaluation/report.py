@@ -278,7 +278,8 @@ def _reliability(
         predictions: With samples.
         labels: By clip id.
         task: Which was asked.
-        seen: What the detector says, by clip id, if it is asked beside.
+        seen: What the detector says, by clip id, if it is asked beside; it has a confidence where
+            it counts.
     """
     found = [agreed(one.samples, task) for one in predictions]
     is_right = [
@@ -290,9 +291,9 @@ def _reliability(
     for one, p in zip(found, predictions, strict=True):
         other = (seen or {}).get(p.clip_id)
         confidence = one.confidence
-        if one.reading is not None and other is not None and other.reading:
+        if one.reading is not None and other is not None and other.confidence is not None:
             is_same = one.reading == other.reading
-            confidence = beside(confidence, other.confidence or 0.0, is_same=is_same)
+            confidence = beside(confidence, other.confidence, is_same=is_same)
         sure.append(confidence)
     return reliability(sure, is_right, num_answers)
 

@@ -122,17 +122,19 @@ def test_bins_hold_every_clip_and_calibrations_rise(clips: list[tuple[float, boo
 def test_a_calibration_is_read_for_its_own_checkpoint_alone(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     found = reliability([0.5, 0.7, 0.7], [False, True, True], 5)
-    write_calibration(path, found, "abc")
-    assert read_calibration(path, "abc", 5) == found.calibration
+    drawn = {"num": 5, "temperature": 1.0, "top_p": 1.0}
+    write_calibration(path, found, "abc", drawn)
+    assert read_calibration(path, "abc", drawn) == found.calibration
     with pytest.raises(ValueError, match=r"calibration\.json: is of another checkpoint"):
-        read_calibration(path, "other", 5)
-    with pytest.raises(ValueError, match=r"num_answers=5, and 3 are asked for; give --samples 5"):
-        read_calibration(path, "abc", 3)
+        read_calibration(path, "other", drawn)
+    for other in ({"num": 3}, {"temperature": 0.3}, {"top_p": 0.9}):
+        with pytest.raises(ValueError, match=r"calibration\.json: is of answers drawn with"):
+            read_calibration(path, "abc", drawn | other)
     content = json.loads(path.read_text())
     for points in ([], [[0.5, 2]], [[0.5, 0.2], [0.4, 0.3]], [[0.5, True]], "x", [[0.1, 0.5, 1]]):
         path.write_text(json.dumps({**content, "points": points}))
         with pytest.raises(ValueError, match=r"calibration\.json: points="):
-            read_calibration(path, "abc", 5)
+            read_calibration(path, "abc", drawn)
 
 
 @pytest.mark.lengthy

@@ -63,8 +63,9 @@ def test_without_marks_or_with_equal_lists_answers_are_paid_whole(
     group = group_of(inputs, RIGHT, LATE)
     [unmarked] = with_credit([group], {"clip": replace(MARKS, cycles=None)}, recipe, inputs)
     [equal] = with_credit([group_of(inputs, RIGHT, RIGHT)], {"clip": MARKS}, recipe, inputs)
+    [unlisted] = with_credit([group_of(inputs, "", "")], {"clip": MARKS}, recipe, inputs)
     [off] = with_credit([group], {"clip": MARKS}, load_recipe(None, []), inputs)
-    for one in (unmarked, equal, off):
+    for one in (unmarked, equal, unlisted, off):
         row = row_of(one)
         for number, advantage in enumerate(ADVANTAGES):
             assert set(row.token_advantages(number).tolist()) == {float(advantage)}

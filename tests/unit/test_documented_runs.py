@@ -118,7 +118,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("A", "B", "quickstart/power1-1", "tiny_grpo"):
             write_run(folder / "runs" / name, clips)
         told = reliability([0.3, 0.7], [False, True], 5)
-        write_calibration(folder / "runs/sure/calibration.json", told, model_fingerprint(model))
+        drawn = {"num": 5, "temperature": 1.0, "top_p": 1.0}
+        path = folder / "runs" / "sure" / "calibration.json"
+        write_calibration(path, told, model_fingerprint(model), drawn)
         (folder / "mine.csv").write_text("\n".join(rows) + "\n")
         assert (
             main(shlex.split("prepare activities --style line --train 8 --test 4 --out drawn")) == 0

@@ -1,6 +1,7 @@
 """The teacher that looks for cycles: what it found outlives a stop; a log shows how far it is."""
 
 import json
+import os
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -116,6 +117,7 @@ def test_videos_of_a_folder_are_labelled_or_listed_by_reason(
     clips: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "no.mp4").write_text("no video")
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_text("no video")
     tops = [4] * 20 + [*range(4, 24, 2), *range(24, 4, -2)] + [4] * 20  # one event
     once = np.full((60, 32, 32, 3), 40, np.uint8)
     for frame, top in zip(once, tops, strict=True):
@@ -134,9 +136,10 @@ def test_videos_of_a_folder_are_labelled_or_listed_by_reason(
         "no.mp4": "unreadable_video",
         "once.mp4": "not_sure",
         "long.mp4": "too_long",
+        r"caf\udce9.mp4": "unreadable_name",
     }
     told = capsys.readouterr().out
-    assert "the detector's count of 3 of 6 clips" in told
+    assert "the detector's count of 3 of 7 clips" in told
     assert main(["prepare", "pseudo-labels", *given]) == 2  # the file is there
 
 

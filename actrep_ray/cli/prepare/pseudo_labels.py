@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _MEANINGS = {
     "not_sure": "the detector doubts what it sees",
     "unreadable_video": "the file cannot be read as a video",
+    "unreadable_name": "the name is not UTF-8",
     "too_long": "longer than --longest",
 }
 
@@ -120,6 +121,8 @@ def _clips(args: argparse.Namespace) -> "tuple[list[Clip], list[PseudoLabel]]":
 def _opened(args: argparse.Namespace) -> "tuple[list[Clip], list[PseudoLabel]]":
     """Each video as a clip called by its path below the folder that holds all."""
     from actrep_ray.counting.videos import Failure, find_videos, open_source
+    from data_prep.printable import printable
+    from data_prep.strict_json import is_text
     from data_prep.teachers.periodicity import PseudoLabel
 
     videos = [path.absolute() for path in find_videos(args.videos)]
@@ -128,6 +131,10 @@ def _opened(args: argparse.Namespace) -> "tuple[list[Clip], list[PseudoLabel]]":
     failed: list[PseudoLabel] = []
     for video in videos:
         name = video.relative_to(root).as_posix()
+        if not is_text(name):
+            told = "the name of the file is not UTF-8, which a file of clips is"
+            failed.append(PseudoLabel(printable(name), None, "unreadable_name", told))
+            continue
         source = open_source(video, args.action)
         if isinstance(source, Failure):
             failed.append(PseudoLabel(name, None, "unreadable_video", source.reason))

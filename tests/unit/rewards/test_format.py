@@ -254,6 +254,7 @@ def test_a_hierarchy_that_cannot_be_read_is_told_at_the_start(
         ("<think>One arm is up.</think><answer>wave</answer>", 0.8),  # 4 of 5
         ("<think>One arm is up and it moves.</think>\n<answer>wave</answer>", 0.5),  # 4 of 8
         ("<answer>wave</answer>", 1.0),
+        ("<think><see-one-arm-up> <b> <i> it moves</think><answer>wave</answer>", 4 / 6),
         ("<think>One arm up.</think><answer>kick</answer>", 0.0),
         ("<answer></answer>", 0.0),
         ("", 0.0),
