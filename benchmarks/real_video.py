@@ -44,7 +44,6 @@ from scipy.signal import detrend, find_peaks
 from scipy.signal.windows import hann
 
 from actrep_ray.evaluation.intervals import wilson_interval
-from actrep_ray.evaluation.periodicity import one_thread_each
 from actrep_ray.evaluation.predictions import NOT_SURE, Prediction, constant_predictions
 from actrep_ray.evaluation.scores import Figures, score_cells
 from actrep_ray.tasks.base import labels_of
@@ -54,6 +53,7 @@ from data_prep.periodicity.detector import agreement, detect_cycles
 from data_prep.periodicity.features import features_of_grey, read_grey
 from data_prep.periodicity.lattice import MAX_PERIOD_S, MIN_PERIOD_S
 from data_prep.periodicity.verdict import NOT_SURE as IN_DOUBT
+from data_prep.processes import one_thread_each
 from data_prep.schema import Clip, read_clips, write_clips
 from data_prep.synthetic.clip import clip_spec
 from data_prep.synthetic.real_like import KINDS, kind_of

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -15,13 +14,12 @@ from actrep_ray.evaluation.run_results import DETECTOR, write_settings
 from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
-from data_prep.processes import die_with
+from data_prep.processes import die_with, one_thread_each
 from data_prep.rows import clips_among
 from data_prep.schema import Clip
 
 FILE = f"predictions-{DETECTOR}.jsonl"
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _NICENESS = 10  # of a detector beside other work
 _IN_THIS_PROCESS = 8  # clips for which starting others takes longer than the work
 
@@ -52,24 +50,6 @@ def predict_periodicity(
         one_thread_each(),
     ):
         return _collect(pool.map(_predict, unlabelled, chunksize=4), progress)
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Processes that start meanwhile have one thread for matrices: theirs are small.
-
-    With more, two processes on two cores took twice the processor time for 60 clips.
-    """
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _collect(

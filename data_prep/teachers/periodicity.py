@@ -10,14 +10,19 @@ What it found in a clip is kept in a journal at once: a run that is stopped goes
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cot import AnswerError, render_answer
 from data_prep.periodicity.detector import VERSION, detect_cycles, proposal_of
 from data_prep.periodicity.verdict import NOT_SURE
+from data_prep.processes import one_thread_each
 from data_prep.schema import Clip
 from data_prep.teachers.answers import Outcome
 from data_prep.teachers.journal import Journal
@@ -25,7 +30,14 @@ from data_prep.video import FileState, VideoError
 from rewards.grammar.layout import Cycle
 
 SOURCE = "periodicity"
+_IN_THIS_PROCESS = 8  # clips for which starting others takes longer than the work
 PSEUDO_LABEL = "pseudo_label"  # flag of a clip whose count is the detector's
+
+
+class _Found(NamedTuple):
+    cycles: tuple[Cycle, ...]
+    score: float
+    is_sure: bool
 
 
 def found_path(out: Path) -> Path:
@@ -41,6 +53,7 @@ def propose_answers(
     seed: int = 0,
     journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
+    num_processes: int | None = None,
 ) -> Iterator[Outcome]:
     """An answer for each clip, in order, or why there is none.
 
@@ -54,10 +67,12 @@ def propose_answers(
         seed: As in `render_answer`.
         journal: What was found before, and where what is found now is kept.
         progress: Called with (clips done, answers accepted).
+        num_processes: Processes that share the clips; None: one for each CPU, at most 16.
     """
-    num_accepted = 0
-    for done, clip in enumerate(clips, start=1):
-        outcome = _propose(clip, journal, dialect=dialect, variety=variety, seed=seed)
+    wanted, num_accepted = list(clips), 0
+    findings = _findings([clip for clip in wanted if clip.cycles is None], journal, num_processes)
+    for done, clip in enumerate(wanted, start=1):
+        outcome = _propose(clip, findings, dialect=dialect, variety=variety, seed=seed)
         num_accepted += outcome.text is not None
         yield outcome
         if progress:
@@ -65,15 +80,19 @@ def propose_answers(
 
 
 def _propose(
-    clip: Clip, journal: Journal | None, *, dialect: str, variety: int, seed: int
+    clip: Clip,
+    findings: Iterator[_Found | VideoError],
+    *,
+    dialect: str,
+    variety: int,
+    seed: int,
 ) -> Outcome:
     if clip.cycles is not None:
         detail = f"clip {clip.id!r}: has cycle marks already; --teacher annotations uses them"
         return Outcome(clip, reason="has_marks", detail=detail)
-    try:
-        found = _find(clip, journal)
-    except VideoError as error:
-        return Outcome(clip, reason="unreadable_video", detail=str(error))
+    found = next(findings)
+    if isinstance(found, VideoError):
+        return Outcome(clip, reason="unreadable_video", detail=str(found))
     proposal = proposal_of(clip, found.cycles, found.score, is_sure=found.is_sure)
     if not proposal.agrees:
         detail = (
@@ -111,6 +130,7 @@ def pseudo_labels(
     *,
     journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
+    num_processes: int | None = None,
 ) -> Iterator[PseudoLabel]:
     """The detector's count of each clip, in order, or why there is none.
 
@@ -120,21 +140,21 @@ def pseudo_labels(
         clips: The clips; their videos are read, their labels are not.
         journal: What was found before, and where what is found now is kept.
         progress: Called with (clips done, clips labelled).
+        num_processes: As of `propose_answers`.
     """
-    num_labelled = 0
-    for done, clip in enumerate(clips, start=1):
-        label = _label(clip, journal)
+    wanted, num_labelled = list(clips), 0
+    findings = _findings(wanted, journal, num_processes)
+    for done, (clip, found) in enumerate(zip(wanted, findings, strict=True), start=1):
+        label = _label(clip, found)
         num_labelled += label.clip is not None
         yield label
         if progress:
             progress(done, num_labelled)
 
 
-def _label(clip: Clip, journal: Journal | None) -> PseudoLabel:
-    try:
-        found = _find(clip, journal)
-    except VideoError as error:
-        return PseudoLabel(clip.id, None, "unreadable_video", str(error))
+def _label(clip: Clip, found: _Found | VideoError) -> PseudoLabel:
+    if isinstance(found, VideoError):
+        return PseudoLabel(clip.id, None, "unreadable_video", str(found))
     if not found.is_sure:
         told = f"{len(found.cycles)} cycles with periodicity {found.score:.2f}"
         return PseudoLabel(clip.id, None, "not_sure", f"the detector doubts its {told}")
@@ -148,29 +168,66 @@ def _label(clip: Clip, journal: Journal | None) -> PseudoLabel:
     return PseudoLabel(clip.id, labelled)
 
 
-class _Found(NamedTuple):
-    cycles: tuple[Cycle, ...]
-    score: float
-    is_sure: bool
+def _findings(
+    clips: Sequence[Clip], journal: Journal | None, num_processes: int | None
+) -> Iterator[_Found | VideoError]:
+    """What the detector finds in each clip, or found in the same file before; why it cannot look.
+
+    What is new is in the journal when it is told. With more than a few new clips, processes share
+    them.
+    """
+    keys = [_key_of(clip) for clip in clips]
+    known = [journal.get(key) if journal is not None else None for key in keys]
+    new = [clip for clip, row in zip(clips, known, strict=True) if row is None]
+    with _looks(new, num_processes or min(16, os.cpu_count() or 1)) as looks:
+        for clip, key, row in zip(clips, keys, known, strict=True):
+            if row is None:
+                found = next(looks)
+                if isinstance(found, VideoError):
+                    yield found
+                    continue
+                row = {"key": key, "id": clip.id, **found}
+                if journal is not None:
+                    journal.add(row)
+            cycles = tuple((start, end) for start, end in row["cycles"])
+            yield _Found(cycles, row["score"], row["is_sure"])
 
 
-def _find(clip: Clip, journal: Journal | None) -> _Found:
-    """What the detector finds in a clip, or found in the same file before."""
-    key = _key_of(clip)
-    row: dict[str, Any] | None = journal.get(key) if journal is not None else None
-    if row is None:
+@contextmanager
+def _looks(
+    clips: Sequence[Clip], num_processes: int
+) -> Iterator[Iterator[dict[str, Any] | VideoError]]:
+    if num_processes == 1 or len(clips) <= _IN_THIS_PROCESS:
+        yield map(_look, clips)
+        return
+    # spawn: the caller may hold threads, which a forked child must not inherit
+    pool = ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"))
+    try:
+        with one_thread_each():
+            found = pool.map(_look_alone, clips)
+        yield found
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look_alone(clip: Clip) -> dict[str, Any] | VideoError:
+    """As `_look`, in a process of its own."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    return _look(clip)
+
+
+def _look(clip: Clip) -> dict[str, Any] | VideoError:
+    try:
         found = detect_cycles(clip)
-        row = {
-            "key": key,
-            "id": clip.id,
-            "cycles": [list(cycle) for cycle in found.cycles],
-            "score": found.score,
-            "is_sure": found.verdict != NOT_SURE,
-        }
-        if journal is not None:
-            journal.add(row)
-    cycles = tuple((start, end) for start, end in row["cycles"])
-    return _Found(cycles, row["score"], row["is_sure"])
+    except VideoError as error:
+        return error
+    return {
+        "cycles": [list(cycle) for cycle in found.cycles],
+        "score": found.score,
+        "is_sure": found.verdict != NOT_SURE,
+    }
 
 
 def _key_of(clip: Clip) -> str:

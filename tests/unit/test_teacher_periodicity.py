@@ -101,6 +101,25 @@ def test_a_log_shows_how_far_it_is(
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 3
 
 
+@pytest.mark.lengthy
+def test_processes_share_many_clips_and_tell_them_in_order(
+    clips: list[Clip], tmp_path: Path
+) -> None:
+    """What a stop leaves undone is done by the next run, the rest is not looked at again."""
+    gone = replace(clips[0], id="gone", video=str(tmp_path / "gone.mp4"))
+    many = [replace(clips[i % 3], id=f"clip-{i}") for i in range(10)] + [gone]
+    alone = list(pseudo_labels(many, num_processes=1))
+    path = found_path(tmp_path / "out.jsonl")
+    with Journal(path) as journal:
+        stopped = islice(pseudo_labels(many, journal=journal, num_processes=2), 3)
+        assert list(stopped) == alone[:3]
+    assert len(path.read_text().splitlines()) == 3
+    with Journal(path) as journal:
+        assert list(pseudo_labels(many, journal=journal, num_processes=2)) == alone
+    assert len(path.read_text().splitlines()) == 10
+    assert [one.reason for one in alone] == [""] * 10 + ["unreadable_video"]
+
+
 # --- labels of the detector for videos that have none
 
 
