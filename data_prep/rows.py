@@ -5,7 +5,9 @@ A line is a clip unless its `kind` says "image". What shows, asks and judges goe
 or takes them out of rows by `clips_among`, which refuses images by name.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ Row = Clip | LabelledImage
 KINDS = ("video", "image")
 
 RowT = TypeVar("RowT", Clip, LabelledImage)
+AnyRow = TypeVar("AnyRow", Clip, LabelledImage, Row)
 
 
 def parse_row(row: dict[str, Any], where: str) -> Row:
@@ -98,6 +101,32 @@ def _all_of(rows: Iterable[Row], kind: type[RowT], expected: str) -> list[RowT]:
             raise DataError(f"row {row.id!r}: kind={row.kind!r}, expected {expected}")
         found.append(row)
     return found
+
+
+def files_of(rows: Iterable[Row]) -> list[str]:
+    """Paths of all that rows show: of each its file, and the images before it."""
+    return [path for row in rows for path in (row.file, *(one.image for one in row.images))]
+
+
+def portable_path(path: str | Path, folder: Path) -> str:
+    """A path relative to a folder if it lies below it, else absolute; links are not followed."""
+    absolute = Path(path).absolute()
+    relative = os.path.relpath(absolute, folder.absolute())
+    return str(absolute) if relative.split(os.sep, 1)[0] == os.pardir else relative
+
+
+def portable_row(row: AnyRow, folder: Path) -> AnyRow:
+    """A row for a JSONL file in a folder: each of its paths as `portable_path` gives it.
+
+    Args:
+        row: As `read_rows` gives it, its paths absolute.
+        folder: Where the file will lie.
+    """
+    images = tuple(replace(one, image=portable_path(one.image, folder)) for one in row.images)
+    file = portable_path(row.file, folder)
+    if isinstance(row, LabelledImage):
+        return replace(row, image=file, images=images)
+    return replace(row, video=file, images=images)
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ def _from_annotations(args: argparse.Namespace, clips: "Iterator[Clip]") -> "Cot
 
 
 def _from_periodicity(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
-    from actrep_ray.driver.sampling_report import portable
+    from data_prep.rows import portable_row
     from data_prep.schema import write_clips
     from data_prep.teachers.answers import write_answers
     from data_prep.teachers.journal import Journal
@@ -155,8 +155,7 @@ def _from_periodicity(args: argparse.Namespace, clips: "Iterator[Clip]") -> "Cot
     if args.clips_out:
         folder = args.clips_out.parent
         kept = [found.clip for found in outcomes if found.text is not None]
-        moved = [replace(clip, video=portable(clip.video, folder)) for clip in kept]
-        write_clips(args.clips_out, moved)
+        write_clips(args.clips_out, [portable_row(clip, folder) for clip in kept])
     return report
 
 

@@ -4,7 +4,6 @@ Both issue clips as the driver does, with the recipe's settings and seed; `expor
 very clips that a GRPO run with them starts with, for supervised fine-tuning on the same balance.
 """
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from actrep_ray.config import SamplingConfig
 from actrep_ray.driver.dealing import SampledClip
 from actrep_ray.driver.sampling import CountSampler
+from data_prep.rows import portable_row
 from data_prep.schema import Clip
 
 if TYPE_CHECKING:
@@ -151,18 +151,12 @@ def export_clips(
     times = Counter[str]()
     exported = []
     for sampled in _draw(clips, config, seed, num)[1]:
-        clip = sampled.clip
+        clip = portable_row(sampled.clip, folder)
         times[clip.id] += 1
         number = times[clip.id]
         name = clip.id if number == 1 else f"{clip.id}#{number}"
-        exported.append(replace(clip, id=name, video=portable(clip.video, folder)))
+        exported.append(replace(clip, id=name))
     return exported
-
-
-def portable(video: str, folder: Path) -> str:
-    """A video's path relative to the folder of a JSONL file where it lies below it."""
-    relative = os.path.relpath(video, folder.absolute())
-    return video if relative.startswith(os.pardir) else relative
 
 
 def plot_report(report: RcsReport, path: Path) -> None:

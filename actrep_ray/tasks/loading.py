@@ -109,7 +109,7 @@ def load_clips(
         check_videos(clips)
         return clips
     problems = unreadable_videos(clips)
-    num_rows = sum(clip.file in problems for clip in clips)
+    num_rows = sum((clip.file, clip.images) in problems for clip in clips)
     if num_rows > most_rows(max_unreadable_share, len(clips)):
         raise DataError(
             f"{next(iter(problems.values()))}; {num_rows} of {len(clips)} rows cannot be used, "

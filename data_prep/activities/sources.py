@@ -11,20 +11,21 @@ are one image: the first is kept, so that none is trained on and scored as well.
 import csv
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.files import DataError, read_text
 from data_prep.images import LabelledImage
-from data_prep.rows import images_among, read_rows
+from data_prep.rows import images_among, portable_path, portable_row, read_rows
 from data_prep.schema import SPLITS
 from data_prep.video import VideoError, image_size
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
-_SPLIT_FOLDERS = {"val": "validation", "valid": "validation"} | {split: split for split in SPLITS}
+SPLIT_FOLDERS = {"val": "validation", "valid": "validation"} | {split: split for split in SPLITS}
+"""Names of the folders above those of classes, and the splits that they are."""
+
 _COLUMNS = {
     "image": ("image", "file", "path", "filename"),
     "label": ("label", "class", "activity", "action"),
@@ -76,7 +77,7 @@ def images_of_folder(root: Path) -> list[Found]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder, expected one with a folder for each class")
     folders = sorted(path for path in root.iterdir() if path.is_dir())
-    splits = [path for path in folders if path.name in _SPLIT_FOLDERS]
+    splits = [path for path in folders if path.name in SPLIT_FOLDERS]
     if splits and len(splits) < len(folders):
         others = [path.name for path in folders if path not in splits]
         raise DataError(
@@ -84,7 +85,7 @@ def images_of_folder(root: Path) -> list[Found]:
             "one kind"
         )
     found = [
-        Found(path, folder.name, _SPLIT_FOLDERS.get(parent.name, "") if splits else "")
+        Found(path, folder.name, SPLIT_FOLDERS.get(parent.name, "") if splits else "")
         for parent in (splits or [root])
         for folder in sorted(path for path in parent.iterdir() if path.is_dir())
         for path in sorted(folder.rglob("*"))
@@ -133,10 +134,7 @@ def images_of_rows(path: Path, *, out: Path) -> Images:
     Raises:
         DataError: naming the first bad row, or the first that is no image.
     """
-    rows = [
-        replace(row, image=_relative(Path(row.image), out.parent))
-        for row in images_among(read_rows(path))
-    ]
+    rows = [portable_row(row, out.parent) for row in images_among(read_rows(path))]
     if not rows:
         raise DataError(f"{path}: holds no row")
     return Images(rows, has_splits=True)
@@ -146,7 +144,7 @@ def _found_in(values: dict[str, str], where: str, folder: Path) -> Found:
     for key in ("image", "label"):
         if not values[key]:
             raise DataError(f"{where}: {key} is empty")
-    split = _SPLIT_FOLDERS.get(values["split"].casefold(), "")
+    split = SPLIT_FOLDERS.get(values["split"].casefold(), "")
     if values["split"] and not split:
         raise DataError(f"{where}: split={values['split']!r}, expected one of {', '.join(SPLITS)}")
     aliases = tuple(alias for part in values["aliases"].split(";") if (alias := part.strip()))
@@ -186,7 +184,7 @@ def read_images(found: Iterable[Found], *, dataset: str, out: Path) -> Images:
                 id=name if ids[name] == 1 else f"{name}#{ids[name]}",
                 dataset=dataset,
                 split=one.split or "train",
-                image=_relative(one.path, out.parent),
+                image=portable_path(one.path, out.parent),
                 width=width,
                 height=height,
                 label=one.label,
@@ -208,8 +206,3 @@ def describe(images: Images) -> Iterator[str]:
     """A line for each reason why files were left out."""
     for reason, number in images.left_out.items():
         yield f"left out {number} ({reason}), the first: {images.first[reason]}"
-
-
-def _relative(path: Path, folder: Path) -> str:
-    relative = os.path.relpath(path.absolute(), folder.absolute())
-    return str(path.absolute()) if relative.startswith(os.pardir) else relative

@@ -124,7 +124,7 @@ def _read_folder(task: VideoTask, facts: VideoFacts) -> VideoFacts:
     end_s = len(frames) / fps
     inside = [second for second in task.times_s if second < end_s] or [0.0]
     height, width = image_size(frames[0])
-    read = folder_frames(task.path, inside, fps)
+    num_decoded = sum(1 for _ in folder_frames(task.path, inside, fps))
     return replace(
         facts,
         num_frames=len(frames),
@@ -132,7 +132,7 @@ def _read_folder(task: VideoTask, facts: VideoFacts) -> VideoFacts:
         end_s=end_s,
         width=width,
         height=height,
-        num_decoded=len({id(frame) for frame in read}),
+        num_decoded=num_decoded,
     )
 
 

@@ -12,6 +12,9 @@ from data_prep.video.folder import frames_of_folder, is_folder
 from data_prep.video.guard import probe_guarded
 from data_prep.video.image import image_size
 
+Shown = tuple[str, tuple[ShownImage, ...]]
+"""All files of a row: its own, and the images before it."""
+
 
 def clip_of_video(path: str | Path, *, action: str = "unknown") -> Clip:
     """A clip that spans a whole video file, with no labels, for counting in a file at hand.
@@ -47,14 +50,17 @@ def check_videos(rows: Sequence[Row]) -> None:
         raise VideoError(next(iter(problems.values())) + more)
 
 
-def unreadable_videos(rows: Sequence[Row]) -> dict[str, str]:
-    """Why videos and images cannot be opened, one line for each of them, by path."""
+def unreadable_videos(rows: Sequence[Row]) -> dict[Shown, str]:
+    """Why what rows show cannot be opened, one line for each, by their file and images.
+
+    A broken image before one row says nothing of another row of the same video.
+    """
     problems = {}
-    for row in {(row.file, row.images): row for row in rows}.values():
+    for shown, row in {(row.file, row.images): row for row in rows}.items():
         try:
             _look_at(row)
         except VideoError as error:
-            problems[row.file] = f"{error} [clip {row.id!r}]"
+            problems[shown] = f"{error} [clip {row.id!r}]"
     return problems
 
 

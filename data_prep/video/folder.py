@@ -1,8 +1,8 @@
 """A video that is given as a folder of its frames, each an image, shown at a stated rate.
 
 Frames are the images that lie in the folder itself, in the natural order of their names: 2.png
-comes before 10.png. The i-th is shown from second i / fps on; the rate is the row's `video_fps`,
-since nothing in a folder says it.
+comes before 10.png. Hidden files, as `._2.png` of macOS, are none. The i-th is shown from second
+i / fps on; the rate is the row's `video_fps`, since nothing in a folder says it.
 """
 
 import os
@@ -25,7 +25,7 @@ def frames_of_folder(folder: str | Path) -> list[Path]:
     """
     try:
         with os.scandir(folder) as entries:
-            found = [one for one in entries if Path(one.name).suffix.lower() in SUFFIXES]
+            found = [one for one in entries if _is_frame(one.name)]
     except OSError as error:
         raise VideoError(f"{folder}: {(error.strerror or 'cannot be read').lower()}") from error
     if not found:
@@ -50,6 +50,10 @@ def clip_problem(path: str | Path) -> FileProblem | None:
     except VideoError as error:
         return FileProblem("unreadable_video", str(error).removeprefix(f"{path}: "))
     return None
+
+
+def _is_frame(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
 _EMPTY = f"a folder without frames, expected images ({', '.join(sorted(SUFFIXES))})"

@@ -43,10 +43,11 @@ def read_frames(plan: FramePlan) -> np.ndarray:
     """
     if plan.is_image:
         return resized(read_image(plan.video), plan.height, plan.width)[None]
-    if plan.folder_fps is not None:
-        images = folder_frames(plan.video, plan.times_s, plan.folder_fps)
-        return np.stack([resized(frame, plan.height, plan.width) for frame in images])
     frames = np.empty((plan.num_frames, plan.height, plan.width, 3), dtype=np.uint8)
+    if plan.folder_fps is not None:
+        for at, frame in folder_frames(plan.video, plan.times_s, plan.folder_fps):
+            frames[at] = resized(frame, plan.height, plan.width)
+        return frames
     places = np.argsort(plan.times_s, kind="stable")  # the file is read from front to back
     with Video(plan.video) as video:
         shown = video.frames_at([plan.times_s[i] for i in places])
@@ -66,11 +67,12 @@ def read_luma(plan: FramePlan) -> np.ndarray:
     Raises:
         VideoError: as `read_frames` does.
     """
-    if plan.folder_fps is not None:
-        images = folder_frames(plan.video, plan.times_s, plan.folder_fps)
-        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in images]
-        return np.stack([resized(frame, plan.height, plan.width) for frame in grey])
     frames = np.empty((plan.num_frames, plan.height, plan.width), dtype=np.uint8)
+    if plan.folder_fps is not None:
+        for at, frame in folder_frames(plan.video, plan.times_s, plan.folder_fps):
+            grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+            frames[at] = resized(grey, plan.height, plan.width)
+        return frames
     places = np.argsort(plan.times_s, kind="stable")
     with Video(plan.video, is_cheap=True) as video:
         shown = video.frames_at([plan.times_s[i] for i in places])
@@ -79,16 +81,19 @@ def read_luma(plan: FramePlan) -> np.ndarray:
     return frames
 
 
-def folder_frames(path: str, times_s: Sequence[float], fps: float) -> list[np.ndarray]:
-    """The frames of a folder that are shown at some seconds, at their own size.
+def folder_frames(
+    path: str, times_s: Sequence[float], fps: float
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """The frames of a folder that are shown at some seconds, at their own size, one at a time.
 
     Args:
         path: The folder.
         times_s: Seconds from its first frame, in any order.
         fps: Frames a second.
 
-    Returns:
-        uint8 RGB [H, W, 3] for each second.
+    Yields:
+        Each frame that is shown, once, in the order of the folder: at which of the seconds (their
+        indices in `times_s`), and uint8 RGB [H, W, 3].
 
     Raises:
         VideoError: naming the frame that cannot be read or has another size than the others, or
@@ -101,16 +106,19 @@ def folder_frames(path: str, times_s: Sequence[float], fps: float) -> list[np.nd
             f"{path}: ends after {end_s:.3f} s ({len(paths)} frames at {fps:g} a second), the plan "
             f"needs second {last_s:.3f}"
         )
-    places = [min(int((second + EPSILON_S) * fps), len(paths) - 1) for second in times_s]
-    found: dict[int, np.ndarray] = {}
-    for i in sorted(set(places)):
-        found[i] = read_image(paths[i])
-        (height, width), other = found[i].shape[:2], found[min(found)].shape[:2]
-        if (height, width) != other:
+    asked: dict[int, list[int]] = {}  # by frame, the seconds that show it
+    for k, second in enumerate(times_s):
+        asked.setdefault(min(int((second + EPSILON_S) * fps), len(paths) - 1), []).append(k)
+    first: tuple[int, ...] | None = None
+    for i in sorted(asked):
+        frame = read_image(paths[i])
+        height, width = frame.shape[:2]
+        first = first or (height, width)
+        if (height, width) != first:
             raise VideoError(
-                f"{paths[i]}: is {width}x{height} pixels, other frames are {other[1]}x{other[0]}"
+                f"{paths[i]}: is {width}x{height} pixels, other frames are {first[1]}x{first[0]}"
             )
-    return [found[i] for i in places]
+        yield asked[i], frame
 
 
 class Video:

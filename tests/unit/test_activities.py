@@ -14,10 +14,18 @@ from data_prep.activities.dataset import write_activities
 from data_prep.activities.drawing import STYLES, draw_pose
 from data_prep.activities.poses import POSES
 from data_prep.activities.shots import SHOTS, choose_classes, take_shots
-from data_prep.activities.sources import Found, images_of_folder, images_of_table, read_images
+from data_prep.activities.sources import (
+    Found,
+    images_of_folder,
+    images_of_rows,
+    images_of_table,
+    read_images,
+)
+from data_prep.activities.video_frames import images_of_videos
 from data_prep.files import DataError
 from data_prep.images import LabelledImage
-from data_prep.rows import images_among, read_rows
+from data_prep.rows import images_among, read_rows, write_rows
+from data_prep.shown import ShownImage
 from data_prep.video import check_videos
 from data_prep.video_writer import encode_mp4
 from tests.images import draw_image
@@ -369,3 +377,83 @@ def test_of_videos_without_groups_one_frame_each_is_taken(
     folder = ["prepare", "recognition", "--folder", str(tmp_path), "--frames", "2", *out]
     assert main([*folder, "--overwrite"]) == 2
     assert "--frames belongs to --videos" in capsys.readouterr().err
+
+
+def test_frames_of_two_videos_never_have_one_name(tmp_path: Path) -> None:
+    names = ["train/wave/7.mp4", "test/wave/7.mp4", "val/wave/a/7.mp4", "val/sit/7.mp4"]
+    names += ["val/sit/7.mkv", "val/sit/.7.mp4"]
+    for i, name in enumerate(names):
+        write_video(tmp_path / "mine" / name, 5 * i, 1)
+    taken = images_of_videos(tmp_path / "mine", num_frames=1, out=tmp_path / "rows.jsonl")
+    assert not taken.unreadable
+    found = {
+        str(one.path.relative_to(tmp_path / "frames")): (one.label, one.split)
+        for one in taken.found
+    }
+    assert found == {
+        "wave/train-7-0.jpg": ("wave", "train"),
+        "wave/test-7-0.jpg": ("wave", "test"),
+        "wave/val-a-7-0.jpg": ("wave", "validation"),
+        "sit/val-7.mp4-0.jpg": ("sit", "validation"),
+        "sit/val-7.mkv-0.jpg": ("sit", "validation"),
+    }
+    images = read_images(taken.found, dataset="mine", out=tmp_path / "rows.jsonl")
+    assert (len(images.rows), images.has_splits, images.left_out) == (5, True, Counter())
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["wave/1.mp4", "2.mp4"], r"2\.mp4: lies in no folder of a class, expected CLASS/2\.mp4"),
+        (["train/1.mp4"], r"1\.mp4: lies in no folder of a class, expected CLASS/1\.mp4"),
+        (
+            ["train/wave/1.mp4", "wave/1.mp4"],
+            r"train/wave/1\.mp4 lies in the folder of a split and wave/1\.mp4 does not",
+        ),
+        (
+            ["wave/a/b-1.mp4", "wave/a-b/1.mp4", "sit/1.mp4"],
+            r"wave/a/b-1\.mp4 and wave/a-b/1\.mp4 would both be called a-b-1\.mp4, rename one",
+        ),
+        (
+            ["test/v_YoYo_g09_c01.avi", "train/v_YoYo_g09_c02.avi"],
+            r"c02\.avi: is of train, and v_YoYo_g09_c01\.avi of the same recording "
+            r"\(v_YoYo_g09\) of test, expected one split",
+        ),
+    ],
+)
+def test_videos_that_nothing_sorts_are_refused(tmp_path: Path, names: list[str], told: str) -> None:
+    for name in names:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).touch()
+    with pytest.raises(DataError, match=told):
+        images_of_videos(tmp_path / "mine", num_frames=1, out=tmp_path / "rows.jsonl")
+
+
+def test_videos_of_ucf101_need_no_folder(tmp_path: Path) -> None:
+    for i, name in enumerate(("v_YoYo_g01_c01.mp4", "a/v_YoYo_g08_c01.mp4")):
+        write_video(tmp_path / "ucf" / name, 5 * i, 1)
+    taken = images_of_videos(tmp_path / "ucf", num_frames=1, out=tmp_path / "rows.jsonl")
+    assert {(one.path.name, one.label, one.split) for one in taken.found} == {
+        ("v_YoYo_g01_c01-0.jpg", "yo_yo", "test"),
+        ("a-v_YoYo_g08_c01-0.jpg", "yo_yo", "train"),
+    }
+
+
+def test_images_before_rows_move_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "old" / "rows.jsonl"
+    shown = ShownImage("ready.png", 128, 96)
+    old = [
+        replace(IMAGE, id=label, label=label, image=f"{label}.png", images=(shown,))
+        for label in ("sit", "wave")
+    ]
+    write_rows(rows, old)
+    image = images_of_rows(rows, out=tmp_path / "new.jsonl").rows[0]
+    assert (image.image, image.images[0].image) == ("old/sit.png", "old/ready.png")
+    command = ["prepare", "recognition", "--rows", str(rows)]
+    assert main([*command, "--out", str(tmp_path / "new.jsonl")]) == 0
+    assert list(read_rows(tmp_path / "new.jsonl")) == list(read_rows(rows))
+    assert "allow_outside" not in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "other" / "new.jsonl")]) == 0
+    assert f"data.allow_outside=[{rows.parent}]" in capsys.readouterr().out

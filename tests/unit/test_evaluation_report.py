@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from actrep_ray.config import Recipe, write_resolved
+from actrep_ray.config import Recipe, flat_settings, load_recipe, write_resolved
 from actrep_ray.evaluation import figures as plots
 from actrep_ray.evaluation.examples import examples_of
 from actrep_ray.evaluation.figure_style import make_figure
@@ -497,6 +497,17 @@ def test_settings_that_differ_among_runs_come_first() -> None:
     assert table.rows == (("c", "3", "3", "4"), ("a", "1", "5", "5"))
     assert table.note == "The first 1 differ among the runs."
     assert settings_table({"x": defaults}, defaults) is None
+
+
+def test_a_setting_that_is_a_mapping_is_told_as_any_other() -> None:
+    labels = ["placement.learner_labels={a: b}", 'reward.weights={"count_exact": 2.0}']
+    runs = {"x": flat_settings(load_recipe(None, labels)), "y": flat_settings(Recipe())}
+    defaults = flat_settings(Recipe())
+    assert [set(run) for run in runs.values()] == [set(defaults)] * 2
+    table = settings_table(runs, defaults)
+    assert table is not None
+    assert table.rows[0] == ("placement.learner_labels", "{}", "{'a': 'b'}", "{}")
+    assert [row[0] for row in table.rows] == ["placement.learner_labels", "reward.weights"]
 
 
 def test_examples_are_sorted_by_error_and_show_what_was_listed(folder: Path) -> None:

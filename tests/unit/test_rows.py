@@ -15,7 +15,14 @@ from actrep_ray.tasks.loading import load_clips, load_task
 from data_prep.files import DataError
 from data_prep.images import LabelledImage
 from data_prep.references import reference_of
-from data_prep.rows import clips_among, parse_row, read_rows, write_rows
+from data_prep.rows import (
+    clips_among,
+    files_of,
+    parse_row,
+    portable_row,
+    read_rows,
+    write_rows,
+)
 from data_prep.schema import Clip, RowError, read_clips
 from data_prep.shown import ShownImage
 from data_prep.video import VideoError, check_videos
@@ -119,6 +126,36 @@ def test_images_before_a_row_are_opened_and_need_room(tmp_path: Path) -> None:
     (tmp_path / "ready.png").unlink()
     with pytest.raises(VideoError, match=r"ready\.png: no such image \[clip 'i'\]"):
         load_clips(enough, "train")
+
+
+def test_a_broken_image_condemns_its_own_row_alone(tmp_path: Path) -> None:
+    for name in ("i", "ready"):
+        draw_image(tmp_path / f"{name}.png", 0, (96, 128))
+    good, bad = ShownImage("ready.png", 128, 96), ShownImage("gone.png", 128, 96)
+    one = replace(IMAGE, image="i.png")
+    rows: list[Clip | LabelledImage] = [
+        replace(one, id=f"i{k}", images=(bad if k >= 2 else good,)) for k in range(4)
+    ]
+    recipe = recipe_of(tmp_path, rows, "task=recognition", "rollout.max_images=2")
+    found = load_clips(recipe, "train", max_unreadable_share=0.5)
+    assert len(found) == 4  # they are left out later, unless their frames are cached
+    with pytest.raises(DataError, match=r"gone\.png: no such.*; 2 of 4 rows cannot be used"):
+        load_clips(recipe, "train", max_unreadable_share=0.25)
+
+
+def test_rows_are_written_by_paths_that_move_with_their_file(tmp_path: Path) -> None:
+    shown = ShownImage("images/ready.png", 128, 96)
+    write_rows(tmp_path / "rows.jsonl", [replace(one, images=(shown,)) for one in (CLIP, IMAGE)])
+    rows = list(read_rows(tmp_path / "rows.jsonl"))
+    ready = str(tmp_path / "images/ready.png")
+    assert files_of(rows) == [rows[0].file, ready, rows[1].file, ready]
+    here = [portable_row(row, tmp_path) for row in rows]
+    assert files_of(here) == ["videos/a.mp4", "images/ready.png", "images/i.png", shown.image]
+    assert [row.with_root(tmp_path) for row in here] == rows
+    inside = [portable_row(row, tmp_path / "images") for row in rows]
+    assert files_of(inside) == [rows[0].file, "ready.png", "i.png", "ready.png"]
+    dotted = portable_row(replace(IMAGE, image=f"{tmp_path}/..a/i.png"), tmp_path)
+    assert dotted.file == "..a/i.png"
 
 
 def test_what_may_be_left_out_is() -> None:

@@ -1,6 +1,7 @@
 """`actrep prepare rcs-report` and `rcs-export`: counts before and after; draws as a file."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from actrep_ray.config import SamplingConfig
 from actrep_ray.driver.sampling import CountSampler
 from actrep_ray.driver.sampling_report import export_clips, rcs_report
 from data_prep.schema import Clip, read_clips, write_clips
+from data_prep.shown import ShownImage
 
 
 def make_clip(name: str, count: int, split: str = "train") -> Clip:
@@ -96,7 +98,8 @@ def test_commands_write_a_picture_and_a_file_that_reads_back(
 ) -> None:
     data = tmp_path / "clips.jsonl"
     held_out = [make_clip("v", 4, "validation"), make_clip("t", 4, "test")]
-    write_clips(data, [*CLIPS, *held_out])
+    ready = ShownImage("images/ready.png", 64, 64)
+    write_clips(data, [replace(clip, images=(ready,)) for clip in [*CLIPS, *held_out]])
     crops = ["--set", "sampling.crop_probability=0.5"]
     assert main(["prepare", "rcs-report", str(data), "--draws", "500", *crops]) == 0
     assert (tmp_path / "rcs-report.png").read_bytes().startswith(b"\x89PNG")
@@ -108,7 +111,8 @@ def test_commands_write_a_picture_and_a_file_that_reads_back(
     clips = list(read_clips(out))
     assert Counter(clip.split for clip in clips) == {"train": 40, "validation": 1}
     assert {Path(clip.video).parent for clip in clips} == {tmp_path / "videos"}
-    assert '"video": "videos/' in out.read_text()
+    lines = out.read_text().splitlines()
+    assert all('"video": "videos/' in line and '"images/ready.png"' in line for line in lines)
     for clip in clips:
         assert len(clip.cycles or ()) == clip.count
     assert main(["prepare", "rcs-report", str(data), "--draws", "0"]) == 2

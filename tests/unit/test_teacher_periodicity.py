@@ -12,6 +12,7 @@ import pytest
 from actrep_ray.cli.main import main
 from data_prep.periodicity.detector import Detection, detect_cycles
 from data_prep.schema import Clip, read_clips, write_clips
+from data_prep.shown import ShownImage
 from data_prep.teachers.journal import Journal
 from data_prep.teachers.periodicity import found_path, propose_answers, pseudo_labels
 from data_prep.video_writer import encode_mp4
@@ -160,6 +161,22 @@ def test_videos_of_a_folder_are_labelled_or_listed_by_reason(
     told = capsys.readouterr().out
     assert "the detector's count of 3 of 7 clips" in told
     assert main(["prepare", "pseudo-labels", *given]) == 2  # the file is there
+
+
+def test_images_before_clips_move_with_them(
+    clips: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready = ShownImage("ready.png", 32, 32)
+    data = tmp_path / "clips.jsonl"
+    write_clips(data, [replace(clips[0], images=(ready,))])
+    labelled, marked = tmp_path / "labelled.jsonl", tmp_path / "marked.jsonl"
+    assert main(["prepare", "pseudo-labels", str(data), "--out", str(labelled)]) == 0
+    assert "allow_outside" not in capsys.readouterr().out
+    command = ["cot", str(data), "--teacher", "periodicity", "--out", str(tmp_path / "cot.jsonl")]
+    assert main([*command, "--clips-out", str(marked)]) == 0
+    for path in (labelled, marked):
+        [row] = [json.loads(line) for line in path.read_text().splitlines()]
+        assert (row["video"], row["images"][0]["image"]) == ("a.mp4", "ready.png")
 
 
 def test_nothing_that_can_be_labelled_is_exit_code_2(

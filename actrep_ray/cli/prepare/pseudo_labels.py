@@ -71,10 +71,10 @@ def add_pseudo_labels(kinds: Any) -> None:
 
 
 def _pseudo_labels(args: argparse.Namespace) -> int:
-    from actrep_ray.driver.sampling_report import portable
     from actrep_ray.run.console import error_console
     from actrep_ray.run.progress import step_progress
     from data_prep.overwriting import refuse_existing
+    from data_prep.rows import files_of, portable_row
     from data_prep.schema import write_clips
     from data_prep.teachers.journal import Journal
     from data_prep.teachers.periodicity import found_path, pseudo_labels
@@ -93,10 +93,10 @@ def _pseudo_labels(args: argparse.Namespace) -> int:
             progress=lambda done, labelled: progress(done, {"labelled": labelled}),
         )
     folder = args.out.parent
-    kept = [replace(one.clip, video=portable(one.clip.video, folder)) for one in labels if one.clip]
+    kept = [portable_row(one.clip, folder) for one in labels if one.clip]
     write_clips(args.out, kept)
     _write_left_out(args.out, labels)
-    show(_told(args.out, labels) + outside_note(args.out, [clip.video for clip in kept]))
+    show(_told(args.out, labels) + outside_note(args.out, files_of(kept)))
     return 0 if kept else 2
 
 

@@ -34,10 +34,9 @@ def add_rcs_export(kinds: Any) -> None:
 
 
 def _rcs_export(args: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from actrep_ray.driver.sampling_report import export_clips, portable
+    from actrep_ray.driver.sampling_report import export_clips
     from data_prep.overwriting import refuse_existing
+    from data_prep.rows import files_of, portable_row
     from data_prep.schema import write_clips
 
     check_draws(args.num)
@@ -47,11 +46,11 @@ def _rcs_export(args: argparse.Namespace) -> None:
     folder = args.out.parent
     drawn = export_clips(clips, recipe.sampling, seed=recipe.seed, num=args.num, folder=folder)
     others = read_split(args.data, "validation", recipe) if args.with_validation else []
-    others = [replace(clip, video=portable(clip.video, folder)) for clip in others]
+    others = [portable_row(clip, folder) for clip in others]
     write_clips(args.out, [*drawn, *others])
     crops = sum("cropped" in clip.flags for clip in drawn)
     also = f", and {len(others):,} of validation as they are" if args.with_validation else ""
     show(
         f"{args.out}: {len(drawn):,} draws from {len(clips):,} clips of train, {crops:,} of them "
-        f"crops{also}{outside_note(args.out, [clip.video for clip in [*drawn, *others]])}"
+        f"crops{also}{outside_note(args.out, files_of([*drawn, *others]))}"
     )

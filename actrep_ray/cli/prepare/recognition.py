@@ -61,7 +61,7 @@ def _recognition(args: argparse.Namespace) -> None:
     from data_prep.activities.shots import choose_classes, take_shots
     from data_prep.activities.sources import describe
     from data_prep.overwriting import refuse_existing
-    from data_prep.rows import write_rows
+    from data_prep.rows import files_of, write_rows
 
     if args.frames is not None and args.videos is None:
         raise UsageError("--frames belongs to --videos")
@@ -75,9 +75,7 @@ def _recognition(args: argparse.Namespace) -> None:
     write_rows(args.out, rows)
     for line in describe(images):
         complain(line)
-    show(
-        f"{args.out}: {describe_images(rows)}{outside_note(args.out, [row.image for row in rows])}"
-    )
+    show(f"{args.out}: {describe_images(rows)}{outside_note(args.out, files_of(rows))}")
 
 
 def _images_of(args: argparse.Namespace) -> "Images":

@@ -1,5 +1,7 @@
 """A folder of frames is a clip: in natural order, at the rate of its row."""
 
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +72,32 @@ def test_the_frame_of_a_second_follows_from_the_rate(tmp_path: Path) -> None:
     assert read_frames(window)[:, 0, 0, 0].tolist() == [100, 120, 140, 160, 180, 200, 220]
     slow = replace(plan, folder_fps=1.0)
     assert read_frames(slow)[:, 0, 0, 0].tolist() == [0, 0, 20, 20]
+
+
+def test_hidden_files_are_no_frames(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "a")
+    for i in range(12):
+        (folder / f"._frame{i}.png").write_bytes(b"what macOS puts beside a file")
+    check_videos([clip_of(folder)])
+    assert read_frames(plan_of(clip_of(folder)))[:, 0, 0, 0].tolist() == [0, 40, 100, 140]
+
+
+@pytest.mark.parametrize("read", [read_frames, read_luma])
+def test_one_frame_is_held_at_a_time(
+    tmp_path: Path, read: Callable[[FramePlan], np.ndarray]
+) -> None:
+    size = 240, 320
+    folder = make_folder(tmp_path / "a", size=size)
+    clip = replace(clip_of(folder), height=size[0], width=size[1])
+    plan = plan_of(clip, fps=FPS)
+    read(plan)  # what is imported, is
+    tracemalloc.start()
+    shown = read(plan)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert shown.reshape(12, -1)[:, 0].tolist() == [20 * i for i in range(12)]
+    # One as it is decoded and as an array, and the one before: not twelve.
+    assert peak < 4.5 * size[0] * size[1] * 3 + shown.nbytes
 
 
 def test_it_goes_through_the_cache_of_videos(tmp_path: Path) -> None:
