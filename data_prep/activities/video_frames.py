@@ -17,7 +17,6 @@ Its suffix is a part of it where two videos differ by nothing else: `1.avi` besi
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from PIL import Image
 
 from data_prep.activities.sources import SPLIT_FOLDERS, Found
 from data_prep.files import DataError, replacing
-from data_prep.video import Video, VideoError
+from data_prep.video import FileState, FramePlan, VideoError
+from data_prep.video.guard import probe_guarded, read_guarded
 
 SUFFIXES = frozenset((".avi", ".mp4", ".mkv", ".webm", ".mov"))
 
@@ -161,7 +161,11 @@ def _named(root: Path, videos: list[_Video]) -> list[_Video]:
     return list(found.values())
 
 
-def _frames_of(path: Path, num_frames: int) -> Iterator[np.ndarray]:
-    with Video(path) as video:
-        step = video.probe.end_s / num_frames
-        yield from list(video.frames_at([(i + 0.5) * step for i in range(num_frames)]))
+def _frames_of(path: Path, num_frames: int) -> np.ndarray:
+    """RGB at the size of the video, uint8 [num_frames, height, width, 3]."""
+    found, state = probe_guarded(path), FileState.of(path)
+    step = found.end_s / num_frames
+    times_s = tuple((i + 0.5) * step for i in range(num_frames))
+    size = found.height, found.width
+    plan = FramePlan(str(path), state.num_bytes, times_s, found.fps, *size, state.changed_ns)
+    return read_guarded(plan)

@@ -13,6 +13,7 @@ from actrep_ray.rollout.vllm_start import EngineStartError, _cause_of
 pytestmark = pytest.mark.engine
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_in_a_worker_process_names_its_cause(
     checkpoint: Any, rollout: RolloutConfig, video: VideoConfig, tmp_path: Path, capfd: Any
 ) -> None:

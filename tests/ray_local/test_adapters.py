@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from actrep_ray.config import LOG_PROB_GAP_LIMITS, load_recipe, override
 from actrep_ray.driver.job import prepare_grpo
@@ -39,6 +40,7 @@ checkpoint: {{every: 2}}
 GREEDY = SamplingSettings(max_tokens=8, temperature=0.0)
 
 
+@pytest.mark.slow
 def test_adapters_are_applied_once_after_a_death_and_a_restart(
     ray_session: Any, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def headroom(folder: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_start_that_cannot_answer_yet_is_told_so(folder: Path) -> None:
     out = folder / "out"
     given = ("--out", str(out), "--answers", str(2 * GROUP_SIZE), "--set", "rollout.temperature=2")

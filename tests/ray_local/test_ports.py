@@ -53,7 +53,8 @@ def is_loopback(address: str) -> bool:
     return (mapped or ip).is_loopback
 
 
-@pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["hf", "vllm"])
 def test_a_run_on_one_machine_listens_to_this_machine_alone(engine: str, tmp_path: Path) -> None:
     sizes = {"train": 4, "test": 2}
     write_dataset(tmp_path / "data", level="easy", num_clips=sizes, seed=0, num_processes=1)

@@ -199,6 +199,7 @@ def test_conditions_of_clips_by_hand() -> None:
     }
     assert cells == {
         "data set": {"quva": (2, 0.5), "ucf": (1, 1.0)},
+        "true count": {"0": (1, 0.0), "1-5": (1, 1.0), "6-10": (1, 1.0)},
         "length": {"0 to 5 s": (1, 1.0), "5 to 10 s": (1, 1.0), "80 s and more": (1, 0.0)},
         "length of a repetition": {
             "no repetition": (1, 0.0),
