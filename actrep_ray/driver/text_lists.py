@@ -15,15 +15,14 @@ from actrep_ray.records import LearnerRow
 from data_prep.lists import list_lesson
 from rewards.grammar.layout import CHECK_PREFIX
 
-_AFTER_LIST = f"\n{CHECK_PREFIX}"
+_END_OF_LIST = f"\n{CHECK_PREFIX}"
 
 
 def text_lists(recipe: Recipe, inputs: QwenVLInputs, step: int) -> list[LearnerRow]:
     """One row without a video, whose answers are the lists of a step; none if there are none.
 
-    Learned are the label of each repetition and all that follows the last one: check, total,
-    answer. Where a list ends is chance here, but it does end: learned labels alone would teach that
-    it always goes on.
+    Learned are the label of each repetition and all that follows the list: check, total, answer;
+    not where it ends, which is chance here (docs/decisions/033).
 
     Args:
         recipe: `sft.text_lists` of 0 to `sft.text_list_length` repetitions, each as likely.
@@ -39,7 +38,7 @@ def text_lists(recipe: Recipe, inputs: QwenVLInputs, step: int) -> list[LearnerR
         length = rng.randint(0, cfg.text_list_length)
         lesson = list_lesson(rng, length, recipe.data.question, dialect=recipe.data.dialect)
         spans = [(first, end) for kind, first, end in lesson.learned if kind == "label"]
-        spans.append((lesson.text.index(_AFTER_LIST) + 1, len(lesson.text)))
+        spans.append((lesson.text.index(_END_OF_LIST) + len(_END_OF_LIST), len(lesson.text)))
         ids, is_learned = inputs.encode_spans(lesson.text, spans)
         is_learned[-1] = True  # the token that ends an answer
         responses.append(ids)
