@@ -4,10 +4,17 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+_IN_THIS_PROCESS = 8  # items for which starting others takes longer than the work
 _PR_SET_PDEATHSIG = 1
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -62,3 +69,42 @@ def one_thread_each() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def shared_map(
+    function: Callable[[ItemT], ResultT],
+    items: Sequence[ItemT],
+    num_processes: int | None = None,
+    *,
+    chunk: int = 1,
+) -> Iterator[Iterator[ResultT]]:
+    """`map` over processes that share the items, in order; over a few items in this process.
+
+    At the end of the context what was not begun is given up.
+
+    Args:
+        function: Found by its name in a new process.
+        items: Its arguments, one each.
+        num_processes: None: one for each CPU, at most 16.
+        chunk: Items that a process is given at a time.
+    """
+    num_processes = num_processes or min(16, os.cpu_count() or 1)
+    if num_processes == 1 or len(items) <= _IN_THIS_PROCESS:
+        yield map(function, items)
+        return
+    # spawn: the caller may hold threads (Ray, torch), which a forked child must not inherit
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_one_opencv_thread)
+    try:
+        with one_thread_each():
+            results = pool.map(function, items, chunksize=chunk)
+        yield results
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_opencv_thread() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -14,14 +13,13 @@ from actrep_ray.evaluation.run_results import DETECTOR, write_settings
 from actrep_ray.evaluation.scores import Metrics, score_predictions
 from actrep_ray.tasks.base import Task, labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
-from data_prep.processes import die_with, one_thread_each
+from data_prep.processes import die_with, one_thread_each, shared_map
 from data_prep.rows import clips_among
 from data_prep.schema import Clip
 
 FILE = f"predictions-{DETECTOR}.jsonl"
 
 _NICENESS = 10  # of a detector beside other work
-_IN_THIS_PROCESS = 8  # clips for which starting others takes longer than the work
 
 
 def predict_periodicity(
@@ -40,16 +38,9 @@ def predict_periodicity(
     Raises:
         VideoError: if a video cannot be read.
     """
-    num_processes = num_processes or min(16, os.cpu_count() or 1)
     unlabelled = [replace(clip, count=0, cycles=None, action="unknown") for clip in clips]
-    if num_processes == 1 or len(clips) <= _IN_THIS_PROCESS:
-        return _collect(map(_predict, unlabelled), progress)
-    # spawn: the caller may hold threads (Ray, torch), which a forked child must not inherit
-    with (
-        ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool,
-        one_thread_each(),
-    ):
-        return _collect(pool.map(_predict, unlabelled, chunksize=4), progress)
+    with shared_map(_predict, unlabelled, num_processes, chunk=4) as answers:
+        return _collect(answers, progress)
 
 
 def _collect(

@@ -10,19 +10,15 @@ What it found in a clip is kept in a journal at once: a run that is stopped goes
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cot import AnswerError, render_answer
 from data_prep.periodicity.detector import VERSION, detect_cycles, proposal_of
 from data_prep.periodicity.verdict import NOT_SURE
-from data_prep.processes import one_thread_each
+from data_prep.processes import shared_map
 from data_prep.schema import Clip
 from data_prep.teachers.answers import Outcome
 from data_prep.teachers.journal import Journal
@@ -30,7 +26,6 @@ from data_prep.video import FileState, VideoError
 from rewards.grammar.layout import Cycle
 
 SOURCE = "periodicity"
-_IN_THIS_PROCESS = 8  # clips for which starting others takes longer than the work
 PSEUDO_LABEL = "pseudo_label"  # flag of a clip whose count is the detector's
 
 
@@ -179,7 +174,7 @@ def _findings(
     keys = [_key_of(clip) for clip in clips]
     known = [journal.get(key) if journal is not None else None for key in keys]
     new = [clip for clip, row in zip(clips, known, strict=True) if row is None]
-    with _looks(new, num_processes or min(16, os.cpu_count() or 1)) as looks:
+    with shared_map(_look, new, num_processes) as looks:
         for clip, key, row in zip(clips, keys, known, strict=True):
             if row is None:
                 found = next(looks)
@@ -191,31 +186,6 @@ def _findings(
                     journal.add(row)
             cycles = tuple((start, end) for start, end in row["cycles"])
             yield _Found(cycles, row["score"], row["is_sure"])
-
-
-@contextmanager
-def _looks(
-    clips: Sequence[Clip], num_processes: int
-) -> Iterator[Iterator[dict[str, Any] | VideoError]]:
-    if num_processes == 1 or len(clips) <= _IN_THIS_PROCESS:
-        yield map(_look, clips)
-        return
-    # spawn: the caller may hold threads, which a forked child must not inherit
-    pool = ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"))
-    try:
-        with one_thread_each():
-            found = pool.map(_look_alone, clips)
-        yield found
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _look_alone(clip: Clip) -> dict[str, Any] | VideoError:
-    """As `_look`, in a process of its own."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    return _look(clip)
 
 
 def _look(clip: Clip) -> dict[str, Any] | VideoError:
