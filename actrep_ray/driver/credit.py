@@ -48,14 +48,13 @@ def _credit(
 ) -> tuple[np.ndarray, ...]:
     """Of each token, NaN where it writes no repetition: float32 [R_i]; empty: none at all."""
     answers = [parse(rollout.text, dialect=dialect) for rollout in group.rollouts]
-    fits = [matched_tiou(answer, reference) for answer in answers]
-    known = [fit for fit in fits if fit is not None]
-    listed = np.concatenate([*known, np.zeros(0)])
+    fits = [fit for answer in answers if (fit := matched_tiou(answer, reference)) is not None]
+    listed = np.concatenate([*fits, np.zeros(0)])
     if not len(listed) or np.ptp(listed) == 0:
         return ()
     mean, spread = listed.mean(), listed.std(ddof=1) + 1e-6
     credit = []
-    for rollout, answer, fit in zip(group.rollouts, answers, known, strict=True):
+    for rollout, answer, fit in zip(group.rollouts, answers, fits, strict=True):
         values = np.full(len(rollout.token_ids), np.nan, np.float32)
         bounds = inputs.token_bounds(rollout.token_ids)
         for (first, end), value in zip(answer.cycle_spans, fit, strict=True):
