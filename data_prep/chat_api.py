@@ -1,31 +1,31 @@
-"""A client of any OpenAI-compatible endpoint, vLLM's and Gemini's among them.
+"""A client of a chat endpoint: any that is OpenAI-compatible (vLLM's), or Gemini's own API.
 
     questions ─► in_parallel (concurrency) ─► pace (rate, Retry-After) ─► endpoint
                      ▲ answer                                               │ 429, 5xx, timeouts:
                      └────────────────────────────────────────────────────◄─┘ again, after a wait
 
-Owns pace, retries, what counts as an answer and when an endpoint is given up. The key is read from
-the environment, sent in the Authorization header, and taken out of everything that is returned or
-raised, in parts as well (`redaction`).
+Owns pace, retries and when an endpoint is given up; how it is asked is `chat_dialects`. The key is
+read from the environment, sent in a header, and taken out of everything that is returned or raised,
+in parts as well (`redaction`).
 """
 
 import asyncio
-import email.utils
 import math
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
-from data_prep.chat_settings import ChatSettings
+from data_prep.chat_dialects import DIALECTS, Answer
+from data_prep.chat_errors import ApiError, NoAnswerError, asked_wait_s, is_quota_used_up
+from data_prep.chat_settings import APIS, ChatSettings
 from data_prep.files import DataError
 from data_prep.redaction import Redaction
 from data_prep.strict_json import JsonError, parse_json
@@ -40,22 +40,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class ApiError(DataError):
-    """The endpoint or the settings are of no use; the message says why, without the key."""
-
-
-class NoAnswerError(Exception):
-    """A question that is given up.
-
-    Attributes:
-        reason: "no_answer" or "refused".
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 class _RetryError(Exception):
     """A request that may succeed when it is sent again."""
 
@@ -63,21 +47,6 @@ class _RetryError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.wait_s = wait_s
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said.
-
-    Attributes:
-        text: Without white space around it, the key taken out.
-        finish_reason: As the endpoint names it; "length" if the text was cut off.
-        tokens: Number of tokens, "prompt" and "completion", where the endpoint told.
-    """
-
-    text: str
-    finish_reason: str
-    tokens: dict[str, int]
 
 
 class ChatClient:
@@ -106,15 +75,18 @@ class ChatClient:
         self._key = _read_key(settings)
         self._redaction = Redaction(self._key)
         self._pace = Pace(settings.requests_per_minute)
-        self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
+        self._dialect = DIALECTS[settings.api]
+        self._url = self._dialect.url(settings)
         self._sampling = sampling_of(settings)
         self._jitter = random.Random()  # waits alone depend on it
         self._unanswered = 0  # questions in a row
+        self._given_up: ApiError | None = None
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = self._dialect.headers(self._key) if self._key else {}
         client = httpx.AsyncClient(headers=headers, timeout=None)  # _send has a deadline
+        self._is_over = asyncio.Event()
         self._http = await self._opened.enter_async_context(client)
         return self
 
@@ -134,8 +106,9 @@ class ChatClient:
 
         Raises:
             NoAnswerError: if this question has no answer.
-            ApiError: if no question has one any more: the endpoint refuses everything, asks for
-                too long a wait, or left too many questions in a row without an answer.
+            ApiError: if no question has one any more: the endpoint refuses everything, its quota
+                is used up, it asks for too long a wait, or left too many questions in a row
+                without an answer.
         """
         try:
             answer = await self._ask(content)
@@ -144,7 +117,7 @@ class ChatClient:
                 self.failed["refused"] += 1
             self._unanswered += 1
             if self._unanswered >= max(_MIN_UNANSWERED, self.settings.concurrency):
-                raise ApiError(
+                raise self._give_up(
                     f"{self.settings.base_url}: no answer about {self._unanswered} {self.subject} "
                     f"in a row; the last: {error}"
                 ) from error
@@ -153,10 +126,31 @@ class ChatClient:
         self.tokens.update(answer.tokens)
         return answer
 
+    def _give_up(self, why: str) -> ApiError:
+        """The error of this question, and of all others that wait."""
+        self._given_up = self._given_up or ApiError(why)
+        self._is_over.set()
+        return self._given_up
+
+    async def _unless_given_up(self, waiting: Coroutine[Any, Any, None]) -> None:
+        """Wait, but not when the endpoint is given up meanwhile.
+
+        Raises:
+            ApiError: then.
+        """
+        wait, over = asyncio.ensure_future(waiting), asyncio.ensure_future(self._is_over.wait())
+        try:
+            await asyncio.wait({wait, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wait.cancel()
+            over.cancel()
+        if self._given_up is not None:
+            raise self._given_up
+
     async def _ask(self, content: list[dict[str, Any]]) -> Answer:
-        body = self._sampling | {"messages": [{"role": "user", "content": content}]}
+        body = self._dialect.body(self._sampling, content)
         for attempt in range(self.settings.max_retries + 1):
-            await self._pace.turn()
+            await self._unless_given_up(self._pace.turn())
             self.num_sent += 1
             try:
                 return await self._send(body)
@@ -169,14 +163,15 @@ class ChatClient:
 
     async def _wait(self, attempt: int, asked_s: float) -> None:
         if asked_s > self.settings.max_retry_after_s:
-            raise ApiError(
+            raise self._give_up(
                 f"{self.settings.base_url}: asks to wait {asked_s:.0f} s, longer than "
                 f"{self.settings.max_retry_after_s:.0f} s"
             )
         if asked_s:
             self._pace.pause(asked_s)
         backoff = min(self.settings.backoff_s * 2**attempt, _MAX_BACKOFF_S)
-        await asyncio.sleep(max(asked_s, backoff * self._jitter.uniform(0.5, 1.0)))
+        wait_s = max(asked_s, backoff * self._jitter.uniform(0.5, 1.0))
+        await self._unless_given_up(asyncio.sleep(wait_s))
 
     async def _send(self, body: dict[str, Any]) -> Answer:
         try:
@@ -187,35 +182,30 @@ class ChatClient:
         except httpx.TransportError as error:
             raise _RetryError(type(error).__name__) from error
         status = response.status_code
+        if status == 200:
+            return self._read(response)
+        told = " ".join(self._redaction.apply(response.text).split())[:_ERROR_CHARACTERS]
+        what = f"{self._url} answered {status}: {told}"
+        if status == 429 and is_quota_used_up(response.text):
+            raise self._give_up(f"the quota is used up: {what}")
         if status in _RETRIED:
-            raise _RetryError(f"http_{status}", retry_after(response.headers.get("retry-after")))
-        if status != 200:
-            told = " ".join(self._redaction.apply(response.text).split())[:_ERROR_CHARACTERS]
-            what = f"{self._url} answered {status}: {told}"
-            if status in _REFUSED:
-                raise NoAnswerError("refused", what)
-            raise ApiError(what)
-        return self._read(response)
+            wait_s = asked_wait_s(response.headers.get("retry-after"), response.text)
+            raise _RetryError(f"http_{status}", wait_s)
+        if status in _REFUSED:
+            raise NoAnswerError("refused", what)
+        raise self._give_up(what)
 
     def _read(self, response: httpx.Response) -> Answer:
         try:
-            content = response.json()
-            choice = content["choices"][0]
-            text = choice["message"].get("content") or ""
-            usage = content.get("usage") or {}
-            tokens = {
-                name: int(usage.get(f"{name}_tokens") or 0) for name in ("prompt", "completion")
-            }
-            if not isinstance(text, str):
-                raise TypeError("text")
+            said = self._dialect.read(response.json())
         except (
             ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
         ) as error:  # fmt: skip
             raise _RetryError("malformed_body") from error
         return Answer(
-            text=self._redaction.apply(_whole(text).strip()),
-            finish_reason=self._redaction.apply(_whole(str(choice.get("finish_reason")))),
-            tokens=tokens,
+            text=self._redaction.apply(_whole(said.text).strip()),
+            finish_reason=self._redaction.apply(_whole(said.finish_reason)),
+            tokens=said.tokens,
         )
 
 
@@ -235,25 +225,29 @@ async def in_parallel(
         done: Called with the number of finished items, after each.
 
     Raises:
-        ApiError: the first that work raised; the rest is stopped then.
+        DataError: the first that work raised, as `ApiError`; nothing is begun then, and what is
+            under way is waited for, since it may be paid for.
     """
     results: dict[int, Result] = {}
+    failed: list[DataError] = []
     places = iter(range(len(items)))
 
     async def take(places: Iterator[int]) -> None:
         for place in places:
-            results[place] = await work(items[place])
+            if failed:
+                return
+            try:
+                results[place] = await work(items[place])
+            except DataError as error:
+                failed.append(error)
+                return
             done(len(results))
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(items))):
-                group.create_task(take(places))
-    except BaseExceptionGroup as group_error:
-        found = _first(group_error)
-        if found is None:
-            raise
-        raise found from None
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(concurrency, len(items))):
+            group.create_task(take(places))
+    if failed:
+        raise failed[0]
     return [results[place] for place in range(len(items))]
 
 
@@ -293,6 +287,8 @@ def check_settings(settings: ChatSettings) -> None:
     Raises:
         ApiError: naming the setting, its value and what was expected.
     """
+    if settings.api not in APIS:
+        raise ApiError(f"api={settings.api!r}, expected one of {', '.join(APIS)}")
     url = urlsplit(settings.base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ApiError(
@@ -343,27 +339,7 @@ def sampling_of(settings: ChatSettings) -> dict[str, Any]:
         raise ApiError(f"extra_body={settings.extra_body!r}: {error}") from error
     if not isinstance(extra, dict):
         raise ApiError(f"extra_body={settings.extra_body!r}, expected a JSON object")
-    body = {
-        "model": settings.model,
-        "temperature": settings.temperature,
-        "max_tokens": settings.max_tokens,
-        **extra,
-    }
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for: a number, or a date; 0 where there is none."""
-    if not value:
-        return 0.0
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+    return DIALECTS[settings.api].sampling(settings, extra)
 
 
 def _read_key(settings: ChatSettings) -> str:
@@ -386,11 +362,3 @@ def _read_key(settings: ChatSettings) -> str:
 def _whole(text: str) -> str:
     """A text that a file can hold: halves of surrogate pairs become U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _first(group: BaseExceptionGroup) -> ApiError | None:
-    for error in group.exceptions:
-        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, ApiError):
-            return found
-    return None

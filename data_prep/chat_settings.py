@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta/openai"
+GEMINI_OWN_URL = GEMINI_URL.removesuffix("/openai")
+"""Of its own API, which `api="gemini"` speaks."""
+
+APIS = ("openai", "gemini")
 
 
 @dataclass(frozen=True)
@@ -10,8 +14,8 @@ class ChatSettings:
     """What is asked of whom, and how fast.
 
     Attributes:
-        base_url: Of an OpenAI-compatible endpoint, for example `http://localhost:8000/v1`; to it
-            `/chat/completions` is added.
+        base_url: Of the endpoint, for example `http://localhost:8000/v1`; to it the path of the API
+            is added (`/chat/completions`).
         model: Name that the endpoint knows the model by.
         api_key_env: NAME of the environment variable that holds the key; None sends no key.
         concurrency: Requests under way at the same time.
@@ -22,7 +26,9 @@ class ChatSettings:
         max_retry_after_s: Longest wait that a server may ask for, seconds; above it the run stops.
         temperature: Of sampling.
         max_tokens: Most tokens of an answer.
-        extra_body: JSON object that is put over the request; null takes a key out.
+        extra_body: JSON object that is put over the request (of gemini: over its
+            generationConfig); null takes a key out.
+        api: What the endpoint speaks, one of `APIS`.
     """
 
     base_url: str
@@ -37,3 +43,4 @@ class ChatSettings:
     temperature: float = 0.7
     max_tokens: int = 2048
     extra_body: str = "{}"
+    api: str = "openai"

@@ -1,5 +1,6 @@
 """Writing H.264 files."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,7 +13,7 @@ from data_prep.files import replacing
 Frames = NDArray[np.uint8]  # [T, H, W, 3] RGB
 
 
-def encode_mp4(path: Path, frames: Frames, fps: int) -> None:
+def encode_mp4(path: Path, frames: Frames, fps: int | Fraction) -> None:
     """Write frames [T, H, W, 3] as H.264, atomically; equal input gives equal bytes.
 
     It is not synced to the disk, file by file: who writes many calls `data_prep.files.sync_folder`

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from actrep_ray.cli.api_model import add_api_model_arguments
 from actrep_ray.cli.checkpoint import add_checkpoint_arguments
 from actrep_ray.cli.commands import UsageError, add_command
 from actrep_ray.cli.evaluate import add_evaluation_arguments, evaluate
@@ -34,7 +35,8 @@ def add_benchmark(commands: Any) -> None:
         "first number, and its figures; default: %(default)s",
     )
     add_evaluation_arguments(parser, "runs/benchmark-SET-PROTOCOL")
-    add_checkpoint_arguments(parser, most=None)
+    add_checkpoint_arguments(parser, most=None, has_api=True)
+    add_api_model_arguments(parser)
 
 
 def _benchmark(args: argparse.Namespace) -> None:

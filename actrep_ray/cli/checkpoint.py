@@ -19,7 +19,11 @@ MOST_ANSWERS = 256
 
 
 def add_checkpoint_arguments(
-    parser: argparse.ArgumentParser, *, most: int | None = 1, needs_one: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    most: int | None = 1,
+    needs_one: bool = True,
+    has_api: bool = False,
 ) -> None:
     """Add `--checkpoint`, `--method`, `--recipe`, `--download` and `--set`.
 
@@ -27,6 +31,7 @@ def add_checkpoint_arguments(
         parser: Gets them.
         most: How many checkpoints there may be; None: any number.
         needs_one: Or the detector stands in where there is none.
+        has_api: Whether a model behind an API may be asked.
     """
     parser.add_argument(
         "--checkpoint",
@@ -38,9 +43,11 @@ def add_checkpoint_arguments(
     )
     parser.add_argument(
         "--method",
-        choices=("model", "periodicity"),
+        choices=("model", "periodicity", *(("api",) if has_api else ())),
         default="model" if needs_one else None,
-        help="periodicity: a detector without a model, by self-similarity; default: "
+        help="periodicity: a detector without a model, by self-similarity; "
+        + ("api: a model behind an API, as --base-url says; " if has_api else "")
+        + "default: "
         + ("%(default)s" if needs_one else "model, if there is a checkpoint"),
     )
     parser.add_argument(

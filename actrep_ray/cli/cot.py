@@ -1,9 +1,8 @@
 """`actrep cot`: arguments, progress and table; the work is done by `data_prep.teachers`."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from actrep_ray.cli.commands import (
     complain,
     show,
 )
+from actrep_ray.cli.endpoint import add_endpoint_arguments, argument_adder, endpoint_of
 from data_prep.chat_settings import GEMINI_URL
 from data_prep.schema import SPLITS
 from data_prep.teachers.settings import ApiSettings
@@ -30,7 +30,8 @@ actrep cot data/synthetic-easy/clips.jsonl --variety 5 --out cot.jsonl
       --base-url http://localhost:8000/v1 --model Qwen/Qwen3-VL-32B-Instruct
   actrep cot data/repcount/clips.jsonl --split train --teacher api --out cot.jsonl \\
       --base-url {GEMINI_URL} \\
-      --model gemini-2.5-flash --api-key-env GEMINI_API_KEY --requests-per-minute 100"""
+      --model gemini-2.5-flash --api-key-env GEMINI_API_KEY --requests-per-minute 100 \\
+      --allow-network"""
 
 
 def add_cot(commands: Any) -> None:
@@ -75,32 +76,14 @@ def add_cot(commands: Any) -> None:
 
 
 def _add_api(group: Any) -> None:
-    def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
-        default = getattr(ApiSettings, name)
-        shown = "" if default is None else "; default: %(default)s"
-        group.add_argument(
-            f"--{name.replace('_', '-').removesuffix('-s')}",
-            dest=name,
-            type=kind,
-            default=default,
-            metavar=metavar,
-            help=f"{text}{shown}",
-        )
-
-    group.add_argument("--base-url", metavar="URL", help="endpoint, up to /v1")
-    group.add_argument("--model", metavar="NAME", help="as the endpoint knows it")
-    add("api_key_env", str, "NAME", "name of the environment variable that holds the key")
+    add_endpoint_arguments(group)
+    add = argument_adder(group, ApiSettings)
     add("num_candidates", int, "N", "most answers about one clip; the first accepted is kept")
-    add("concurrency", int, "N", "requests under way at the same time")
-    add("requests_per_minute", float, "X", "most requests in a minute")
-    add("timeout_s", float, "S", "longest wait for an answer, seconds")
-    add("max_retries", int, "N", "how often a request is sent again")
     add("temperature", float, "X", "of sampling")
     add("max_tokens", int, "N", "most tokens of an answer")
     add("fps", float, "X", "frames a second that are sent")
     add("max_frames", int, "N", "most frames of a clip that are sent")
     add("max_pixels", int, "N", "most pixels of a frame that is sent")
-    add("extra_body", str, "JSON", "put over each request; null takes a key out")
 
 
 def _cot(args: argparse.Namespace) -> int:
@@ -162,16 +145,13 @@ def _from_periodicity(args: argparse.Namespace, clips: "Iterator[Clip]") -> "Cot
 def _from_api(args: argparse.Namespace, clips: "Iterator[Clip]") -> "CotReport":
     from data_prep.teachers.api import ask_api
 
-    for name in ("base_url", "model"):
-        if not getattr(args, name):
-            raise UsageError(f"--teacher api needs --{name.replace('_', '-')}")
-    given = {f.name: getattr(args, f.name) for f in fields(ApiSettings) if hasattr(args, f.name)}
+    settings = endpoint_of(args, ApiSettings, "--teacher api")
     wanted = list(clips)
     with _progress("asking", len(wanted)) as progress:
         return ask_api(
             wanted,
             args.out,
-            ApiSettings(**given),
+            settings,
             progress=lambda done, _, accepted: progress(done, {"accepted": accepted}),
         )
 

@@ -103,7 +103,8 @@ def _demo(args: argparse.Namespace) -> None:
     if args.checkpoint is None and (args.method == "model" or args.samples > 1):
         raise UsageError("--checkpoint DIR is missing; without one, the detector counts")
     from actrep_ray.demo.limits import Limits
-    from actrep_ray.demo.server import address_of, is_loopback, listen, serve
+    from actrep_ray.demo.server import address_of, listen, serve
+    from data_prep.loopback import is_loopback
 
     try:
         listening = listen(args.host, args.port)

@@ -7,6 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actrep_ray.cli.api_model import (
+    add_api_model_arguments,
+    api_evaluation,
+    refuse_with_api,
+    refuse_without_api,
+    show_estimate,
+    show_report,
+)
 from actrep_ray.cli.checkpoint import (
     MOST_ANSWERS,
     add_checkpoint_arguments,
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from data_prep.rows import Row
 
 _JOINED = "data.jsonl"  # of a folder: the rows of several files
+_OF_PREDICTORS = ("predictions*.jsonl", "answered*.jsonl", "calibration*.json", "requests-*.json")
 
 
 def add_evaluate(commands: Any) -> None:
@@ -43,10 +52,13 @@ def add_evaluate(commands: Any) -> None:
         "evaluate",
         _evaluate,
         "count in every clip of a split and score the answers",
-        "actrep evaluate --checkpoint runs/tiny_grpo --data data/synthetic-easy/clips.jsonl",
+        "actrep evaluate --checkpoint runs/tiny_grpo --data data/synthetic-easy/clips.jsonl\n"
+        "  actrep evaluate --method api --base-url http://localhost:8000/v1 --model NAME \\\n"
+        "      --data data/repcount/clips.jsonl --set video.fps=2 --set video.max_frames=32",
     )
     add_evaluation_arguments(parser, "runs/evaluation, runs/periodicity or runs/PROTOCOL")
-    add_checkpoint_arguments(parser, most=None)
+    add_checkpoint_arguments(parser, most=None, has_api=True)
+    add_api_model_arguments(parser)
     add_protocol_arguments(parser)
 
 
@@ -102,7 +114,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, out: str) -> None:
         "--temperature",
         type=float,
         metavar="T",
-        help="of --samples (default: rollout.temperature of the checkpoint's settings)",
+        help="of --samples (default: rollout.temperature of the checkpoint's settings), or of "
+        "--method api (default: 0)",
     )
     writing = parser.add_mutually_exclusive_group()
     add_overwrite(writing, "the evaluation that is in DIR")
@@ -113,6 +126,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, out: str) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     if args.protocol:
+        refuse_without_api(args)
         evaluate_by_protocol(args)
         return
     refuse_without_protocol(args)
@@ -120,7 +134,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Evaluate models, or the periodicity detector, as the arguments of both kinds say."""
+    """Evaluate models, or the periodicity detector, as the arguments of all kinds say."""
+    if args.method == "api":
+        _evaluate_api(args)
+        return
+    refuse_without_api(args)
     if args.method == "periodicity":
         _evaluate_periodicity(args)
     else:
@@ -279,6 +297,32 @@ def _evaluate_periodicity(args: argparse.Namespace) -> None:
         write_metrics(out_dir, report_run(out_dir).to_json(), DETECTOR)
 
 
+def _evaluate_api(args: argparse.Namespace) -> None:
+    from actrep_ray.config import override
+    from actrep_ray.evaluation.report import report_run
+    from actrep_ray.evaluation.run_results import write_metrics
+    from actrep_ray.run.console import error_console
+    from actrep_ray.run.progress import step_progress
+    from actrep_ray.tasks.loading import load_task
+
+    refuse_with_api(args)
+    recipe = override(read_recipe(args), [_data_of(args), *args.set])
+    out_dir, task = args.out or Path("runs/evaluation"), load_task(recipe.task)
+    with _own(out_dir, overwrite=args.overwrite, resume=args.resume or args.estimate):
+        [recipe] = _with_all(args.data, [recipe], out_dir)
+        job = api_evaluation(args, recipe, out_dir)
+        show_estimate(args, job)
+        if args.estimate:
+            return
+        _take_over(args.predictions, job.clips, out_dir, task)
+        left = len(job.left())
+        with step_progress("asking", start=0, total=left, on=error_console()) as progress:
+            report = job.run(lambda done: progress(done, {}))
+        _add_baseline(job.clips, out_dir, task, wanted=task.is_counting and not args.no_baseline)
+        write_metrics(out_dir, report_run(out_dir).to_json(), job.name)
+        show_report(args, job, report)
+
+
 @contextmanager
 def _own(out_dir: Path, *, overwrite: bool, resume: bool = False) -> Iterator[None]:
     """Hold a folder that no run and no other evaluation is in."""
@@ -292,7 +336,12 @@ def _own(out_dir: Path, *, overwrite: bool, resume: bool = False) -> Iterator[No
             return []
         names = ("metrics.json", "config.resolved.json", "begun.json", _JOINED)
         written = [out_dir / name for name in names]
-        for pattern in ("predictions*.jsonl", "answered*.jsonl", "calibration*.json"):
+        for pattern in (
+            "predictions*.jsonl",
+            "answered*.jsonl",
+            "calibration*.json",
+            "requests-*.json",
+        ):
             written += out_dir.glob(pattern)
         refuse_existing(*written, overwrite=overwrite)
         return written

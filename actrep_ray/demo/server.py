@@ -1,6 +1,5 @@
 """The page served: a socket, uploads in a folder of their own, and an end that leaves nothing."""
 
-import ipaddress
 import signal
 import socket
 import tempfile
@@ -12,16 +11,9 @@ from actrep_ray.cluster.stopping import handled
 from actrep_ray.demo.counters import Counters
 from actrep_ray.demo.guard import Guard
 from actrep_ray.demo.page import make_page, settle_gradio
+from data_prep.loopback import is_loopback
 
 _ENDS_WITHIN_S = 2  # of a page that is open
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -3,12 +3,8 @@
 OUT_DIR/answered[-NAME].jsonl       answers as they come, until all are there; a killed evaluation
                                     goes on from it
 OUT_DIR/predictions[-NAME].jsonl    all of them, in the order of the clips
-OUT_DIR/begun.json                  by name: which checkpoint answers what, so that nothing else is
-                                    gone on with
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from actrep_ray.cluster.this_machine import check_this_machine
-from actrep_ray.config import ConfigError, Recipe
+from actrep_ray.config import Recipe
+from actrep_ray.evaluation.begun import begin
 from actrep_ray.evaluation.predictions import (
     Prediction,
     line_of,
@@ -35,10 +32,8 @@ from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.run.record import model_fingerprint
 from actrep_ray.tasks.base import labels_of
 from actrep_ray.tasks.loading import load_clips, load_task
-from data_prep.files import AppendedLines, read_object, write_json
+from data_prep.files import AppendedLines
 from data_prep.rows import Row
-
-_BEGUN = "begun.json"
 
 
 @dataclass(frozen=True)
@@ -116,26 +111,10 @@ class EvaluationJob:
 
     def _begin(self) -> None:
         """Write down what is begun, or compare it with what was."""
-        path = self.out_dir / _BEGUN
-        known: dict[str, Any] = read_object(path, "begun evaluations") if path.is_file() else {}
-        clips = "\n".join(
-            json.dumps(_values_of(clip), sort_keys=True, default=str) for clip in self.clips
-        )
-        own: dict[str, Any] = {
-            "checkpoint": f"{self.model} {model_fingerprint(self.model)}",
-            "settings": _digest(json.dumps(self.recipe.model_dump(mode="json"), sort_keys=True)),
-            "clips": _digest(clips),
-        }
+        answers: dict[str, Any] = {"checkpoint": model_fingerprint(self.model)}
         if self.num_samples:
-            own["samples"] = self.sampling
-        was = known.get(self.name)
-        if was is not None and was != own:
-            changed = ", ".join(key for key in was | own if was.get(key) != own.get(key))
-            raise ConfigError(
-                f"{self.out_dir}: the evaluation in it was begun with another one of: {changed}; "
-                "give --overwrite, or another --out"
-            )
-        write_json(path, {**known, self.name: own})
+            answers["samples"] = self.sampling
+        begin(self.out_dir, self.name, answers=answers, recipe=self.recipe, clips=self.clips)
 
     def _file(self, what: str) -> Path:
         return self.out_dir / (f"{what}-{self.name}.jsonl" if self.name else f"{what}.jsonl")
@@ -183,12 +162,3 @@ def prepare_evaluation(
     inputs.check_dialect(recipe.data.dialect)
     out_dir.mkdir(parents=True, exist_ok=True)
     return EvaluationJob(recipe, model, clips, inputs, out_dir, name, num_samples)
-
-
-def _values_of(row: Row) -> dict[str, Any]:
-    """What a row holds; images before it are left out where there are none, as they once were."""
-    return {key: value for key, value in vars(row).items() if key != "images" or value}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

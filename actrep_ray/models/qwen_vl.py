@@ -6,7 +6,7 @@ here, so they cannot disagree.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,11 @@ from actrep_ray.config import ConfigError, VideoConfig
 from actrep_ray.models.answers import after_opened, check_opened, opened_in, read_end_ids
 from actrep_ray.models.families import read_family
 from actrep_ray.models.layout import check_experts
+from actrep_ray.models.row_plans import plan_row
 from actrep_ray.models.torch_names import dtype_named
 from data_prep.files import read_object
 from data_prep.rows import Row
-from data_prep.schema import Clip
-from data_prep.video import FileState, FramePlan, plan_frames, plan_image
+from data_prep.video import FileState, FramePlan
 
 
 @dataclass(frozen=True)
@@ -100,51 +100,7 @@ class QwenVLInputs:
 
         `state`: see `plan_frames`. Images before it are planned as they are now.
         """
-        own = self._plan_own(clip, video, state)
-        if not clip.images:
-            return own
-        before = tuple(
-            self.plan_image(
-                image.image,
-                (image.height, image.width),
-                video,
-                None if state is None else FileState.of(image.image),
-            )
-            for image in clip.images
-        )
-        return replace(own, before=before)
-
-    def _plan_own(self, clip: Row, video: VideoConfig, state: FileState | None) -> FramePlan:
-        """The frames of the row's own file, without images that are shown before it."""
-        if not isinstance(clip, Clip):
-            return self.plan_image(clip.image, (clip.height, clip.width), video, state)
-        return plan_frames(
-            clip,
-            state,
-            fps=video.fps,
-            min_frames=video.min_frames,
-            max_frames=video.max_frames,
-            min_pixels=video.min_pixels,
-            max_pixels=video.max_pixels,
-            factor=self.factor,
-        )
-
-    def plan_image(
-        self,
-        path: str | Path,
-        size: tuple[int, int],
-        video: VideoConfig,
-        state: FileState | None = None,
-    ) -> FramePlan:
-        """How this model is shown an image of (height, width) pixels; see `data_prep.video`."""
-        return plan_image(
-            path,
-            size,
-            state,
-            min_pixels=video.min_pixels,
-            max_pixels=video.max_pixels,
-            factor=self.factor,
-        )
+        return plan_row(clip, video, self.factor, state)
 
     def prompt_text(
         self,

@@ -14,12 +14,12 @@ from typing import Any
 from actrep_ray.config import Recipe
 from actrep_ray.tasks.loading import load_task
 from actrep_ray.tasks.verl_rows import question_of
+from data_prep.chat_content import is_whole
 from data_prep.chat_format import OWN, PLACEHOLDERS, ChatFormat
 from data_prep.cot import AnswerError, read_answers
 from data_prep.files import DataError, write_lines
 from data_prep.schema import Clip
 from data_prep.video import VideoError
-from data_prep.video.guard import probe_guarded
 
 Progress = Callable[[], None]
 """Is told of each clip that was looked at."""
@@ -77,7 +77,10 @@ def write_chat_rows(
 def _row(
     clip: Clip, recipe: Recipe, form: ChatFormat, texts: dict[str, str] | None
 ) -> dict[str, Any]:
-    window = None if _is_whole(clip) else (clip.start_s, clip.end_s)
+    try:
+        window = None if is_whole(clip) else (clip.start_s, clip.end_s)
+    except VideoError as error:
+        raise _LeftOutError("unreadable_video") from error
     if window is not None and not form.has_windows:
         raise _LeftOutError("part_of_a_video")
     question, answer = question_of(clip, recipe), _answer(clip, recipe, texts)
@@ -101,13 +104,3 @@ def _answer(clip: Clip, recipe: Recipe, texts: dict[str, str] | None) -> str:
     if reason := task.rejection(text, clip, recipe.data):
         raise _LeftOutError(reason)
     return text
-
-
-def _is_whole(clip: Clip) -> bool:
-    """Whether a clip is all of its video, to half a frame."""
-    try:
-        found = probe_guarded(clip.video)
-    except VideoError as error:
-        raise _LeftOutError("unreadable_video") from error
-    slack_s = 0.5 / found.fps
-    return clip.start_s <= slack_s and clip.end_s >= found.end_s - slack_s

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.chat_api import (
-    ApiError,
     ChatClient,
-    NoAnswerError,
     in_parallel,
     refuse_below_one,
     refuse_not_positive,
     sampling_of,
 )
+from data_prep.chat_errors import ApiError, NoAnswerError
 from data_prep.cot import rejection
 from data_prep.schema import Clip
 from data_prep.teachers.answers import CotReport, Outcome, write_answers, write_report

@@ -5,17 +5,14 @@ it writes is then checked against them (`data_prep.cot.rejection`), and may not 
 told.
 """
 
-import base64
 import re
 from typing import Any
 
-import cv2
-
+from data_prep.chat_content import frames_content
 from data_prep.references import reference_of
 from data_prep.schema import Clip
 from data_prep.teachers.settings import ApiSettings
 from data_prep.video import FramePlan, plan_frames
-from data_prep.video.guard import read_guarded
 from rewards.grammar.write import Response, render, round_cycles
 
 _FRAME_FACTOR = 32  # of a frame's sides; Qwen-VL's own is 28 or 32, others do not care
@@ -100,18 +97,7 @@ def content_for(plan: FramePlan, prompt: str, jpeg_quality: int) -> list[dict[st
     Raises:
         VideoError: if the video cannot be decoded.
     """
-    content: list[dict[str, Any]] = []
-    for time_s, frame in zip(plan.timestamps_s, read_guarded(plan), strict=True):
-        options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
-        is_written, jpeg = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), options)
-        assert is_written, f"{plan.video}: no JPEG of a frame of {frame.shape}"
-        data = base64.b64encode(jpeg.tobytes()).decode()
-        content.append({"type": "text", "text": f"{time_s:.1f} s:"})
-        content.append(
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
-        )
-    content.append({"type": "text", "text": prompt})
-    return content
+    return [*frames_content(plan, jpeg_quality), {"type": "text", "text": prompt}]
 
 
 def _form(clip: Clip, dialect: str) -> str:

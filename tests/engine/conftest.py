@@ -17,6 +17,7 @@ from actrep_ray.records import Prompt, RolloutGroup
 from data_prep.schema import Clip
 from data_prep.synthetic.clip import clip_spec
 from data_prep.synthetic.render import draw_clip
+from data_prep.video import plan_image
 from data_prep.video_writer import encode_mp4
 from tests.images import draw_image
 
@@ -96,7 +97,15 @@ def make_image_prompts(
     paths = [draw_image(folder / f"{i}.png", i, size) for i, size in enumerate(sizes)]
 
     def make(inputs: QwenVLInputs) -> list[Prompt]:
-        plans = [inputs.plan_image(*shown, video) for shown in zip(paths, sizes, strict=True)]
+        plans = [
+            plan_image(
+                *shown,
+                min_pixels=video.min_pixels,
+                max_pixels=video.max_pixels,
+                factor=inputs.factor,
+            )
+            for shown in zip(paths, sizes, strict=True)
+        ]
         return [
             Prompt(f"image-{i}", f"image-{i}", "What is shown?", plan)
             for i, plan in enumerate(plans)

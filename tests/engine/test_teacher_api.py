@@ -9,7 +9,7 @@ import pytest
 
 from actrep_ray.models.serving import VLLM_SERVER, cpu_arguments, cpu_environment
 from actrep_ray.models.tiny import write_base_model
-from data_prep.chat_api import ApiError
+from data_prep.chat_errors import ApiError
 from data_prep.schema import Clip
 from data_prep.teachers.answers import report_path
 from data_prep.teachers.api import ask_api, journal_path

@@ -105,7 +105,13 @@ def test_images_beside_a_video_are_those_of_transformers(
     clip, first, second = make_rows(inputs, 3, 2)
     config = VideoConfig(min_pixels=3136, max_pixels=96 * 128)
     plans = [
-        inputs.plan_image(draw_image(tmp_path / f"{i}.png", i, size), size, config)
+        plan_image(
+            draw_image(tmp_path / f"{i}.png", i, size),
+            size,
+            min_pixels=config.min_pixels,
+            max_pixels=config.max_pixels,
+            factor=inputs.factor,
+        )
         for i, size in enumerate(((96, 128), (64, 64)))
     ]
     several = replace(plans[1], before=(plans[0], plans[1]))

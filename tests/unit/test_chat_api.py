@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.chat_api import Answer, ApiError, ChatClient, NoAnswerError, in_parallel
+from data_prep.chat_api import ChatClient, in_parallel
+from data_prep.chat_dialects import Answer
+from data_prep.chat_errors import ApiError, NoAnswerError
 from data_prep.chat_settings import ChatSettings
 from data_prep.teachers.journal import Journal
 

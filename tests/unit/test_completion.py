@@ -20,7 +20,7 @@ TYPED = [
     (["tra"], {"train"}),
     (["prepare", "rcs-"], {"rcs-report", "rcs-export"}),
     (["count", "--cross"], {"--cross-check"}),
-    (["evaluate", "--method", ""], {"model", "periodicity"}),
+    (["evaluate", "--method", ""], {"api", "model", "periodicity"}),
     (["completion", "f"], {"fish"}),
     (["train", "--resume", "rec"], {"recipe.yaml"}),
     (["count", "--checkpoint", "rec"], {"recipe.yaml"}),

@@ -26,9 +26,9 @@ from actrep_ray.demo.counters import DETECTOR, Counters
 from actrep_ray.demo.examples import EXAMPLES
 from actrep_ray.demo.guard import POLICY, Guard, make_room
 from actrep_ray.demo.limits import Limits
-from actrep_ray.demo.server import is_loopback
 from actrep_ray.demo.shown import bars_of, show, show_nothing
 from actrep_ray.demo.threads import in_thread
+from data_prep.loopback import is_loopback
 from data_prep.video_writer import encode_mp4
 from tests.unit.test_count import counted, seen, text_of
 

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 from actrep_ray.cli.main import main
-from data_prep.chat_api import ApiError, Pace, retry_after, sampling_of
+from data_prep.chat_api import Pace, sampling_of
+from data_prep.chat_errors import ApiError, retry_after
 from data_prep.cot import read_answers, rejection, render_answer
 from data_prep.files import DataError
 from data_prep.schema import Clip, write_clips
