@@ -64,7 +64,9 @@ def _words_of_path(error: OSError, args: argparse.Namespace) -> str | None:
     at = path.absolute()
     for given in _given_paths(args):
         if at.is_relative_to(given) or given.is_relative_to(at):
-            return _one_line(f"{path}: {error.strerror}")
+            is_file = isinstance(error, FileExistsError)  # where a folder is to be made
+            told = "is a file, expected a folder" if is_file else error.strerror
+            return _one_line(f"{path}: {told}")
     return None
 
 

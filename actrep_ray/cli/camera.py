@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from actrep_ray.cli.commands import UsageError, complain, show
+from actrep_ray.cli.commands import UsageError, complain, filled, show
 
 if TYPE_CHECKING:
     from actrep_ray.counting.live import LiveTotal
@@ -28,6 +28,7 @@ def add_camera(parser: argparse.ArgumentParser) -> None:
     live = parser.add_argument_group("live", "by the detector, until the stream ends, or ctrl-C")
     live.add_argument(
         "--camera",
+        type=filled,
         metavar="SOURCE",
         help="instead of VIDEO: the number or device of a camera (0, /dev/video0), a file, a named "
         "pipe, or the address of a stream",
@@ -90,18 +91,12 @@ def _asked_to_end() -> Iterator[threading.Event]:
 
 
 def _show_settled(one: "Settled", *, as_json: bool) -> None:
+    from actrep_ray.counting.record import detection_json
+
     found = one.found
     if as_json:
-        record: dict[str, Any] = {
-            "start_s": round(one.start_s, 3),
-            "end_s": round(one.end_s, 3),
-            "count": found.count,
-            "verdict": found.verdict,
-            "reason": found.reason,
-            "confidence": round(found.confidence, 3),
-            "cycles": [list(cycle) for cycle in found.cycles],
-        }
-        show(json.dumps(record))
+        span = {"start_s": round(one.start_s, 3), "end_s": round(one.end_s, 3)}
+        show(json.dumps({**span, **detection_json(found)}))
         return
     doubt = f" ({found.verdict}: {found.reason})" if found.reason else ""
     show(f"{one.start_s:8.1f} s  to {one.end_s:8.1f} s: {_told(found.count)}{doubt}")

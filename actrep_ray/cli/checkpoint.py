@@ -11,6 +11,7 @@ from actrep_ray.cli.inputs import check_model
 
 if TYPE_CHECKING:
     from actrep_ray.config import Recipe
+    from actrep_ray.evaluation.confidence import Calibration
 
 
 _FEW = 8  # videos up to which transformers has answered before vLLM has started
@@ -69,6 +70,40 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ask the model N times and take the median; says how far the answers agree",
     )
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Add `--calibration`."""
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE.json",
+        help="tell as confidence how often such answers of this checkpoint were right: a file of "
+        "actrep evaluate --samples N",
+    )
+
+
+def calibration_for(
+    args: argparse.Namespace, model: Path, recipe: "Recipe"
+) -> "Calibration | None":
+    """That of --calibration, if it is of this checkpoint and of answers drawn like these.
+
+    Args:
+        args: With `calibration` and `samples`.
+        model: Folder of the checkpoint.
+        recipe: What it is asked with.
+
+    Raises:
+        DataError: if it is not.
+    """
+    if args.calibration is None:
+        return None
+    from actrep_ray.evaluation.confidence import read_calibration
+    from actrep_ray.evaluation.predictors import sampling_json
+    from actrep_ray.run.record import model_fingerprint
+
+    sampling = sampling_json(recipe, args.samples)
+    return read_calibration(args.calibration, model_fingerprint(model), sampling)
 
 
 def _number_of_answers(text: str) -> int:

@@ -19,6 +19,7 @@ Command = Callable[[argparse.Namespace], int | None]
 """Runs a command; None and 0 are success."""
 
 _TYPED = re.compile(r"(?m)^( *)actrep(?= )")
+_LAST_PORT = 65535
 _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
@@ -77,6 +78,26 @@ def add_overwrite(parser: argparse._ActionsContainer, what: str) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help=f"write over {what}, which is refused otherwise"
     )
+
+
+def filled(text: str) -> str:
+    """A name that is one, as the type of an argument: an unset variable of a shell is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, expected a name")
+    return text
+
+
+def filled_path(text: str) -> Path:
+    """The path of something, as the type of an argument: an empty one would be this folder."""
+    return Path(filled(text))
+
+
+def port_number(text: str) -> int:
+    """A port, as the type of an argument."""
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer of 1 to {_LAST_PORT}")
+    return number
 
 
 def picture_file(text: str) -> Path:

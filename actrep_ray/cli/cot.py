@@ -87,12 +87,14 @@ def _add_api(group: Any) -> None:
 
 
 def _cot(args: argparse.Namespace) -> int:
-    from data_prep.overwriting import refuse_existing
+    from data_prep.overwriting import refuse_existing, refuse_input
     from data_prep.schema import read_clips
 
     if args.variety < 1:
         raise UsageError(f"--variety {args.variety}, expected at least 1")
     written = [args.out, *([args.clips_out] if args.clips_out else [])]
+    for file in written:
+        refuse_input(file, args.data)
     refuse_existing(*written, overwrite=args.overwrite)
     teachers = {
         "annotations": _from_annotations,

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.camera import add_camera, count_camera
 from actrep_ray.cli.checkpoint import (
+    add_calibration,
     add_checkpoint_arguments,
     add_samples,
+    calibration_for,
     names_action,
     read_model,
     recipe_for,
@@ -21,6 +23,7 @@ from actrep_ray.cli.commands import (
     add_command,
     add_overwrite,
     complain,
+    filled_path,
     picture_file,
     show,
 )
@@ -59,19 +62,13 @@ def add_count(commands: Any) -> None:
     )
     parser.add_argument(
         "video",
-        type=Path,
+        type=filled_path,
         nargs="*",
         metavar="VIDEO",
         help="a file, a folder (all videos in it), or a pattern as 'clips/*.mp4'",
     )
     add_samples(parser)
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE.json",
-        help="tell as confidence how often such answers of this checkpoint were right: a file of "
-        "actrep evaluate --samples N",
-    )
+    add_calibration(parser)
     parser.add_argument(
         "--window",
         type=_seconds,
@@ -177,26 +174,12 @@ def _count(args: argparse.Namespace) -> int:
     recipe = recipe_for(args, model) if model else None
     if recipe is not None:
         _check_actions(args, recipe, many=many or args.out is not None)
-    calibration = _calibration_of(args, model, recipe) if model and recipe else None
+    calibration = calibration_for(args, model, recipe) if model and recipe else None
     videos = find_videos(args.video)
     outputs.check(videos, overwrite=args.overwrite or args.resume)
     if many or args.out is not None:
         return _count_many(videos, args, outputs, model, recipe, calibration)
     return _count_one(videos[0], args, outputs, model, recipe, calibration)
-
-
-def _calibration_of(
-    args: argparse.Namespace, model: Path, recipe: "Recipe"
-) -> "Calibration | None":
-    """That of --calibration, if it is of this checkpoint and of answers drawn like these."""
-    if args.calibration is None:
-        return None
-    from actrep_ray.evaluation.confidence import read_calibration
-    from actrep_ray.evaluation.predictors import sampling_json
-    from actrep_ray.run.record import model_fingerprint
-
-    sampling = sampling_json(recipe, args.samples)
-    return read_calibration(args.calibration, model_fingerprint(model), sampling)
 
 
 def _refuse_beside_camera(args: argparse.Namespace) -> None:

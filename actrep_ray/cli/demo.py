@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.checkpoint import (
+    add_calibration,
     add_checkpoint_arguments,
     add_samples,
+    calibration_for,
     names_action,
     read_model,
     recipe_for,
     with_sooner_engine,
 )
-from actrep_ray.cli.commands import UsageError, add_command, complain, show
+from actrep_ray.cli.commands import UsageError, add_command, complain, filled, port_number, show
 
 if TYPE_CHECKING:
     from actrep_ray.demo.counters import Counters
@@ -41,8 +43,10 @@ def add_demo(commands: Any) -> None:
     )
     add_checkpoint_arguments(parser, needs_one=False)
     add_samples(parser)
+    add_calibration(parser)
     parser.add_argument(
         "--host",
+        type=filled,
         default=_LOOPBACK,
         help="address to listen on; default: %(default)s, which only this machine reaches",
     )
@@ -77,9 +81,7 @@ def add_demo(commands: Any) -> None:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer of 0 to 65535")
-    return int(text)
+    return 0 if text == "0" else port_number(text)
 
 
 def _queued(text: str) -> int:
@@ -100,7 +102,8 @@ def _positive(text: str) -> float:
 
 def _demo(args: argparse.Namespace) -> None:
     _check_gradio()
-    if args.checkpoint is None and (args.method == "model" or args.samples > 1):
+    of_model = args.method == "model" or args.samples > 1 or args.calibration is not None
+    if args.checkpoint is None and of_model:
         raise UsageError("--checkpoint DIR is missing; without one, the detector counts")
     from actrep_ray.demo.limits import Limits
     from actrep_ray.demo.server import address_of, listen, serve
@@ -144,7 +147,8 @@ def _counters(args: argparse.Namespace, limits: "Limits") -> "Iterator[Counters]
     from actrep_ray.counting.by_model import ModelCounter
 
     engine = with_sooner_engine(recipe, args.set, num_videos=1)
-    with ModelCounter(model, engine, num_answers=args.samples) as counter:
+    calibration = calibration_for(args, model, recipe)
+    with ModelCounter(model, engine, num_answers=args.samples, calibration=calibration) as counter:
         yield Counters(
             limits,
             counter.count,

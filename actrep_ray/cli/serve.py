@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actrep_ray.cli.checkpoint import recipe_for
-from actrep_ray.cli.commands import add_command, add_set, show
+from actrep_ray.cli.commands import add_command, add_set, filled, port_number, show
 from actrep_ray.cli.inputs import check_model
 
 if TYPE_CHECKING:
@@ -30,11 +30,16 @@ def add_serve(commands: Any) -> None:
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="model or run folder")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this one"
+        "--host",
+        type=filled,
+        default="127.0.0.1",
+        help="address to listen on; default: %(default)s, this one",
     )
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--port", type=port_number, default=8000, help="default: %(default)s")
     parser.add_argument(
-        "--name", help="by which requests ask for the model; default: the name of its run"
+        "--name",
+        type=filled,
+        help="by which requests ask for the model; default: the name of its run",
     )
     parser.add_argument(
         "--recipe",

@@ -65,7 +65,7 @@ class Feed:
 
     def __init__(self, pictures: Iterator[Grey], *, waits: bool) -> None:
         self._waits = waits
-        self._pictures: queue.Queue[Grey | VideoError | None] = queue.Queue(int(_AHEAD_S * FPS))
+        self._pictures: queue.Queue[Grey | Exception | None] = queue.Queue(int(_AHEAD_S * FPS))
         self.num_left_out = 0
         threading.Thread(target=self._read, args=(pictures,), name="stream", daemon=True).start()
 
@@ -83,7 +83,7 @@ class Feed:
                 return
             if one is None:
                 raise EOFError
-            if isinstance(one, VideoError):
+            if isinstance(one, Exception):
                 raise one
             yield one
 
@@ -91,7 +91,7 @@ class Feed:
         try:
             for picture in pictures:
                 self._put(picture)
-        except VideoError as error:
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
             self._pictures.put(error)
         else:
             self._pictures.put(None)

@@ -39,6 +39,9 @@ from rewards.reference import Reference
 MIN_PROMPTS = 8
 """Fewer say nothing: one right answer would move a share by more than a tenth."""
 
+MAX_PROMPTS, MAX_ANSWERS = 100_000, 1024
+"""More prompts, and answers to each, are a slip of the finger."""
+
 Progress = Callable[[int], None]
 """Is told how many groups are there."""
 
@@ -73,12 +76,12 @@ def prepare_headroom(
     """
     group_size = recipe.train.group_size
     num_answers = group_size if num_answers is None else num_answers
-    if num_prompts < MIN_PROMPTS:
-        raise ConfigError(f"{num_prompts} prompts: expected at least {MIN_PROMPTS}")
-    if num_answers < 1 or num_answers % group_size:
+    if not MIN_PROMPTS <= num_prompts <= MAX_PROMPTS:
+        raise ConfigError(f"{num_prompts} prompts: expected {MIN_PROMPTS} to {MAX_PROMPTS:,}")
+    if not 1 <= num_answers <= MAX_ANSWERS or num_answers % group_size:
         raise ConfigError(
-            f"{num_answers} answers to a prompt: expected a multiple of "
-            f"train.group_size={group_size}, since groups are judged whole"
+            f"{num_answers} answers to a prompt: expected a multiple of train.group_size="
+            f"{group_size}, since groups are judged whole, and at most {MAX_ANSWERS:,}"
         )
     make_spec(recipe)
     clips = load_clips(recipe, "train", limit=recipe.data.max_train_clips)

@@ -32,6 +32,7 @@ _LOGIN = re.compile(r"://[^/?#]*@")
 _SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp", "srt")
 _PROTOCOLS = (*_SCHEMES, "tls", "crypto", "httpproxy", "rtmps")
 _LIVE_CONTAINERS = (*CONTAINERS, "rtsp", "sdp", "rtp", "hls", "mpjpeg")
+_MOST_DIGITS = 9  # of the number of a camera
 _WAIT_S = 20.0  # for an address to answer, and for more of it
 
 
@@ -102,6 +103,8 @@ def _pictures(source: str) -> Iterator[tuple[float, Grey]]:
 
 def _of_camera(source: str) -> Iterator[tuple[float, Grey]]:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its errors are ours
+    if len(source) > _MOST_DIGITS and source.isdecimal():
+        raise VideoError(f"{source}: no number of a camera")
     camera = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     try:
         if not camera.isOpened():

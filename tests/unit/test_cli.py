@@ -198,7 +198,8 @@ def test_what_cannot_be_read_or_written_is_one_line(
     for arguments, message in (
         (["prepare", "synthetic", *small, "--out", inside], "file"),
         (["prepare", "tiny-model", "--out", inside], "file"),
-        (["prepare", *sets, "--out", inside], "TABLE.csv"),
+        (["prepare", *sets, "--out", f"{tmp_path}/new"], "TABLE.csv"),
+        (["prepare", *sets, "--out", inside], "file"),
         (["prepare", "rcs-report", str(data), "--out", f"{inside}.png"], "file"),
         (["prepare", "rcs-report", str(twice)], "twice"),
         (["prepare", "rcs-export", str(data), "--num", "2", "--out", f"{inside}/a"], "file"),

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actrep_ray.cli.main import main
+from actrep_ray.config import Recipe
 from actrep_ray.counting.by_model import checked
 from actrep_ray.counting.record import VideoCount
 from actrep_ray.counting.videos import Failure, Source
@@ -28,6 +29,9 @@ from actrep_ray.demo.guard import POLICY, Guard, make_room
 from actrep_ray.demo.limits import Limits
 from actrep_ray.demo.shown import bars_of, show, show_nothing
 from actrep_ray.demo.threads import in_thread
+from actrep_ray.evaluation.confidence import reliability, write_calibration
+from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.run.record import model_fingerprint
 from data_prep.loopback import is_loopback
 from data_prep.video_writer import encode_mp4
 from tests.unit.test_count import counted, seen, text_of
@@ -198,6 +202,45 @@ def test_an_action_reaches_whoever_is_asked_about_it(clip: Path) -> None:
     assert isinstance(long, Failure)
     assert not named.asks_action(DETECTOR)
     assert Counters(Limits(), count, prefers_detector=True).preferred == DETECTOR
+
+
+class Engineless:
+    """Stands for a model's counter, without its engine."""
+
+    made: dict[str, Any]
+
+    def __init__(self, model: Path, recipe: Recipe, **options: Any) -> None:
+        type(self).made = options
+
+    def __enter__(self) -> "Engineless":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def count(self, sources: Sequence[Source]) -> list[VideoCount | Failure]:
+        return []
+
+
+def test_a_calibration_reaches_the_models_counter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of `actrep count`; of answers drawn otherwise, and without a model, it is refused."""
+    model, file = write_tiny_model(tmp_path / "model"), tmp_path / "calibration.json"
+    told = reliability([0.3, 0.7], [False, True], 5)
+    drawn = {"num": 5, "temperature": 1.0, "top_p": 1.0}
+    write_calibration(file, told, model_fingerprint(model), drawn)
+    monkeypatch.setattr("actrep_ray.cli.demo._check_gradio", lambda: None)
+    monkeypatch.setattr("actrep_ray.counting.by_model.ModelCounter", Engineless)
+    monkeypatch.setattr("actrep_ray.demo.server.serve", lambda *_, **__: None)
+    words = ["demo", "--port", "0", "--calibration", str(file)]
+    asked = [*words, "--checkpoint", str(model), "--set", "rollout.temperature=1.0"]
+    assert main([*asked, "--samples", "5"]) == 0
+    assert Engineless.made == {"num_answers": 5, "calibration": told.calibration}
+    assert main(asked) == 2
+    assert f"{file}: is of answers drawn with" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "--checkpoint DIR is missing" in capsys.readouterr().err
 
 
 def test_one_video_is_counted_at_a_time(clip: Path) -> None:

@@ -464,9 +464,11 @@ def test_a_mistake_is_one_line_before_anything_starts(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--prompts", "7"], "7 prompts: expected at least 8"),
+        (["--prompts", "7"], "7 prompts: expected 8 to 100,000"),
         (["--answers", "6"], "6 answers to a prompt: expected a multiple of train.group_size=4"),
         (["--answers", "0"], "0 answers to a prompt"),
+        (["--prompts", "1" + "0" * 20], "00000 prompts: expected 8 to 100,000"),
+        (["--answers", "4000"], "4000 answers to a prompt"),
         (["--set", "reward.weights={abc: 1.0}"], "reward.weights"),
     ],
 )

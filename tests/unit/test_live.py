@@ -218,6 +218,8 @@ def test_a_file_stands_for_a_camera(short: Path, capsys: pytest.CaptureFixture[s
     assert main(["count", "--camera", str(short), "--json", "--method", "periodicity"]) == 0
     window, total = map(json.loads, capsys.readouterr().out.splitlines())
     assert window["count"] == len(window["cycles"]) == total["count"] == 10
+    (shot,) = window["shots"]  # as of a file
+    assert (shot["start_s"], shot["end_s"], shot["count"]) == (0.0, window["end_s"], 10)
     assert total == {
         "camera": str(short), "duration_s": 19.933, "count": 10, "num_windows": 1, "num_unsure": 0,
         "left_out_s": 0.0,

@@ -61,8 +61,9 @@ def add_chat_export(kinds: Any) -> None:
 def _chat_export(args: argparse.Namespace) -> None:
     from actrep_ray.run.console import error_console, progress_bar
     from actrep_ray.tasks.chat_rows import write_chat_rows
-    from data_prep.overwriting import refuse_existing
+    from data_prep.overwriting import refuse_existing, refuse_input
 
+    refuse_input(args.out, args.data)
     refuse_existing(args.out, overwrite=args.overwrite)
     recipe = read_recipe(args)
     clips = read_split(args.data, args.split, recipe)

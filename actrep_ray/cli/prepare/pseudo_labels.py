@@ -14,6 +14,8 @@ from actrep_ray.cli.commands import (
     add_allow_outside,
     add_command,
     add_overwrite,
+    complain,
+    filled_path,
     outside_note,
     show,
 )
@@ -46,7 +48,7 @@ def add_pseudo_labels(kinds: Any) -> None:
     )
     parser.add_argument(
         "videos",
-        type=Path,
+        type=filled_path,
         nargs="+",
         metavar="VIDEO",
         help="files, folders or patterns; or one JSONL of clips, whose labels are not looked at",
@@ -73,7 +75,7 @@ def add_pseudo_labels(kinds: Any) -> None:
 def _pseudo_labels(args: argparse.Namespace) -> int:
     from actrep_ray.run.console import error_console
     from actrep_ray.run.progress import step_progress
-    from data_prep.overwriting import refuse_existing
+    from data_prep.overwriting import refuse_existing, refuse_input
     from data_prep.rows import files_of, portable_row
     from data_prep.schema import write_clips
     from data_prep.teachers.journal import Journal
@@ -81,6 +83,7 @@ def _pseudo_labels(args: argparse.Namespace) -> int:
 
     if not args.longest > 0:
         raise UsageError(f"--longest {args.longest:g}, expected more than 0 seconds")
+    refuse_input(args.out, *args.videos)
     refuse_existing(args.out, overwrite=args.overwrite)
     clips, labels = _clips(args)
     with (
@@ -94,9 +97,12 @@ def _pseudo_labels(args: argparse.Namespace) -> int:
         )
     folder = args.out.parent
     kept = [portable_row(one.clip, folder) for one in labels if one.clip]
-    write_clips(args.out, kept)
     _write_left_out(args.out, labels)
+    if kept:
+        write_clips(args.out, kept)
     show(_told(args.out, labels) + outside_note(args.out, files_of(kept)))
+    if not kept:
+        complain(f"{args.out}: not written, since no clip has a count")
     return 0 if kept else 2
 
 

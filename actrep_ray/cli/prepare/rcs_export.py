@@ -35,11 +35,12 @@ def add_rcs_export(kinds: Any) -> None:
 
 def _rcs_export(args: argparse.Namespace) -> None:
     from actrep_ray.driver.sampling_report import export_clips
-    from data_prep.overwriting import refuse_existing
+    from data_prep.overwriting import refuse_existing, refuse_input
     from data_prep.rows import files_of, portable_row
     from data_prep.schema import write_clips
 
     check_draws(args.num)
+    refuse_input(args.out, args.data)
     refuse_existing(args.out, overwrite=args.overwrite)
     recipe = read_recipe(args)
     clips = read_split(args.data, "train", recipe)

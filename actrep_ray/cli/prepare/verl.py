@@ -42,8 +42,9 @@ def add_verl(kinds: Any) -> None:
 def _verl(args: argparse.Namespace) -> None:
     from actrep_ray.models.families import how_to_get
     from actrep_ray.tasks.verl_rows import write_verl_parquet
-    from data_prep.overwriting import refuse_existing
+    from data_prep.overwriting import refuse_existing, refuse_input
 
+    refuse_input(args.out, args.data)
     refuse_existing(args.out, overwrite=args.overwrite)
     recipe = read_recipe(args)
     clips = read_split(args.data, args.split, recipe)
