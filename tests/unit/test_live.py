@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -164,6 +166,16 @@ def test_a_playlist_opens_neither_addresses_nor_files(tmp_path: Path, video: Pat
         list(read_stream(f"file://{video}", 64))
     with pytest.raises(VideoError, match=r"\*\*\*@127\.0\.0\.1:1/x: cannot be read as a video"):
         list(read_stream("http://me:secret@127.0.0.1:1/x", 64))
+
+
+def test_a_reader_that_fails_is_not_waited_for() -> None:
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        yield np.zeros((1, 1), np.uint8)
+        raise OverflowError("no such number")
+
+    feed = Feed(pictures(), waits=True)
+    with pytest.raises(OverflowError, match="no such number"):
+        deque(chain.from_iterable(feed.take() for _ in range(50)))  # each may wait in vain
 
 
 def test_a_camera_does_not_wait_and_a_file_does() -> None:
