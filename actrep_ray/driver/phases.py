@@ -175,7 +175,7 @@ class Phases:
     def log_start(self, logger: MetricLogger) -> None:
         """Write what the set is like before sampling, and how well the model does untrained."""
         references = (self.task.reference(clip) for clip in self.data.train)
-        log_histograms(logger, 0, "data", references, self.task)
+        log_histograms(logger, 0, "sampling/before", references, self.task)
         num_clips = self.sampler.num_clips
         strata = describe_strata(num_clips, self.sampler.weights, self.task.reading_name)
         console().print(as_text(strata))

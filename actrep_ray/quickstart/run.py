@@ -311,18 +311,18 @@ class Quickstart:
         return path
 
     def write_held_out(self, reports: Mapping[str, Report]) -> None:
-        """Curves of the held-out clips over both trainings, for TensorBoard."""
+        """Curves of the held-out clips over both trainings, for TensorBoard: a run each kind."""
         sft = self.sft.sft.num_steps
         steps = {"untrained": 0, "sft": sft, "grpo": sft + self.grpo.train.num_steps}
-        points = {
-            step: {
-                f"eval/{figure} of {data}": interval.value
-                for data, report in reports.items()
-                for figure, interval in report.metrics[name].values.items()
+        for data, report in reports.items():
+            points = {
+                step: {
+                    f"eval/{figure}": interval.value
+                    for figure, interval in report.metrics[name].values.items()
+                }
+                for name, step in steps.items()
             }
-            for name, step in steps.items()
-        }
-        write_curves(self.folder / "held-out" / "tb", points)
+            write_curves(self.folder / "held-out" / data, points)
 
     def summary(self, reports: Mapping[str, Report]) -> dict[str, Any]:
         """The numbers of a quickstart, as JSON values."""

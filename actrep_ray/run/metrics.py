@@ -8,6 +8,9 @@
 
 A resumed run passes the step that it goes on from: what an earlier attempt wrote after that step
 is dropped, from the files, from TensorBoard and from trackers alike, so that no step counts twice.
+
+TensorBoard shows its curves by name. So that it opens on those that say something, the curve of a
+mishap that never happened is left out; once it does, it begins with the step before.
 """
 
 import json
@@ -15,6 +18,7 @@ import logging
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +57,8 @@ _COLUMNS = (
 _SECONDS_PREFIX, _SECONDS_SUFFIX = "time/", "_s"
 _STEP_SECONDS = "time/step_s"
 _OF_A_ROW = ("step", "time_s", "not_finite")
+_NO_CURVE = "checkpoint/step"  # a stair beside the steps themselves
+_MISHAPS = ("alarms/", "checkpoint/failed", "data/quarantined", "faults/")
 _SMOOTHING = 0.2  # weight of the newest step in the seconds that the time left is reckoned with
 
 
@@ -91,6 +97,11 @@ class MetricLogger:
         self._metrics, self._texts = AppendedLines(metrics), AppendedLines(texts)
         self._board = self._open_board(purge_after_step) if TENSORBOARD in trackers else None
         self._trackers = open_trackers(trackers, self.run_dir, so_far)
+        self._zero_at: dict[str, int] = {}  # last step of a mishap that has not happened
+        self._is_curve: set[str] = set()
+        for step, values in so_far:
+            for key, value in values.items():
+                deque(self._points(step, key, value), maxlen=0)
         self._is_refused = False
         self._seconds: dict[str, float] = {}
         self._began = self._last = time.monotonic()
@@ -138,14 +149,27 @@ class MetricLogger:
         if self._board is not None:
             with self._going_on():
                 for key, value in finite.items():
-                    if key not in known:
-                        self._board.add_scalar(key, value, step)
+                    for at, point in self._points(step, key, value) if key not in known else ():
+                        self._board.add_scalar(key, point, at)
                 self._board.flush()
         for tracker in self._trackers:
             with self._going_on():
                 tracker.log(step, finite)
         if self._lines is not None:
             self._lines.show(step, values)
+
+    def _points(self, step: int, key: str, value: float) -> Iterator[tuple[int, float]]:
+        """What TensorBoard is given now: (step, value), with the 0 before if a curve begins."""
+        if key == _NO_CURVE:
+            return
+        if key.startswith(_MISHAPS) and key not in self._is_curve:
+            if value == 0.0:
+                self._zero_at[key] = step
+                return
+            self._is_curve.add(key)
+            if (before := self._zero_at.pop(key, None)) is not None:
+                yield before, 0.0
+        yield step, value
 
     def text(self, step: int, key: str, text: str) -> None:
         """Write a text of a step, for example one answer."""

@@ -64,9 +64,9 @@ def test_every_stage_runs_and_is_not_done_twice(tmp_path: Path) -> None:
             assert held_out[name]["n"] == 4
             assert held_out[name]["mae"]["low"] <= held_out[name]["mae"]["value"]
         assert FIGURES - {"n"} <= set(held_out["paired"]) <= FIGURES | BESIDE
-    board = EventAccumulator(str(tmp_path / "runs" / "held-out" / "tb")).Reload()
     for name in (MARKED, COUNTED):
-        curve = [(event.step, event.value) for event in board.Scalars(f"eval/obo of {name}")]
+        board = EventAccumulator(str(tmp_path / "runs" / "held-out" / name)).Reload()
+        curve = [(event.step, event.value) for event in board.Scalars("eval/obo")]
         values = [summary[name][model]["obo"]["value"] for model in ("untrained", "sft", "grpo")]
         assert [step for step, _ in curve] == [0, 2, 4]
         assert [value for _, value in curve] == pytest.approx(values)

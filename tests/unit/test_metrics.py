@@ -185,6 +185,32 @@ def test_a_fact_is_no_curve(tmp_path: Path) -> None:
     assert "eval/obo" in scalars
 
 
+def test_a_mishap_that_never_happened_is_no_curve(tmp_path: Path) -> None:
+    """Also after a resume: the curve of losses begins with the step before the first."""
+    with MetricLogger(tmp_path) as logger:
+        for step in (1, 2, 3):
+            values = {"faults/lost": 0.0, "alarms/flat": 0.0, "reward/mean": 0.1 * (step - 1)}
+            logger.log(step, {**values, "checkpoint/step": step})
+    with MetricLogger(tmp_path, purge_after_step=2) as logger:
+        for step, lost in ((3, 0.0), (4, 1.0), (5, 0.0)):
+            logger.log(
+                step, {"faults/lost": lost, "alarms/flat": 0.0, "reward/mean": 0.1 * (step - 1)}
+            )
+    board = read_board(tmp_path)
+    curves = {
+        key: [(e.step, round(e.value, 3)) for e in board.Scalars(key)]
+        for key in board.Tags()["scalars"]
+        if not key.startswith("time/")
+    }
+    assert curves == {
+        "faults/lost": [(3, 0.0), (4, 1.0), (5, 0.0)],
+        "reward/mean": [(1, 0.0), (2, 0.1), (3, 0.2), (4, 0.3), (5, 0.4)],
+    }
+    rows = read_metrics(tmp_path / "metrics.jsonl")  # the file has every number
+    assert [row["alarms/flat"] for row in rows] == [0.0] * 5
+    assert [row.get("checkpoint/step") for row in rows] == [1, 2, None, None, None]
+
+
 def test_curves_of_a_folder_take_the_place_of_those_before(tmp_path: Path) -> None:
     for value in (0.25, 0.5):
         write_curves(tmp_path / "tb", {0: {"eval/obo": 0.0}, 9: {"eval/obo": value, "x": math.nan}})
