@@ -1,21 +1,27 @@
-"""The quickstart's figures in the documents, from the file that the quickstart wrote.
+"""Tables of the documents, from the files that their commands wrote.
 
     ./launch.sh quickstart
-    python benchmarks/quickstart_table.py runs/quickstart/summary.json
+    python benchmarks/doc_tables.py quickstart runs/quickstart/summary.json
 
-copies the figures to docs/figures/quickstart.json and writes their tables into docs/results.md.
-Without a file it prints what the tables would be; a test compares them with the document.
+    python benchmarks/count_confidence.py both=both.jsonl --data clips.jsonl > confidence.txt
+    python benchmarks/doc_tables.py count_confidence confidence.txt
+
+keeps the figures in docs/figures and writes their tables between the marks of the document. A file
+is JSON, or ends with one JSON object as the output of a benchmark does. Without a file it prints
+what the tables would be; a test compares them with the documents.
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "figures" / "quickstart.json"
-DOCUMENT = ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- quickstart: begin -->", "<!-- quickstart: end -->"
+FOLDER = ROOT / "docs" / "figures"
+
+Figures = dict[str, Any]
 
 KINDS = {
     "synthetic-counted": "`medium`, of which training knows counts alone",
@@ -32,59 +38,138 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Tables of one document.
+
+    Attributes:
+        document: Relative to the repository.
+        write: The tables as Markdown, of the figures that are kept.
+        keep: What is kept of the file of a command.
+    """
+
+    document: str
+    write: Callable[[Figures], str]
+    keep: Callable[[Figures], Figures] = dict
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    options.add_argument("summary", type=Path, nargs="?", help="of a quickstart")
+    options.add_argument("name", choices=tuple(TABLES))
+    options.add_argument("file", type=Path, nargs="?", help="what the command wrote")
     args = options.parse_args()
-    if args.summary:
-        summary = json.loads(args.summary.read_text(encoding="utf-8"))
-        kept = {key: summary[key] for key in (*KINDS, "num_clips", "seed")}
-        FIGURES.parent.mkdir(exist_ok=True)
-        FIGURES.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
-    print(tables())
+    if args.file:
+        kept = TABLES[args.name].keep(read_figures(args.file))
+        FOLDER.mkdir(exist_ok=True)
+        _path(args.name).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        document = ROOT / TABLES[args.name].document
+        document.write_text(
+            with_tables(document.read_text(encoding="utf-8"), args.name), encoding="utf-8"
+        )
+    print(tables(args.name))
 
 
-def with_tables(text: str) -> str:
-    """A document with the tables between its marks.
+def read_figures(path: Path) -> Figures:
+    """The JSON object of a file, or of its last line."""
+    text = path.read_text(encoding="utf-8").strip()
+    try:
+        found: Figures = json.loads(text)
+    except json.JSONDecodeError:
+        found = json.loads(text.splitlines()[-1])
+    return found
+
+
+def with_tables(text: str, name: str) -> str:
+    """A document with the tables of a name between its marks.
 
     Raises:
         ValueError: if the marks are not there.
     """
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, begin, rest = text.partition(first)
+    _, end, tail = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"expected the lines {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n{tables()}{END}{tail}"
+        raise ValueError(f"expected the lines {first} and {last}")
+    return f"{head}{first}\n{tables(name)}{last}{tail}"
 
 
-def tables() -> str:
+def tables(name: str) -> str:
     """Of the figures that are kept, as Markdown."""
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    return "\n".join(_table(figures[kind], title) for kind, title in KINDS.items())
+    return TABLES[name].write(json.loads(_path(name).read_text(encoding="utf-8")))
 
 
-def _table(figures: dict[str, Any], title: str) -> str:
-    number = figures["sft"]["n"]
-    lines = [
-        f"{number} held-out clips of {title}:",
-        "",
-        f"| after | {' | '.join(COLUMNS.values())} |",
-        "|---" * (len(COLUMNS) + 1) + "|",
+def _path(name: str) -> Path:
+    return FOLDER / f"{name}.json"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    top, *others = (f"| {' | '.join(line)} |\n" for line in (head, *rows))
+    return "".join((top, f"|{'---|' * len(head)}\n", *others))
+
+
+# --- docs/results.md
+
+
+def _of_quickstart(figures: Figures) -> str:
+    return "\n".join(_of_kind(figures[kind], title) for kind, title in KINDS.items())
+
+
+def _of_kind(figures: Figures, title: str) -> str:
+    rows = [
+        [name, *(_interval(figures[name].get(key), name) for key in COLUMNS)]
+        for name in (*ROWS, "paired")
+        if name in figures
     ]
-    for name in (*ROWS, "paired"):
-        if name in figures:
-            cells = " | ".join(_cell(figures[name].get(key), name) for key in COLUMNS)
-            lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines) + "\n"
+    number = figures["sft"]["n"]
+    head = f"{number} held-out clips of {title}:\n\n"
+    return head + _table(["after", *COLUMNS.values()], rows)
 
 
-def _cell(interval: dict[str, float] | None, name: str) -> str:
+def _interval(interval: dict[str, float] | None, name: str) -> str:
     if interval is None:
         return ""
     form = "{:+.3f}" if name == "paired" else "{:.3f}"
     value, low, high = (form.format(interval[key]) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def _kept_of_quickstart(summary: Figures) -> Figures:
+    return {key: summary[key] for key in (*KINDS, "num_clips", "seed")}
+
+
+# --- docs/count.md
+
+
+def _of_confidence(figures: Figures) -> str:
+    rows = [
+        [
+            name,
+            str(one["num_clips"]),
+            f"{one['right']:.3f}",
+            f"{one['confidence']:.3f}",
+            f"{one['error']:.3f}",
+            f"{one['error_by_chance']:.3f}",
+        ]
+        for name, one in figures["files"].items()
+    ]
+    shares = [
+        [what, case, str(one["num_clips"]), f"{one['right']:.3f}"]
+        for what, cases in figures["shares"].items()
+        for case, one in cases.items()
+    ]
+    return (
+        _table(
+            ["told by", "clips", "right", "mean confidence", "calibration error", "by chance"], rows
+        )
+        + "\n"
+        + _table(["of the counts", "where", "clips", "right"], shares)
+    )
+
+
+TABLES = {
+    "quickstart": Tables("docs/results.md", _of_quickstart, _kept_of_quickstart),
+    "count_confidence": Tables("docs/count.md", _of_confidence),
+}
 
 
 if __name__ == "__main__":
