@@ -155,10 +155,11 @@ def test_a_report_is_printed_on_white(runs: Path, address: str, pictures: Path) 
 
 
 def test_tensorboard_shows_curves(tmp_path: Path, address: str, pictures: Path) -> None:
-    """The names of the curves that a run wrote, at every width; the page is no wider than it."""
+    """It opens on those that say something, at every width; the page is no wider than it."""
     with MetricLogger(tmp_path / "run") as logger:
         for step in range(1, 6):
-            logger.log(step, {"eval/obo": 0.1 * step, "reward/mean": 0.05 * step})
+            values = {"eval/obo": 0.1 * step, "reward/mean": 0.05 * step}
+            logger.log(step, {**values, "alarms/flat": 0.0, "checkpoint/step": step})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -182,7 +183,11 @@ def test_tensorboard_shows_curves(tmp_path: Path, address: str, pictures: Path) 
                         break
                     await asyncio.sleep(1)
                 await tab.wait("document.body.innerText.includes('eval')")
+                await tab.wait("document.body.innerText.includes('reward')")
                 await asyncio.sleep(2)
+                shown = await tab.value("document.body.innerText")
+                assert "alarms" not in shown
+                assert "checkpoint" not in shown
                 name = f"tensorboard-{width}-{'dark' if is_dark else 'light'}.png"
                 await tab.picture(pictures / name)
                 page = "document.documentElement"  # at 390 its own layout, drawn smaller
