@@ -47,9 +47,9 @@ def test_the_dockerfile_copies_what_is_there() -> None:
                 assert (ROOT / source).exists(), source
 
 
-@pytest.fixture(scope="module")
-def job() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((DOCKER / "rayjob.yaml").read_text())
+@pytest.fixture(scope="module", params=["rayjob.yaml", "rayjob-nodes.yaml"])
+def job(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DOCKER / request.param).read_text())
     return found
 
 
@@ -79,6 +79,7 @@ def test_the_manifest_has_the_shape_of_a_rayjob(job: dict[str, Any]) -> None:
         assert set(group) <= GROUP_KEYS
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = group["template"]["spec"]
+        assert pod["securityContext"] == {"fsGroup": 1000}  # the user of the image
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             assert not container["image"].endswith(":latest")
@@ -97,3 +98,25 @@ def test_the_job_s_recipe_fits_its_nodes(job: dict[str, Any]) -> None:
         node = Node("gpu", int(limits["nvidia.com/gpu"]), num_cpus=int(limits["cpu"]))
         nodes += [node] * group["replicas"]
     assert set(place(pools_of(recipe), nodes)) == {"learner", "rollout", "reward"}
+
+
+def test_nodes_that_talk_to_each_other_may_pin_memory() -> None:
+    """Of several GPU nodes: cards for RDMA, and the right to pin what they read and write."""
+    job = yaml.safe_load((DOCKER / "rayjob-nodes.yaml").read_text())
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] > 1
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    assert int(container["resources"]["limits"]["rdma/hca"]) > 0
+
+
+def test_a_job_under_another_python_says_which_and_how_ray_is_started() -> None:
+    """As when `ray start` was that of another environment: here one without its packages."""
+    run = subprocess.run(
+        [sys.executable, "-S", "-m", "actrep_ray", "train", "recipe.yaml"],
+        capture_output=True, text=True, check=False, timeout=60, env={"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"actrep: error: {sys.executable} has no module 'numpy': ")
+    assert line.endswith("start it as .venv/bin/ray start")
