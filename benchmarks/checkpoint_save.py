@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ import numpy as np
 from actrep_ray.config import load_recipe
 from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.models.tiny import write_random_model, write_tiny_model
+from actrep_ray.models.tiny import num_parameters, write_random_model, write_tiny_model
 from actrep_ray.records import LearnerRow
 from actrep_ray.run.manifest import hash_of_file
 from data_prep.schema import Clip
@@ -49,17 +49,45 @@ def main() -> None:
 
 def start(root: Path, is_quick: bool) -> tuple[LearnerWorker, list[LearnerRow]]:
     """A rank that holds the model, and rows to train on."""
-    config = json.loads((write_tiny_model(root / "tiny") / "config.json").read_bytes())
-    width, layers = (256, 6) if is_quick else (640, 10)
+    write_model(root / "model", *((256, 6) if is_quick else (640, 10)))
+    return start_rank(root, root / "model", {}, 0, 1, 0, lambda setup: setup())
+
+
+def write_model(folder: Path, width: int, num_layers: int) -> int:
+    """Write a Qwen3-VL with random weights; returns its number of parameters."""
+    tiny = folder.with_name(f"{folder.name}-tiny")
+    config = json.loads((write_tiny_model(tiny) / "config.json").read_bytes())
     config["text_config"] |= {
         "hidden_size": width,
         "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": 8,
     }
     config["vision_config"]["out_hidden_size"] = width
-    model = write_random_model(root / "model", config)
-    settings = {
+    return num_parameters(write_random_model(folder, config))
+
+
+def start_rank(
+    root: Path,
+    model: Path,
+    settings: Mapping[str, object],
+    rank: int,
+    num_ranks: int,
+    port: int,
+    around: Callable[[Callable[[], None]], None],
+) -> tuple[LearnerWorker, list[LearnerRow]]:
+    """A rank that holds a model, and rows to train on.
+
+    Args:
+        root: For frames and runs.
+        model: See `write_model`.
+        settings: Of the recipe, beside those that are the same everywhere.
+        rank: Number of the rank, from 0.
+        num_ranks: Number of all.
+        port: Where they meet on this machine.
+        around: Is given what loads the model, and calls it.
+    """
+    same = {
         "stage": "sft",
         "device": "cpu",
         "model.dtype": "float32",
@@ -68,16 +96,19 @@ def start(root: Path, is_quick: bool) -> tuple[LearnerWorker, list[LearnerRow]]:
         "video.max_pixels": 1024,
         "video.cache_dir": root / "frames",
         "learner.lr": 1e-6,
+        "learner.num_workers": num_ranks,
     }
-    recipe = load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
-    video = root / "noise.mp4"
-    encode_mp4(video, np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8), 4)
+    recipe = load_recipe(None, [f"{key}={value}" for key, value in {**same, **settings}.items()])
+    video = root / f"noise-{rank}.mp4"
+    if not video.exists():
+        frames = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+        encode_mp4(video, frames, 4)
     clip = Clip("c", "noise", "train", str(video), 0.0, 8.0, 4.0, 32, 32, 32, "unknown", 0)
     plan = QwenVLInputs(model).plan(clip, recipe.video)
     answer = np.arange(7, 71, dtype=np.int32)
     row = LearnerRow("r", "How many?", plan, 0, (answer,), np.ones(1, np.float32))
-    worker = LearnerWorker(recipe, str(model), 0, 1, 100)
-    worker.setup("127.0.0.1", 0)
+    worker = LearnerWorker(recipe, str(model), rank, num_ranks, 100)
+    around(lambda: worker.setup("127.0.0.1", port))
     return worker, [row] * _NUM_ROWS
 
 

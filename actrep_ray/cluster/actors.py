@@ -38,6 +38,14 @@ def _with_presence(worker: type) -> type:
     return type(worker.__name__, (worker,), {"__init__": init, "__module__": worker.__module__})
 
 
+def cpu_threads(device: str, num_threads: int) -> dict[str, str]:
+    """Environment that gives an actor its computing threads on a CPU; none on a GPU node.
+
+    There the process itself asks for its share of the cores (`torch_names.host_threads`).
+    """
+    return {"OMP_NUM_THREADS": str(num_threads)} if device == "cpu" else {}
+
+
 def put(value: object) -> ObjectRef:
     """Leave a value in the object store of this node."""
     return ray.put(value)

@@ -174,9 +174,9 @@ class CheckpointConfig(Section):
     )
     in_background: bool = Field(
         True,
-        description="Steps go on while files are written, from a copy in the memory of the node of "
-        "rank 0: weights in model.dtype, 8 bytes a trained parameter, 4 more below float32 or with "
-        "an average; false: they wait, and the copy lasts as long.",
+        description="Steps go on while files are written, from a copy in host memory, shared among "
+        "the ranks: weights in model.dtype, 8 bytes a trained parameter, 4 more below float32 or "
+        "with an average; false: they wait, and the copy lasts as long.",
     )
 
     def contradictions(self) -> Iterator[Contradiction]:

@@ -1,10 +1,11 @@
 """The model in and out: the policy and its reference from a checkpoint, weights and state back.
 
-Every rank makes the same calls: reading is broadcast from rank 0, and a weight is whole only where
-all ranks have given their shards.
+Every rank makes the same calls: rank 0 reads for all, a weight at a time, and a weight is whole
+only where all ranks have given their shards.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import torch
 from torch import nn
 
 from actrep_ray.config import ConfigError, Recipe
-from actrep_ray.learner.folders import complete_folder, model_folder, read_processor_files
+from actrep_ray.learner.folders import model_settings, read_processor_files
 from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.ranks import Ranks
 from actrep_ray.learner.saving import Snapshot
+from actrep_ray.learner.shares import Shares
 from actrep_ray.learner.strategies import fsdp, optimizer
 from actrep_ray.learner.strategies.base import Strategy
 from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.models import card, loading, lora
 from actrep_ray.models.layout import published
+from actrep_ray.models.loading import Source
 from actrep_ray.models.qwen_vl import QwenVLInputs
 from actrep_ray.models.shown_frames import with_frames
 from actrep_ray.models.torch_names import dtype_named
@@ -47,29 +50,41 @@ class Checkpoints:
     base: Path
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A policy that is not split yet.
+
+    Attributes:
+        policy: Of several ranks, without memory for its weights.
+        source: Their values, on rank 0 of several.
+        base_fingerprint: Of the base that its adapters belong to, if it has any.
+    """
+
+    policy: Policy
+    source: Source | None
+    base_fingerprint: int | None
+
+
 def load_policy(
     recipe: Recipe, checkpoints: Checkpoints, visual_ids: tuple[int, ...], ranks: Ranks
-) -> tuple[Policy, int | None]:
+) -> Loaded:
     """What is trained, not split yet: components frozen, adapters at their start.
 
     Args:
         recipe: Settings.
         checkpoints: With adapters the base is loaded, else the model.
         visual_ids: Tokens that the engine never samples.
-        ranks: Rank 0 reads, and tells the others with FSDP2.
-
-    Returns:
-        The policy, and the fingerprint of the base that its adapters belong to, if it has any.
+        ranks: Rank 0 reads, and tells the others.
     """
     cfg, has_lora = recipe.learner, recipe.model.lora.rank > 0
     path = checkpoints.base if has_lora else checkpoints.model
-    is_whole = ranks.is_first or cfg.strategy == "deepspeed"
-    model: Any = loading.load(path, dtype="float32", is_reader=is_whole)
+    model: Any = loading.load(path, dtype="float32", is_split=ranks.size > 1)
+    source = loading.Source(path, model) if ranks.size > 1 and ranks.is_first else None
     fingerprint: int | None = None
     if has_lora:
         torch.manual_seed(recipe.seed)  # adapters start alike on all ranks
         lora.add_adapters(model, recipe.model.lora)
-        own = lora.base_fingerprint(model) if ranks.is_first else None
+        own = lora.base_fingerprint(model, source) if ranks.is_first else None
         fingerprint = ranks.gather(own)[0]
     else:
         optimizer.freeze(model, recipe.model.freeze)
@@ -82,7 +97,7 @@ def load_policy(
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype_named(recipe.model.dtype))
     tower = FrozenTower(model) if recipe.caches_features else None
-    return Policy(model, visual_ids, cfg.attention, tower=tower), fingerprint
+    return Loaded(Policy(model, visual_ids, cfg.attention, tower=tower), source, fingerprint)
 
 
 def load_reference(
@@ -95,12 +110,14 @@ def load_reference(
     Raises:
         ConfigError: if the base has another tower then.
     """
-    model: Any = loading.load(base, dtype=recipe.model.dtype, is_reader=ranks.is_first)
+    is_split = ranks.size > 1
+    model: Any = loading.load(base, dtype=recipe.model.dtype, is_split=is_split)
+    source = loading.Source(base, model) if is_split and ranks.is_first else None
     model.requires_grad_(False)
     model.eval()
     tower = FrozenTower(model) if recipe.caches_features else None
     reference = Policy(model, visual_ids, recipe.learner.attention, tower=tower)
-    fsdp.shard(reference, ranks.mesh, recipe)
+    fsdp.shard(reference, ranks.mesh, recipe, source)
     if tower is not None:
         assert policy.tower is not None
         tower.take(policy.tower)
@@ -141,6 +158,8 @@ class ModelIO:
         self._base_fingerprint = base_fingerprint
         self._has_lora = recipe.model.lora.rank > 0
         self._dtype = dtype_named(recipe.model.dtype)
+        whole = (strategy.num_elements(p) for p in policy.model.parameters())
+        self._model_bytes = torch.float32.itemsize * sum(whole)
         # Now: by the time of a later checkpoint the folder may be gone.
         self._other_files: dict[str, bytes] = {}
         if ranks.is_first:
@@ -148,23 +167,18 @@ class ModelIO:
             text = card.card(recipe, inputs.family, inputs.factor)
             self._other_files = found | {card.FILE: text.encode()}
 
-    def iter_weights(self, bucket_bytes: int) -> NamedWeights:
+    def iter_weights(self) -> NamedWeights:
         """See `LearnerWorker.iter_weights`."""
+        shares = self._shares()
         if self._recipe.sends_adapters:
-            yield from self._on_rank_0(lora.adapter_weights(self._model, self._strategy.whole))
+            adapters = lora.adapter_weights(self._model, self._strategy.whole)
+            yield from shares.kept(adapters, self._dtype, is_brief=True)
             return
-        bucket: dict[str, torch.Tensor] = {}
-        size = 0
-        for name, weight in self._model_weights():
-            bucket[name], size = weight, size + weight.nbytes
-            if size >= bucket_bytes:
-                yield from published(self._model, bucket).items()
-                bucket, size = {}, 0
-        yield from published(self._model, bucket).items()
+        yield from self._published(self._rounded, shares, is_brief=True)
 
     def save_model(self, folder: Path) -> None:
         """Write a Hugging Face folder, the moving average as another one in it: `ema`."""
-        self._write_now(folder, self._snapshot_model())
+        self._write_now(folder, self._snapshot_model(self._shares()))
 
     def save_state(self, folder: Path, progress: dict[str, Any]) -> None:
         """Write optimiser, average, adapter and progress.
@@ -173,45 +187,58 @@ class ModelIO:
             folder: Is made.
             progress: JSON values, which `load_state` gives back.
         """
-        self._write_now(folder, self._snapshot_state(progress))
+        self._write_now(folder, self._snapshot_state(progress, self._shares()))
 
     def snapshot(self, progress: dict[str, Any]) -> Snapshot:
-        """All of a checkpoint in host memory; empty but on rank 0. Every rank must take part."""
-        found = self._snapshot_model()
-        found.add(self._snapshot_state(progress), TRAINING)
+        """This rank's share of a checkpoint in host memory. Every rank must take part."""
+        shares = self._shares()
+        found = self._snapshot_state(progress, shares, below=TRAINING)
+        found.add(self._snapshot_model(shares))
         return found
 
-    def _snapshot_model(self) -> Snapshot:
-        found = self._model_files(self._model_weights())
+    def _shares(self) -> Shares:
+        return Shares(self._ranks, self._model_bytes)
+
+    def _snapshot_model(self, shares: Shares) -> Snapshot:
+        found = self._model_files(self._rounded, shares)
         if self._ema is not None:
             with self._ema.in_place():
-                whole = lora.merged_weights(self._model, self._strategy.whole_master)
-                found.add(self._model_files(self._on_rank_0(whole)), "ema")
+                found.add(self._model_files(self._strategy.whole_master, shares), "ema")
         return found
 
-    def _snapshot_state(self, progress: dict[str, Any]) -> Snapshot:
+    def _snapshot_state(
+        self, progress: dict[str, Any], shares: Shares, below: str = ""
+    ) -> Snapshot:
         self._strategy.reshard()
         state = dict(progress)
         if self._has_lora:
             state["base_model"] = str(self._checkpoints.base)
             state["base_fingerprint"] = self._base_fingerprint
-        is_writer = self._ranks.is_first
-        found = optimizer.snapshot_optimizer(
-            self._model,
-            self._strategy,
-            state,
-            is_writer=is_writer,
-            weights_of=self._is_saved_exactly,
+        found = Snapshot()
+        if self._has_lora:  # first, since rank 0 keeps less of the rest for it
+            found.add(self._adapter_files(shares), "adapter")
+        found.add(
+            optimizer.snapshot_optimizer(
+                self._model, self._strategy, state, shares=shares, weights_of=self._is_saved_exactly
+            )
         )
         if self._ema is not None:
-            found.tensors |= self._ema.snapshot(self._model, is_writer=is_writer).tensors
-        if self._has_lora:
-            found.add(self._adapter_files(), "adapter")
-        return found
+            found.add(self._ema.snapshot(self._model, shares))
+        if not self._ranks.is_first:
+            found.contents.clear()
+        beside = Snapshot()
+        beside.add(found, below)
+        return beside
 
     def _write_now(self, folder: Path, snapshot: Snapshot) -> None:
-        with complete_folder(folder, is_writer=self._ranks.is_first) as target:
+        """Write all ranks' files; a folder that is not there yet appears when it is complete."""
+        with ExitStack() as stack:
+            target = folder
+            if self._ranks.is_first and not folder.is_dir():
+                target = stack.enter_context(files.complete_folder(folder))
+            target = self._ranks.gather(target)[0]
             snapshot.write(target)
+            self._ranks.barrier()
         self._ranks.barrier()
 
     def load_state(self, folder: Path) -> dict[str, Any]:
@@ -243,12 +270,13 @@ class ModelIO:
                 "trained on"
             )
 
-    def _adapter_files(self) -> Snapshot:
-        adapter = {
-            name: self._strategy.whole_master(parameter).to("cpu", copy=True)
-            for name, parameter in self._model.named_parameters()
-            if lora.is_adapter(name)
-        }
+    def _adapter_files(self, shares: Shares) -> Snapshot:
+        """The adapter in peft's format, which is one file: rank 0 keeps it."""
+        adapter = {}
+        for name, whole in lora.adapter_weights(self._model, self._strategy.whole_master):
+            shares.first_takes(whole.nbytes)
+            if self._ranks.is_first:
+                adapter[name] = whole.to("cpu", copy=True)
         if not self._ranks.is_first:
             return Snapshot()
         weights, config = lora.adapter_files(self._recipe.model.lora, adapter)
@@ -260,22 +288,25 @@ class ModelIO:
         """Whether a weight's float32 is kept in the state: the model folder has less of it."""
         return lora.is_adapter(name) if self._has_lora else self._dtype != torch.float32
 
-    def _model_weights(self) -> NamedWeights:
-        """Whole weights by their names in the Hugging Face model, adapters merged; on rank 0."""
-        yield from self._on_rank_0(lora.merged_weights(self._model, self._strategy.whole))
+    def _model_files(self, whole: lora.Whole, shares: Shares) -> Snapshot:
+        """This rank's share of a model folder, adapters merged."""
+        weights = dict(self._published(whole, shares))
+        found = shares.snapshot("model", weights, {"format": "pt"})
+        if self._ranks.is_first:  # files of the source stand where the model has one too
+            found.contents |= model_settings(self._model) | self._other_files
+        return found
 
-    def _model_files(self, weights: NamedWeights) -> Snapshot:
-        """A model folder on rank 0; the other ranks take part in gathering."""
-        gathered = dict(weights)
-        if not self._ranks.is_first:
-            return Snapshot()
-        return model_folder(self._model, gathered, self._other_files)
+    def _rounded(self, parameter: torch.Tensor) -> torch.Tensor:
+        """A whole weight on its way to where `model.dtype` is enough."""
+        return self._strategy.whole(parameter, self._dtype)
 
-    def _on_rank_0(self, weights: NamedWeights) -> NamedWeights:
-        """Whole weights on the CPU in the model's dtype; the other ranks only gather them."""
-        for name, weight in weights:
-            if self._ranks.is_first:
-                yield name, weight.to("cpu", self._dtype, copy=True).contiguous()
+    def _published(
+        self, whole: lora.Whole, shares: Shares, *, is_brief: bool = False
+    ) -> NamedWeights:
+        """This rank's share of whole weights, by name and in the layout of a checkpoint."""
+        weights = lora.merged_weights(self._model, whole, self._strategy.whole_master)
+        for name, weight in shares.kept(weights, self._dtype, is_brief=is_brief):
+            yield from published(self._model, {name: weight}).items()
 
 
 def _enable_checkpointing(model: Any, is_reentrant: bool) -> None:

@@ -16,7 +16,14 @@ import numpy as np
 import torch
 
 from actrep_ray.cluster import presence
-from actrep_ray.cluster.actors import Bundles, ObjectRef, as_actor, node_address, put
+from actrep_ray.cluster.actors import (
+    Bundles,
+    ObjectRef,
+    as_actor,
+    cpu_threads,
+    node_address,
+    put,
+)
 from actrep_ray.cluster.bundles import bundle_options, release, reserve
 from actrep_ray.cluster.mailbox import Mailbox
 from actrep_ray.cluster.nodes import use_node_network, with_device
@@ -106,7 +113,7 @@ class _Rank(LearnerWorker):
         return metrics
 
     def export_buckets(self) -> list[ObjectRef]:
-        """The weights on rank 0, nothing on the others; sent off bucket by bucket."""
+        """This rank's share of the weights, sent off bucket by bucket."""
         return [put(bucket) for bucket in pack_weights(self.iter_weights())]
 
 
@@ -223,12 +230,12 @@ class LearnerPool:
 
     def export_weights_refs(self) -> list[ObjectRef]:
         """References of `WeightBucket`s with the current weights, when they are there."""
-        refs: list[ObjectRef] = self._call_all(
+        of_ranks: list[list[ObjectRef]] = self._call_each(
             "export_buckets",
             lambda rank: rank.export_buckets.remote(),
             what="the weights to be exported",
         )
-        return refs
+        return [ref for refs in of_ranks for ref in refs]
 
     def begin_save(self, folder: str | Path) -> int:
         """Have everything copied to host memory, and written from there; returns the writers."""
@@ -242,10 +249,10 @@ class LearnerPool:
     def is_saved(self) -> bool:
         """Whether what was begun is written; does not wait for it."""
         with _own_errors():
-            is_saved: bool = self._call_all(
+            of_ranks = self._call_each(
                 "is_saved", lambda rank: rank.is_saved.remote(), what="news of what is saved"
             )
-        return is_saved
+        return all(of_ranks)
 
     def finish_save(self) -> None:
         """Wait until what was begun is written."""
@@ -273,7 +280,7 @@ class LearnerPool:
     def _set_up(self) -> None:
         """Let the ranks find each other and load the model."""
         first = self._call([0], "rendezvous", lambda rank: rank.rendezvous.remote())
-        address, port = self._wait(first, "rank 0 to start")
+        ((address, port),) = self._wait(first, "rank 0 to start")
         self._call_all(
             "setup",
             lambda rank: rank.setup.remote(address, port),
@@ -282,6 +289,10 @@ class LearnerPool:
 
     def _call_all(self, method: str, call: Callable[[Any], Any], *, what: str) -> Any:
         """Call every rank at the same time and wait for all; returns rank 0's answer."""
+        return self._call_each(method, call, what=what)[0]
+
+    def _call_each(self, method: str, call: Callable[[Any], Any], *, what: str) -> list[Any]:
+        """As `_call_all`; returns all answers by rank."""
         return self._wait(self._call(range(len(self.workers)), method, call), what)
 
     def _call(self, ranks: Sequence[int], method: str, call: Callable[[Any], Any]) -> _Round:
@@ -298,8 +309,8 @@ class LearnerPool:
             )
         return round_
 
-    def _wait(self, round_: _Round, what: str) -> Any:
-        """Rank 0's answer when all have answered; the first loss or error ends the wait."""
+    def _wait(self, round_: _Round, what: str) -> list[Any]:
+        """The answers by rank when all have answered; the first loss or error ends the wait."""
         try:
             wait_for(
                 self.mailbox,
@@ -321,7 +332,7 @@ class LearnerPool:
             raise LearnerWorkerError(str(round_.loss), round_.loss)
         if round_.error is not None:
             raise round_.error
-        return round_.results[0]
+        return [round_.results[rank] for rank in round_.ranks]
 
     def _on_error(self, round_: _Round, rank: int, error: Exception) -> None:
         """Where a rank is lost, those that were to talk to it fail first: wait for that news."""
@@ -357,8 +368,7 @@ def _needs_base(recipe: Recipe) -> bool:
 def _actor_options(recipe: Recipe) -> dict[str, Any]:
     """What Ray reserves for a rank, and the environment that its libraries read at import."""
     cfg = recipe.learner
-    env = {
-        "OMP_NUM_THREADS": str(cfg.num_threads),
+    env = cpu_threads(recipe.device, cfg.num_threads) | {
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",

@@ -36,11 +36,12 @@ class Snapshot:
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     contents: dict[str, bytes] = field(default_factory=dict)
 
-    def add(self, other: "Snapshot", below: str) -> None:
-        """Take in another snapshot's files, in a folder `below` this one's."""
-        self.tensors |= {f"{below}/{name}": found for name, found in other.tensors.items()}
-        self.metadata |= {f"{below}/{name}": found for name, found in other.metadata.items()}
-        self.contents |= {f"{below}/{name}": found for name, found in other.contents.items()}
+    def add(self, other: "Snapshot", below: str = "") -> None:
+        """Take in another snapshot's files, in a folder `below` this one's if one is named."""
+        start = f"{below}/" if below else ""
+        self.tensors |= {f"{start}{name}": found for name, found in other.tensors.items()}
+        self.metadata |= {f"{start}{name}": found for name, found in other.metadata.items()}
+        self.contents |= {f"{start}{name}": found for name, found in other.contents.items()}
 
     def write(self, folder: Path) -> list[Path]:
         """Write and sync all files; tensors are let go of as they are written.

@@ -35,10 +35,9 @@ from actrep_ray.learner.strategies.ema import Ema
 from actrep_ray.learner.strategies.factory import make_strategy
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.models.torch_names import device_named
+from actrep_ray.models.torch_names import device_named, host_threads
 from actrep_ray.planning.training import optimizer_steps_per_step
 from actrep_ray.records import LearnerRow
-from actrep_ray.weights.buckets import BUCKET_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +78,8 @@ class LearnerWorker:
         recipe, ranks, checkpoints = self.recipe, self.ranks, self.checkpoints
         if self.device.type == "cpu":
             torch.set_num_threads(recipe.learner.num_threads)
+        else:  # Ray lets a process have one for each CPU that it reserves: one
+            torch.set_num_threads(host_threads())
         torch.manual_seed(recipe.seed)
         ranks.join(master_addr, master_port, recipe.learner.timeout_s)
         self.inputs = QwenVLInputs(checkpoints.model)
@@ -88,8 +89,9 @@ class LearnerWorker:
         )
         self.loader = MicroBatchLoader(self.encoder, ranks, recipe.learner, self._give_way)
         visual_ids = self.inputs.visual_token_ids
-        self.policy, fingerprint = load_policy(recipe, checkpoints, visual_ids, ranks)
-        self.strategy = make_strategy(self.policy, ranks.mesh, recipe)
+        loaded = load_policy(recipe, checkpoints, visual_ids, ranks)
+        self.policy = loaded.policy
+        self.strategy = make_strategy(self.policy, ranks.mesh, recipe, loaded.source)
         self.encoder.tower = self.policy.tower
         decay = recipe.learner.ema_decay
         self.ema = None if decay is None else Ema(self.strategy, decay)
@@ -108,7 +110,7 @@ class LearnerWorker:
             self.strategy,
             self.ema,
             checkpoints,
-            fingerprint,
+            loaded.base_fingerprint,
             self.inputs,
         )
         self.reference: Forward | None = None
@@ -243,15 +245,14 @@ class LearnerWorker:
 
     # ---------------------------------------------------------------- weights and state
 
-    def iter_weights(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, torch.Tensor]]:
+    def iter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name in the checkpoint's files, whole weight on the CPU in the model's dtype).
 
-        Gathered piece by piece, so that no more than `bucket_bytes` of them exist beside what the
-        caller keeps. A tied output layer is left out; adapters are merged, or come alone, under
-        the model's own names, where the recipe sends them. Rank 0 gets them, the others nothing;
-        every rank must go through to the end.
+        This rank's share of them (`shares.Shares`), gathered one by one; every rank must go
+        through to the end. A tied output layer is left out; adapters are merged, or come alone,
+        under the model's own names, where the recipe sends them.
         """
-        return self.model_io.iter_weights(bucket_bytes)
+        return self.model_io.iter_weights()
 
     def save_model(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face folder: config, weights, tokenizer, processor.
@@ -272,16 +273,15 @@ class LearnerWorker:
         """Copy model and state to host memory and begin to write them: to `folder`, `training/`.
 
         Returns:
-            How many ranks write: one.
+            How many ranks write: all.
         """
         self.saving.wait()  # and raise nothing on one rank alone, for the others would wait for it
         snapshot = self.model_io.snapshot(self._progress())
-        if self.ranks.is_first:
-            self.saving.begin(snapshot, Path(folder), self.ranks.rank)
-        return 1
+        self.saving.begin(snapshot, Path(folder), self.ranks.rank)
+        return self.ranks.size
 
     def is_saved(self) -> bool:
-        """Whether what was begun is written; does not wait.
+        """Whether this rank's share of what was begun is written; does not wait.
 
         Raises:
             SaveError: if it could not be.
@@ -292,7 +292,7 @@ class LearnerWorker:
         return True
 
     def finish_save(self) -> None:
-        """Wait until what was begun is written.
+        """Wait until this rank's share of what was begun is written.
 
         Raises:
             SaveError: if it could not be.

@@ -23,6 +23,8 @@ from actrep_ray.models.qwen_vl import component_of
 if TYPE_CHECKING:  # peft takes a second to load, and many engines never get an adapter
     from peft import LoraConfig as PeftConfig
 
+    from actrep_ray.models.loading import Source
+
 _ADAPTER = "default"
 _BASE = ".base_layer."
 
@@ -52,7 +54,8 @@ def add_adapters(model: nn.Module, cfg: LoraConfig) -> None:
         )
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(_peft_config(cfg, names), model, _ADAPTER)
+    with _seemingly_on_cpu([model.get_submodule(name) for name in names]):
+        inject_adapter_in_model(_peft_config(cfg, names), model, _ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name))
 
@@ -102,10 +105,17 @@ def set_dropout(model: nn.Module, is_on: bool) -> None:
         layer.lora_dropout.train(is_on)
 
 
-def merged_weights(model: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_weights(
+    model: nn.Module, whole: Whole, exact: Whole
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(name without adapters, whole weight with its adapter added), one after another.
 
     Weight + scale * B @ A, summed in float32. Without adapters: the weights as they are.
+
+    Args:
+        model: With or without adapters.
+        whole: Of weights, which may round them.
+        exact: Of adapters, in float32.
     """
     layers = _layers(model)
     for name, parameter in model.named_parameters():
@@ -115,7 +125,7 @@ def merged_weights(model: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.
         layer_name, is_adapted, last = name.partition(_BASE)
         if is_adapted and last == "weight":
             layer = layers[layer_name]
-            a, b = (whole(m[_ADAPTER].weight).float() for m in (layer.lora_A, layer.lora_B))
+            a, b = (exact(m[_ADAPTER].weight).float() for m in (layer.lora_A, layer.lora_B))
             weight = (weight.float() + (b @ a) * layer.scaling[_ADAPTER]).to(weight.dtype)
         yield name.replace(_BASE, "."), weight
 
@@ -150,16 +160,37 @@ def save_adapter(folder: Path, cfg: LoraConfig, weights: dict[str, torch.Tensor]
     (folder / "adapter_config.json").write_bytes(config)
 
 
-def base_fingerprint(model: nn.Module) -> int:
+def base_fingerprint(model: nn.Module, source: "Source | None") -> int:
     """CRC-32 of the first row of each adapted layer: tells whether a base is the one of before.
 
     Call it before the weights are split over ranks.
+
+    Args:
+        model: With adapters.
+        source: Values of the weights where the model has none yet.
     """
     value = 0
     for layer in _layers(model).values():
-        row = layer.get_base_layer().weight.detach()[0].float().cpu().contiguous()
-        value = zlib.crc32(row.numpy().data, value)
+        weight = layer.get_base_layer().weight
+        row = weight.detach()[0] if source is None else source.first_row(weight)
+        value = zlib.crc32(row.float().cpu().contiguous().numpy().data, value)
     return value
+
+
+@contextmanager
+def _seemingly_on_cpu(layers: list[Any]) -> Iterator[None]:
+    """Show peft layers without memory (meta) as on the CPU: it would put their adapters there too,
+    and the adapters' start would be lost.
+    """
+    weights = [layer.weight for layer in layers]
+    for layer, weight in zip(layers, weights, strict=True):
+        if weight.is_meta:
+            layer.weight = nn.Parameter(torch.empty(0, dtype=weight.dtype))
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight = weight
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """What the settings' names of devices and dtypes are in torch."""
 
+import os
+from pathlib import Path
+
 import torch
 
 
@@ -13,6 +16,17 @@ def device_named(name: str) -> torch.device:
 def num_gpus() -> int:
     """GPUs that torch can use on this machine; 0 where it is built without CUDA."""
     return torch.cuda.device_count()
+
+
+def host_threads(num_gpus: int = 1, gpus: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """Threads for work on the CPU beside GPUs: their share of the cores that a process may use.
+
+    Args:
+        num_gpus: Of the process, which may see fewer than the machine has.
+        gpus: Where the kernel lists those of the machine.
+    """
+    of_machine = len(list(gpus.iterdir())) if gpus.is_dir() else 1
+    return max(1, len(os.sched_getaffinity(0)) * num_gpus // max(num_gpus, of_machine))
 
 
 def dtype_named(name: str) -> torch.dtype:

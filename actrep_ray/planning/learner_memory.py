@@ -110,7 +110,8 @@ def _learner_notes(recipe: Recipe, model: Architecture, prompt: PromptSize) -> l
     folders, state = checkpoint_bytes(recipe, model)
     return [
         f"a checkpoint is {(folders + state) / GIB:.2f} GiB (model {folders / GIB:.2f}, training "
-        f"state {state / GIB:.2f}), gathered in the host memory of rank 0's node",
+        f"state {state / GIB:.2f}); each rank copies "
+        f"{(folders + state) / recipe.learner.num_workers / GIB:.2f} GiB to host memory",
         f"{trained / 1e6:,.0f}M parameters trained, {frozen / 1e6:,.0f}M frozen",
         f"micro-batch of {batch.num_answers} longest answers: {batch.num_tokens} tokens; "
         f"activations {on / GIB:.1f} GiB with checkpointing, {off / GIB:.1f} GiB without",

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actrep_ray.cluster.actors import Bundles, as_actor, free_resources
+from actrep_ray.cluster.actors import Bundles, as_actor, cpu_threads, free_resources
 from actrep_ray.cluster.bundles import bundle_options
 from actrep_ray.cluster.placement import share_of_bundle
 from actrep_ray.config import Recipe
@@ -55,8 +55,7 @@ def _resources(recipe: Recipe) -> dict[str, float]:
 def _actor_options(recipe: Recipe) -> dict[str, Any]:
     """What Ray reserves for one worker, and the environment that its libraries read at import."""
     needs = _resources(recipe)
-    env = {
-        "OMP_NUM_THREADS": str(recipe.rollout.num_threads),
+    env = cpu_threads(recipe.device, recipe.rollout.num_threads) | {
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",
     }

@@ -28,6 +28,7 @@ from actrep_ray.models.serving import (
     cpu_environment,
     cpu_overrides,
 )
+from actrep_ray.models.torch_names import host_threads
 from actrep_ray.records import Prompt, PromptRefusedError, PromptTooLongError, RolloutGroup
 from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
@@ -73,7 +74,7 @@ class VllmEngine(QwenVLEngine):
         self._adapter: Any = None  # what requests refer to it by, once there is one
         self._running: dict[str, _Running] = {}  # by vLLM's number of the request
         self._num_pushes = 0
-        _set_environment(device, rollout_cfg.num_threads)
+        _set_environment(device, rollout_cfg)
         from vllm import LLM  # takes 10-25 s and reads the environment
 
         options = _engine_options(str(model_path), self.inputs.family, rollout_cfg, device)
@@ -302,15 +303,17 @@ def _num_visual_tokens(inputs: QwenVLInputs, plan: FramePlan) -> int:
     return num_patches * (plan.height // inputs.factor) * (plan.width // inputs.factor)
 
 
-def _set_environment(device: str, num_threads: int) -> None:
+def _set_environment(device: str, cfg: RolloutConfig) -> None:
     """What vLLM reads from the environment; it has to be there before vLLM is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no child process for the engine's core
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its sampler is another one than `vllm_sampler`'s
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if device == "cpu":
-        os.environ.update(cpu_environment(num_threads))
-        torch.set_num_threads(num_threads)
+        os.environ.update(cpu_environment(cfg.num_threads))
+        torch.set_num_threads(cfg.num_threads)
+    else:
+        torch.set_num_threads(host_threads(cfg.tensor_parallel_size))
 
 
 def _lora_options(cfg: LoraConfig) -> dict[str, Any]:
@@ -359,6 +362,8 @@ def _engine_options(
         "tensor_parallel_size": cfg.tensor_parallel_size,
         "limit_mm_per_prompt": {"video": 1, "image": _max_images(cfg)},
         "mm_processor_cache_gb": _PROCESSED_CLIPS_GIB,
+        # With `lru`, each process of tensor parallelism keeps a copy of every clip.
+        "mm_processor_cache_type": "shm" if cfg.tensor_parallel_size > 1 else "lru",
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # sampling is ours alone, penalties of the folder are not
         **vllm_load.OPTIONS,

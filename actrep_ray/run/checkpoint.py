@@ -224,6 +224,11 @@ class CheckpointStore:
         def complete() -> Checkpoint:
             with as_save_errors(), held:
                 check_holder(self.run_dir)
+                if (found := manifest.num_listings(partial)) < num_listings:
+                    raise SaveError(
+                        f"{partial}: the files of {found} of {num_listings} learner ranks are in "
+                        "it; runs_dir must be a folder that all nodes share"
+                    )
                 seen = looks()
                 for folder in (partial, partial / "ema"):
                     if folder.is_dir():

@@ -81,7 +81,7 @@ def test_adapters_alone_are_the_merged_model(
     }
     model.load_state_dict(adapter, strict=False)
     with torch.no_grad():
-        merged = dict(merged_weights(model, torch.clone))
+        merged = dict(merged_weights(model, torch.clone, torch.clone))
     plain = HfEngine(path, rollout, video, device="cpu", seed=0)
     engine = HfEngine(path, rollout, video, device="cpu", seed=0, lora=cfg)
     prompts = make_prompts(engine.inputs)[:3]

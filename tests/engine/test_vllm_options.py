@@ -30,6 +30,15 @@ def test_a_batch_holds_the_longest_prompt(device: str, max_model_len: int, expec
     assert options["max_num_batched_tokens"] == expected
 
 
+@pytest.mark.parametrize(("ranks", "expected"), [(1, "lru"), (2, "shm")])
+def test_processes_of_tensor_parallelism_share_processed_clips(ranks: int, expected: str) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    cfg = RolloutConfig(tensor_parallel_size=ranks)
+    options = _engine_options("model", "qwen3_vl", cfg, "cuda")
+    assert EngineArgs(**options).mm_processor_cache_type == expected
+
+
 def test_all_kinds_of_options_are_tried() -> None:
     assert {name for name, _ in ACCEPTED} == set(VllmConfig.model_fields)
     assert len(ACCEPTED) == 1 + 4 + 3

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import GenerationConfig
 
 from actrep_ray.config import ConfigError, LearnerConfig, Recipe
-from actrep_ray.learner import folders
 from actrep_ray.learner.optimizer_step import LearnerError
 from actrep_ray.learner.saving import Snapshot
 from actrep_ray.learner.strategies.optimizer import freeze, learning_rates, make_optimizer
@@ -229,8 +227,6 @@ def test_export_and_save(
     assert exported.keys() == files.keys()
     assert ("lm_head.weight" in exported) == (not tied)
     assert all(torch.equal(exported[name], weight) for name, weight in files.items())
-    piecemeal = dict(worker.iter_weights(bucket_bytes=1000))
-    assert all(torch.equal(piecemeal[name], weight) for name, weight in files.items())
 
     rows = make_rows(worker.inputs, 2, 1)
     worker.sft_step(rows)
@@ -367,8 +363,9 @@ def test_a_model_is_saved_as_transformers_saves_it(
     for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         worker = make_worker(make_recipe("stage=sft"), tiny_model(family))
         worker.save_model(tmp_path / family / "ours")
-        whole = lora.merged_weights(worker.policy.model, worker.strategy.whole)
-        weights = {name: weight.clone() for name, weight in whole}
+        whole = worker.strategy.whole
+        merged = lora.merged_weights(worker.policy.model, whole, whole)
+        weights = {name: weight.clone() for name, weight in merged}
         ours, theirs = tmp_path / family / "ours", tmp_path / family / "theirs"
         worker.policy.model.save_pretrained(theirs, state_dict=weights)
         for name in ("config.json", "model.safetensors"):
@@ -377,23 +374,6 @@ def test_a_model_is_saved_as_transformers_saves_it(
         assert {path.name for path in source.iterdir()} <= {path.name for path in ours.iterdir()}
         for name in ("generation_config.json", "tokenizer.json"):
             assert (ours / name).read_bytes() == (source / name).read_bytes(), (family, name)
-
-
-def test_large_weights_are_split_as_transformers_splits_them(
-    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(folders, "_MAX_FILE", "1MB")
-    model: Any = load_model(tiny_model(), dtype="float32")
-    model.generation_config = GenerationConfig.from_model_config(model.config)
-    weights = {name: w.detach().clone() for name, w in model.named_parameters()}
-    (tmp_path / "ours").mkdir()
-    folders.model_folder(model, dict(weights), {}).write(tmp_path / "ours")
-    model.save_pretrained(tmp_path / "theirs", state_dict=weights, max_shard_size="1MB")
-    names = sorted(path.name for path in (tmp_path / "theirs").iterdir())
-    assert "model.safetensors.index.json" in names
-    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == names
-    for name in names:
-        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
 
 
 def test_what_is_written_in_the_background_is_what_there_was_when_it_began(

@@ -284,7 +284,7 @@ class Whole(Strategy):
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         raise NotImplementedError
 
-    def whole(self, parameter: torch.Tensor) -> torch.Tensor:
+    def whole(self, parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         return parameter.detach()
 
     def whole_master(self, parameter: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.rows import shard_rows
+from actrep_ray.learner.worker import LearnerWorker
 from actrep_ray.models.qwen_vl import QwenVLInputs, load_model
 from data_prep.video import read_frames
 from tests.numerics.processes import run_ranks
+from tests.numerics.saved_tensors import load_tensors
 
 RANK = Path(__file__).with_name("rank.py")
 SETTINGS = (
@@ -293,11 +295,11 @@ def test_a_step_that_one_rank_gives_up_is_given_up_by_all_and_moves_nothing(
 def test_a_state_does_not_depend_on_strategy_or_ranks(
     job: dict[str, Any], everything: dict[int, Found]
 ) -> None:
-    """One file, so a run may go on under another strategy; `everything` has written them."""
+    """So a run may go on under another strategy; `everything` has written them."""
     assert everything
     states = {
-        (strategy, ranks): load_file(
-            Path(job["folder"]) / f"{strategy}-{ranks}" / "state" / "learner.safetensors"
+        (strategy, ranks): load_tensors(
+            Path(job["folder"]) / f"{strategy}-{ranks}" / "state", "learner"
         )
         for ranks, strategy in EVERY_ONE
         if not strategy.startswith("lora")
@@ -305,6 +307,39 @@ def test_a_state_does_not_depend_on_strategy_or_ranks(
     expected = states["fsdp2", 1]
     for found in states.values():
         assert _relative(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("lora", ["", "lora-"])
+def test_what_two_ranks_saved_goes_on_on_one_to_the_bit(
+    strategy: str,
+    lora: str,
+    job: dict[str, Any],
+    everything: dict[int, Found],
+    make_worker: Callable[..., LearnerWorker],
+    tmp_path: Path,
+) -> None:
+    """Each rank wrote a share of about half; another number of ranks saves the same again."""
+    written = f"{lora}{strategy}"
+    if written not in STARTED[2]:
+        pytest.skip(f"two ranks do not run {written}")
+    assert everything
+    folder = Path(job["folder"]) / f"{written}-2"
+    for part, stem in (("model", "model"), ("model/ema", "model"), ("state", "learner")):
+        sizes = [path.stat().st_size for path in (folder / part).glob(f"{stem}-*.safetensors")]
+        assert len(sizes) == 2, part
+        assert not (folder / part / f"{stem}.safetensors").exists()
+    recipe = job["strategies"][f"{lora}fsdp2"]
+    worker = make_worker(recipe, folder / "model", base_path=Path(job["model"]))
+    worker.load_state(folder / "state")
+    worker.save_state(tmp_path / "state")
+    for stem in ("learner", "ema"):
+        expected = load_tensors(folder / "state", stem)
+        found = load_tensors(tmp_path / "state", stem)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    counters = [json.loads((f / "state/learner.json").read_bytes()) for f in (folder, tmp_path)]
+    assert counters[0] == counters[1]
 
 
 def test_rows_are_sharded_evenly(job: dict[str, Any]) -> None:

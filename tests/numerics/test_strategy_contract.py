@@ -17,6 +17,7 @@ from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.ranks import Ranks
 from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.learner.strategies.factory import make_strategy
+from actrep_ray.learner.strategies.fsdp import Fsdp2
 from actrep_ray.learner.strategies.optimizer import freeze
 from actrep_ray.models.qwen_vl import QwenVLInputs, component_of, load_model
 from data_prep.video import read_frames
@@ -112,6 +113,9 @@ def test_it_computes_what_the_policy_does(
         for whole in (strategy.whole(parameters[name]), strategy.whole_master(parameters[name])):
             assert whole.dtype == torch.float32
             torch.testing.assert_close(whole, weight.detach(), rtol=0, atol=0, msg=name)
+        rounded = strategy.whole(parameters[name], torch.bfloat16)  # before it travels, if at all
+        assert rounded.dtype == (torch.bfloat16 if isinstance(strategy, Fsdp2) else torch.float32)
+        assert torch.equal(rounded.bfloat16(), weight.detach().bfloat16()), name
 
 
 def test_gradients_add_up_over_micro_batches_and_are_gone_after_the_step(

@@ -592,3 +592,28 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_files_of_a_rank_that_are_not_in_the_folder_are_no_checkpoint(tmp_path: Path) -> None:
+    """As of a rank on a node that does not share the folder: it has written, but elsewhere."""
+
+    class Ranks:
+        def begin_save(self, folder: Path) -> int:
+            for rank, below in enumerate((folder, tmp_path / "elsewhere")):
+                below.mkdir(exist_ok=True)
+                self.saving = BackgroundSave()
+                self.saving.begin(Snapshot(contents={f"file-{rank}": b"x"}), below, rank)
+                self.saving.finish()
+            return 2
+
+        def is_saved(self) -> bool:
+            return True
+
+        def finish_save(self) -> None:
+            """Written already."""
+
+    store = CheckpointStore(tmp_path / "run", keep=1)
+    with pytest.raises(SaveError, match="files of 1 of 2 learner ranks are in it; runs_dir must"):
+        store.write(1, RECIPE, {}, Ranks())
+    assert store.newest() is None
+    assert [path.name for path in store.folder.iterdir()] == []

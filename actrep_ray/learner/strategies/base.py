@@ -68,9 +68,18 @@ class Strategy(ABC):
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole gradient) after the last backward and before the step."""
 
+    def num_elements(self, parameter: torch.Tensor) -> int:
+        """How many numbers the whole of a parameter holds."""
+        return parameter.numel()
+
     @abstractmethod
-    def whole(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The whole of a parameter as the model computes with it, on this rank's device."""
+    def whole(self, parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The whole of a parameter as the model computes with it, on this rank's device.
+
+        Args:
+            parameter: One of the model's.
+            dtype: What it will be cast to: shards are, before they travel, if they are larger.
+        """
 
     @abstractmethod
     def whole_master(self, parameter: torch.Tensor) -> torch.Tensor:

@@ -20,16 +20,23 @@ from actrep_ray.config import Recipe
 from actrep_ray.learner.batch.packing import PackedBatch
 from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.strategies.base import Moments, Strategy
+from actrep_ray.learner.strategies.fsdp import units
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
+from actrep_ray.models.loading import Source, receive
+from actrep_ray.models.torch_names import dtype_named
 from actrep_ray.planning.deepspeed_settings import deepspeed_settings
 
 
 class Zero(Strategy):
     """`learner.strategy: deepspeed`; see `Strategy`."""
 
-    def __init__(self, policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
+    def __init__(
+        self, policy: Policy, mesh: DeviceMesh, recipe: Recipe, source: Source | None = None
+    ) -> None:
         self._policy = policy
         self._deepspeed = _import_deepspeed(mesh.device_type)
+        if mesh.size() > 1:
+            self._fill(mesh, recipe, source)
         self._engine, self._zero, _, _ = self._deepspeed.initialize(
             model=policy,
             optimizer=make_optimizer(policy.model, recipe.learner),
@@ -76,8 +83,12 @@ class Zero(Strategy):
             if parameter.requires_grad:
                 yield name, self._deepspeed.utils.safe_get_full_grad(parameter)
 
-    def whole(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The whole of a parameter in the dtype of computation."""
+    def num_elements(self, parameter: torch.Tensor) -> int:
+        """How many numbers the whole of a parameter holds, where this rank has a share too."""
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+    def whole(self, parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The whole of a parameter in the dtype of computation, in which it is held."""
         with self._gathered(parameter):
             return parameter.detach().clone()
 
@@ -123,6 +134,19 @@ class Zero(Strategy):
             self._deepspeed.utils.safe_set_full_optimizer_state(
                 parameter, value.to(self._engine.device), key
             )
+
+    def _fill(self, mesh: DeviceMesh, recipe: Recipe, source: Source | None) -> None:
+        """Give the policy its values in the dtype of computation; ZeRO-3 splits layer by layer."""
+        settings, dtype = deepspeed_settings(recipe), dtype_named(recipe.model.dtype)
+        for parameter in self._policy.parameters():
+            parameter.data = parameter.data.to(dtype)
+        split: list[torch.nn.Module] = [*units(self._policy), self._policy]
+        if recipe.learner.zero_stage != 3:
+            split = [self._policy]
+        for module in split:
+            receive(module, mesh, source)
+            if recipe.learner.zero_stage == 3:
+                self._deepspeed.zero.Init(module=module, config_dict_or_path=settings, dtype=dtype)
 
     @property
     def _is_split(self) -> bool:

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from actrep_ray.learner.saving import Snapshot
+from actrep_ray.learner.shares import Shares
 from actrep_ray.learner.strategies.base import Strategy
+from actrep_ray.models.tensor_files import TensorFiles, are_there
 
-_FILE = "ema.safetensors"
+_STEM = "ema"
 _log = logging.getLogger(__name__)
 
 
@@ -56,15 +57,12 @@ class Ema:
         finally:
             self._swap()
 
-    def snapshot(self, model: nn.Module, *, is_writer: bool) -> Snapshot:
-        """Copy the whole averages by the model's names. Every rank must take part."""
-        whole: dict[str, torch.Tensor] = {}
+    def snapshot(self, model: nn.Module, shares: Shares) -> Snapshot:
+        """Copy this rank's share of the whole averages, by the model's names."""
+        whole = ((name, self._strategy.whole_master(p)) for name, p in _trained(model))
         with self.in_place():
-            for name, parameter in _trained(model):
-                value = self._strategy.whole_master(parameter)
-                if is_writer:
-                    whole[name] = value.to("cpu", copy=True).contiguous()
-        return Snapshot({_FILE: whole}) if is_writer else Snapshot()
+            kept = dict(shares.kept(whole, torch.float32))
+        return shares.snapshot(_STEM, kept)
 
     def load(self, folder: Path, model: nn.Module) -> None:
         """Go on from what `snapshot` gave, under any strategy and number of ranks.
@@ -75,18 +73,17 @@ class Ema:
             ValueError: if the file belongs to another model.
         """
         self.restart()
-        path = folder / _FILE
-        if not path.is_file():
+        path = folder / f"{_STEM}.safetensors"
+        if not are_there(folder, _STEM):
             _log.warning("%s: no such file; the moving average begins with these weights", path)
             return
-        parameters = dict(_trained(model))
-        with safe_open(path, framework="pt") as file:
-            if set(file.keys()) != set(parameters):
-                other = min(set(file.keys()) ^ set(parameters))
-                raise ValueError(f"{path}: {other!r} is not in both this file and what is trained")
-            with self.in_place():
-                for name, parameter in parameters.items():
-                    self._strategy.write_master(parameter, file.get_tensor(name))
+        parameters, saved = dict(_trained(model)), TensorFiles(folder, _STEM)
+        if saved.names != parameters.keys():
+            other = min(saved.names ^ parameters.keys())
+            raise ValueError(f"{path}: {other!r} is not in both this file and what is trained")
+        with self.in_place():
+            for name, parameter in parameters.items():
+                self._strategy.write_master(parameter, saved.get(name))
 
     def _pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return zip(self._averages, self._strategy.local_shards(), strict=True)

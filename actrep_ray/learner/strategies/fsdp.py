@@ -21,16 +21,18 @@ from actrep_ray.learner.batch.packing import PackedBatch
 from actrep_ray.learner.policy import Policy
 from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.learner.strategies.optimizer import make_optimizer, set_learning_rates
-from actrep_ray.models.loading import receive
+from actrep_ray.models.loading import Source, receive
 from actrep_ray.models.torch_names import dtype_named
 
 
 class Fsdp2(Strategy):
     """`learner.strategy: fsdp2`; see `Strategy`."""
 
-    def __init__(self, policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
+    def __init__(
+        self, policy: Policy, mesh: DeviceMesh, recipe: Recipe, source: Source | None = None
+    ) -> None:
         self._policy = policy
-        shard(policy, mesh, recipe)
+        shard(policy, mesh, recipe, source)
         self._optimizer = make_optimizer(policy.model, recipe.learner)
         self._max_norm = recipe.learner.max_grad_norm
 
@@ -70,9 +72,11 @@ class Fsdp2(Strategy):
             if parameter.grad is not None:
                 yield name, full_tensor(parameter.grad)
 
-    def whole(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The whole of a parameter, float32 if it is trained."""
-        return full_tensor(parameter.detach())
+    def whole(self, parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The whole of a parameter, float32 if it is trained and no `dtype` is asked for."""
+        shard = parameter.detach()
+        is_smaller = dtype is not None and dtype.itemsize < shard.dtype.itemsize
+        return full_tensor(shard.to(dtype) if is_smaller else shard)
 
     def whole_master(self, parameter: torch.Tensor) -> torch.Tensor:
         """The whole of a parameter; it is its own master."""
@@ -112,8 +116,8 @@ class Fsdp2(Strategy):
         }
 
 
-def shard(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
-    """Move a policy's weights from rank 0's CPU to a mesh and split them, layer by layer.
+def shard(policy: Policy, mesh: DeviceMesh, recipe: Recipe, source: Source | None) -> None:
+    """Move a policy's weights from rank 0's files to a mesh and split them, layer by layer.
 
     Each decoder layer and vision block is gathered on its own when it is needed; the rest is one
     group. Trained weights and their gradients stay float32; a lower `model.dtype` is for computing
@@ -131,10 +135,10 @@ def shard(policy: Policy, mesh: DeviceMesh, recipe: Recipe) -> None:
     # One rank holds everything already: nothing to free after a layer has run.
     reshard = mesh.size() > 1 and cfg.reshard_after_forward
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
-    for module in _units(policy):
-        receive(module, mesh)
+    for module in units(policy):
+        receive(module, mesh, source)
         fully_shard(module, reshard_after_forward=reshard, **options)
-    receive(policy, mesh)
+    receive(policy, mesh, source)
     if policy.tower is not None:  # whole on every rank: each computes what it lacks, alone
         policy.tower.to(torch.device(mesh.device_type))
         options["ignored_params"] = set(policy.tower.parameters())
@@ -154,7 +158,7 @@ def _split_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _units(policy: Policy) -> Iterator[nn.Module]:
+def units(policy: Policy) -> Iterator[nn.Module]:
     """The layers that are gathered on their own: what transformers forbids to split.
 
     Not the blocks of a tower that stays whole.

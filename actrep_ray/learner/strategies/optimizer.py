@@ -1,6 +1,6 @@
 """AdamW, its parameter groups, the learning rate of each step, and saving all of it without pickle.
 
-Files of a saved state::
+Files of a saved state (`learner-00001-of-00002.safetensors` and so on where ranks write a share)::
 
     learner.safetensors   exp_avg/NAME and exp_avg_sq/NAME, whole; weight/NAME where the model
                           folder beside it holds it in lower precision or merged with an adapter
@@ -9,19 +9,22 @@ Files of a saved state::
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from actrep_ray.config import ConfigError, LearnerConfig
 from actrep_ray.learner.saving import Snapshot
+from actrep_ray.learner.shares import Shares
 from actrep_ray.learner.strategies.base import Moments, Strategy
 from actrep_ray.models.qwen_vl import component_of
+from actrep_ray.models.tensor_files import TensorFiles
 from data_prep import files
+
+_STEM = "learner"
 
 
 def freeze(model: nn.Module, components: tuple[str, ...]) -> None:
@@ -102,18 +105,19 @@ def snapshot_optimizer(
     strategy: Strategy,
     state: dict[str, Any],
     *,
-    is_writer: bool,
+    shares: Shares,
     weights_of: Callable[[str], bool],
 ) -> Snapshot:
-    """Copy moments, counters and some float32 weights, whole. Every rank must take part.
+    """Copy this rank's share of moments, counters and some float32 weights, each whole.
 
-    The files do not depend on the strategy or the number of ranks that wrote them.
+    Every rank must take part. What the files hold together does not depend on the strategy or
+    the number of ranks that wrote them.
 
     Args:
         model: Its names are those in the files.
         strategy: Knows the whole of what this rank holds a shard of.
         state: JSON values to keep beside them.
-        is_writer: Whether this rank writes.
+        shares: Say what this rank keeps.
         weights_of: Whether the weight of a name is saved too.
     """
     tensors: dict[str, torch.Tensor] = {}
@@ -126,13 +130,13 @@ def snapshot_optimizer(
         if moments is not None:
             wanted |= {"exp_avg": moments.exp_avg, "exp_avg_sq": moments.exp_avg_sq}
             counts[name] = moments.step
-        if is_writer:
-            # A copy: a view would keep all of its storage, and safetensors refuses shared ones.
-            tensors |= {f"{k}/{name}": v.to("cpu", copy=True) for k, v in wanted.items()}
-    if not is_writer:
-        return Snapshot()
+        named = ((f"{kind}/{name}", value) for kind, value in wanted.items())
+        # Copies: a view would keep all of its storage, and safetensors refuses shared ones.
+        tensors |= shares.kept(named, torch.float32)
+    found = shares.snapshot(_STEM, tensors)
     counters = json.dumps({**state, "moment_steps": counts}, indent=2, allow_nan=False) + "\n"
-    return Snapshot({"learner.safetensors": tensors}, contents={"learner.json": counters.encode()})
+    found.contents["learner.json"] = counters.encode()
+    return found
 
 
 def load_optimizer(folder: Path, model: nn.Module, strategy: Strategy) -> dict[str, Any]:
@@ -143,25 +147,26 @@ def load_optimizer(folder: Path, model: nn.Module, strategy: Strategy) -> dict[s
 
     Raises:
         ValueError: if the files are missing or belong to another model.
+        DataError: if they cannot be read.
     """
-    for file in ("learner.json", "learner.safetensors"):
-        if not (folder / file).is_file():
-            raise ValueError(f"{folder / file}: no such file, expected a saved learner state")
-    state = files.read_object(folder / "learner.json", "a saved learner state")
+    path = folder / "learner.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, expected a saved learner state")
+    state = files.read_object(path, "a saved learner state")
     counts: dict[str, float] = state.pop("moment_steps")
     parameters = dict(model.named_parameters())
-    with safe_open(folder / "learner.safetensors", framework="pt") as file:
-        _check_names(folder, set(file.keys()), parameters)
-        for name, parameter in parameters.items():
-            if f"weight/{name}" in file.keys():  # noqa: SIM118 -- the file is no mapping
-                strategy.set_master(parameter, file.get_tensor(f"weight/{name}"))
-            if name in counts:
-                moments = (file.get_tensor(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq"))
-                strategy.set_moments(parameter, Moments(counts[name], *moments))
+    saved = TensorFiles(folder, _STEM)
+    _check_names(folder, saved.names, parameters)
+    for name, parameter in parameters.items():
+        if f"weight/{name}" in saved.names:
+            strategy.set_master(parameter, saved.get(f"weight/{name}"))
+        if name in counts:
+            moments = (saved.get(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq"))
+            strategy.set_moments(parameter, Moments(counts[name], *moments))
     return state
 
 
-def _check_names(folder: Path, keys: set[str], parameters: dict[str, nn.Parameter]) -> None:
+def _check_names(folder: Path, keys: Set[str], parameters: dict[str, nn.Parameter]) -> None:
     names = {key.partition("/")[2] for key in keys}
     if unknown := sorted(names - set(parameters)):
         raise ValueError(f"{folder}: holds {unknown[0]!r}, which the model does not have")
