@@ -114,7 +114,7 @@ class _Rank(LearnerWorker):
 
     def export_buckets(self) -> list[ObjectRef]:
         """This rank's share of the weights, sent off bucket by bucket."""
-        return [put(bucket) for bucket in pack_weights(self.iter_weights())]
+        return list(map(put, pack_weights(self.iter_weights())))  # none is kept beside the next
 
 
 class LearnerPool:

@@ -49,11 +49,13 @@ def pack_weights(
 ) -> Iterator[WeightBucket]:
     """Gather weights in buckets of at most `bucket_bytes` (or of one larger tensor).
 
-    Nothing is copied that is contiguous and on the CPU: the caller must leave it as it is.
+    Nothing is copied that is contiguous and on the CPU: the caller must leave it as it is. A bucket
+    that the caller has let go is gone before the next one is gathered.
     """
     ours = ((name, weight.detach().cpu().contiguous()) for name, weight in weights)
     for group in grouped(ours, bucket_bytes):
         yield _bucket(group)
+        group.clear()
 
 
 def unpack_weights(buckets: Iterable[WeightBucket]) -> dict[str, torch.Tensor]:

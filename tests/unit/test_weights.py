@@ -1,8 +1,9 @@
 """Weight buckets: hand-computed layout and sums, and what must not pass."""
 
 import time
+import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,6 +87,24 @@ def test_packing_copies_nothing() -> None:
     weight = torch.ones(8)
     (bucket,) = pack_weights([("w", weight)])
     assert bucket.data[0].ctypes.data == weight.data_ptr()
+
+
+def test_a_bucket_that_was_sent_is_gone_before_the_next_is_gathered() -> None:
+    alive: list[int] = []
+    seen: list[weakref.ref[np.ndarray]] = []
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in "abcdef":
+            alive.append(sum(one() is not None for one in seen))
+            numbers = np.ones(4, np.float32)  # of whose memory the tensor is
+            seen.append(weakref.ref(numbers))
+            yield name, torch.from_numpy(numbers)
+            del numbers
+
+    assert [len(b.names) for b in pack_weights(weights(), 32)] == [2, 2, 2]
+    del alive[:], seen[:]
+    list(map(id, pack_weights(weights(), 32)))
+    assert max(alive) <= 2, alive  # those of one bucket
 
 
 def test_a_changed_bit_is_an_error() -> None:
