@@ -9,7 +9,7 @@ from actrep_ray.cli.checkpoint import add_checkpoint_arguments
 from actrep_ray.cli.commands import UsageError, add_command
 from actrep_ray.cli.evaluate import add_evaluation_arguments, evaluate
 
-SETS = ("repcount", "ucfrep", "countix", "quva", "ovr")
+SETS = ("repcount", "ucfrep", "countix", "pushupbench", "quva", "ovr")
 
 
 def add_benchmark(commands: Any) -> None:
@@ -32,7 +32,7 @@ def add_benchmark(commands: Any) -> None:
         choices=("ours", "lmms-eval"),
         default="ours",
         help="lmms-eval: its question for a single integer in 16 tokens, of which it reads the "
-        "first number, and its figures; default: %(default)s",
+        "first number (of pushupbench in 4,096, the last), and its figures; default: %(default)s",
     )
     add_evaluation_arguments(parser, "runs/benchmark-SET-PROTOCOL")
     add_checkpoint_arguments(parser, most=None, has_api=True)
@@ -40,7 +40,7 @@ def add_benchmark(commands: Any) -> None:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from actrep_ray.tasks.lmms_eval import LMMS_EVAL, MAX_TOKENS
+    from actrep_ray.tasks.lmms_eval import LMMS_EVAL, MAX_TOKENS, PUSHUPBENCH_TOKENS
 
     chosen = [f"data.datasets=[{args.dataset}]"]
     if args.protocol == "lmms-eval":
@@ -51,7 +51,8 @@ def _benchmark(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"--protocol lmms-eval: it has no task for {args.dataset}, only for {known}"
             )
-        chosen += [f"task={task}", f"rollout.max_response_tokens={MAX_TOKENS}"]
+        tokens = PUSHUPBENCH_TOKENS if args.dataset == "pushupbench" else MAX_TOKENS
+        chosen += [f"task={task}", f"rollout.max_response_tokens={tokens}"]
     args.set = [*chosen, *args.set]
     args.out = args.out or Path(f"runs/benchmark-{args.dataset}-{args.protocol}")
     evaluate(args)

@@ -33,7 +33,7 @@ from actrep_ray.config.section import (
 
 TASKS = (
     *("counting", "recognition"),
-    *("lmms_eval_repcount", "lmms_eval_countix", "lmms_eval_ovr"),
+    *("lmms_eval_repcount", "lmms_eval_countix", "lmms_eval_ovr", "lmms_eval_pushupbench"),
 )
 """Names of our own tasks; any other is a class of a file."""
 

@@ -30,6 +30,7 @@ from actrep_ray.models.shown_frames import with_frames
 from actrep_ray.models.torch_names import dtype_named
 from actrep_ray.models.tower import FrozenTower
 from actrep_ray.run.manifest import TRAINING
+from actrep_ray.tasks.loading import example_question
 from data_prep import files
 
 NamedWeights = Iterator[tuple[str, torch.Tensor]]
@@ -164,7 +165,7 @@ class ModelIO:
         self._other_files: dict[str, bytes] = {}
         if ranks.is_first:
             found = with_frames(read_processor_files(checkpoints.model), recipe.video)
-            text = card.card(recipe, inputs.family, inputs.factor)
+            text = card.card(recipe, inputs.family, inputs.factor, example_question(recipe))
             self._other_files = found | {card.FILE: text.encode()}
 
     def iter_weights(self) -> NamedWeights:

@@ -13,9 +13,7 @@ _TEXT = """\
 # {name}
 
 A `{family}` trained by actrep-ray (task: {task}; settings: `recipe.json`). The answers that it was
-trained to give are to this question, with the clip's action in the place of `{{action}}`, the form
-of the answer (`data.reasoning`) of `{{form}}`, and the classes to choose from of `{{candidates}}`;
-fill in those that are in it, also in the requests below:
+trained to give are to this question{asked}:
 
 > {question}
 
@@ -76,15 +74,16 @@ than vLLM and training: text goes on behind a video as if it had one frame, and 
 have whole seconds. Its answers differ with the same prompt."""
 
 
-def card(recipe: Recipe, family: str, factor: int) -> str:
+def card(recipe: Recipe, family: str, factor: int, question: str) -> str:
     """The text.
 
     Args:
         recipe: Of the training.
         family: Of Qwen-VL.
         factor: Sides of a frame are multiples of this, pixels.
+        question: About a clip, as a model reads it; `{action}` where each has its own.
     """
-    video, question = recipe.video, recipe.data.question
+    video = recipe.video
     served = ServedModel("FOLDER", family, recipe, recipe.name, factor)
     arguments = server_arguments(served, is_ours=False)
     pairs = zip(arguments[::2], arguments[1::2], strict=True)
@@ -95,7 +94,8 @@ def card(recipe: Recipe, family: str, factor: int) -> str:
         clips=_clips_of(recipe),
         family=family,
         task=recipe.task if "/" not in recipe.task else recipe.task.rpartition("/")[2],
-        question=" ".join(question.split()),
+        asked=_asked(recipe, question),
+        question="\n> ".join(question.splitlines()),
         quoted=json.dumps(question),
         fps=video.fps,
         min_frames=video.min_frames,
@@ -108,6 +108,15 @@ def card(recipe: Recipe, family: str, factor: int) -> str:
         request=request_command(recipe.name, question),
         note="" if family.startswith("qwen3_vl") else _POSITIONS,
     )
+
+
+def _asked(recipe: Recipe, question: str) -> str:
+    """What differs from clip to clip in a question."""
+    if "{action}" in question:
+        return ", the clip's action in the place of `{action}`, also in the requests below"
+    if "{candidates}" in recipe.data.question and recipe.data.candidates == "truncated":
+        return " about the first clip; each offers classes of its own, the right one among them"
+    return ""
 
 
 def _clips_of(recipe: Recipe) -> str:

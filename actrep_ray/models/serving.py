@@ -61,9 +61,16 @@ def server_arguments(served: ServedModel, *, is_ours: bool) -> list[str]:
             "max_pixels": video.max_pixels,
             "factor": served.factor,
         }
+    batch_tokens = rollout.vllm.max_num_batched_tokens or max(
+        rollout.max_model_len, CPU_BATCH_TOKENS
+    )
     engine = []
+    if rollout.vllm.has_fp8_cache:
+        engine += ["--kv-cache-dtype", rollout.vllm.kv_cache_dtype]
+    if rollout.vllm.attention_backend:
+        engine += ["--attention-backend", rollout.vllm.attention_backend]
     if rollout.tensor_parallel_size > 1:
-        engine = ["--tensor-parallel-size", str(rollout.tensor_parallel_size)]
+        engine += ["--tensor-parallel-size", str(rollout.tensor_parallel_size)]
     limits = {"video": 1, "image": rollout.max_images if rollout.takes_images else 0}
     # Greedy, and no penalties that the folder's generation settings may ask for.
     sampling = {"temperature": 0.0, "max_new_tokens": rollout.max_response_tokens}
@@ -71,7 +78,7 @@ def server_arguments(served: ServedModel, *, is_ours: bool) -> list[str]:
         "--model", str(served.folder),
         "--served-model-name", served.name,
         "--max-model-len", str(rollout.max_model_len),
-        "--max-num-batched-tokens", str(max(rollout.max_model_len, CPU_BATCH_TOKENS)),
+        "--max-num-batched-tokens", str(batch_tokens),
         "--limit-mm-per-prompt", json.dumps(limits),
         "--media-io-kwargs", json.dumps({"video": loading}),
         "--mm-processor-kwargs", _processing(served, is_ours=is_ours),

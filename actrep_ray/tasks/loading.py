@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from actrep_ray.tasks.lmms_eval import LMMS_EVAL
 from actrep_ray.tasks.recognition import Recognition
 from data_prep.files import DataError
 from data_prep.rows import Row, read_rows
+from data_prep.schema import Clip
 from data_prep.video import check_videos, unreadable_videos
 
 _log = logging.getLogger(__name__)
@@ -155,6 +157,25 @@ def clips_of_split(recipe: Recipe, split: str) -> list[Row]:
         of_sets = f" and dataset={'|'.join(recipe.data.datasets)}" if recipe.data.datasets else ""
         raise DataError(f"{recipe.data.path}: no clip has split={split!r}{of_sets}")
     return clips
+
+
+def example_question(recipe: Recipe) -> str:
+    """What is asked about the first clip of train, as a model reads it.
+
+    `{action}` stays where our counting puts what each clip repeats. Without `data.path` it is
+    `data.question` as it stands.
+
+    Raises:
+        DataError: as `chosen_clips`, or if there is none of train.
+    """
+    if not recipe.data.path:
+        return recipe.data.question
+    row = next((clip for clip in chosen_clips(recipe) if clip.split == "train"), None)
+    if row is None:
+        raise DataError(f"{recipe.data.path}: no clip of train")
+    if isinstance(row, Clip) and recipe.task in _TASKS:
+        row = replace(row, action="{action}")
+    return load_task(recipe.task).question(row, recipe.data)
 
 
 def chosen_clips(recipe: Recipe) -> Iterator[Row]:

@@ -128,6 +128,8 @@ class _Run:
     async def _about(self, clip: Clip) -> Outcome:
         """Candidates for one clip until one is accepted."""
         reasons = Counter[str]()
+        if clip.images:
+            return Outcome(clip, reason="images_before_it", detail="the teacher sees a clip alone")
         try:
             plan = plan_for(clip, self.settings)
             try:

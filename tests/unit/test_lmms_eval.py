@@ -14,7 +14,13 @@ from actrep_ray.evaluation import jobs
 from actrep_ray.evaluation.predictions import prediction_of_text
 from actrep_ray.evaluation.scores import score_predictions
 from actrep_ray.models.tiny import write_tiny_model
-from actrep_ray.tasks.lmms_eval import LMMS_EVAL, LmmsEval, first_number
+from actrep_ray.tasks.lmms_eval import (
+    LMMS_EVAL,
+    LmmsEval,
+    first_number,
+    last_number,
+    without_reasoning,
+)
 from actrep_ray.tasks.loading import load_task
 from data_prep.rows import clips_among, read_rows
 from data_prep.schema import Clip, write_clips
@@ -23,7 +29,7 @@ from rewards.grammar.write import Response, render
 from rewards.reference import Reference
 from tests.unit.test_killed_evaluation import one_engine
 
-REPCOUNT, COUNTIX, OVR = LMMS_EVAL
+REPCOUNT, COUNTIX, OVR, PUSHUPBENCH = LMMS_EVAL
 NUM_ANSWERS = 10_000
 
 
@@ -31,6 +37,8 @@ NUM_ANSWERS = 10_000
 
 
 def read_by_hand(text: str, *, knows_words: bool) -> int | None:
+    if text.count("<think>") == text.count("</think>") == 1:
+        text = text[: text.index("<think>")] + text[text.index("</think>") + len("</think>") :]
     text = text.strip().lower().replace(",", "")
     named = ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
     named += ["nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
@@ -99,7 +107,7 @@ def answers() -> list[tuple[int, str]]:
     return [(truth, some_answer(draw, truth)) for truth in truths]
 
 
-@pytest.mark.parametrize("task", LMMS_EVAL, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", LMMS_EVAL[:3], ids=lambda task: task.name)
 def test_ten_thousand_answers_are_read_and_judged_as_by_hand(
     task: LmmsEval, answers: list[tuple[int, str]]
 ) -> None:
@@ -137,9 +145,56 @@ def test_what_is_read(text: str, count: int | None) -> None:
     assert first_number(text, knows_words=True) == count
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("12", 12),
+        ("I see 3, then 4, so 5.", 5),
+        ("<think>\nrep1: 0.5-1.2s\nTotal: 9\n</think>\n<answer>7</answer>", 7),
+        ("\\boxed{6}, after 2 tries", 6),
+        ("fifty", 50),
+        ("Twelve squats", None),
+        ("-4", 4),
+        ("1,200", 200),
+        ("2.5", 2),
+        ("x2", None),
+        ("</think>", None),
+        ("9" * 400, None),
+    ],
+)
+def test_what_pushupbench_reads(text: str, count: int | None) -> None:
+    assert last_number(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>1 2</think> 3", "3"),
+        ("a <think>1</think> b <think>2</think> c", "a  b  c"),
+        ("1 2</think> 3", "3"),  # the template opened it
+        ("<think>1 2", "<think>1 2"),
+        ("1</think><think>2", "1</think><think>2"),
+        ("<analysis>1</analysis>\n2", "2"),
+        ("<thinking>1</thinking> 2", "<thinking>1</thinking> 2"),
+    ],
+)
+def test_which_reasoning_is_taken_out(text: str, left: str) -> None:
+    assert without_reasoning(text) == left
+
+
+def test_what_pushupbench_makes_of_answers() -> None:
+    texts = ["5", "between 3 and 6", "nothing", "4", "9"]
+    predictions = [prediction_of_text(str(i), text, PUSHUPBENCH) for i, text in enumerate(texts)]
+    labels = {str(i): Reference(count=5) for i in range(5)}
+    found = score_predictions(predictions, labels, PUSHUPBENCH, num_bootstrap=2)
+    assert found["mae_raw"].value == (0 + 1 + 5 + 1 + 4) / 5
+    assert (found["exact"].value, found["obo"].value) == (0.2, 0.6)
+    assert found["parse_rate"].value == 0.8
+
+
 def test_a_word_is_read_by_one_of_them_alone() -> None:
     assert first_number("Twelve", knows_words=False) is None
-    assert [one.knows_words for one in LMMS_EVAL] == [True, False, False]
+    assert [one.knows_words for one in LMMS_EVAL[:3]] == [True, False, False]
 
 
 def test_what_is_asked() -> None:
@@ -153,6 +208,8 @@ def test_what_is_asked() -> None:
         "Count the number of repetitions in this clip.\nAnswer with a single integer.",
         "How many times does 'a man does push ups' happen in this video?\n"
         "Answer with a single integer.",
+        'Watch this video carefully and count the number of repetitions of "a man does push ups". '
+        "Provide the count as a single integer.",
     ]
     assert [load_task(one.name) for one in LMMS_EVAL] == list(LMMS_EVAL)
 
@@ -160,7 +217,10 @@ def test_what_is_asked() -> None:
 def test_a_set_that_it_has_no_task_for_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["benchmark", "quva", "--protocol", "lmms-eval", "--data", "clips.jsonl"]
     assert main(words) == 2
-    assert "it has no task for quva, only for repcount, countix, ovr" in capsys.readouterr().err
+    assert (
+        "it has no task for quva, only for repcount, countix, ovr, pushupbench"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

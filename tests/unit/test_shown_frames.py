@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import numpy as np
 import pytest
 
 from actrep_ray.cli.serve import server_command
-from actrep_ray.config import Recipe, VideoConfig, override
+from actrep_ray.config import Recipe, VideoConfig, load_recipe, override
 from actrep_ray.learner.folders import read_processor_files
 from actrep_ray.models.card import card, request_command
 from actrep_ray.models.qwen_vl import QwenVLInputs
-from actrep_ray.models.serving import budget_in_vllm
+from actrep_ray.models.serving import ServedModel, budget_in_vllm, server_arguments
 from actrep_ray.models.shown_frames import with_frames
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.tasks.loading import example_question
+from data_prep.images import LabelledImage
+from data_prep.rows import write_rows
+from data_prep.schema import Clip, write_clips
 from data_prep.video.plan import fit_size
 
 VIDEO = VideoConfig(fps=5.0, min_frames=6, max_frames=40, min_pixels=1024, max_pixels=2048)
@@ -78,7 +83,7 @@ def test_the_card_says_frames_and_commands() -> None:
     recipe = override(
         Recipe(), ["name=mine", "video.fps=2.5", "data.question=\"How many '{action}'? 100%\""]
     )
-    text = card(recipe, "qwen3_vl", 32)
+    text = card(recipe, "qwen3_vl", 32, example_question(recipe))
     assert "| frames a second | 2.5," in text
     assert "actrep serve FOLDER" in text
     assert (
@@ -86,7 +91,44 @@ def test_the_card_says_frames_and_commands() -> None:
         in text
     )
     assert "other positions" not in text
-    assert "other positions" in card(recipe, "qwen2_5_vl", 28)
+    assert "other positions" in card(recipe, "qwen2_5_vl", 28, "How often?")
+
+
+def test_the_card_asks_in_the_words_that_the_model_reads(tmp_path: Path) -> None:
+    clip = Clip(
+        id="a", dataset="mine", split="train", video="a.mp4", start_s=0.0, end_s=8.0,
+        video_fps=10.0, num_frames=80, width=64, height=64, action="push_up", count=4,
+    )  # fmt: skip
+    write_clips(tmp_path / "clips.jsonl", [replace(clip, id="b", split="test"), clip])
+    counting = override(
+        Recipe(),
+        [
+            f"data.path={json.dumps(str(tmp_path / 'clips.jsonl'))}",
+            "data.question='Count {action}. {form}'",
+        ],
+    )  # fmt: skip
+    text = card(counting, "qwen3_vl", 32, example_question(counting))
+    asked = "Count {action}. List each repetition."
+    assert "this question, the clip's action in the place of `{action}`" in text
+    assert f"\n> {asked}\n" in text
+    assert json.dumps(asked) in text
+    assert "{form}" not in text
+
+    named = [
+        LabelledImage(id=label, dataset="mine", split="train", image="a.png", width=64, height=64,
+                      label=label)
+        for label in ("wave", "jump_rope", "bow")
+    ]  # fmt: skip
+    write_rows(tmp_path / "images.jsonl", named)
+    images = [f"data.path={json.dumps(str(tmp_path / 'images.jsonl'))}", "task=recognition"]
+    closed = load_recipe(None, images)
+    text = card(closed, "qwen3_vl", 32, example_question(closed))
+    assert "to this question:" in text
+    assert "> Which activity is shown? Choose from: bow, jump rope, wave. Reason in <think>" in text
+    some = override(closed, ["data.candidates=truncated", "data.num_candidates=2"])
+    text = card(some, "qwen3_vl", 32, example_question(some))
+    assert "about the first clip; each offers classes of its own" in text
+    assert "{candidates}" not in text
 
 
 def test_the_request_of_the_card_is_what_the_server_is_sent(tmp_path: Path) -> None:
@@ -115,6 +157,19 @@ def test_the_server_of_a_checkpoint(tmp_path: Path) -> None:
     assert processing["do_resize"] is False
     assert json.loads(told["--override-generation-config"])["max_new_tokens"] == 64
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert told["--max-num-batched-tokens"] == "8192"
+    assert not {"--kv-cache-dtype", "--attention-backend"} & told.keys()
+    recipe = override(
+        Recipe(),
+        ["device=cuda", "rollout.vllm.max_num_batched_tokens=9000", "train.max_log_prob_gap=1",
+         "rollout.vllm.attention_backend=TRITON_ATTN", "rollout.vllm.kv_cache_dtype=fp8",
+         "algorithm.rollout_correction=token_truncate"],
+    )  # fmt: skip
+    found = server_arguments(ServedModel(model, "qwen2_5_vl", recipe, "mine", 28), is_ours=True)
+    told = dict(zip(found[::2], found[1::2], strict=True))
+    assert told["--max-num-batched-tokens"] == "9000"
+    assert told["--attention-backend"] == "TRITON_ATTN"
+    assert told["--kv-cache-dtype"] == "fp8"
 
 
 def test_vllm_expects_frames_of_the_saved_budget(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from data_prep.chat_errors import ApiError, retry_after
 from data_prep.cot import read_answers, rejection, render_answer
 from data_prep.files import DataError
 from data_prep.schema import Clip, write_clips
+from data_prep.shown import ShownImage
 from data_prep.teachers.answers import CotReport
 from data_prep.teachers.api import ask_api, journal_path
 from data_prep.teachers.journal import Journal
@@ -148,6 +149,7 @@ def test_every_kind_of_trouble_is_lived_with_or_counted(
     clips.append(make_clip("plain still", count=0, cycles=()))
     clips.append(make_clip("plain unread", video=str(tmp_path / "absent.mp4")))
     clips.append(make_clip("plain short", count=1, cycles=((0.5, 0.51),)))
+    clips.append(make_clip("plain shown", images=(ShownImage("a.png", 64, 64),)))
     out = tmp_path / "out" / "cot.jsonl"
     settings = settings_for(server, concurrency=4, num_candidates=3, timeout_s=4.0)
     seen: list[tuple[int, int, int]] = []
@@ -160,6 +162,7 @@ def test_every_kind_of_trouble_is_lived_with_or_counted(
     assert all(rejection(text, by_id[name]) is None for name, text in answers.items())
     assert report.reasons == {
         "no_candidate_accepted": 4, "refused": 1, "unreadable_video": 1, "bad_marks": 1,
+        "images_before_it": 1,
     }  # fmt: skip
     details = {name: detail for name, _, detail in report.rejected}
     assert details["hopeless"] == "wrong_cycles 3"

@@ -5,6 +5,7 @@ from typing import Any
 from actrep_ray.cli.prepare.activities import add_activities
 from actrep_ray.cli.prepare.chat_export import add_chat_export
 from actrep_ray.cli.prepare.converters import add_converters
+from actrep_ray.cli.prepare.lmms_eval import add_lmms_eval
 from actrep_ray.cli.prepare.pseudo_labels import add_pseudo_labels
 from actrep_ray.cli.prepare.rcs_export import add_rcs_export
 from actrep_ray.cli.prepare.rcs_report import add_rcs_report
@@ -30,5 +31,6 @@ def add_prepare(commands: Any) -> None:
     add_pseudo_labels(kinds)
     add_verl(kinds)
     add_chat_export(kinds)
+    add_lmms_eval(kinds)
     add_recognition(kinds)
     add_activities(kinds)
