@@ -196,8 +196,7 @@ def read_jsonl(
         try:
             values = line.json(allows_surrogates=allows_surrogates)
         except JsonError as error:
-            is_object = line.content.lstrip().startswith(b"{")
-            is_cut = error.is_cut and is_object and not line.is_ended
+            is_cut = error.is_cut and not line.is_ended and line.content.lstrip()[:1] == b"{"
             problem = f"{error}; the last line, cut short" if is_cut else str(error)
             if is_cut and on_cut is not None:
                 on_cut(f"{where}: {problem}")
