@@ -115,12 +115,12 @@ class BackgroundSave:
                     write_listing(folder, rank, entries)
             except BaseException as error:  # noqa: BLE001 - raised by `finish`
                 self._error = error
-            _give_back_freed()
+            give_back_freed()
 
         return write
 
 
-def _give_back_freed() -> None:
+def give_back_freed() -> None:
     """Return freed memory to the system: the allocator of glibc keeps it, and a rank would grow."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

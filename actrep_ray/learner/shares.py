@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from actrep_ray.learner.ranks import Ranks
-from actrep_ray.learner.saving import Snapshot
+from actrep_ray.learner.saving import Snapshot, give_back_freed
 from actrep_ray.models.tensor_files import index_of, shard_name
 
 SMALL_BYTES = 64 * 2**20  # float32 weights of a model that is not worth a file a rank
@@ -55,7 +55,12 @@ class Shares:
             is_brief: Whether they are let go at once; from a GPU they come into pinned memory then,
                 which is faster, and which torch keeps for the next ones.
         """
+        gathered = 0
         for name, weight in weights:
+            gathered += weight.nbytes
+            if gathered > SMALL_BYTES and not weight.is_cuda:  # else what was let go piles up
+                give_back_freed()
+                gathered = 0
             if self.is_mine(weight.numel() * dtype.itemsize):
                 is_pinned = is_brief and weight.is_cuda
                 copy = torch.empty(weight.shape, dtype=dtype, pin_memory=is_pinned)
