@@ -48,8 +48,9 @@ LEAST_BETTER = 0.05  # of the score of a signal that is tried later
 TRAVEL_S = (1.0, 2.5)  # smoothing of the way of a subject, tried in turn
 LEAST_CONTRAST = 0.1  # of a period that is worth a doubt
 FALLBACK_SCORE = 0.45  # of the signals that are tried last
+LEAST_OF_TWO = 1.5  # times the length of a repetition in other shots: one event may be two
 
-VERSION = 3
+VERSION = 4
 """Of what is found: raise it when the same clip may give other cycles, so that none are re-used."""
 
 UNJUDGED = Judgement(NO_REPETITION)
@@ -144,10 +145,17 @@ def detect_in_frames(
     """Find the repetitions in frames [T, H, W] of grey values; each shot is looked at by itself."""
     limits = limits or Limits()
     shots = take_apart(grey, find_shots(grey, fps), fps)
-    found = []
+    thinned = []
     for first, last, frames in shots:
         step = -(-(last - first) // MAX_FRAMES)
-        found.append(_look(frames[::step].astype(np.float32), fps / step, limits, flow=flow))
+        thinned.append((frames[::step].astype(np.float32), fps / step))
+    found = [_look(*shot, limits, flow=flow) for shot in thinned]
+    pace_s = _pace(found)
+    for k, shot in enumerate(thinned):
+        if pace_s is not None and (longest_s := _lasts_for_two(found[k], pace_s)):
+            again = _look(*shot, Limits(limits.min_s, longest_s), flow=flow)
+            if len(again[0].cycles) > 1 and again[0].score >= SURE_SCORE:
+                found[k] = again
     return _join(found, [(first / fps, last / fps) for first, last, _ in shots])
 
 
@@ -183,6 +191,25 @@ def _look(frames: Array, fps: float, limits: Limits, *, flow: bool) -> tuple[Fou
     if len(subject.cycles) > 1 and subject.score >= max(FALLBACK_SCORE, best.score):
         return subject, FALLBACK_SCORE
     return best, MIN_SCORE
+
+
+def _pace(found: list[tuple[Found, float]]) -> float | None:
+    """Typical length of a repetition over all shots that repeat something, seconds."""
+    lengths = [b - a for one, least in found if _is_count(one, least) for a, b in one.cycles]
+    return float(np.median(lengths)) if lengths else None
+
+
+def _lasts_for_two(found: tuple[Found, float], pace_s: float) -> float | None:
+    """Up to where to look again, seconds, if one event lasts as long as two of other shots."""
+    one, least = found
+    if len(one.cycles) != 1 or one.score < least:
+        return None
+    start, end = one.cycles[0]
+    return LEAST_OF_TWO / 2.0 * (end - start) if end - start >= LEAST_OF_TWO * pace_s else None
+
+
+def _is_count(found: Found, least: float) -> bool:
+    return len(found.cycles) > 1 and found.score >= least
 
 
 def _whole_turns(found: Found, still: Still, fps: float, limits: Limits) -> Found:

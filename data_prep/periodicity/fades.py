@@ -8,12 +8,15 @@ as it has most of the weight.
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.periodicity.shots import BLANK
+
 Array = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 
 _LONGEST_S = 1.4  # of a fade
 _STILL_S = 1.0  # before and after it, of which the median is taken
 _MIXED = (0.1, 0.9)  # weights between them are of a fade
+_TELLING = 4.0  # grey values between both shots: pixels that differ less tell nothing of a weight
 _LEAST = 3  # pictures of a fade; fewer are a cut
 _MOST_FOREIGN = 0.7  # weight of the other shot up to which a picture is taken apart
 
@@ -65,9 +68,17 @@ def _fade(
     after = np.median(frames[high : high + still], axis=0)
     way = (after - before).ravel()
     between = (frames[low:high].astype(np.float32) - before).reshape(high - low, -1)
-    weights = between @ way / max(float(way @ way), 1e-6)
-    mixed = np.flatnonzero((weights > _MIXED[0]) & (weights < _MIXED[1]))
-    if len(mixed) < _LEAST or mixed[-1] - mixed[0] >= len(mixed):
+    telling = np.abs(way) > max(float(np.median(np.abs(way))), _TELLING)
+    if not telling.any():
+        return None
+    weights = np.median(between[:, telling] / way[telling], axis=1)  # whatever else moves
+    others = np.flatnonzero((weights <= _MIXED[0]) | (weights >= _MIXED[1]))
+    middle = np.searchsorted(others, (left[1] + right[0]) // 2 - low)
+    begin, end = np.concatenate([[-1], others, [len(weights)]])[middle : middle + 2]
+    mixed = np.arange(begin + 1, end)
+    if len(mixed) < _LEAST:
+        return None
+    if frames[low + mixed].std(axis=(1, 2)).min() < BLANK:
         return None
     chosen = np.clip(weights[mixed], *_MIXED).astype(np.float32)
     return low + int(mixed[0]), chosen, before, after

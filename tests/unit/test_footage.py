@@ -103,6 +103,30 @@ def test_black_between_two_shots_is_no_shot() -> None:
     assert abs(shots[1][0] - len(first) - 6) <= 1
 
 
+def dimmed(frames: Frames, contrast: float) -> Frames:
+    """The same before a lens that is all but closed."""
+    return np.clip(frames.astype(np.float32) * contrast + 40, 0, 255).astype(np.uint8)
+
+
+def test_pictures_that_show_nothing_are_a_border_if_they_are_few_or_another_place_follows() -> None:
+    first, second = film(repeated(3, 1)), film(repeated(3, 2))
+    num = len(first)
+
+    def borders(num_blank: int, after: Frames) -> list[tuple[int, int]]:
+        return find_shots(np.concatenate([first, dimmed(first[:num_blank], 0.01), after]), FPS)
+
+    both = 2 * num  # here both takes are as long
+    assert borders(5, second) == [(0, num), (num + 5, both + 5)]  # 0.33 s
+    assert borders(9, first) == [(0, num), (num + 9, both + 9)]  # 0.6 s: whatever follows
+    assert borders(5, first) == [(0, both + 5)]  # 0.33 s of a flash: the same place
+
+
+def test_a_clip_of_little_contrast_shows_something() -> None:
+    dark = dimmed(film(repeated(3, 1)), 0.06)
+    assert 2.0 < dark.std(axis=(1, 2)).min() < 3.0  # as little as a picture that is blank
+    assert find_shots(dark, FPS) == [(0, len(dark))]
+
+
 def test_details_are_alike_whatever_the_light_and_a_small_shift() -> None:
     room = place(1)
     assert likeness(room[20:68, 20:84], np.float32(0.6) * room[20:68, 22:86]) > 0.9
@@ -218,6 +242,23 @@ def test_a_camera_that_is_put_down_is_no_repetition(tmp_path: Path) -> None:
     found = detect_cycles(clip_of_video(path))
     assert found.count == spec.clip.count
     assert agreement(found.cycles, spec.clip.cycles or ()) == 1.0
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        64,  # a fade whose place was missed by half of its length
+        169,  # black frames, taken for a fade of one of both shots
+        249,  # black frames; two repetitions were one event of twice the length
+    ],
+)
+def test_counts_of_shots_add_up_over_fades_and_black(number: int, tmp_path: Path) -> None:
+    spec = clip_spec("real-like", 5, "train", number)
+    path = tmp_path / "a.mp4"
+    encode_mp4(path, draw_clip(spec), spec.fps)
+    found = detect_cycles(clip_of_video(path))
+    assert (found.verdict, found.count) == ("count", spec.clip.count)
+    assert agreement(found.cycles, spec.clip.cycles or ()) > 0.7
 
 
 def turning_bar(turns: int, turn_s: float, mark: float) -> Frames:
