@@ -26,7 +26,7 @@ def _refuse_what_is_no_file(path: Path) -> None:
         raise DataError(f"{path}: is a folder, expected a file to write")
     above = next((folder for folder in path.parents if folder.exists()), None)
     if above is not None and not above.is_dir():
-        raise DataError(f"{above}: is a file, expected a folder to write into")
+        raise DataError(f"{path}: {above} is a file, expected a folder to write into")
 
 
 def refuse_input(written: Path, *read: Path) -> None:
@@ -35,7 +35,7 @@ def refuse_input(written: Path, *read: Path) -> None:
     Raises:
         DataError: naming it.
     """
-    if any(written.resolve() == path.resolve() for path in read):
+    if any(written.exists() and path.exists() and written.samefile(path) for path in read):
         raise DataError(f"{written}: is what is read, give another name")
 
 

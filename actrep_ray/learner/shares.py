@@ -71,6 +71,8 @@ class Shares:
     ) -> Snapshot:
         """This rank's file of some tensors; on rank 0 also the index of all files, if many.
 
+        An optimiser that took no step has no tensors; the one file, or the index, is there still.
+
         Args:
             stem: Name of the files, without number and suffix.
             tensors: What this rank keeps of them, by name.
@@ -78,7 +80,7 @@ class Shares:
         """
         count = len(self._given)
         found = Snapshot()
-        if tensors:
+        if tensors or (count == 1 and self._ranks.is_first):
             name = shard_name(stem, self._ranks.rank, count)
             found.tensors[name] = tensors
             if metadata is not None:

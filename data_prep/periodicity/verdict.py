@@ -113,6 +113,7 @@ def confidence_of(score: float) -> float:
     """Chance that a chain of this score has the right number of repetitions.
 
     Straight lines between shares that were right, pooled over rendered clips, edits of them and
-    real clips (docs/periodicity.md).
+    real clips (docs/periodicity.md); rounded, as sums over a clip differ in their last digits by
+    the number of threads.
     """
-    return float(np.interp(score, *_RIGHT_BY_SCORE))
+    return round(float(np.interp(score, *_RIGHT_BY_SCORE)), 6)

@@ -105,7 +105,7 @@ def test_adapters_alone_are_sent_and_agree(
             groups = rollouts.generate(prompts, settings)
             assert {a.policy_version for group in groups for a in group.rollouts} == {version}
         assert gap(learners, groups) < 1e-4
-        check_push_into_work(learners, rollouts, sync, prompts, rows_of(groups), num_tokens=150)
+        check_push_into_work(learners, rollouts, sync, prompts, rows_of(groups))
         buckets = ray_session.get(learners.export_weights_refs())
         sent = unpack_weights(buckets)
         assert all(is_adapter(name) for name in sent)
@@ -123,10 +123,9 @@ def check_push_into_work(
     sync: WeightSync,
     prompts: Sequence[Prompt],
     rows: Sequence[LearnerRow],
-    *,
-    num_tokens: int = 400,
 ) -> None:
     """Answers at work go on with the new weights: their last tokens agree with the learner."""
+    num_tokens = 400
     step = learners.sft_step if learners.recipe.stage == "sft" else partial(learners.update, step=3)
     step(rows)
     groups: list[RolloutGroup] = []

@@ -9,6 +9,8 @@ from typing import Any
 
 from tests.free_port import free_port
 
+ROOT = Path(__file__).resolve().parents[2]  # else `tests` may be another package's
+
 
 def run_ranks(script: Path, job: dict[str, Any], path: Path, world_size: int) -> None:
     """Run `script PATH RANK WORLD_SIZE PORT` as each rank and wait until all are done.
@@ -24,7 +26,7 @@ def run_ranks(script: Path, job: dict[str, Any], path: Path, world_size: int) ->
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), str(path), str(rank), str(world_size), str(port)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
         )

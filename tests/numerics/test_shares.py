@@ -50,6 +50,14 @@ def test_each_tensor_goes_to_the_rank_that_was_given_least(tmp_path: Path) -> No
     assert index["metadata"]["total_size"] == 4 * sum(SIZES.values())
 
 
+@pytest.mark.parametrize("model_bytes", [SMALL_BYTES, SMALL_BYTES + 1])
+def test_a_state_without_tensors_is_there_all_the_same(tmp_path: Path, model_bytes: int) -> None:
+    for rank in (1, 0):
+        Shares(Recorded(rank, [{}, {}]), model_bytes).snapshot("learner", {}).write(tmp_path)
+    assert are_there(tmp_path, "learner")
+    assert not TensorFiles(tmp_path, "learner").names
+
+
 def test_what_rank_0_keeps_in_any_case_counts() -> None:
     shares = Shares(Ranks(0, 2, torch.device("cpu")), SMALL_BYTES + 1)
     shares.first_takes(100)

@@ -460,7 +460,7 @@ def test_count_on_the_command_line(
     assert main(["count", clip.video]) == 2
     assert "--checkpoint DIR is missing" in capsys.readouterr().err
     assert main([*command, "--plot", "/dev/null/a.png"]) == 2
-    assert "--plot /dev/null/a.png" in capsys.readouterr().err
+    assert "/dev/null/a.png: /dev/null is a file, expected a folder" in capsys.readouterr().err
 
 
 @pytest.mark.lengthy

@@ -326,7 +326,9 @@ def test_every_sampled_byte_counts_and_large_files_are_read_in_part(tmp_path: Pa
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     refuse_filled(tmp_path)
     refuse_filled(tmp_path / "absent")
-    refuse_existing(tmp_path, tmp_path / "absent")
+    refuse_existing(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"is a folder, expected a file to write"):
+        refuse_existing(tmp_path, overwrite=True)
     (tmp_path / "a").write_text("x")
     with pytest.raises(DataError, match="is not empty; give --overwrite, or another folder"):
         refuse_filled(tmp_path)

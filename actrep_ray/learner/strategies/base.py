@@ -68,9 +68,9 @@ class Strategy(ABC):
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole gradient) after the last backward and before the step."""
 
+    @abstractmethod
     def num_elements(self, parameter: torch.Tensor) -> int:
         """How many numbers the whole of a parameter holds."""
-        return parameter.numel()
 
     @abstractmethod
     def whole(self, parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -72,6 +72,10 @@ class Fsdp2(Strategy):
             if parameter.grad is not None:
                 yield name, full_tensor(parameter.grad)
 
+    def num_elements(self, parameter: torch.Tensor) -> int:
+        """How many numbers the whole of a parameter holds."""
+        return parameter.numel()
+
     def whole(self, parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The whole of a parameter, float32 if it is trained and no `dtype` is asked for."""
         shard = parameter.detach()
