@@ -3,8 +3,8 @@
     ./launch.sh quickstart
     python benchmarks/doc_tables.py quickstart runs/quickstart/summary.json
 
-    python benchmarks/count_confidence.py both=both.jsonl --data clips.jsonl > confidence.txt
-    python benchmarks/doc_tables.py count_confidence confidence.txt
+    python benchmarks/periodicity_levels.py > levels.txt
+    python benchmarks/doc_tables.py periodicity_levels levels.txt
 
 keeps the figures in docs/figures and writes their tables between the marks of the document. A file
 is JSON, or ends with one JSON object as the output of a benchmark does. Without a file it prints
@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from real_video import SAID
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "figures"
@@ -137,6 +139,45 @@ def _kept_of_quickstart(summary: Figures) -> Figures:
     return {key: summary[key] for key in (*KINDS, "num_clips", "seed")}
 
 
+# --- docs/periodicity.md
+
+
+def _of_levels(figures: Figures) -> str:
+    scores = [
+        [
+            level,
+            str(one["num_clips"]),
+            *(
+                f"{one[key][0]:.3f} [{one[key][1]:.2f}, {one[key][2]:.2f}]"
+                for key in ("obo", "obz")
+            ),
+            f"{one['mae']:.3f}",
+            f"{one['rmse']:.2f}",
+            f"{one['obo_of_constant']:.3f}",
+            f"{one['zeros_right']} of {one['zeros']}",
+        ]
+        for level, one in figures["levels"].items()
+    ]
+    costs = [
+        [level, f"{one['mean_s']:.1f} s", f"{one['cycle_f1']:.3f}", f"{one['cpu_s']:.2f}"]
+        for level, one in figures["levels"].items()
+    ]
+    head = ["level", "clips", "OBO", "exact", "MAE", "RMSE", "OBO of the constant"]
+    return (
+        _table([*head, "clips of count 0 answered 0"], scores)
+        + "\n"
+        + _table(["level", "mean length", "F1, cycles matched one to one", "CPU s a clip"], costs)
+    )
+
+
+def _of_real_like(figures: Figures) -> str:
+    rows = [
+        [kind, str(sum(said.values())), *(str(said.get(column, 0)) for column in SAID)]
+        for kind, said in sorted(figures["confusion"].items())
+    ]
+    return _table(["kind", "clips", *SAID], rows)
+
+
 # --- docs/count.md
 
 
@@ -168,6 +209,8 @@ def _of_confidence(figures: Figures) -> str:
 
 TABLES = {
     "quickstart": Tables("docs/results.md", _of_quickstart, _kept_of_quickstart),
+    "periodicity_levels": Tables("docs/periodicity.md", _of_levels),
+    "real_like": Tables("docs/periodicity.md", _of_real_like),
     "count_confidence": Tables("docs/count.md", _of_confidence),
 }
 

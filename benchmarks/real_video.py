@@ -64,6 +64,7 @@ from data_prep.video_writer import encode_mp4
 FIGURES = ("obo", "obz", "mae")
 BINS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the confidence
 ALL = "all"
+SAID = ("exact", "one off", "too few", "too many", "not sure", "one event")
 
 
 @dataclass(frozen=True)
@@ -332,7 +333,6 @@ def _mean_f1(
 
 def confusion(clips: Sequence[Labelled], seen: Sequence[Seen]) -> dict[str, dict[str, int]]:
     """What the detector said of the clips of each kind; printed as a table, too."""
-    columns = ("exact", "one off", "too few", "too many", "not sure", "one event")
     table: dict[str, Counter[str]] = {}
     for one, found in zip(clips, seen, strict=True):
         reading = found.detector.reading
@@ -346,9 +346,9 @@ def confusion(clips: Sequence[Labelled], seen: Sequence[Seen]) -> dict[str, dict
         else:
             said = "too few" if error < 0 else "too many"
         table.setdefault(one.kind, Counter())[said] += 1
-    print(f"\n| the detector says | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    print(f"\n| the detector says | {' | '.join(SAID)} |\n|---|{'---|' * len(SAID)}")
     for kind, counted in sorted(table.items()):
-        print(f"| {kind} | {' | '.join(str(counted[column]) for column in columns)} |")
+        print(f"| {kind} | {' | '.join(str(counted[column]) for column in SAID)} |")
     return {kind: dict(counted) for kind, counted in table.items()}
 
 
