@@ -34,7 +34,7 @@ from actrep_ray.rollout.draws import EXTRA_ARG, answer_keys
 from actrep_ray.rollout.engine import QwenVLEngine, SamplingSettings
 from actrep_ray.rollout.vllm_start import telling_what_workers_wrote
 from actrep_ray.weights import vllm_load
-from actrep_ray.weights.buckets import Weights
+from actrep_ray.weights.buckets import Weights, bit_sums
 from data_prep.video import FramePlan
 
 _GIB = 2**30
@@ -55,6 +55,8 @@ class VllmEngine(QwenVLEngine):
         dtype: Dtype of computation; float32 on a CPU and bfloat16 on a GPU by default.
         lora: Given if `load_weights` brings adapters of this make, not all weights.
         shares_gpu: Whether `sleep` has to free the GPU for others.
+        is_visual_frozen: Whether neither vision tower nor merger is trained: what they made of
+            frames outlives a push then, if the push brings the weights of them that are there.
     """
 
     def __init__(
@@ -68,12 +70,15 @@ class VllmEngine(QwenVLEngine):
         dtype: Literal["float32", "bfloat16"] | None = None,
         lora: LoraConfig | None = None,
         shares_gpu: bool = False,
+        is_visual_frozen: bool = False,
     ) -> None:
         super().__init__(model_path, rollout_cfg, video_cfg, device=device, dtype=dtype, lora=lora)
         self._max_images = _max_images(rollout_cfg)
         self._adapter: Any = None  # what requests refer to it by, once there is one
         self._running: dict[str, _Running] = {}  # by vLLM's number of the request
         self._num_pushes = 0
+        self._is_visual_frozen = is_visual_frozen
+        self._visual_sums: dict[str, int] | None = None  # of what was pushed last
         _set_environment(device, rollout_cfg)
         from vllm import LLM  # takes 10-25 s and reads the environment
 
@@ -125,13 +130,14 @@ class VllmEngine(QwenVLEngine):
 
     def replace_weights(self, weights: Weights) -> None:
         """Replace all weights or the adapter, and empty caches; see `Engine.load_weights`."""
+        keeps_visual = self._is_visual_frozen and self._has_visual_of(weights)
         if self.lora is None:
             vllm_load.replace_all(self.llm, weights)
         elif self._running and self._adapter is None:
             raise RuntimeError("answers are at work without an adapter; give the first one before")
         else:
             self._adapter = vllm_load.replace_adapter(self.llm, weights, self.lora)
-        self.forget_prompts()
+        self.forget_prompts(keeps_visual=keeps_visual)
 
     def verify_weights(self, weights: Weights) -> None:
         """Compare them, of a large model a share each time; see `Engine.verify_weights`."""
@@ -141,15 +147,26 @@ class VllmEngine(QwenVLEngine):
         else:
             vllm_load.verify_adapter(self.llm, weights, self.lora, self.dtype)
 
-    def forget_prompts(self) -> None:
+    def _has_visual_of(self, weights: Weights) -> bool:
+        """Whether tower and merger are those that were given before, bit for bit but for chance."""
+        if self.lora is not None:  # the base stays, and an adapter has none of them
+            return not any("visual." in name for name in weights)
+        before, self._visual_sums = self._visual_sums, bit_sums(weights, "visual.")
+        return self._visual_sums == before
+
+    def forget_prompts(self, *, keeps_visual: bool = False) -> None:
         """Empty the caches of what was computed by weights.
 
         Answers at work are put back, so that prompt, video and tokens are computed again.
         Processed clips are kept: pixels do not depend on weights.
+
+        Args:
+            keeps_visual: Keep what tower and merger made of frames as well.
         """
         if not self.llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
             raise RuntimeError("vLLM did not empty its prefix cache after new weights were loaded")
-        self.llm.llm_engine.reset_encoder_cache()
+        if not keeps_visual:
+            self.llm.llm_engine.reset_encoder_cache()
 
     def sleep(self) -> None:
         """Move the weights to the CPU and drop the KV cache; see `Engine.sleep`.

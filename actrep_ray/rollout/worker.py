@@ -170,4 +170,6 @@ def start_engine(recipe: Recipe, model_path: str | Path) -> Engine:
         dtype=recipe.model.dtype,
         lora=lora,
         shares_gpu=is_colocated(recipe),
+        is_visual_frozen=recipe.model.is_frozen("vision_tower")
+        and recipe.model.is_frozen("merger"),
     )

@@ -81,6 +81,18 @@ def unpack_weights(buckets: Iterable[WeightBucket]) -> dict[str, torch.Tensor]:
     return weights
 
 
+def bit_sums(weights: Weights, within: str) -> dict[str, int]:
+    """Sum of the bits of each weight whose name holds some words, read as integers: equal if equal.
+
+    Different weights of one sum are as likely as a number of 64 bits that is guessed.
+    """
+    return {
+        name: int(weight.reshape(-1).view(torch.int16).sum(dtype=torch.int64))
+        for name, weight in weights.items()
+        if within in name
+    }
+
+
 def checksum(data: np.ndarray) -> int:
     """CRC-32 over 512 interleaved sums of 64-bit words, at twice the speed of copying.
 

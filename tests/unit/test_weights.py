@@ -17,6 +17,7 @@ from actrep_ray.run.profile import Timeline
 from actrep_ray.weights import vllm_load
 from actrep_ray.weights.buckets import (
     Weights,
+    bit_sums,
     checksum,
     grouped,
     located_sum,
@@ -260,3 +261,15 @@ def test_a_push_lasts_as_long_as_passed_whatever_the_clock_says(
     told: list[dict[str, float]] = []
     sync.start_delivery((), 3, told.append)
     assert told == [expected]
+
+
+def test_sums_of_bits_tell_weights_apart_and_leave_others_out() -> None:
+    """1.0 is 0x3f80 in bfloat16 and 0x3f80, 0x0000 in float32; -0.0 is 0x8000, the least int16."""
+    weights = {
+        "visual.a": torch.ones(2, 2, dtype=torch.bfloat16),
+        "visual.b": torch.tensor(1.0),
+        "visual.c": torch.tensor([-0.0], dtype=torch.bfloat16),
+        "language_model.a": torch.ones(3),
+    }
+    expected = {"visual.a": 4 * 0x3F80, "visual.b": 0x3F80, "visual.c": -(2**15)}
+    assert bit_sums(weights, "visual.") == expected
