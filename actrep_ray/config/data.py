@@ -78,13 +78,13 @@ class VideoConfig(Section):
     max_pixels: Count = Field(224 * 224, description="Most pixels of one frame.")
     cache_dir: str = Field(
         "",
-        description="Node-local folder of decoded clips; if empty `frames` in ACTREP_CACHE, or in "
-        "`actrep` of the user's cache folder (XDG_CACHE_HOME, ~/.cache).",
+        description="Node-local folder of decoded clips and features; if empty `frames` in "
+        "ACTREP_CACHE, or in `actrep` of the user's cache folder (XDG_CACHE_HOME, ~/.cache).",
     )
     shared_cache: bool = Field(
         False, description="Share cache_dir with its group: its members' frames are trusted."
     )
-    cache_gib: Positive = Field(8.0, description="Size that the folder is kept under, GiB.")
+    cache_gib: Positive = Field(8.0, description="Size that decoded clips are kept under, GiB.")
     decode_timeout_s: Seconds = Field(
         120.0, description="Longest that reading one clip may take, seconds; then it is an error."
     )

@@ -82,6 +82,11 @@ class LearnerConfig(Section):
     prompt_cache_gib: Positive = Field(
         4.0, description="Host memory of a rank for prompts: their pixels, or the tower's features."
     )
+    feature_cache_gib: Annotated[Float, Field(ge=0)] = Field(
+        8.0,
+        description="Disk of a node for the tower's features, beside the decoded clips, GiB. "
+        "0: none.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward.")
     max_restarts: Whole = Field(
         3,

@@ -19,6 +19,7 @@ import torch
 from actrep_ray.cluster import presence
 from actrep_ray.cluster.stopping import AbandonedError
 from actrep_ray.config import Recipe
+from actrep_ray.learner.batch.feature_store import FeatureStore
 from actrep_ray.learner.batch.loader import MicroBatchLoader
 from actrep_ray.learner.batch.prompts import PromptEncoder
 from actrep_ray.learner.batch.rows import check_rows, mini_batches, shard_rows
@@ -92,7 +93,9 @@ class LearnerWorker:
         loaded = load_policy(recipe, checkpoints, visual_ids, ranks)
         self.policy = loaded.policy
         self.strategy = make_strategy(self.policy, ranks.mesh, recipe, loaded.source)
-        self.encoder.tower = self.policy.tower
+        if (tower := self.policy.tower) is not None:
+            max_bytes = int(recipe.learner.feature_cache_gib * 2**30)
+            self.encoder.features = FeatureStore(frames, max_bytes, tower, self.inputs)
         decay = recipe.learner.ema_decay
         self.ema = None if decay is None else Ema(self.strategy, decay)
         self.steps = OptimizerSteps(

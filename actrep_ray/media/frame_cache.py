@@ -11,15 +11,11 @@ A process reads a file through once and compares its checksum; from then on it i
 for as long as it is not written to. A file that is empty, cut, damaged or of something else is
 decoded anew.
 
-The folder is bounded: the files that were longest not read are removed. To look at every file
-after every write would cost more than decoding, so a process looks when its own writes could have
-passed the bound, or came to 1/16 of it; with P processes the folder can pass it by P/16. A reader
-that has a removed file mapped keeps its pages, as POSIX promises.
+The folder is bounded (`bounded_folder`). Learners may keep files of their own beside these.
 """
 
 import hashlib
 import json
-import logging
 import re
 import time
 from pathlib import Path
@@ -28,14 +24,13 @@ from typing import Self
 import numpy as np
 
 from actrep_ray.config import VideoConfig
-from actrep_ray.media.cache_folder import CacheFolder, default_folder
+from actrep_ray.media.bounded_folder import BoundedFolder
+from actrep_ray.media.cache_folder import default_folder
 from actrep_ray.media.frame_file import map_frames, write_frames
 from actrep_ray.media.video_content import VideoContents, check_unchanged
 from data_prep.locks import locked
 from data_prep.video import FramePlan
 from data_prep.video.guard import DEADLINE_S, read_guarded
-
-_log = logging.getLogger(__name__)
 
 _NAMES = re.compile(r"[0-9a-f]{32}\.(?:frames|video)")
 _MAX_DECODES = 4  # by other processes, one after the other, that are waited for
@@ -49,7 +44,7 @@ class FrameCache:
 
     Args:
         folder: Where the files lie; made if missing. One folder for all processes of a node.
-        max_bytes: Size that the folder is kept under, in bytes, the newest file excepted.
+        max_bytes: Size that they are kept under, in bytes, the newest file excepted.
         decode_timeout_s: Longest that decoding one plan may take, seconds.
         is_shared: Whether other users of the node read and write it too.
 
@@ -65,14 +60,12 @@ class FrameCache:
         *,
         is_shared: bool = False,
     ) -> None:
-        self.folder = CacheFolder(folder, _NAMES, is_shared=is_shared)
-        self.max_bytes = max_bytes
+        self.folder = BoundedFolder(
+            folder, _NAMES, max_bytes, "clips are decoded each time", is_shared=is_shared
+        )
         self.decode_timeout_s = decode_timeout_s
         self._contents = VideoContents(self.folder)
         self._verified: dict[str, _Version] = {}
-        self._num_bytes_seen = 0  # in the folder, when it was last looked at
-        self._num_bytes_written = max_bytes  # since then; the first write looks
-        self._is_full_told = False
         self.num_decoded = 0
         self.num_hits = 0
 
@@ -97,7 +90,7 @@ class FrameCache:
             BusyError: if another process decodes the clip for longer than it may take.
             DataError: if the folder can no longer be trusted.
         """
-        key = _key_of(plan, self._contents.of(plan))
+        key = self.key_of(plan)
         if (frames := self._load(key, plan)) is not None:
             self.num_hits += 1
             return frames
@@ -112,13 +105,23 @@ class FrameCache:
                 return frames
             decoded = read_guarded(plan, self.decode_timeout_s)
             check_unchanged(plan)
-            self._store(key, decoded)
+            self.folder.store(
+                f"{key}.frames", lambda out: write_frames(out, decoded, key), decoded.nbytes
+            )
             self.num_decoded += 1
         return decoded
 
     def get_all(self, plan: FramePlan) -> list[np.ndarray]:
         """The frames of all that the prompt shows, in order (`FramePlan.shown`); see `get`."""
         return [self.get(shown) for shown in plan.shown]
+
+    def key_of(self, plan: FramePlan) -> str:
+        """32 hexadecimal digits that name what is shown: the video's content, seconds and size.
+
+        Raises:
+            VideoError: if its file is no longer the one that was planned, and was never read.
+        """
+        return _key_of(plan, self._contents.of(plan))
 
     def _load(self, key: str, plan: FramePlan) -> np.ndarray | None:
         name = f"{key}.frames"
@@ -138,34 +141,6 @@ class FrameCache:
                 self._verified[name] = version
             self.folder.touch(file, status, time.time_ns())
         return frames
-
-    def _store(self, key: str, frames: np.ndarray) -> None:
-        name = f"{key}.frames"
-        try:
-            with self.folder.writing(name) as out:
-                write_frames(out, frames, key)
-        except OSError as error:  # no room, or a folder that is only read: the frames are here
-            if not self._is_full_told:
-                reason = error.strerror
-                _log.warning("%s: %s; clips are decoded each time", self.folder.path, reason)
-                self._is_full_told = True
-            return
-        self._num_bytes_written += frames.nbytes
-        may_exceed = self._num_bytes_seen + self._num_bytes_written > self.max_bytes
-        if may_exceed or self._num_bytes_written > self.max_bytes // 16:
-            self._evict(keep=name)
-
-    def _evict(self, keep: str) -> None:
-        files = self.folder.files()
-        self._num_bytes_seen = sum(file.num_bytes for file in files)
-        self._num_bytes_written = 0
-        # What videos hold is small, and all that is left of one that has vanished: it goes last.
-        for file in sorted(files, key=lambda f: (f.name.endswith(".video"), f.used_ns, f.name)):
-            if self._num_bytes_seen <= self.max_bytes:
-                return
-            if file.name != keep:
-                self.folder.remove(file.name)
-                self._num_bytes_seen -= file.num_bytes
 
 
 def _key_of(plan: FramePlan, content: str) -> str:

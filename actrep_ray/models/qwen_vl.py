@@ -5,6 +5,7 @@ each token has, and what the components of the model are called. Rollout and lea
 here, so they cannot disagree.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,20 @@ class QwenVLInputs:
     def factor(self) -> int:
         """Height and width of a frame are multiples of this, pixels."""
         return self.patch_size * self.merge_size
+
+    def patch_fingerprint(self) -> str:
+        """Names how frames and images become pixels of patches: the hash of what noise becomes.
+
+        So it holds for code and settings alike, those left out that say which frames are shown and
+        at what size: a plan does.
+        """
+        height, width = self.factor, 2 * self.factor
+        frames = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), np.uint8)
+        given: dict[str, Any] = {"do_resize": False, "return_tensors": "pt"}
+        image = self.processor.image_processor([Image.fromarray(frames[0])], **given)
+        video = self.processor.video_processor([frames], do_sample_frames=False, **given)
+        pixels = image["pixel_values"], video["pixel_values_videos"]
+        return hashlib.sha256(b"".join(one.numpy().tobytes() for one in pixels)).hexdigest()
 
     def plan(self, clip: Row, video: VideoConfig, state: FileState | None = None) -> FramePlan:
         """The frames that this model is shown of a row, and the images that come before them.

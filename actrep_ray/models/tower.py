@@ -13,12 +13,14 @@ pixels and grid alone: no block sees another clip, or another temporal patch.
 Cached vision features are in EasyVideoR1 and LongVILA-R1 (arXiv 2507.07966).
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from actrep_ray.config import ConfigError
@@ -52,6 +54,31 @@ class FrozenTower:
     def parameters(self) -> list[nn.Parameter]:
         """Those of the tower, without its mergers; no rank can compute features without them."""
         return [p for child in self._own.values() for p in child.parameters()]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its blocks, and of features."""
+        dtype: torch.dtype = next(self._blocks.parameters()).dtype
+        return dtype
+
+    @property
+    def num_taps(self) -> int:
+        """How many blocks' outputs features are."""
+        return len(self._taps)
+
+    def fingerprint(self) -> str:
+        """Names all that features follow from beside pixels: SHA-256 of each weight in its dtype,
+        the settings and code of the tower, the kind of device. Its weights must be there.
+        """
+        config = self._visual.config
+        code = config.to_json_string(), config._attn_implementation, self._taps
+        versions = torch.__version__, transformers.__version__
+        device = next(self._blocks.parameters()).device.type
+        told = hashlib.sha256(repr((code, versions, device)).encode())
+        for weight in self.parameters():
+            told.update(repr((weight.dtype, tuple(weight.shape))).encode())
+            told.update(bytes_of(weight.detach()))
+        return told.hexdigest()
 
     def to(self, device: torch.device) -> None:
         """Move the tower, without its mergers, to a device."""
@@ -107,6 +134,12 @@ class FrozenTower:
                 yield features[-1]
         finally:
             self._shown.features = None
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """What a tensor holds, in its dtype."""
+    flat = tensor.cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data
 
 
 def taps_of(visual: Any) -> list[int]:

@@ -28,7 +28,8 @@ _FREE = (
     "rollout.timeout_s", "rollout.max_restarts", "rollout.num_cpus",
     "reward.timeout_s", "reward.num_workers", "reward.num_cpus", "reward.max_failures",
     "reward.max_restarts",
-    "learner.timeout_s", "learner.max_restarts", "learner.num_cpus", "data.allow_outside",
+    "learner.timeout_s", "learner.max_restarts", "learner.num_cpus",
+    "learner.feature_cache_gib", "data.allow_outside",
     "sft.validate_every", "sft.num_validation_clips",
     "train.max_untrained_steps", "train.on_untrained",
 )  # fmt: skip

@@ -124,7 +124,7 @@ NO_GRADIENT: dict[str, str] = {
     "on_log_prob_gap max_untrained_steps on_untrained alarm_steps",
     "learner": "strategy zero_stage offload reduce_dtype reshard_after_forward deepspeed_config "
     "num_workers num_cpus num_threads lr_vision_tower lr_merger attention gradient_checkpointing "
-    "cache_features prompt_cache_gib max_restarts timeout_s",
+    "cache_features prompt_cache_gib feature_cache_gib max_restarts timeout_s",
 }
 NUM_PROMPTS, GROUP_SIZE, VOCABULARY = 2, 4, 24
 BASE = {

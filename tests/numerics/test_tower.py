@@ -77,12 +77,14 @@ def test_training_is_the_same_and_computes_each_clip_once(
     make_recipe: Callable[..., Any],
     make_rows: Callable[..., Any],
     make_worker: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     model = tiny_model(family)
     rows = make_rows(QwenVLInputs(model), 4, 2)
     found, num_patches = {}, {}
+    settings = (*GRPO, *TRAINED[trained], f"video.cache_dir={tmp_path / 'frames'}")
     for caches in ("true", "false"):
-        recipe = make_recipe(*GRPO, *TRAINED[trained], f"learner.cache_features={caches}")
+        recipe = make_recipe(*settings, f"learner.cache_features={caches}")
         worker = make_worker(recipe, model)
         seen = count_patches(worker)
         before = {name: weight.clone() for name, weight in worker.iter_weights()}
@@ -126,13 +128,14 @@ def test_two_ranks_train_as_one_does_with_pixels(
     model = tiny_model()
     rows = make_rows(QwenVLInputs(model), 4, 2)
     settings = (*GRPO, *TRAINED["frozen"], f"model.path={model}")
+    settings = (*settings, f"video.cache_dir={tmp_path / 'frames'}")
     alone = make_worker(make_recipe(*settings, "learner.cache_features=false"), model)
     losses = [alone.update(rows, step)["loss"] for step in (1, 2)]
     expected = {name: weight.clone() for name, weight in alone.iter_weights()}
     split = ("learner.num_workers=2", f"learner.strategy={strategy}")
     zero = ("learner.zero_stage=2",) if strategy == "deepspeed" else ()
     recipe = make_recipe(*settings, *split, *zero)
-    job = {"recipe": recipe, "model": str(model), "rows": rows}
+    job = {"recipe": recipe, "model": str(model), "steps": [rows, rows]}
     run_ranks(RANK, job, tmp_path / "job.pickle", 2)
     found = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
     grids = [alone.encoder.encode(row).grid_thw.prod().item() for row in rows]
@@ -185,7 +188,7 @@ def test_a_tower_that_is_trained_runs_each_time(
     adapters = ("rank=4", "components=[vision_tower]", "target_modules=[qkv]")
     for settings in ((), tuple(f"model.lora.{setting}" for setting in adapters)):
         worker = make_worker(make_recipe(*GRPO, *settings), model)
-        assert worker.encoder.tower is None
+        assert worker.encoder.features is None
     [row] = make_rows(QwenVLInputs(model), 1, 1)
     assert len(worker.encoder.encode(row).pixel_values) > 0
 

@@ -1,4 +1,5 @@
-"""One rank of `test_tower.py`: two updates with a frozen vision tower, and what came of them.
+"""One rank of `test_tower.py` and `test_feature_store.py`: updates with a frozen vision tower, and
+what came of them.
 
 Run as `python tower_rank.py JOB RANK WORLD_SIZE PORT`; JOB is a pickle of the test's own making.
 """
@@ -18,7 +19,7 @@ def run(job: dict[str, Any], rank: int, world_size: int, port: int) -> dict[str,
     """The loss of each update, the weights after them, and the patches that this rank computed."""
     worker = LearnerWorker(job["recipe"], job["model"], rank, world_size, 10)
     worker.setup("127.0.0.1", port)
-    losses = [worker.update(job["rows"], step)["loss"] for step in (1, 2)]
+    losses = [worker.update(rows, i)["loss"] for i, rows in enumerate(job["steps"], start=1)]
     found = {name: weight.clone().contiguous() for name, weight in worker.iter_weights()}
     assert worker.policy.tower is not None
     found["patches"] = torch.tensor(worker.policy.tower.num_patches)

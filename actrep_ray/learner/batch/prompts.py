@@ -1,7 +1,7 @@
 """Prompts encoded once: the same clip comes back for every epoch, update and reference pass.
 
 With a frozen vision tower that is what the tower makes of the pixels, and not they, so a clip
-passes through the tower once as long as it is kept.
+passes through the tower once as long as it is kept, here or in the node's `feature_store`.
 """
 
 from collections import OrderedDict
@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from actrep_ray.learner.batch.feature_store import FeatureStore
 from actrep_ray.media.frame_cache import FrameCache
 from actrep_ray.models.qwen_vl import EncodedPrompt, QwenVLInputs
-from actrep_ray.models.tower import FrozenTower
 from actrep_ray.records import BAD_DATA, LearnerRow
 from data_prep.video import VideoError
 
@@ -25,11 +25,11 @@ class PromptEncoder:
         max_bytes: Size of what is kept, in bytes of pixel values or features.
 
     Attributes:
-        tower: Whose features take the place of pixels; None: there are pixels.
+        features: Of a frozen tower, in place of pixels; None: there are pixels.
     """
 
     def __init__(self, inputs: QwenVLInputs, frames: FrameCache, max_bytes: int = 1 << 30) -> None:
-        self.tower: FrozenTower | None = None
+        self.features: FeatureStore | None = None
         self.inputs = inputs
         self.frames = frames
         self.max_bytes = max_bytes
@@ -60,8 +60,8 @@ class PromptEncoder:
         if prompt is None:
             frames = map(np.array, self.frames.get_all(row.plan))  # writable, as torch wants it
             prompt = self.inputs.encode(row.question, row.plan, *frames)
-            if self.tower is not None:
-                features = self.tower.features(prompt.pixel_values, prompt.grid_thw)
+            if self.features is not None:
+                features = self.features.features(row.plan, prompt)
                 none = prompt.pixel_values[:0]
                 prompt = replace(prompt, pixel_values=none, features=features)
             self._kept[key] = prompt
