@@ -284,6 +284,9 @@ class Whole(Strategy):
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         raise NotImplementedError
 
+    def num_elements(self, parameter: torch.Tensor) -> int:
+        raise NotImplementedError
+
     def whole(self, parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         return parameter.detach()
 

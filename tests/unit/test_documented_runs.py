@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,14 @@ from actrep_ray.config import Recipe, write_resolved
 from actrep_ray.evaluation.confidence import reliability, write_calibration
 from actrep_ray.evaluation.predictions import Prediction, write_predictions
 from actrep_ray.models.tiny import write_tiny_model
+from actrep_ray.run.checkpoint import CheckpointStore
 from actrep_ray.run.record import model_fingerprint
 from actrep_ray.tasks.loading import load_task
+from data_prep.files import write_lines
 from data_prep.images import LabelledImage
 from data_prep.rows import read_rows
-from data_prep.schema import Clip, read_clips
+from data_prep.schema import Clip, read_clips, write_clips
+from tests.unit.saved import SavesConfig
 from tests.unit.test_documented_commands import LINES, ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -34,7 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # (what a command line matches, why it is not run here)
 NOT_RUN = [
     (r"^(sft|train|headroom|quickstart|serve)\b", "trains, or starts an engine: tests/engine"),
-    (r"^(evaluate|benchmark) .*--checkpoint", "starts an engine: tests/engine"),
+    (r"^evaluate --protocol", "trains on shots: tests/engine/test_recognition_run.py"),
     (
         r"--teacher periodicity",
         "wants counts that the detector agrees with: test_teacher_periodicity.py",
@@ -55,6 +59,9 @@ FEWER = [  # the same command on fewer clips
     (r"--num \d+", "--num 6"),
     (r"--shots \d+", "--shots 1"),
 ]
+# The engine that is there sooner, and answers that end soon.
+SOONER = " --set rollout.engine=hf --set rollout.max_response_tokens=8 --set rollout.num_workers=1"
+
 # Not sure, and too large for this machine, are answers too.
 ALLOWED = {"count": (0, 3), "check": (0, 1), "doctor": (0, 1)}
 # Those that write what others read come first.
@@ -81,6 +88,8 @@ def shortened(words: tuple[str, ...]) -> list[str]:
     line = shlex.join(words).replace("sticks-1-50", "sticks-line-50")  # of a loop over styles
     if words[:2] == ("prepare", "activities") and "--train" not in words:
         line += " --train 4 --test 4"
+    if words[0] in ("evaluate", "benchmark") and "--checkpoint" in words:
+        line += SOONER
     for pattern, shorter in FEWER:
         line = re.sub(pattern, shorter, line)
     return shlex.split(line)
@@ -97,9 +106,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "prepare synthetic --level easy --train 8 --validation 2 --test 4 --out data/repcount"
         )
         assert main(shlex.split(line)) == 0
-        for name in ("synthetic-easy", "countix", "E"):
+        for name in ("synthetic-easy", "countix", "E", "NAME", "ucfrep", "quickstart"):
             shutil.copytree(folder / "data" / "repcount", folder / "data" / name)
-        clips = list(read_clips(folder / "data" / "repcount" / "clips.jsonl"))
+        for level in ("easy", "medium"):
+            shutil.copytree(
+                folder / "data" / "E" / "videos", folder / "data" / "quickstart" / level / "videos"
+            )
+        for name in ("repcount", "ucfrep"):  # a set's rows say which it is
+            path = folder / "data" / name / "clips.jsonl"
+            of_set = [replace(c, id=f"{name}-{c.id}", dataset=name) for c in read_clips(path)]
+            write_clips(path, [replace(c, video=f"videos/{Path(c.video).name}") for c in of_set])
+        clips = list(read_clips(folder / "data" / "E" / "clips.jsonl"))
         (folder / "clips").mkdir()
         (folder / "videos").mkdir()
         for i, clip in enumerate(clips):  # as the documents name folders of a public set, and own
@@ -114,14 +131,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"{i}.mp4,1,0,9")
         for name in ("squats", "workout", "VIDEO"):
             shutil.copy(clips[0].file, folder / f"{name}.mp4")
-        for name in ("quickstart/grpo", "tiny_grpo", "NAME"):
-            model = write_tiny_model(folder / "runs" / name)
+        model = write_tiny_model(folder / "runs" / "tiny_grpo")
+        for name in ("A", "B", "quickstart/grpo", "quickstart/sft", "quickstart/raft"):
+            shutil.copytree(model, folder / "runs" / name)
+        for step in (100, 200):
+            store = CheckpointStore(folder / "runs" / "NAME", keep=2)
+            store.write(step, Recipe(), {}, Weights(model))
         for name in ("A", "B", "quickstart/power1-1", "tiny_grpo"):
             write_run(folder / "runs" / name, clips)
         told = reliability([0.3, 0.7], [False, True], 5)
         drawn = {"num": 5, "temperature": 1.0, "top_p": 1.0}
         path = folder / "runs" / "sure" / "calibration.json"
         write_calibration(path, told, model_fingerprint(model), drawn)
+        rows_of_others = [
+            {"clip_id": clip.id, "count": 4} for clip in clips if clip.split == "test"
+        ]
+        write_lines(folder / "theirs.jsonl", map(json.dumps, rows_of_others))
         (folder / "mine.csv").write_text("\n".join(rows) + "\n")
         assert (
             main(shlex.split("prepare activities --style line --train 8 --test 4 --out drawn")) == 0
@@ -136,9 +161,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Weights(SavesConfig):
+    """What learners save: the model, and its moving average."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = model
+
+    def begin_save(self, folder: Path) -> int:
+        for to in (folder, folder / "ema"):
+            shutil.copytree(self.model, to, dirs_exist_ok=True)
+        return 0
+
+
 def write_run(folder: Path, clips: Sequence[Clip]) -> None:
     """What a training of two steps leaves that a report reads."""
-    data = {"path": str(Path("data/repcount/clips.jsonl").absolute())}
+    data = {"path": str(Path("data/E/clips.jsonl").absolute())}
     recipe = Recipe.model_validate({"data": data, "eval": {"num_bootstrap": 20}})
     write_resolved(recipe, folder / "config.resolved.json", {"commit": "abc", "versions": {}})
     rows = [{"step": step, "reward/mean": 0.1 * step, "dropped/groups": 1.0} for step in (1, 2)]
@@ -179,4 +216,6 @@ def takes_overwrite(line: list[str]) -> bool:
     prepared = line[1] if line[0] == "prepare" else ""
     if line[0] == "count":
         return "--out" in line
+    if line[0] in ("evaluate", "benchmark"):
+        return "--resume" not in line
     return line[0] == "cot" or prepared in ("rcs-export", "verl", "recognition")
