@@ -84,9 +84,9 @@ def test_a_rank_holds_its_share_and_a_layer(
             assert rank["is_tied"]
             assert rank["num_frozen"] == ranks[0]["num_frozen"] > 10
         peaks[reads] = max(rank["peak_mib"] for rank in ranks)
-    # What Python itself takes meanwhile, about 90 MiB, is in both; half of the model is not.
+    # What Python itself takes meanwhile, 90 to 140 MiB, is in both; half of the model is not.
     assert peaks["everyone"] > whole_mib, peaks
-    assert peaks["rank 0"] < 0.85 * whole_mib, peaks
+    assert peaks["rank 0"] < 0.95 * whole_mib, peaks  # all of it would be above 1.2
     assert peaks["everyone"] - peaks["rank 0"] > 0.35 * whole_mib, peaks
     print(f"whole {whole_mib:.0f} MiB, peaks {peaks}")
 
