@@ -50,7 +50,7 @@ LEAST_CONTRAST = 0.1  # of a period that is worth a doubt
 FALLBACK_SCORE = 0.45  # of the signals that are tried last
 LEAST_OF_TWO = 1.5  # times the length of a repetition in other shots: one event may be two
 
-VERSION = 4
+VERSION = 5
 """Of what is found: raise it when the same clip may give other cycles, so that none are re-used."""
 
 UNJUDGED = Judgement(NO_REPETITION)

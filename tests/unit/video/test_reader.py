@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.stream import Disposition
 
 from data_prep.video import FramePlan, Video, VideoError, clip_of_video, plan_frames, read_frames
 from data_prep.video.probe import probe
-from data_prep.video.reader import read_luma
+from data_prep.video.reader import read_luma, resized, shrunk
 from tests.unit.video.coded import (
     Kind,
     Written,
@@ -518,3 +519,20 @@ def test_a_damaged_frame_is_refused_with_its_second(tmp_path: Path) -> None:
     path.write_bytes(content[:middle] + content[middle + 188 :])  # one packet was lost
     with pytest.raises(VideoError, match=r"lossy\.ts: .*the frame of 1\.\d+ s is damaged"):
         list(Video(path).frames())
+
+
+@pytest.mark.parametrize(("height", "width"), [(1080, 1920), (719, 1283), (360, 640), (250, 130)])
+def test_shrinking_by_a_whole_number_first_shows_the_same(height: int, width: int) -> None:
+    """Pixels cut off at the edges, less than the number, move nothing by a pixel."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (9, 13)).astype(np.uint8)
+    frame = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    frame = np.clip(frame + rng.normal(0, 8, frame.shape), 0, 255).astype(np.uint8)
+    found, expected = (f(frame, 48, 64).astype(float) for f in (shrunk, resized))
+    assert found.shape == (48, 64)
+    assert np.abs(found - expected).mean() < 2.0
+    if min(height // 48, width // 64) < 4:  # one pixel in two or three: as ever
+        assert np.array_equal(found, expected)
+    else:
+        moved = np.roll(expected, 1, axis=1)[:, 1:]
+        assert np.abs(found - expected).mean() < 0.3 * np.abs(moved - expected[:, 1:]).mean()
