@@ -24,7 +24,6 @@ The last line is one JSON object: frames/s by size and method, and each as a sha
 import argparse
 import json
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ import av
 import cv2
 import decord
 import numpy as np
+from cpu import cpu_seconds
 
 from data_prep.schema import Clip, write_clips
 from data_prep.validation.validate import Decoding, validate_file
@@ -218,19 +218,13 @@ def measure_file(video: Path, copies: int) -> dict[str, float]:
         path.write_bytes(content + i.to_bytes(8, "little"))  # bytes of its own
         clips.append(replace(clip, id=str(i), video=path.name, count=0, cycles=()))
     write_clips(folder / "clips.jsonl", clips)
-    began, cpu = time.perf_counter(), _cpu_s()
+    began, cpu = time.perf_counter(), cpu_seconds()
     report = validate_file(folder / "clips.jsonl", VIEW, Decoding(1, 600.0))
     assert (report.num_ok, report.num_videos_checked) == (copies, copies), report.findings[:3]
     return {
-        "cpu_s": round(_cpu_s() - cpu, 2),
+        "cpu_s": round(cpu_seconds() - cpu, 2),
         "wall_s": round(time.perf_counter() - began, 2),
     }
-
-
-def _cpu_s() -> float:
-    """CPU seconds of this process and of its children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ process and of the one that decodes, without its start. The last line is one JSO
 
 import argparse
 import json
-import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +18,14 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from cpu import cpu_seconds
 
 from data_prep.periodicity.detector import detect_in_frames
-from data_prep.periodicity.features import FPS, MAX_PIXELS, MOST_FRAMES, read_grey
+from data_prep.periodicity.features import grey_plan, read_grey
 from data_prep.processes import one_thread_each
-from data_prep.schema import Clip
 from data_prep.synthetic.clip import clip_spec
 from data_prep.synthetic.render import draw_clip
-from data_prep.video import FramePlan, clip_of_video, plan_frames
+from data_prep.video import clip_of_video
 from data_prep.video.guard import end_processes, read_guarded
 from data_prep.video_writer import encode_mp4
 
@@ -71,7 +70,7 @@ def render(path: Path, width: int, height: int, length_s: int) -> Path:
 def measure(path: Path) -> dict[str, float]:
     """CPU seconds of each way."""
     clip = clip_of_video(path, action="unknown")
-    plan = plan_of(clip)
+    plan = grey_plan(clip)
     grey, fps = read_grey(clip)
     return {
         "before": least(lambda: [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in read_guarded(plan)]),
@@ -79,19 +78,6 @@ def measure(path: Path) -> dict[str, float]:
         "bare": least(lambda: decode(path)),
         "search": least(lambda: detect_in_frames(grey, fps)),
     }
-
-
-def plan_of(clip: Clip) -> FramePlan:
-    """The frames that the detector looks at."""
-    return plan_frames(
-        clip,
-        fps=min(FPS, clip.video_fps),
-        min_frames=1,
-        max_frames=MOST_FRAMES,
-        min_pixels=1,
-        max_pixels=MAX_PIXELS,
-        factor=2,
-    )
 
 
 def decode(path: Path) -> int:
@@ -119,12 +105,6 @@ def seconds_of(read: Callable[[], Any], num_calls: int) -> float:
         read()
     end_processes()  # else the seconds of the one that decodes are not known
     return cpu_seconds() - began
-
-
-def cpu_seconds() -> float:
-    """Of this process and of those that it started and that have ended."""
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the one that decodes. The last line is one JSON object.
 
 import argparse
 import json
-import resource
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from cpu import cpu_seconds
 
 from actrep_ray.evaluation.predictions import Prediction, constant_predictions
 from actrep_ray.evaluation.scores import score_predictions
@@ -83,12 +83,6 @@ def count(clips: Sequence[Clip]) -> tuple[list[Prediction], float, float]:
     used = cpu_seconds() - began
     f1 = np.mean([agreement(found.cycles, clip.cycles or ()) for clip, found in seen])
     return [Prediction(clip.id, found.reading) for clip, found in seen], float(f1), used
-
-
-def cpu_seconds() -> float:
-    """Of this process and of those that it started and that have ended."""
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
 
 
 if __name__ == "__main__":

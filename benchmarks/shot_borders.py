@@ -12,7 +12,6 @@ seconds are of all processes, decoding included. The last line is one JSON objec
 
 import argparse
 import json
-import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from cpu import cpu_seconds
 
 from data_prep.periodicity.features import read_grey
 from data_prep.periodicity.shots import find_shots
@@ -152,12 +152,6 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         others = sum(counted["false"] for kind, counted in kinds.items() if kind not in with_shots)
         lines.append(f"| {name} | {' | '.join(cells)} | {false} | {others} | {one['cpu_s']:.2f} |")
     return "\n".join(lines)
-
-
-def cpu_seconds() -> float:
-    """Of this process and of those that it started and that have ended."""
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter1d, median_filter
 
 from data_prep.periodicity.camera import follow_camera
 from data_prep.schema import Clip
-from data_prep.video import plan_frames
+from data_prep.video import FramePlan, plan_frames
 from data_prep.video.guard import luma_guarded
 
 Array = NDArray[np.float32]
@@ -98,7 +98,13 @@ def read_grey(clip: Clip) -> tuple[NDArray[np.uint8], float]:
     Raises:
         VideoError: if the video cannot be read.
     """
-    plan = plan_frames(
+    plan = grey_plan(clip)
+    return luma_guarded(plan), plan.fps
+
+
+def grey_plan(clip: Clip) -> FramePlan:
+    """The frames that are looked at."""
+    return plan_frames(
         clip,
         fps=min(FPS, clip.video_fps),
         min_frames=1,
@@ -107,7 +113,6 @@ def read_grey(clip: Clip) -> tuple[NDArray[np.uint8], float]:
         max_pixels=MAX_PIXELS,
         factor=2,
     )
-    return luma_guarded(plan), plan.fps
 
 
 def grey_of(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ There is a border at a moment if *no* picture shortly before it and *no* picture
 are of the same place: a motion changes a part of the picture and comes back, a pan or a shake has a
 neighbour that is alike, a flash gives the picture back. A fade takes time: pictures within it are
 left out, are mixed of both ends, and the details on both sides must be unlike at every small shift.
-Pictures of one grey value, as black frames, are a border unless the same place is seen after them.
+Pictures of one grey value, as black frames, are a border; a few of them, only to another place.
 """
 
 from itertools import pairwise
